@@ -1,0 +1,98 @@
+"""One error root: HTTP status, stable code, and the text a caller sees (problem+json, RFC 9457)."""
+
+from __future__ import annotations
+
+
+class PalisadeError(Exception):
+    """Root of every error that a caller may see; subclasses fix `status` and `code`."""
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+
+    def problem(self, instance: str | None = None) -> dict[str, object]:
+        """The RFC 9457 object of this error."""
+        body: dict[str, object] = {
+            "type": f"urn:palisade:error:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if instance is not None:
+            body["instance"] = instance
+        return body
+
+
+class BundleError(PalisadeError):
+    """A bundle that must not be served: the detail names the file and what is wrong with it."""
+
+    code = "invalid_bundle"
+    title = "Bundle refused"
+
+
+class ConfigError(PalisadeError):
+    """A setting, or a combination of settings and bundles, with which the gateway must not start."""
+
+    code = "invalid_configuration"
+    title = "Invalid configuration"
+
+
+class EngineError(PalisadeError):
+    """The defence graph gave something that must not be served; never caused by a valid image."""
+
+    code = "internal_error"
+    title = "Engine failure"
+
+
+class EmptyBody(PalisadeError):
+    status, code, title = 400, "empty_body", "Empty request body"
+
+
+class BadParameter(PalisadeError):
+    status, code, title = 422, "bad_parameter", "Bad parameter"
+
+
+class UnsupportedMediaType(PalisadeError):
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
+class UndecodableImage(PalisadeError):
+    status, code, title = 422, "undecodable_image", "Image cannot be decoded"
+
+
+class ImageTooLarge(PalisadeError):
+    status, code, title = 413, "image_too_large", "Image too large"
+
+
+class UnknownModel(PalisadeError):
+    status, code, title = 404, "unknown_model", "Unknown model"
+
+
+class NotFound(PalisadeError):
+    status, code, title = 404, "not_found", "No such route"
+
+
+class MethodNotAllowed(PalisadeError):
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class RequestTimeout(PalisadeError):
+    status, code, title = 408, "request_timeout", "Request body too slow"
+
+
+class Overloaded(PalisadeError):
+    status, code, title = 503, "overloaded", "Overloaded"
+
+
+class NotReady(PalisadeError):
+    status, code, title = 503, "not_ready", "Not ready"
+
+
+class BlockedByPolicy(PalisadeError):
+    status, code, title = 403, "blocked_by_policy", "Blocked by policy"

@@ -1,0 +1,1 @@
+"""Attacks: each returns perturbed images inside its budget and inside [0, 1]."""

@@ -1,0 +1,102 @@
+"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) in Linf and L2, with restarts.
+
+Budgets are in pixels of [0, 1] (8/255, not 8). Success is checked on the clean label at every step, so that an image stays
+at the first perturbation that fooled the network with the largest loss seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.attacks.margin import margin
+
+Norm = Literal["linf", "l2"]
+Predict = Callable[[Tensor], Tensor]
+
+
+def pgd(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    norm: Norm = "linf",
+    step_size: float | None = None,
+    restarts: int = 1,
+    loss: Literal["ce", "margin"] = "margin",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Adversarial images (N, C, H, W) in the `eps` ball of `x`, in [0, 1].
+
+    `predict` maps pixels to logits (N, K) and is differentiable; `y` (N,) are the labels to leave. Every restart begins at
+    a random point; the worst iterate (smallest margin) over steps and restarts is returned. Step size defaults to
+    2.5 eps / steps.
+    """
+    if eps < 0 or steps < 1 or restarts < 1:
+        raise ValueError(f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed")
+    alpha = 2.5 * eps / steps if step_size is None else step_size
+    best = x.clone()
+    with torch.no_grad():
+        best_margin = margin(predict(x), y)
+    for _ in range(restarts):
+        adv = project(x + _start(x, eps, norm, generator), x, eps, norm)
+        for _ in range(steps):
+            adv.requires_grad_(True)
+            logits = predict(adv)
+            now = margin(logits.float(), y)
+            objective = -now if loss == "margin" else F.cross_entropy(logits.float(), y, reduction="none")
+            (gradient,) = torch.autograd.grad(objective.sum(), adv)
+            adv = adv.detach()
+            best, best_margin = _keep(best, best_margin, adv, now.detach())
+            adv = project(adv + alpha * direction(gradient, norm), x, eps, norm)
+        with torch.no_grad():
+            best, best_margin = _keep(best, best_margin, adv, margin(predict(adv), y))
+    return best
+
+
+def training_pgd(
+    predict: Predict, x: Tensor, y: Tensor, *, eps: float, steps: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """The inner maximisation of adversarial training: Linf, cross-entropy, random start, last iterate."""
+    adv = project(x + _start(x, eps, "linf", generator), x, eps, "linf")
+    for _ in range(steps):
+        adv.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(predict(adv).float(), y, reduction="sum"), adv)
+        adv = project(adv.detach() + (1.5 * eps / max(steps, 2)) * gradient.sign(), x, eps, "linf")
+    return adv
+
+
+def direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Steepest ascent direction of unit norm: sign for Linf, normalised gradient for L2."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+
+
+def project(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The point of the `eps` ball around `x`, and of [0, 1], that belongs to `adv`."""
+    delta = adv - x
+    if norm == "linf":
+        delta = delta.clamp(-eps, eps)
+    else:
+        size = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+        delta = delta * (eps / size).clamp(max=1)[:, None, None, None]
+    return (x + delta).clamp(0, 1)
+
+
+def _start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
+    if norm == "linf":
+        return (torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1) * eps
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return noise / noise.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None] * eps
+
+
+def _keep(best: Tensor, best_margin: Tensor, adv: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    better = now < best_margin
+    return torch.where(better[:, None, None, None], adv, best), torch.where(better, now, best_margin)

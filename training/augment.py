@@ -1,0 +1,71 @@
+"""Random affine and colour changes of a batch, applied alike to images and to maps that belong to them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class Augmentation(BaseModel):
+    """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotate: float = Field(8.0, ge=0, le=180)
+    translate: float = Field(0.08, ge=0, le=0.5)
+    scale: float = Field(0.12, ge=0, lt=1)
+    shear: float = Field(0.08, ge=0, lt=1)
+    flip: bool = False
+    brightness: float = Field(0.3, ge=0, lt=1)
+    contrast: float = Field(0.3, ge=0, lt=1)
+
+
+def augment(
+    x: Tensor, settings: Augmentation, generator: torch.Generator, maps: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Augment images (N, C, H, W) in [0, 1] and, by the same geometry, maps (N, M, H, W); colours change in `x` only."""
+    n = len(x)
+
+    def uniform(half: float) -> Tensor:
+        return (torch.rand(n, generator=generator) * 2 - 1) * half
+
+    angle, zoom = uniform(math.radians(settings.rotate)), 1 + uniform(settings.scale)
+    shear, dx, dy = uniform(settings.shear), uniform(2 * settings.translate), uniform(2 * settings.translate)
+    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(n)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    theta = torch.stack(
+        [torch.stack([cos * mirror, -sin + shear, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1
+    )
+    stacked = x if maps is None else torch.cat([x, maps], 1)
+    grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
+    moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    images, moved_maps = moved[:, : x.shape[1]], moved[:, x.shape[1] :]
+    gain, offset = 1 + uniform(settings.contrast), uniform(settings.brightness) * 0.5
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * gain[:, None, None, None] + mean * (1 + 2 * offset[:, None, None, None])
+    return images.clamp(0, 1), (None if maps is None else moved_maps)
+
+
+def mask_windows(x: Tensor, generator: torch.Generator, *, share: float, count: int, fraction: float) -> Tensor:
+    """Mask augmentation: inpaint 1..`count` random square windows of `share` of the side in a `fraction` of the batch.
+
+    Teaches the network to answer from what neutralisation leaves (`training.defence.inpaint`). Images (N, C, H, W).
+    """
+    from training.defence.inpaint import inpaint
+
+    n, _, h, w = x.shape
+    side_h, side_w = max(1, round(share * h)), max(1, round(share * w))
+    rows, columns = torch.arange(h), torch.arange(w)
+    mask = torch.zeros(n, h, w)
+    for number in range(count):
+        top = torch.randint(0, h - side_h + 1, (n,), generator=generator)[:, None]
+        left = torch.randint(0, w - side_w + 1, (n,), generator=generator)[:, None]
+        inside = ((rows >= top) & (rows < top + side_h))[:, :, None] & ((columns >= left) & (columns < left + side_w))[:, None]
+        use = torch.rand(n, generator=generator) < (1.0 if number == 0 else 0.5)
+        mask = torch.maximum(mask, inside.float() * use[:, None, None])
+    chosen = torch.rand(n, generator=generator) < fraction
+    return inpaint(x, mask * chosen[:, None, None].float())

@@ -1,0 +1,1 @@
+"""The defence as torch modules: the same code is evaluated, attacked (it is differentiable) and exported."""

@@ -1,0 +1,95 @@
+"""What the defence graph knows of benign images: normalisers and class-conditional feature statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from training.data import Split
+from training.defence.deviation import view_change
+from training.defence.regions import attack_maps, best_window, window_side
+from training.defence.views import reference_views
+from training.losses.sns import neuron_sensitivity, select_sensitive
+from training.models.resnet import SmallResNet
+from training.modes import frozen
+from training.trainer import to_tensor
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Benign statistics; C is the number of neurons of all tapped layers together, F of the last one, K of classes."""
+
+    change_mean: Tensor  # (C,) benign mean of `view_change`
+    change_std: Tensor  # (C,)
+    whiten: Tensor  # (F, F): ||whiten (f - mean)|| is the Mahalanobis distance
+    class_means: Tensor  # (K, F), already whitened
+    roa_mean: Tensor  # (2,) benign mean of log window energy and log window feature norm
+    roa_std: Tensor  # (2,)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@torch.no_grad()
+def fit_constants(network: SmallResNet, fit: Split, benign: Split, *, classes: int) -> Constants:
+    """Class means and covariance from `fit` (training images), normalisers from `benign` (the select split).
+
+    Means fitted on training images and normalisers on others keep the scores of the calibrate split exchangeable with
+    test scores: nothing here has seen the calibrate split.
+    """
+    with frozen(network):
+        features = torch.cat([network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(fit)])
+        held_out = torch.cat([network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(benign)])
+        changes, attack = [], []
+        for x in _batches(benign):
+            taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
+            changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
+            attack.append(window_logs(x, taps[middle_tap(network)]))
+    y = torch.from_numpy(fit.y)
+    means = torch.stack([features[y == k].mean(0) if (y == k).any() else features.mean(0) for k in range(classes)])
+    # Covariance of held-out images around the training means: training features are tighter than unseen ones.
+    centred = held_out - means[torch.from_numpy(benign.y)]
+    covariance = centred.T @ centred / len(centred)
+    covariance = 0.9 * covariance + 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    whiten = torch.linalg.cholesky(torch.linalg.inv(covariance)).T
+    change, logs = torch.cat(changes), torch.cat(attack)
+    return Constants(
+        change_mean=change.mean(0),
+        change_std=change.std(0).clamp_min(1e-6),
+        whiten=whiten,
+        class_means=means @ whiten.T,
+        roa_mean=logs.mean(0),
+        roa_std=logs.std(0).clamp_min(1e-6),
+    )
+
+
+def window_logs(pixels: Tensor, features: Tensor) -> Tensor:
+    """log energy and log feature norm (N, 2) of each image's best window: absolute, unlike the score that chose it."""
+    energy, norm = attack_maps(pixels, features, window_side(pixels.shape[2], pixels.shape[3]))
+    chosen = best_window(energy, norm)
+    return torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
+
+
+def sensitive_neurons(network: SmallResNet, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:
+    """The most sensitive neurons of each tapped layer from pairs (N, C, H, W), for the manifest."""
+    with frozen(network), torch.no_grad():
+        sensitivity = neuron_sensitivity(network.taps(x)[1], network.taps(adversarial)[1], relative=True)
+    return {name: index.tolist() for name, index in select_sensitive(sensitivity, share=share).items()}
+
+
+def last_tap(network: SmallResNet) -> str:
+    return list(network.tap_channels)[-1]
+
+
+def middle_tap(network: SmallResNet) -> str:
+    """The tapped layer whose feature norm localises attacks: the one in the middle of the network."""
+    names = list(network.tap_channels)
+    return names[len(names) // 2]
+
+
+def _batches(split: Split, size: int = 256) -> Iterator[Tensor]:
+    for i in range(0, len(split), size):
+        yield to_tensor(split.x[i : i + size])

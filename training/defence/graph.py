@@ -1,0 +1,103 @@
+"""The defence graph: prediction, companion, saliency, regions, neutralised pixels and detector scores of a batch.
+
+One module, called by evaluation and attacks as it is and traced to ONNX for serving (`training.export`). It takes pixels and a
+mask of what to neutralise first; the gateway calls it with an empty mask, and again with the region of attack for gated images
+(docs/architecture.md, "Two calls of one graph").
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.defence.constants import Constants, last_tap, middle_tap
+from training.defence.deviation import normalised, top_mean, view_change
+from training.defence.inpaint import inpaint
+from training.defence.margins import one_hot_margin, served_one_hot
+from training.defence.regions import (
+    attack_maps,
+    best_window,
+    class_activation_map,
+    region_of_importance,
+    window_mask,
+    window_side,
+)
+from training.defence.saliency import saliency_map
+from training.defence.views import SHIFTS, reference_views
+from training.models.resnet import SmallResNet
+
+SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")
+
+
+class DefenceOutputs(NamedTuple):
+    """Outputs by image; see docs/architecture.md for shapes. Order is the graph's."""
+
+    logits: Tensor
+    companion_logits: Tensor
+    saliency: Tensor
+    roi: Tensor
+    roa: Tensor
+    roa_score: Tensor
+    neutral_pixels: Tensor
+    layer_deviation: Tensor
+    scores: Tensor
+
+
+class DefenceGraph(nn.Module):
+    """Answering network, companion and benign constants as one function of (pixels, mask)."""
+
+    def __init__(self, network: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
+        super().__init__()
+        self.network, self.companion = network.eval(), companion.eval()
+        self.requires_grad_(False)
+        for name, tensor in constants.tensors().items():
+            self.register_buffer(name, tensor)
+        self.layers = list(network.tap_channels)
+
+    def forward(self, pixels: Tensor, mask: Tensor) -> DefenceOutputs:
+        """pixels (N, C, H, W) in [0, 1], mask (N, H, W) in {0, 1}; everything is computed on the inpainted pixels."""
+        x = inpaint(pixels, mask)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            logits, taps = self.network.taps(leaf)
+            label = served_one_hot(logits.detach())
+            (gradient,) = torch.autograd.grad(one_hot_margin(logits, label).sum(), leaf)
+        logits, taps = logits.detach(), {name: tap.detach() for name, tap in taps.items()}
+        companion_logits, companion_taps = self.companion.taps(x)
+        cam = class_activation_map(
+            companion_taps[last_tap(self.companion)], self.companion.head.weight, label, (x.shape[2], x.shape[3])
+        )
+        roa, roa_score = self.region_of_attack(x, taps)
+        scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
+        return DefenceOutputs(
+            logits, companion_logits, saliency_map(x, gradient), region_of_importance(cam), roa, roa_score, x,
+            layer_deviation, scores,
+        )  # fmt: skip
+
+    def detector_scores(
+        self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L). Differentiable, for adaptive attacks."""
+        label = served_one_hot(logits.detach())
+        view_logits, view_taps = self.network.taps(reference_views(x))
+        view_margin = one_hot_margin(view_logits, label.repeat(len(SHIFTS), 1)).reshape(len(SHIFTS), -1)
+        margin_drop = one_hot_margin(logits, label) - view_margin.mean(0)
+        change = torch.cat([view_change(taps[name], view_taps[name]) for name in self.layers], 1)
+        z = normalised(change, self.change_mean, self.change_std)
+        parts = z.split([taps[name].shape[1] for name in self.layers], 1)
+        features = taps[self.layers[-1]].mean((2, 3)) @ self.whiten.T
+        distance = (features - label @ self.class_means).pow(2).sum(1)
+        doubt = -one_hot_margin(companion_logits, label)
+        scores = torch.stack([margin_drop, top_mean(z), distance, doubt], 1)
+        return scores, torch.stack([top_mean(part) for part in parts], 1)
+
+    def region_of_attack(self, x: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The window (N, H, W) and its absolute, benign-normalised concentration (N,)."""
+        side = window_side(x.shape[2], x.shape[3])
+        energy, norm = attack_maps(x, taps[middle_tap(self.network)], side)
+        chosen = best_window(energy, norm)
+        logs = torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
+        roa_score = ((logs - self.roa_mean) / self.roa_std).sum(1)
+        return window_mask(chosen, (energy.shape[1], energy.shape[2]), side), roa_score

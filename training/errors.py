@@ -1,0 +1,15 @@
+"""Errors of the offline half; the command line prints them as one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Root: a cause that the user can act on, said in one sentence."""
+
+
+class DataError(TrainingError):
+    """Data that is missing, malformed or too small for what was asked."""
+
+
+class RecipeError(TrainingError):
+    """A recipe that does not validate."""

@@ -1,0 +1,1 @@
+"""Penalties that ride on adversarial training, each a module of its own with closed-form tests."""

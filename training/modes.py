@@ -1,0 +1,53 @@
+"""Context managers that put a network into a mode and restore what was there before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without parameter gradients (for attacks and measurements); restores both afterwards."""
+    training = {module: module.training for module in model.modules()}
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval().requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, flag in required.items():
+            parameter.requires_grad_(flag)
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Put every BatchNorm layer into evaluation mode: running statistics are used and stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+@contextmanager
+def batchnorm_stats_kept(model: nn.Module) -> Iterator[nn.Module]:
+    """Batch statistics may be used but running statistics don't move (a second forward of the same step)."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield model
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator whose seed is a mix of `numbers` (run seed, stage, epoch), so that a resumed run repeats it."""
+    seed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        seed = (seed ^ (number + 0x7F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**63
+    return torch.Generator().manual_seed(seed)

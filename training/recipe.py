@@ -1,0 +1,149 @@
+"""Recipes: YAML files that say everything a training run does; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.augment import Augmentation
+from training.errors import RecipeError
+from training.models import ModelSpec
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(_Strict):
+    """Source (`training.data.load_dataset`), split seed and fractions of train, select, calibrate."""
+
+    source: str
+    split_seed: int = 0
+    fractions: tuple[float, float, float] = (0.74, 0.08, 0.18)
+    classes: list[str] | None = None
+    per_class: int | None = Field(None, ge=3)
+
+
+class Adversary(_Strict):
+    """Inner maximisation of adversarial training: Linf PGD with `eps` of 255 and `steps` steps."""
+
+    eps: float = Field(8.0, ge=0, le=255, description="of 255")
+    steps: int = Field(3, ge=1, le=100)
+    clean_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy on the clean images")
+
+
+class MaskAugmentation(_Strict):
+    """Random inpainted windows (`training.augment.mask_windows`)."""
+
+    share: float = Field(0.3, gt=0, lt=1, description="side of a window, as a share of the image's side")
+    count: int = Field(2, ge=1, le=8)
+    fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
+
+
+class Jacobian(_Strict):
+    """`training.losses.jacobian`; the weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
+
+    weight: float = Field(gt=0)
+    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+
+
+class Selective(_Strict):
+    """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency."""
+
+    weight: float = Field(gt=0)
+    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+    mass: float = Field(0.5, gt=0, lt=1)
+    grid: int = Field(8, ge=2, le=64)
+
+
+class Sns(_Strict):
+    """`training.losses.sns`: share of each layer's neurons, and pairs that choose them, re-ranked every epoch."""
+
+    weight: float = Field(gt=0)
+    share: float = Field(0.1, gt=0, le=1)
+    pairs: int = Field(512, ge=16)
+
+
+class Terms(_Strict):
+    """Penalties of a stage; `fraction` of each batch carries them."""
+
+    jacobian: Jacobian | None = None
+    selective: Selective | None = None
+    sns: Sns | None = None
+    fraction: float = Field(0.5, gt=0, le=1)
+
+
+class Stage(_Strict):
+    """One stretch of training with its own learning-rate cycle.
+
+    `batchnorm: frozen` keeps running statistics fixed in every forward of the stage. Penalties need it: a penalty in
+    evaluation mode beside a task loss in training mode wrecks the deployed network.
+    """
+
+    name: str
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    batchnorm: Literal["train", "frozen"] = "train"
+    adversary: Adversary | None = None
+    mask_augmentation: MaskAugmentation | None = None
+    terms: Terms = Terms()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Stage:
+        if self.terms.sns and not self.adversary:
+            raise ValueError("terms.sns needs an adversary: neuron sensitivity is a property of clean/adversarial pairs")
+        if any((self.terms.jacobian, self.terms.selective, self.terms.sns)) and self.batchnorm != "frozen":
+            raise ValueError("terms need `batchnorm: frozen` (see docs/methods.md, BatchNorm)")
+        return self
+
+
+class Recipe(_Strict):
+    """A training run: data, network, stages, optimiser."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    seed: int = 0
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    stages: list[Stage] = Field(min_length=1)
+    batch: int = Field(128, ge=8)
+    momentum: float = 0.9
+    weight_decay: float = Field(5e-4, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average for one step; 0 switches it off")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    augmentation: Augmentation = Augmentation()
+    teacher: str | None = Field(None, description="run folder of the teacher of the selective term")
+
+    @property
+    def epochs(self) -> int:
+        return sum(stage.epochs for stage in self.stages)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe; `RecipeError` names the key that is wrong."""
+    return validate(Recipe, read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> object:
+    """The parsed YAML file; `RecipeError` if it is missing or not YAML."""
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def validate(model: type[T], content: object, path: Path) -> T:
+    """`content` as `model`; `RecipeError` names every key that is wrong."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{path}: {problems}") from None

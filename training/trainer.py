@@ -1,0 +1,237 @@
+"""The training loop: stages of standard or adversarial training with the penalties that a recipe names.
+
+Runs are repeatable: every epoch draws from a generator seeded by (seed, epoch), so a run that was killed and resumed from
+its last checkpoint ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.attacks.pgd import training_pgd
+from training.augment import augment, mask_windows
+from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from training.data import Dataset, Split
+from training.errors import TrainingError
+from training.losses.jacobian import jacobian_penalty, jacobian_penalty_fd
+from training.losses.perturbation_saliency import important_mask, perturbation_saliency
+from training.losses.selective import selective_penalty, selective_penalty_fd
+from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
+from training.models import build_model
+from training.models.resnet import SmallResNet
+from training.modes import freeze_batchnorm, frozen, seeded
+from training.recipe import Recipe, Stage
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def to_tensor(x: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+class Trainer:
+    """One run of `recipe` on `data` in the run folder `out`."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, out: Path, *, teacher: nn.Module | None = None) -> None:
+        self.recipe, self.data, self.out = recipe, data, out
+        torch.manual_seed(recipe.seed)
+        pixels = data.train.x.reshape(-1, data.train.x.shape[-1]) / 255.0
+        self.model = build_model(
+            recipe.model, classes=len(data.classes), mean=pixels.mean(0).tolist(), std=pixels.std(0).tolist()
+        ).to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        )
+        self.x, self.y = data.train.x, torch.from_numpy(data.train.y)
+        self.maps = self._teacher_maps(teacher)
+        self.sensitive: dict[str, Tensor] = {}
+
+    def run(self, report: Report = lambda event: None) -> SmallResNet:
+        """Train to the end (from the last checkpoint, if the run folder has one) and return the averaged network.
+
+        `report` gets a dict for every batch and epoch. Raises `TrainingError` when the loss is not finite.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._claim_folder()
+        done = load_checkpoint(self.out, model=self.model, average=self.average, optimizer=self.optimizer)
+        history = list(done.history) if done else []
+        first = 0
+        for stage in self.recipe.stages:
+            for epoch in range(stage.epochs):
+                number = first + epoch
+                if done and number < done.epoch:
+                    continue
+                metrics = self._epoch(stage, epoch, number, report)
+                metrics["select_clean"] = accuracy(self.average, self.data.select)
+                history.append(metrics)
+                report({"epoch": number + 1, "epochs": self.recipe.epochs, **metrics})
+                save_checkpoint(
+                    self.out, model=self.model, average=self.average, optimizer=self.optimizer,
+                    progress=Progress(number + 1, history),
+                )  # fmt: skip
+            first += stage.epochs
+        save_weights(self.out / "weights.safetensors", self.average)
+        return self.average.eval()
+
+    def _claim_folder(self) -> None:
+        """A run folder belongs to one recipe: refuse to resume another one's checkpoint."""
+        path, content = self.out / "recipe.json", self.recipe.model_dump_json(indent=1)
+        if path.is_file() and path.read_text("utf-8") != content:
+            raise TrainingError(f"{self.out} holds a run of another recipe; use another --out or delete it")
+        path.write_text(content, "utf-8")
+        (self.out / "data.json").write_text(json.dumps(self.data.describe(), indent=1), "utf-8")
+
+    def _teacher_maps(self, teacher: nn.Module | None) -> Tensor | None:
+        terms = [stage.terms.selective for stage in self.recipe.stages if stage.terms.selective]
+        if not terms:
+            return None
+        if teacher is None:
+            raise TrainingError("the selective term needs a teacher: name its run folder in the recipe (`teacher:`)")
+        with frozen(teacher), torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            parts = [
+                perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=terms[0].grid)
+                for part in np.array_split(self.x, max(1, len(self.x) // 256))
+            ]
+        return torch.cat(parts)
+
+    def _lr(self, stage: Stage, epoch: int, batch: int, batches: int) -> float:
+        """One cycle by stage: a linear warm-up over the first tenth, then a cosine to zero."""
+        progress = (epoch * batches + batch) / (stage.epochs * batches)
+        return stage.lr * (progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)))
+
+    def _epoch(self, stage: Stage, epoch: int, number: int, report: Report) -> dict[str, Any]:
+        generator = seeded(self.recipe.seed, number)
+        if stage.terms.sns:
+            self.sensitive = self._rank_neurons(stage, number)
+        order = torch.randperm(len(self.y), generator=generator)
+        batches = max(1, len(order) // self.recipe.batch)
+        sums: dict[str, float] = {}
+        for batch in range(batches):
+            index = order[batch * self.recipe.batch : (batch + 1) * self.recipe.batch]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr(stage, epoch, batch, batches)
+            for name, value in self._step(stage, index, generator).items():
+                sums[name] = sums.get(name, 0.0) + value / batches
+            report({"batch": batch + 1, "batches": batches, "stage": stage.name, "loss": sums["loss"] * batches / (batch + 1)})
+        return {"stage": stage.name, **sums}
+
+    def _step(self, stage: Stage, index: Tensor, generator: torch.Generator) -> dict[str, float]:
+        x, maps = to_tensor(self.x[index.numpy()]), None if self.maps is None else self.maps[index]
+        y = self.y[index]
+        if maps is not None:
+            maps = F.interpolate(maps[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)
+        x, maps = augment(x, self.recipe.augmentation, generator, maps)
+        if windows := stage.mask_augmentation:
+            x = mask_windows(x, generator, share=windows.share, count=windows.count, fraction=windows.fraction)
+        self.model.train()
+        if stage.batchnorm == "frozen":
+            freeze_batchnorm(self.model)
+        losses = self._task(stage, x.contiguous(memory_format=torch.channels_last), y, generator)
+        losses |= self._penalties(stage, x, y, maps, losses.pop("adversarial", x), generator)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise TrainingError(f"loss is {loss.item()} in stage {stage.name}; lower `lr` or the terms' weights")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self._update_average()
+        return {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
+
+    def _predict(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return self.model(x).float()  # type: ignore[no-any-return]
+
+    def _task(self, stage: Stage, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        smoothing = self.recipe.label_smoothing
+        if not stage.adversary:
+            return {"ce": F.cross_entropy(self._predict(x), y, label_smoothing=smoothing)}
+        adversary = stage.adversary
+        with frozen(self.model):
+            adv = training_pgd(self._predict, x, y, eps=adversary.eps / 255, steps=adversary.steps, generator=generator)
+        adv = adv.contiguous(memory_format=torch.channels_last)
+        losses = {"adversarial": adv}
+        if adversary.clean_weight:
+            logits = self._predict(torch.cat([adv, x]))
+            losses["ce_adv"] = F.cross_entropy(logits[: len(x)], y, label_smoothing=smoothing)
+            losses["ce_clean"] = adversary.clean_weight * F.cross_entropy(logits[len(x) :], y, label_smoothing=smoothing)
+        else:
+            losses["ce_adv"] = F.cross_entropy(self._predict(adv), y, label_smoothing=smoothing)
+        return losses
+
+    def _penalties(
+        self, stage: Stage, x: Tensor, y: Tensor, maps: Tensor | None, adv: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Penalties in fp32 on the first `fraction` of the batch; NCHW, which double backprop prefers on a CPU."""
+        terms, losses = stage.terms, {}
+        part = max(2, round(terms.fraction * len(x)))
+        x, y, adv = x[:part].contiguous(), y[:part], adv[:part].contiguous()
+        if jacobian := terms.jacobian:
+            penalty = jacobian_penalty if jacobian.method == "double_backprop" else jacobian_penalty_fd
+            losses["jacobian"] = jacobian.weight * penalty(self.model, x, generator=generator)
+        if selective := terms.selective:
+            assert maps is not None
+            important = important_mask(maps[:part, 0], size=(x.shape[2], x.shape[3]), mass=selective.mass)
+            form = selective_penalty if selective.method == "double_backprop" else selective_penalty_fd
+            losses["selective"] = selective.weight * form(self.model, x, y, important)
+        if sns := terms.sns:
+            clean_taps, adversarial_taps = self.model.taps(x)[1], self.model.taps(adv)[1]
+            losses["sns"] = sns.weight * sns_penalty(clean_taps, adversarial_taps, self.sensitive)
+        return losses
+
+    def _rank_neurons(self, stage: Stage, number: int) -> dict[str, Tensor]:
+        """The most sensitive neurons now, from a fixed set of clean/adversarial pairs of training images."""
+        assert stage.terms.sns and stage.adversary
+        rng = np.random.default_rng(self.recipe.seed)
+        index = rng.permutation(len(self.y))[: stage.terms.sns.pairs]
+        x, y = to_tensor(self.x[index]), self.y[torch.from_numpy(index)]
+        with frozen(self.model):
+            generator = seeded(self.recipe.seed, number, 1)
+            adv = training_pgd(self._predict, x, y, eps=stage.adversary.eps / 255, steps=10, generator=generator)
+            with torch.no_grad():
+                sensitivity = neuron_sensitivity(self.model.taps(x)[1], self.model.taps(adv)[1], relative=True)
+        return select_sensitive(sensitivity, share=stage.terms.sns.share)
+
+    def _update_average(self) -> None:
+        """Exponential moving average of weights; running statistics are copied. Without `ema` it is the network itself."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if self.recipe.ema and mine.is_floating_point():
+                    mine.lerp_(theirs, 1 - self.recipe.ema)
+                else:
+                    mine.copy_(theirs)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split, *, batch: int = 512) -> float:
+    """Share of images whose arg max is the label, in evaluation mode."""
+    with frozen(model):
+        hits = sum(
+            int((model(to_tensor(split.x[i : i + batch])).argmax(1) == torch.from_numpy(split.y[i : i + batch])).sum())
+            for i in range(0, len(split), batch)
+        )
+    return hits / len(split)
+
+
+def load_run(folder: Path, data: Dataset) -> tuple[Recipe, SmallResNet]:
+    """Recipe and finished network of a run folder; `TrainingError` if the run is not finished."""
+    path = folder / "recipe.json"
+    if not (folder / "weights.safetensors").is_file() or not path.is_file():
+        raise TrainingError(f"{folder} is not a finished run; train it first (`palisade train`)")
+    recipe = Recipe.model_validate_json(path.read_text("utf-8"))
+    channels = data.train.x.shape[-1]
+    model = build_model(recipe.model, classes=len(data.classes), mean=[0.0] * channels, std=[1.0] * channels)
+    load_weights(folder / "weights.safetensors", model)
+    return recipe, model.eval()
