@@ -1,0 +1,225 @@
+"""The `palisade` command: serve, predict, look into bundles; training's commands where training is installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from gateway import __version__
+from gateway.bundle import MANIFEST, load_bundle, read_manifest
+from gateway.errors import PalisadeError
+from gateway.settings import load_settings
+
+P = ParamSpec("P")
+
+TRAINING_COMMANDS = {
+    "train": "Train a network by a recipe.",
+    "analyse": "Measure how sensitive layers and neurons are.",
+    "calibrate": "Turn benign scores into thresholds.",
+    "export": "Write the defence graph as ONNX.",
+    "build": "From data to a bundle, in one command.",
+    "evaluate": "Attack the system as served and write its card.",
+    "verify": "Compute the headline figures again, against their bounds.",
+}
+
+
+class _Commands(TyperGroup):
+    """Our commands, and training's, which are imported only when one of them is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *TRAINING_COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in TRAINING_COMMANDS:
+            return typer.main.get_command(_placeholder(cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in TRAINING_COMMANDS:
+            return args[0], _training_command(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+bundle_app = typer.Typer(no_args_is_help=True, help="Look into bundles.")
+app.add_typer(bundle_app, name="bundle")
+
+Models = Annotated[
+    list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
+]
+
+
+def _placeholder(name: str) -> typer.Typer:
+    stub = typer.Typer(add_completion=False)
+    stub.command(name, help=TRAINING_COMMANDS[name])(lambda: None)
+    return stub
+
+
+def _training_command(name: str) -> Any:
+    try:
+        training = importlib.import_module("training.cli")
+    except ImportError as error:
+        _fail(f"{name} needs the training extra ({error}): pip install 'palisade-gateway[training]'")
+    command = getattr(typer.main.get_command(training.app), "commands", {}).get(name)
+    if command is None:
+        _fail(f"{name} does not exist in this version")
+    return command
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}", highlight=False)
+    sys.exit(2)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Errors of ours as one line and exit code 2."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except PalisadeError as error:
+            _fail(error.detail)
+
+    return wrapper
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"palisade {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+    = False,
+) -> None:
+    """Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks."""
+
+
+@app.command()
+@_reported
+def serve(
+    models: Models = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (3000).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (1).")] = None,
+    policy: Annotated[Literal["observe", "sanitize", "block"] | None, typer.Option(help="Action on flags.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
+) -> None:
+    """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
+    from gateway.registry import load_registry
+    from gateway.serving import free_port, run_server
+
+    given = {"host": host, "port": port, "workers": workers, "policy": policy, "alpha": alpha, "models": models}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    free_port(settings)
+    # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
+    registry = load_registry(settings)
+    typer.echo(f"palisade {__version__}: serving {', '.join(registry.names)} on http://{settings.host}:{settings.port}")
+    run_server(settings)
+
+
+@app.command()
+@_reported
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    models: Models = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as HTTP answers.")] = False,
+    panel: Annotated[Path | None, typer.Option(help="Folder for a picture of each decision.")] = None,
+) -> None:
+    """Classify and judge image files on this machine, without a server; exit code 1 if one could not be read."""
+    from gateway.panel import panel_png
+    from gateway.registry import load_registry
+    from gateway.respond import predict_response
+
+    pipeline = load_registry(load_settings(**({"models": models} if models else {}))).get(model)
+    table = Table("file", "prediction", "probability", "p-value", "flagged", "before neutralisation", box=None)
+    failed = False
+    for file in files:
+        try:
+            decision = pipeline.decide(file.read_bytes())
+        except (OSError, PalisadeError) as error:
+            failed = True
+            reason = error.detail if isinstance(error, PalisadeError) else error.strerror or str(error)
+            Console(stderr=True, soft_wrap=True).print(f"[red]{_plain(str(file))}:[/] {_plain(reason)}")
+            continue
+        if panel is not None:
+            panel.mkdir(parents=True, exist_ok=True)
+            (panel / f"{file.stem}.panel.png").write_bytes(panel_png(decision))
+        body = predict_response(decision, pipeline, request_id=file.name, explain="none", top_k=1)
+        if as_json:
+            typer.echo(json.dumps({"file": str(file), **body.model_dump(mode="json", exclude={"id"})}))
+            continue
+        before = body.neutralization.before if body.neutralization.served else None
+        table.add_row(
+            _plain(str(file)), _plain(body.prediction.label), f"{body.prediction.probability:.1%}",
+            f"{body.verdict.p_value:.4f}", "[bold red]yes[/]" if body.verdict.flagged else "no",
+            _plain(before.label) if before else "",
+        )
+    if not as_json and table.row_count:
+        Console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@bundle_app.command()
+@_reported
+def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
+    """Print what a bundle says of itself."""
+    manifest = read_manifest(path)
+    table = Table(show_header=False, box=None)
+    size, layers = manifest.input, ", ".join(layer.name for layer in manifest.layers)
+    rows = {
+        "name": f"{manifest.name} {manifest.version}",
+        "description": manifest.description,
+        "created": manifest.created.isoformat(),
+        "classes": f"{len(manifest.classes)}: {', '.join(manifest.classes[:4])}, ...",
+        "input": f"{size.height} x {size.width}, {size.channels} channel(s), resize {size.resize.rule}",
+        "scores": ", ".join(manifest.scores),
+        "layers": layers,
+        "companion": "yes" if manifest.companion else "no",
+        "calibrated": "; ".join(
+            f"{c.key}, n {c.n}, alpha {', '.join(f'{cutoff.alpha:g}' for cutoff in c.cutoffs)}"
+            for c in manifest.calibrations
+        ),
+        "policy": f"{manifest.policy.action} at alpha {manifest.policy.alpha:g}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, _plain(value))
+    Console().print(table)
+
+
+@bundle_app.command("verify")
+@_reported
+def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
+    """Check hashes, schema, calibration and graph signature, and run the graph once."""
+    from gateway.engine import Engine
+
+    bundle = load_bundle(path)
+    engine = Engine(bundle, device="cpu")
+    seconds = engine.warm_up()
+    files = len(bundle.manifest.files)
+    typer.echo(f"{path / MANIFEST}: {bundle.name} {bundle.version}, {files} files sound, graph runs ({seconds * 1e3:.1f} ms)")
+
+
+if __name__ == "__main__":
+    app()

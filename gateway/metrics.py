@@ -1,0 +1,83 @@
+"""Every Prometheus metric of the gateway, and how they are read from one process or several.
+
+Label values are bounded: names of loaded models, their classes, scores and layers, and codes of `gateway.errors`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+from gateway.pipeline import Decision, Pipeline
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Deviations are benign-normalised: about 1 is ordinary.
+_DEVIATIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
+
+requests_total = Counter("palisade_requests_total", "Requests for a prediction, by outcome.", ["model", "outcome"])
+predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
+flagged_total = Counter(
+    "palisade_flagged_total", "Flagged inputs by strongest evidence.", ["model", "evidence", "action"]
+)
+neutralized_total = Counter(
+    "palisade_neutralized_total", "Neutralised inputs, by whether the label changed.", ["model", "changed"]
+)
+p_value = Histogram("palisade_p_value", "Conformal p-value of inputs as they came.", ["model"], buckets=_P_VALUES)
+layer_deviation = Histogram(
+    "palisade_layer_deviation", "Deviation of neurons from the reference views.", ["model", "layer"],
+    buckets=_DEVIATIONS,
+)
+stage_seconds = Histogram("palisade_stage_seconds", "Time by stage.", ["stage"], buckets=_SECONDS)
+rejected_total = Counter("palisade_rejected_total", "Requests answered with an error, by its code.", ["code"])
+queue_depth = Gauge("palisade_queue_depth", "Images waiting for a place.", multiprocess_mode="livesum")
+model_info = Gauge(
+    "palisade_model_info", "1 for each model served.", ["model", "version", "provider"], multiprocess_mode="livemax"
+)
+expected_flag_rate = Gauge(
+    "palisade_expected_flag_rate", "Share of benign inputs flagged at most (alpha).", ["model"],
+    multiprocess_mode="livemax",
+)
+
+
+def announce(pipeline: Pipeline) -> None:
+    """Create the series of a model that is now served, so that rates exist before the first request."""
+    model = pipeline.bundle.name
+    model_info.labels(model, pipeline.bundle.version, pipeline.engine.provider).set(1)
+    expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    for outcome in ("ok", "flagged", "blocked"):
+        requests_total.labels(model, outcome)
+    p_value.labels(model)
+    for evidence in pipeline.judge.calibration.fused:
+        flagged_total.labels(model, evidence, pipeline.action)
+    for label in pipeline.bundle.manifest.classes:
+        predictions_total.labels(model, label)
+
+
+def observe(decision: Decision) -> None:
+    """Count one decision."""
+    model, verdict = decision.model, decision.raw.verdict
+    outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
+    requests_total.labels(model, outcome).inc()
+    p_value.labels(model).observe(verdict.p_value)
+    for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
+        layer_deviation.labels(model, layer).observe(float(deviation))
+    if decision.flagged:
+        flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
+    if not decision.blocked:
+        predictions_total.labels(model, decision.served.prediction.label).inc()
+    if decision.neutralized is not None:
+        changed = decision.neutralized.result.prediction.index != decision.raw.prediction.index
+        neutralized_total.labels(model, str(changed).lower()).inc()
+    for stage in ("decode", "queue", "engine"):
+        stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+
+
+def exposition() -> bytes:
+    """The text that Prometheus scrapes, summed over workers when `PROMETHEUS_MULTIPROC_DIR` is set."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,143 @@
+"""ASGI layers around every route: request ids, limits on bodies, and no exception without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import EngineError, ImageTooLarge, PalisadeError, RequestTimeout
+from gateway.ids import new_id
+from gateway.problems import problem_response
+
+log = logging.getLogger("gateway.access")
+
+# How long a refused upload is still read (and thrown away), so that the client gets to see the answer.
+LINGER_SECONDS = 5.0
+
+
+class RequestMiddleware:
+    """Gives each request an id (`X-Request-Id`), a line in the log, and a problem+json answer whatever happens."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        start = time.perf_counter()
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise
+            await problem_response(EngineError("unexpected failure, see the log"), scope)(scope, receive, tagged)
+        finally:
+            milliseconds = (time.perf_counter() - start) * 1e3
+            # %r: a path is the client's text and must not forge lines of the log.
+            log.info("%s %s %r %d %.1f ms", request_id, scope["method"], scope["path"], status, milliseconds)
+
+
+class BodyLimitMiddleware:
+    """Stops reading a body at `max_bytes` (413) or after `timeout` seconds (408); nothing larger is ever buffered.
+
+    The rest of a refused upload is read and dropped for a while before the connection closes: closing it at once would
+    reset the connection, and the client would see that in place of the answer.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _Body(scope, receive, self._max_bytes, self._timeout)
+        reply = body.lingering(send)
+        error = body.declared_too_large()
+        if error is None:
+            await self._app(scope, body.receive, reply)
+        else:
+            await problem_response(error, scope)(scope, receive, reply)
+
+
+class _Body:
+    def __init__(self, scope: Scope, receive: Receive, max_bytes: int, timeout: float) -> None:
+        headers = Headers(scope=scope)
+        self._declared = headers.get("content-length", "")
+        self._complete = not self._declared.strip("0") and "transfer-encoding" not in headers
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self._received = 0
+
+    def declared_too_large(self) -> PalisadeError | None:
+        if self._declared.isdecimal() and int(self._declared[:20]) > self._max_bytes:
+            return self._too_large(self._declared[:20])
+        return None
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(f"the body did not arrive within {self._timeout:g} s") from None
+        self._note(message)
+        if self._received > self._max_bytes:
+            raise self._too_large(f"more than {self._max_bytes}")
+        return message
+
+    def lingering(self, send: Send) -> Callable[[Message], object]:
+        async def reply(message: Message) -> None:
+            if self._complete:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+                await send(message)
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._drain()
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await send(message)
+
+        return reply
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self._complete:
+                    self._note(await self._receive())
+
+    def _note(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+        else:
+            self._complete = True
+
+    def _too_large(self, what: str) -> ImageTooLarge:
+        return ImageTooLarge(f"the body has {what} bytes, at most {self._max_bytes} are accepted")

@@ -1,0 +1,48 @@
+"""Errors as HTTP answers: one shape, `application/problem+json`, for everything that goes wrong (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gateway import metrics
+from gateway.errors import BadParameter, BlockedByPolicy, MethodNotAllowed, NotFound, PalisadeError
+
+MEDIA_TYPE = "application/problem+json"
+PREDICT_ROUTES = ("/v1/predict", "/v1/explain")
+
+
+def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> Response:
+    """The answer to a request (its ASGI scope) that failed with `error`, which is counted."""
+    state = scope.get("state", {})
+    metrics.rejected_total.labels(error.code).inc()
+    # A blocked input was decided on, and is counted with the decisions.
+    if scope["path"] in PREDICT_ROUTES and not isinstance(error, BlockedByPolicy):
+        outcome = "rejected" if error.status < 500 else "failed"
+        metrics.requests_total.labels(state.get("model", ""), outcome).inc()
+    body = error.problem(f"urn:palisade:request:{state.get('request_id', 'unknown')}")
+    return Response(json.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers)
+
+
+def from_http_exception(error: HTTPException, path: str, method: str) -> PalisadeError:
+    """An error of the framework as one of ours."""
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{method[:20]} {path[:200]!r} is not supported", headers=dict(error.headers or {}))
+    if error.status_code == 404:
+        return NotFound(f"{path[:200]!r} does not exist; GET / lists what does")
+    if error.status_code < 500:
+        return BadParameter(str(error.detail)[:300])
+    return PalisadeError("unexpected failure, see the log")
+
+
+def from_validation(error: RequestValidationError) -> BadParameter:
+    """The first parameter that the framework refused, with its value and what is allowed."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    shown = repr(first.get("input"))[:80]
+    return BadParameter(f"{where}: {first['msg']} (got {shown})")

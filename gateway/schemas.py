@@ -1,0 +1,144 @@
+"""What the HTTP interface answers: pydantic models, from which the OpenAPI document is made."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.pipeline import Action, Region
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelRef(_Response):
+    name: str
+    version: str
+
+
+class ClassScore(_Response):
+    label: str
+    index: int
+    probability: float
+
+
+class Evidence(_Response):
+    """One detector score: its own p-value, and the layer that deviates most where the score is about layers."""
+
+    name: str
+    p_value: float
+    layer: str | None = None
+
+
+class Layer(_Response):
+    """Deviation of a layer's neurons from the reference views, and the band that 95 % of benign images stay under."""
+
+    name: str
+    deviation: float
+    p_value: float
+    benign_95: float
+
+
+class VerdictBody(_Response):
+    """Evidence, not proof: flagged when `p_value <= p_cutoff`, which at most `alpha` of benign images are."""
+
+    flagged: bool
+    p_value: float
+    alpha: float
+    p_cutoff: float
+    action: Action
+    evidence: list[Evidence]
+    layers: list[Layer]
+
+
+class Neutralization(_Response):
+    """What was inpainted and what the network says then; `served` when that is the answer."""
+
+    applied: bool
+    served: bool
+    region: Region | None = None
+    area: float = 0.0
+    before: ClassScore | None = None
+    after: ClassScore | None = None
+    changed: bool = False
+    p_value: float | None = Field(default=None, description="p-value of the image after neutralisation")
+
+
+class Picture(_Response):
+    """A PNG of the network's input size, base64."""
+
+    media_type: Literal["image/png"] = "image/png"
+    height: int
+    width: int
+    data: str
+
+
+class CompanionOpinion(ClassScore):
+    agrees: bool
+
+
+class Explanation(_Response):
+    """Explains the served label on the pixels that gave it (`pixels`); maps that were not asked for are null."""
+
+    label: str
+    index: int
+    pixels: Literal["input", "neutralized"]
+    saliency: Picture
+    roi: Picture | None = None
+    roa: Picture | None = None
+    neutral_mask: Picture | None = None
+    neutral_pixels: Picture | None = None
+    companion: CompanionOpinion | None = None
+
+
+class TimingMs(_Response):
+    decode: float
+    queue: float
+    engine: float
+    total: float
+
+
+class PredictResponse(_Response):
+    id: str
+    model: ModelRef
+    prediction: ClassScore
+    top: list[ClassScore]
+    verdict: VerdictBody
+    neutralization: Neutralization
+    explanation: Explanation | None
+    timing_ms: TimingMs
+
+
+class ModelSummary(_Response):
+    name: str
+    version: str
+    default: bool
+    description: str
+    created: date
+    classes: int
+    provider: str
+    policy: Action
+    alpha: float
+
+
+class ModelList(_Response):
+    models: list[ModelSummary]
+
+
+class ModelDetail(ModelSummary):
+    manifest: dict[str, Any]
+    card: dict[str, Any] | None
+
+
+class Problem(BaseModel):
+    """RFC 9457, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str | None = None

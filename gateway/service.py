@@ -1,0 +1,65 @@
+"""The BentoML service: `bentoml serve gateway.service:Palisade`, or `palisade serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+
+import bentoml
+
+from gateway import metrics
+from gateway.api import create_api
+from gateway.errors import PalisadeError
+from gateway.registry import load_registry
+from gateway.serving import abort_server
+from gateway.settings import load_settings
+
+log = logging.getLogger(__name__)
+
+try:
+    settings = load_settings()
+except PalisadeError as error:
+    sys.exit(f"palisade: {error.detail}")
+api = create_api(settings)
+
+
+@bentoml.service(
+    name="palisade",
+    workers=settings.workers,
+    # Our own deadlines come first; this one only ends what they could not.
+    traffic={"timeout": settings.body_timeout + settings.request_timeout + 10.0},
+    http={"host": settings.host, "port": settings.port},
+    # BentoML's HTTP metrics carry the raw path as a label, which a scanner could fill without bound, and its access
+    # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(api, path="/")
+class Palisade:
+    """Loads the bundles in the background: alive at once, ready after warm-up."""
+
+    def __init__(self) -> None:
+        threading.Thread(target=self._load, name="palisade-load", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            registry = load_registry(settings)
+        except PalisadeError as error:
+            abort_server(error.detail)
+            return
+        except Exception:
+            log.exception("loading failed")
+            abort_server("loading failed")
+            return
+        for pipeline in registry:
+            metrics.announce(pipeline)
+        api.state.registry = registry
+
+    def __is_ready__(self) -> bool:
+        return api.state.registry is not None
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Let images in work finish."""
+        api.state.workers.close()

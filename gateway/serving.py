@@ -1,0 +1,69 @@
+"""Starting and stopping the server process around the service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from gateway.errors import ConfigError
+from gateway.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICE = "gateway.service:Palisade"
+
+
+def server_command(settings: Settings) -> list[str]:
+    """The `bentoml serve` command of `settings`."""
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    return [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(settings.port)]
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, with `settings` as `PALISADE_*` and BentoML's telemetry off."""
+    environment = dict(os.environ)
+    environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    for name, value in settings.model_dump(exclude_defaults=True).items():
+        environment[f"PALISADE_{name.upper()}"] = str(value)
+    environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
+    return environment
+
+
+def run_server(settings: Settings) -> None:
+    """Replace this process by the server."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = server_command(settings)
+    os.execve(command[0], command, server_environment(settings))  # noqa: S606  # our own interpreter, no shell
+
+
+def abort_server(reason: str) -> None:
+    """End a worker that cannot serve, and its supervisor, which would only start it again."""
+    log.critical("palisade cannot start: %s", reason)
+    sys.stderr.flush()
+    supervisor = os.getppid()
+    if _is_supervisor(supervisor):
+        os.kill(supervisor, signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_supervisor(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"bentoml" in command and b"serve" in command
+
+
+def free_port(settings: Settings) -> None:
+    """`ConfigError` when something listens on the port already."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        host = "127.0.0.1" if settings.host in ("localhost", "0.0.0.0", "::") else settings.host  # noqa: S104
+        if probe.connect_ex((host, settings.port)) == 0:
+            raise ConfigError(f"port {settings.port} of {settings.host} is in use: choose another with --port")

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.pipeline import Pipeline
+from gateway.registry import load_pipeline
+from gateway.settings import Settings
+from tests.gateway.tiny import write_bundle
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests don't see the settings of the machine they run on."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("PALISADE_") and name != "PALISADE_DATA"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pipeline(bundle_folder: Path) -> Pipeline:
+    return load_pipeline(bundle_folder, Settings(threads=1))

@@ -1,0 +1,159 @@
+"""A bundle small enough to be made in a test: a colour classifier with the defence graph's signature.
+
+Classes are the mean colour of the image (blue counts four times). Saturated pixels, any channel above 0.98, are the
+region of attack and raise both scores; what is under the mask becomes grey 0.5.
+"""
+
+from __future__ import annotations
+
+import io
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from gateway.bundle import (
+    Calibration,
+    Cutoff,
+    GraphSpec,
+    InputSpec,
+    Manifest,
+    MonitoredLayer,
+    Policy,
+    TensorSpec,
+    expected_inputs,
+    file_sha256,
+    hash_files,
+    write_manifest,
+)
+from gateway.verdict import component_p, fisher
+
+SIZE = 16
+CLASSES = ["red", "green", "blue"]
+SCORES = ["neuron_sensitivity", "margin_drop", "unused"]
+FUSED = ["neuron_sensitivity", "margin_drop"]
+LAYERS = ["stem", "stage1"]
+
+
+def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
+    """The graph; see the module's docstring."""
+    constants = {
+        "one": np.float32(1.0), "half": np.float32(0.5), "two": np.float32(2.0), "high": np.float32(0.98),
+        "ten": np.float32(10.0), "weights": np.array([10.0, 10.0, 40.0], np.float32),
+        "channel": np.array([1], np.int64), "plane": np.array([2, 3], np.int64), "area": np.array([1, 2], np.int64),
+        "zero_index": np.array(0, np.int64),
+    }
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(op, inputs, [output], **attributes)
+
+    nodes = [
+        node("Unsqueeze", ["mask", "channel"], "mask4"),
+        node("Sub", ["one", "mask4"], "kept"),
+        node("Mul", ["pixels", "kept"], "visible"),
+        node("Mul", ["half", "mask4"], "fill"),
+        node("Add", ["visible", "fill"], "neutral_pixels"),
+        node("ReduceMean", ["neutral_pixels", "plane"], "mean", keepdims=0),
+        node("Mul", ["mean", "weights"], "logits"),
+        node("Mul", ["mean", "ten"], "companion_logits"),
+        node("Sub", ["neutral_pixels", "half"], "centred"),
+        node("Abs", ["centred"], "distance"),
+        node("Mul", ["distance", "two"], "contrast"),
+        node("ReduceMax", ["contrast", "channel"], "saliency", keepdims=0),
+        node("ReduceMax", ["neutral_pixels", "channel"], "brightest", keepdims=0),
+        node("Greater", ["brightest", "high"], "saturated"),
+        node("Cast", ["saturated"], "roa", to=TensorProto.FLOAT),
+        node("Gather", ["neutral_pixels", "zero_index"], "red", axis=1),
+        node("Greater", ["red", "half"], "reddish"),
+        node("Cast", ["reddish"], "roi", to=TensorProto.FLOAT),
+        node("ReduceMean", ["roa", "area"], "roa_score", keepdims=0),
+        node("Unsqueeze", ["roa_score", "channel"], "share"),
+        node("Mul", ["share", "ten"], "share10"),
+        node("Concat", ["share", "share10", "share"], "scores", axis=1),
+        node("Concat", ["share10", "share"], "layer_deviation", axis=1),
+    ]
+    def tensor(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [tensor(name, shape) for name, shape in expected_inputs(InputSpec(height=size, width=size)).items()],
+        [tensor(spec.name, spec.shape) for spec in output_specs(size)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def output_specs(size: int = SIZE) -> list[TensorSpec]:
+    k = len(CLASSES)
+    shapes: dict[str, list[int | str]] = {
+        "logits": ["N", k], "companion_logits": ["N", k], "saliency": ["N", size, size], "roi": ["N", size, size],
+        "roa": ["N", size, size], "roa_score": ["N"], "neutral_pixels": ["N", 3, size, size],
+        "layer_deviation": ["N", len(LAYERS)], "scores": ["N", len(SCORES)],
+    }
+    return [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
+
+
+def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", seed: int = 0, **policy: Any) -> Path:
+    """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
+    folder.mkdir(parents=True)
+    onnx.save(tiny_graph(), folder / "defense.onnx")
+    rng = np.random.default_rng(seed)
+    components = np.sort(rng.uniform(0.0, 0.02, (200, 3)), axis=0)
+    components[:, 1] *= 10.0
+    share = rng.uniform(0.0, 0.02, 400)
+    fused = np.sort(fisher(component_p(components[:, :2], np.stack([share, share * 10.0], axis=1))))
+    layers = np.sort(rng.uniform(0.0, 1.0, (200, 2)), axis=0)
+    arrays = {"cpu-fp32/components": components, "cpu-fp32/fused": fused, "cpu-fp32/layers": layers}
+    np.savez(folder / "calibration.npz", **arrays)
+    calibration = Calibration(
+        provider="cpu", precision="fp32", graph_sha256=file_sha256(folder / "defense.onnx"), fused=FUSED,
+        cutoffs=[Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)],
+        n=400, groups=40, n_select=200, design_effect=1.0, roa_threshold=0.005, date=date(2025, 1, 1),
+    )
+    manifest = Manifest(
+        name=name, version=version, description="A colour classifier for tests.", created=date(2025, 1, 1),
+        classes=CLASSES, input=InputSpec(height=SIZE, width=SIZE),
+        graph=GraphSpec(
+            inputs=[
+                TensorSpec(name=key, dtype="float32", shape=shape)
+                for key, shape in expected_inputs(InputSpec(height=SIZE, width=SIZE)).items()
+            ],
+            outputs=output_specs(),
+        ),
+        scores=SCORES, layers=[MonitoredLayer(name=layer, channels=4, sensitive=[0]) for layer in LAYERS],
+        companion=True, calibrations=[calibration], policy=Policy(**policy), files=hash_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def clean_image(colour: tuple[int, int, int] = (120, 0, 0)) -> np.ndarray:
+    """uint8 (H, W, 3) of one colour."""
+    return np.full((SIZE, SIZE, 3), colour, np.uint8)
+
+
+def patched_image() -> np.ndarray:
+    """A red image with a saturated blue square, for which the classifier says blue."""
+    image = clean_image()
+    image[4:10, 4:10] = (0, 0, 255)
+    return image
+
+
+def speckled_image() -> np.ndarray:
+    """A green image with two saturated pixels, one in the RoI: conspicuous, but no more than benign images are."""
+    image = clean_image((0, 120, 0))
+    image[2, 2] = (0, 255, 0)
+    image[3, 3] = (255, 255, 0)
+    return image
+
+
+def encode(image: np.ndarray, fmt: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, fmt, **options)
+    return buffer.getvalue()
