@@ -125,7 +125,7 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
     from gateway.registry import load_registry
-    from gateway.serving import free_port, run_server
+    from gateway.serving import free_port, run_server, sample_image
 
     given = {"host": host, "port": port, "workers": workers, "policy": policy, "alpha": alpha, "models": models}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
@@ -133,7 +133,12 @@ def serve(
     free_port(settings)
     # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
     registry = load_registry(settings)
-    typer.echo(f"palisade {__version__}: serving {', '.join(registry.names)} on http://{settings.host}:{settings.port}")
+    where = f"http://{settings.host}:{settings.port}"
+    served = ", ".join(f"{pipeline.bundle.name} {pipeline.bundle.version}" for pipeline in registry)
+    typer.echo(f"palisade {__version__} serves {served} on {where}")
+    sample = sample_image(registry.get().bundle.path)
+    typer.echo(f"  try      curl -s --data-binary @{sample} -H 'Content-Type: image/png' '{where}/v1/predict'")
+    typer.echo(f"  see      {where}/v1/models  {where}/metrics  {where}/openapi.json")
     run_server(settings)
 
 

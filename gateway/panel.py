@@ -14,7 +14,7 @@ from gateway.render import png, to_pil
 _TILE = 256
 _GAP = 20
 _HEADER = 62
-_CAPTION = 66
+_CAPTION = 74
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 30, 36), (110, 114, 124)
 _ALERT, _CALM = (186, 32, 44), (24, 110, 82)
 _ROI, _ROA = (0, 190, 220), (240, 50, 60)

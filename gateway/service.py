@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 
@@ -12,7 +13,7 @@ from gateway import metrics
 from gateway.api import create_api
 from gateway.errors import PalisadeError
 from gateway.registry import load_registry
-from gateway.serving import abort_server
+from gateway.serving import CHECKED, abort_server, log_to_stderr
 from gateway.settings import load_settings
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,20 @@ class Palisade:
     """Loads the bundles in the background: alive at once, ready after warm-up."""
 
     def __init__(self) -> None:
+        log_to_stderr()
         threading.Thread(target=self._load, name="palisade-load", daemon=True).start()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Before any worker starts: settings and bundles must give something to serve."""
+        if os.environ.get(CHECKED):
+            return
+        log_to_stderr()
+        try:
+            load_registry(settings)
+        except PalisadeError as error:
+            sys.exit(f"palisade: {error.detail}")
 
     def _load(self) -> None:
         try:

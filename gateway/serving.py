@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 from gateway.errors import ConfigError
@@ -14,6 +15,8 @@ from gateway.settings import Settings
 log = logging.getLogger(__name__)
 
 SERVICE = "gateway.service:Palisade"
+# Set for the server when bundles were loaded once already, so that it need not try before it starts workers.
+CHECKED = "PALISADE_CHECKED"
 
 
 def server_command(settings: Settings) -> list[str]:
@@ -23,12 +26,13 @@ def server_command(settings: Settings) -> list[str]:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, with `settings` as `PALISADE_*` and BentoML's telemetry off."""
+    """This process's environment, with the (checked) `settings` as `PALISADE_*` and BentoML's telemetry off."""
     environment = dict(os.environ)
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
     for name, value in settings.model_dump(exclude_defaults=True).items():
         environment[f"PALISADE_{name.upper()}"] = str(value)
     environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
+    environment[CHECKED] = "1"
     return environment
 
 
@@ -38,6 +42,29 @@ def run_server(settings: Settings) -> None:
     sys.stderr.flush()
     command = server_command(settings)
     os.execve(command[0], command, server_environment(settings))  # noqa: S606  # our own interpreter, no shell
+
+
+def sample_image(bundle: Path) -> Path:
+    """A clean sample that the bundle ships, or the name of one to fill in; relative where that is shorter."""
+    images = sorted((bundle / "samples").rglob("*.png"))
+    if not images:
+        return Path("image.png")
+    image = next((image for image in images if "clean" in image.as_posix()), images[0])
+    return image.relative_to(Path.cwd()) if image.is_relative_to(Path.cwd()) else image
+
+
+def log_to_stderr() -> None:
+    """Show the gateway's log in the shape of BentoML's, which configures its own loggers only."""
+    logger = logging.getLogger("gateway")
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # Pillow warns about odd uploads (corrupt EXIF and the like); the answer tells the sender what matters.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def abort_server(reason: str) -> None:

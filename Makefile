@@ -1,0 +1,77 @@
+# Everything a newcomer runs. Each target makes the environment it needs; nothing is installed outside this folder.
+PYTHON ?= python3
+PORT ?= 3000
+MODELS ?= models
+ARGS ?=
+
+export BENTOML_DO_NOT_TRACK := True
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SERVE := .venv-serve
+TEST := .venv-test
+PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraints.txt
+NEEDS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test verify lint bench constraints
+
+help:  ## Show this list.
+	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SERVE)/.stamp $(TEST)/.stamp  ## Make both environments (serving without torch; training and tests).
+
+serve: $(SERVE)/.stamp  ## Serve the shipped bundles on port 3000 (PORT=..., MODELS=..., ARGS='--policy block').
+	@$(SERVE)/bin/palisade serve --models $(MODELS) --port $(PORT) $(ARGS)
+
+test: $(TEST)/.stamp  ## Run the tests (ARGS='-k decode').
+	@$(TEST)/bin/python -m pytest $(ARGS)
+
+verify: $(TEST)/.stamp  ## Compute the shipped bundle's headline figures again, against their bounds.
+	@$(TEST)/bin/palisade verify models/gtsrb $(ARGS)
+
+lint: $(TEST)/.stamp  ## Check style and types.
+	@$(TEST)/bin/ruff check .
+	@$(TEST)/bin/mypy
+
+bench: $(TEST)/.stamp  ## Measure what the defence costs.
+	@$(TEST)/bin/python -m benchmarks.cost $(ARGS)
+
+$(SERVE)/.stamp: $(NEEDS)
+	@$(call make_venv,$(SERVE))
+	@echo "$(SERVE): installing the gateway, about a minute"
+	@$(SERVE)/bin/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+$(TEST)/.stamp: $(NEEDS)
+	@$(call make_venv,$(TEST))
+	@echo "$(TEST): installing the gateway, training and tests (torch: a few minutes)"
+	@$(TEST)/bin/python $(PIP_INSTALL) --editable '.[training,test,lint]'
+	@touch $@
+
+# A folder from a failed or older attempt is replaced, so that a stamp always stands for a clean installation.
+define make_venv
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (PYTHON=...)")' && \
+	echo "$(1): making a virtual environment" && rm -rf $(1) && $(PYTHON) -m venv $(1)
+endef
+
+# Exact versions of both environments, resolved from nothing; the second one under the versions of the first.
+constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
+	@rm -rf build/constraints && mkdir -p build/constraints
+	@$(PYTHON) -m venv build/constraints/serve && $(PYTHON) -m venv build/constraints/test
+	@echo "resolving the serving environment"
+	@build/constraints/serve/bin/python -m pip install --quiet --progress-bar off .
+	@$(call frozen,serve)
+	@echo "resolving the training and test environment"
+	@build/constraints/test/bin/python -m pip install --quiet --progress-bar off \
+		--constraint build/constraints/serve.txt '.[training,test,lint]'
+	@$(call frozen,test)
+	@sort -u build/constraints/serve.txt build/constraints/test.txt > constraints.txt
+	@sed "s/^\(onnxruntime\)-gpu==.*/&; platform_machine == 'x86_64'\n\1; platform_machine != 'x86_64'/" \
+		build/constraints/serve.txt > deploy/requirements.txt
+	@rm -rf build/constraints && wc -l constraints.txt deploy/requirements.txt
+
+define frozen
+	build/constraints/$(1)/bin/python -m pip list --format=freeze --exclude palisade-gateway --exclude pip \
+		--exclude setuptools | LC_ALL=C sort -f > build/constraints/$(1).txt
+endef

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.decode import to_pixels
+from gateway.engine import Engine
+from gateway.errors import EngineError
+from gateway.pipeline import Pipeline, softmax
+from gateway.registry import load_pipeline
+from gateway.settings import Settings
+from tests.gateway.tiny import clean_image, encode, patched_image, speckled_image
+
+
+def with_policy(folder: Path, **settings: Any) -> Pipeline:
+    return load_pipeline(folder, Settings(threads=1, **settings))
+
+
+def test_softmax_by_hand_and_without_overflow() -> None:
+    np.testing.assert_allclose(softmax(np.array([0.0, np.log(3.0)], np.float32)), [0.25, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(softmax(np.array([1e4, 0.0], np.float32)), [1.0, 0.0])
+
+
+def test_a_clean_image_passes_untouched(pipeline: Pipeline) -> None:
+    decision = pipeline.decide(encode(clean_image()))
+    assert (decision.served.prediction.label, decision.flagged, decision.blocked) == ("red", False, False)
+    assert decision.neutralized is None
+    assert decision.served is decision.raw
+    np.testing.assert_array_equal(decision.raw.outputs.neutral_pixels, to_pixels(clean_image())[0])
+
+
+def test_sanitize_serves_the_recovered_label_and_keeps_the_flag(pipeline: Pipeline) -> None:
+    decision = pipeline.decide(encode(patched_image()))
+    assert decision.flagged
+    assert decision.raw.prediction.label == "blue"
+    assert decision.served.prediction.label == "red"
+    done = decision.neutralized
+    assert done is not None
+    assert (done.region, done.area) == ("roa", 36 / 256)
+    assert done.mask[4:10, 4:10].all()
+    assert not done.result.verdict.gated
+    assert decision.served.outputs.neutral_pixels[:, 5, 5].tolist() == [0.5, 0.5, 0.5]
+    assert decision.strongest_evidence in ("neuron_sensitivity", "margin_drop")
+
+
+def test_observe_serves_the_raw_label_and_reports_the_rest(bundle_folder: Path) -> None:
+    decision = with_policy(bundle_folder, policy="observe").decide(encode(patched_image()))
+    assert decision.served.prediction.label == "blue"
+    assert decision.neutralized is not None
+    assert decision.neutralized.result.prediction.label == "red"
+    assert decision.flagged
+    assert not decision.blocked
+
+
+def test_block_blocks_flagged_inputs_only(bundle_folder: Path) -> None:
+    pipeline = with_policy(bundle_folder, policy="block")
+    assert pipeline.decide(encode(patched_image())).blocked
+    clean = pipeline.decide(encode(clean_image()))
+    assert not clean.blocked
+    assert clean.served.prediction.label == "red"
+
+
+def test_below_the_gate_only_what_the_label_does_not_rest_on_is_neutralised(pipeline: Pipeline) -> None:
+    decision = pipeline.decide(encode(speckled_image()))
+    assert not decision.raw.verdict.gated
+    done = decision.neutralized
+    assert done is not None
+    assert done.region == "roa_minus_roi"
+    assert done.mask[2, 2]
+    assert not done.mask[3, 3]
+
+
+def test_an_image_that_stays_anomalous_is_not_served_neutralised(pipeline: Pipeline) -> None:
+    class Stubborn:
+        """An engine for which neutralising does not help."""
+
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def run(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> Any:
+            return self._engine.run(pixels, None)
+
+    stubborn = Pipeline(pipeline.bundle, Stubborn(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
+    decision = stubborn.decide(encode(patched_image()))
+    assert decision.neutralized is not None
+    assert decision.neutralized.result.verdict.gated
+    assert not decision.serve_neutralized
+    assert decision.served.prediction.label == "blue"
+
+
+def test_the_same_bytes_give_the_same_decision(pipeline: Pipeline) -> None:
+    first, second = (pipeline.decide(encode(patched_image())) for _ in range(2))
+    assert first.raw.verdict == second.raw.verdict
+    np.testing.assert_array_equal(first.served.outputs.saliency, second.served.outputs.saliency)
+
+
+def test_top_is_ranked_and_bounded(pipeline: Pipeline) -> None:
+    top = pipeline.decide(encode(clean_image())).top(2)
+    assert [prediction.label for prediction in top] == ["red", "green"]
+    assert top[0].probability > top[1].probability
+
+
+def test_batch_equals_singles(pipeline: Pipeline) -> None:
+    images = np.stack([clean_image(), patched_image(), speckled_image()])
+    masks = np.random.default_rng(0).random((3, 16, 16)) > 0.8
+    batch = pipeline.engine.run(to_pixels(images), masks)
+    for i, image in enumerate(images):
+        single = pipeline.engine.run(to_pixels(image), masks[i : i + 1])
+        for name, value in vars(batch).items():
+            np.testing.assert_allclose(value[i], vars(single)[name][0], rtol=1e-6, atol=1e-6)
+
+
+def test_engine_refuses_wrong_arrays(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="pixels: expected"):
+        pipeline.engine.run(np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(ValueError, match="pixels: expected"):
+        pipeline.engine.run(np.zeros((1, 3, 16, 16), np.float64))
+    with pytest.raises(ValueError, match="mask: expected"):
+        pipeline.engine.run(np.zeros((1, 3, 16, 16), np.float32), np.zeros((2, 16, 16), np.float32))
+    with pytest.raises(EngineError, match="not finite"):
+        pipeline.engine.run(np.full((1, 3, 16, 16), np.nan, np.float32))
