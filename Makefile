@@ -67,7 +67,7 @@ constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
 		--constraint build/constraints/serve.txt '.[training,test,lint]'
 	@$(call frozen,test)
 	@sort -u build/constraints/serve.txt build/constraints/test.txt > constraints.txt
-	@sed "s/^\(onnxruntime\)-gpu==.*/&; platform_machine == 'x86_64'\n\1; platform_machine != 'x86_64'/" \
+	@sed "s/^\(onnxruntime\)-gpu==.*/&; platform_machine == 'x86_64'\n\1>=1.23; platform_machine != 'x86_64'/" \
 		build/constraints/serve.txt > deploy/requirements.txt
 	@rm -rf build/constraints && wc -l constraints.txt deploy/requirements.txt
 

@@ -56,6 +56,19 @@ class RequestMiddleware:
             log.info("%s %s %r %d %.1f ms", request_id, scope["method"], scope["path"], status, milliseconds)
 
 
+class PrintablePathMiddleware:
+    """Replaces control characters in the path, which no route has and which no router's pattern matches."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].isprintable():
+            path = "".join(letter if letter.isprintable() else "\ufffd" for letter in scope["path"])
+            scope = {**scope, "path": path}
+        await self._app(scope, receive, send)
+
+
 class BodyLimitMiddleware:
     """Stops reading a body at `max_bytes` (413) or after `timeout` seconds (408); nothing larger is ever buffered.
 

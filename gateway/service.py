@@ -12,6 +12,7 @@ import bentoml
 from gateway import metrics
 from gateway.api import create_api
 from gateway.errors import PalisadeError
+from gateway.middleware import PrintablePathMiddleware
 from gateway.registry import load_registry
 from gateway.serving import CHECKED, abort_server, log_to_stderr
 from gateway.settings import load_settings
@@ -77,3 +78,7 @@ class Palisade:
     def close(self) -> None:
         """Let images in work finish."""
         api.state.workers.close()
+
+
+# Around BentoML's own router too, which would answer in its own shape what it can't match.
+Palisade.add_asgi_middleware(PrintablePathMiddleware)

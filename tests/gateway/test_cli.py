@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway import __version__
+from gateway.cli import TRAINING_COMMANDS, app
+from tests.gateway.tiny import clean_image, encode, patched_image
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[str, str]:
+    clean, patched = tmp_path / "clean.png", tmp_path / "patched.png"
+    clean.write_bytes(encode(clean_image()))
+    patched.write_bytes(encode(patched_image()))
+    return str(clean), str(patched)
+
+
+def test_help_lists_everything_without_training() -> None:
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("serve", "predict", "bundle", *TRAINING_COMMANDS):
+        assert command in result.output
+    assert runner.invoke(app, ["--version"]).output.strip() == f"palisade {__version__}"
+
+
+def test_training_commands_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without_torch(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] in ("training", "torch"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    monkeypatch.setattr("gateway.cli.importlib.import_module", without_torch)
+    result = runner.invoke(app, ["train", "config.yaml"])
+    assert result.exit_code == 2
+    assert "palisade-gateway[training]" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_predict_prints_a_table_json_and_panels(bundle_folder: Path, images: tuple[str, str], tmp_path: Path) -> None:
+    models = ["--models", str(bundle_folder)]
+    table = runner.invoke(app, ["predict", *images, *models, "--panel", str(tmp_path / "panels")])
+    assert table.exit_code == 0
+    assert "red" in table.output
+    assert (tmp_path / "panels" / "patched.panel.png").read_bytes().startswith(b"\x89PNG")
+    lines = runner.invoke(app, ["predict", *images, *models, "--json"]).output.splitlines()
+    flagged = {Path(entry["file"]).name: entry["verdict"]["flagged"] for entry in map(json.loads, lines)}
+    assert flagged == {"clean.png": False, "patched.png": True}
+
+
+def test_predict_reports_files_that_are_no_images(bundle_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("text")
+    result = runner.invoke(app, ["predict", str(text), str(tmp_path / "absent"), "-m", str(bundle_folder)])
+    assert result.exit_code == 1
+    assert "not PNG, JPEG, WebP or BMP" in result.output
+    assert "No such file" in result.output
+
+
+def test_bundle_commands(bundle_folder: Path, tmp_path: Path) -> None:
+    assert "colour classifier" in runner.invoke(app, ["bundle", "show", str(bundle_folder)]).output
+    assert "sound" in runner.invoke(app, ["bundle", "verify", str(bundle_folder)]).output
+    failed = runner.invoke(app, ["bundle", "verify", str(tmp_path)])
+    assert failed.exit_code == 2
+    assert "manifest.json: missing" in failed.output
+
+
+def test_serve_refuses_in_one_line(tmp_path: Path, bundle_folder: Path) -> None:
+    for arguments, said in (
+        (["--models", str(tmp_path / "absent")], "no such folder"),
+        (["--models", str(bundle_folder), "--alpha", "0.02"], "0.01, 0.05, 0.1"),
+        (["--models", str(bundle_folder), "--port", "0"], "PALISADE_PORT=0"),
+    ):
+        result = runner.invoke(app, ["serve", *arguments])
+        assert result.exit_code == 2
+        assert said in result.output.replace("\n", "")
+
+
+def test_the_service_imports_without_torch() -> None:
+    check = "import gateway.service, gateway.cli, sys; assert not {'torch', 'training'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
