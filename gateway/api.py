@@ -61,7 +61,11 @@ TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the
 def create_api(settings: Settings) -> FastAPI:
     """The application; it answers 503 `not_ready` until `app.state.registry` is set."""
     app = FastAPI(
-        title="Palisade", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        title="Palisade",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
         description="Image classification with a verdict, an explanation and neutralisation of what is suspected.",
     )
     app.state.registry = None
@@ -115,7 +119,8 @@ def _add_routes(app: FastAPI) -> None:
         return {"name": "palisade", "version": __version__, "links": links}
 
     @app.api_route(
-        "/{path:path}", include_in_schema=False,
+        "/{path:path}",
+        include_in_schema=False,
         methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"],
     )
     async def unknown(request: Request, path: str) -> Response:
@@ -227,5 +232,5 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     return problem_response(from_validation(error), request.scope)
 
 
-async def _on_disconnect(request: Request, error: Exception) -> Response:
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)  # nobody is left to read it; the status is for the log

@@ -112,7 +112,7 @@ class Policy(_Strict):
 
 
 class Manifest(_Strict):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: Name
     version: Version
     description: str = ""

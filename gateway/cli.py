@@ -107,8 +107,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
-    = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks."""
 
@@ -176,8 +177,11 @@ def predict(
             continue
         before = body.neutralization.before if body.neutralization.served else None
         table.add_row(
-            _plain(str(file)), _plain(body.prediction.label), f"{body.prediction.probability:.1%}",
-            f"{body.verdict.p_value:.4f}", "[bold red]yes[/]" if body.verdict.flagged else "no",
+            _plain(str(file)),
+            _plain(body.prediction.label),
+            f"{body.prediction.probability:.1%}",
+            f"{body.verdict.p_value:.4f}",
+            "[bold red]yes[/]" if body.verdict.flagged else "no",
             _plain(before.label) if before else "",
         )
     if not as_json and table.row_count:
@@ -223,7 +227,8 @@ def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.
     engine = Engine(bundle, device="cpu")
     seconds = engine.warm_up()
     files = len(bundle.manifest.files)
-    typer.echo(f"{path / MANIFEST}: {bundle.name} {bundle.version}, {files} files sound, graph runs ({seconds * 1e3:.1f} ms)")
+    what = f"{bundle.name} {bundle.version}, {files} files sound"
+    typer.echo(f"{path / MANIFEST}: {what}, graph runs ({seconds * 1e3:.1f} ms)")
 
 
 if __name__ == "__main__":

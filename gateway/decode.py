@@ -65,7 +65,7 @@ def decode_image(data: bytes, spec: InputSpec, limits: Limits = Limits()) -> np.
             pixels = np.asarray(_fit(_opaque(_upright(image), spec.channels), spec))
     except (ImageTooLarge, UndecodableImage):
         raise
-    except Exception as error:  # decoders of hostile bytes raise nearly anything, all of it the sender's
+    except Exception as error:  # noqa: BLE001  # decoders of hostile bytes raise nearly anything, all of it the sender's
         raise UndecodableImage(f"truncated or corrupt image: {_reason(error)}") from None
     return np.ascontiguousarray(pixels.reshape(spec.height, spec.width, spec.channels))
 
@@ -119,7 +119,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # corrupt EXIF says nothing about the pixels, which are decoded next
+    except Exception:  # noqa: BLE001  # corrupt EXIF says nothing about the pixels, which are decoded next
         return image
 
 

@@ -36,6 +36,10 @@ class GraphOutputs:
     scores: np.ndarray
     companion_logits: np.ndarray | None = None
 
+    def image(self, i: int) -> GraphOutputs:
+        """The outputs of image `i`, without the axis N."""
+        return GraphOutputs(**{name: value[i] for name, value in vars(self).items() if value is not None})
+
 
 class Engine:
     """One ONNX Runtime session of a bundle's defence graph; `run` may be called from several threads."""
@@ -107,7 +111,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError(f"ONNX Runtime cannot be imported ({error}): install onnxruntime-gpu or onnxruntime") from None
+        raise ConfigError(f"onnxruntime cannot be imported ({error}): install onnxruntime-gpu") from None
     return onnxruntime
 
 
@@ -126,7 +130,7 @@ def _open(path: Path, provider: str, threads: int) -> ort.InferenceSession:
         providers.insert(0, _PROVIDERS["cuda"])
     try:
         return runtime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime has a class of its own for each of its status codes
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of its own for each of its status codes
         raise BundleError(f"{path}: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from None
 
 

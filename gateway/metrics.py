@@ -26,7 +26,9 @@ neutralized_total = Counter(
 )
 p_value = Histogram("palisade_p_value", "Conformal p-value of inputs as they came.", ["model"], buckets=_P_VALUES)
 layer_deviation = Histogram(
-    "palisade_layer_deviation", "Deviation of neurons from the reference views.", ["model", "layer"],
+    "palisade_layer_deviation",
+    "Deviation of neurons from the reference views.",
+    ["model", "layer"],
     buckets=_DEVIATIONS,
 )
 stage_seconds = Histogram("palisade_stage_seconds", "Time by stage.", ["stage"], buckets=_SECONDS)
@@ -36,7 +38,9 @@ model_info = Gauge(
     "palisade_model_info", "1 for each model served.", ["model", "version", "provider"], multiprocess_mode="livemax"
 )
 expected_flag_rate = Gauge(
-    "palisade_expected_flag_rate", "Share of benign inputs flagged at most (alpha).", ["model"],
+    "palisade_expected_flag_rate",
+    "Share of benign inputs flagged at most (alpha).",
+    ["model"],
     multiprocess_mode="livemax",
 )
 

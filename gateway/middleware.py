@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -123,7 +122,7 @@ class _Body:
             raise self._too_large(f"more than {self._max_bytes}")
         return message
 
-    def lingering(self, send: Send) -> Callable[[Message], object]:
+    def lingering(self, send: Send) -> Send:
         async def reply(message: Message) -> None:
             if self._complete:
                 await send(message)

@@ -137,7 +137,12 @@ def _key(draw: ImageDraw.ImageDraw, at: tuple[int, int], colour: tuple[int, int,
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, *, size: int,
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    width: int,
+    *,
+    size: int,
     fill: tuple[int, int, int] = _INK,
 ) -> None:
     """Draw `text` in at most `width` pixels, shortened with an ellipsis."""

@@ -175,7 +175,7 @@ class Pipeline:
 
     def _pass(self, batch: GraphOutputs) -> Pass:
         verdict = self.judge.judge(batch.scores, batch.layer_deviation)[0]
-        outputs = GraphOutputs(**{k: None if v is None else v[0] for k, v in vars(batch).items()})
+        outputs = batch.image(0)
         probabilities = softmax(outputs.logits)
         companion = None
         if outputs.companion_logits is not None:

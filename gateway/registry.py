@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gateway.bundle import MANIFEST, load_bundle, read_manifest
@@ -33,7 +33,7 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self._pipelines)
 
-    def __iter__(self) -> Iterable[Pipeline]:
+    def __iter__(self) -> Iterator[Pipeline]:
         return (self._pipelines[name] for name in self.names)
 
     def get(self, name: str | None = None) -> Pipeline:
@@ -83,13 +83,12 @@ def load_registry(settings: Settings) -> Registry:
         try:
             pipeline = load_pipeline(folder, settings)
         except BundleError as error:
-            log.error("bundle refused: %s", error.detail)
+            log.error("bundle refused: %s", error.detail)  # noqa: TRY400  # the reason is enough
             refused.append(error.detail)
             continue
-        if pipeline.bundle.name in pipelines:
-            log.warning("%s: %s %s is served already", folder, pipeline.bundle.name, pipelines[pipeline.bundle.name].bundle.version)
-            continue
-        pipelines[pipeline.bundle.name] = pipeline
+        served = pipelines.setdefault(pipeline.bundle.name, pipeline)
+        if served is not pipeline:
+            log.warning("%s: not served, %s %s is", folder, served.bundle.name, served.bundle.version)
     if not pipelines:
         where = ", ".join(map(str, settings.models))
         raise ConfigError(f"no bundle to serve in {where}" + (f"; first problem: {refused[0]}" if refused else ""))

@@ -127,9 +127,7 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
             **_neutral_pictures(decision.neutralized),
             "companion": None
             if companion is None
-            else schemas.CompanionOpinion(
-                **_score(companion).model_dump(), agrees=companion.index == prediction.index
-            ),
+            else schemas.CompanionOpinion(**_score(companion).model_dump(), agrees=companion.index == prediction.index),
         }
     )
 

@@ -45,7 +45,7 @@ class Palisade:
         log_to_stderr()
         threading.Thread(target=self._load, name="palisade-load", daemon=True).start()
 
-    @bentoml.on_deployment
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
         """Before any worker starts: settings and bundles must give something to serve."""
@@ -74,11 +74,11 @@ class Palisade:
     def __is_ready__(self) -> bool:
         return api.state.registry is not None
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Let images in work finish."""
         api.state.workers.close()
 
 
 # Around BentoML's own router too, which would answer in its own shape what it can't match.
-Palisade.add_asgi_middleware(PrintablePathMiddleware)
+Palisade.add_asgi_middleware(PrintablePathMiddleware)  # type: ignore[attr-defined]

@@ -14,12 +14,19 @@ from gateway.errors import ConfigError
 DEFAULT_MODEL = "gtsrb"
 
 
+def shipped_models() -> list[Path]:
+    """`models` of the working directory, or else beside the package, where a checkout and a bento keep it."""
+    beside = Path(__file__).resolve().parents[1] / "models"
+    here = Path("models")
+    return [beside if beside.is_dir() and not here.is_dir() else here]
+
+
 class Settings(BaseSettings):
     """Settings of one gateway process; each field is `PALISADE_<FIELD>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="PALISADE_", frozen=True, extra="ignore")
 
-    models: Annotated[list[Path], NoDecode] = Field(default=[Path("models")], min_length=1)
+    models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
     """Folders of bundles, or single bundles, separated like PATH."""
     default_model: str | None = None
     """Model of requests that name none; unset: `gtsrb` if it is served, else the first by name."""

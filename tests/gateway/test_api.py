@@ -68,8 +68,14 @@ def test_plain_prediction(api: FastAPI) -> None:
     assert [entry["index"] for entry in body["top"]] == [0, 1, 2]
     assert body["verdict"]["flagged"] is False
     assert body["neutralization"] == {
-        "applied": False, "served": False, "region": None, "area": 0.0, "before": None, "after": None,
-        "changed": False, "p_value": None,
+        "applied": False,
+        "served": False,
+        "region": None,
+        "area": 0.0,
+        "before": None,
+        "after": None,
+        "changed": False,
+        "p_value": None,
     }
     assert body["explanation"] is None
     timing = body["timing_ms"]
@@ -149,7 +155,10 @@ def test_models(api: FastAPI) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("top_k=-1", "top_k"), ("top_k=0", "greater than or equal to 1"), ("top_k=4", "1 to 3"), ("top_k=x", "integer"),
+        ("top_k=-1", "top_k"),
+        ("top_k=0", "greater than or equal to 1"),
+        ("top_k=4", "1 to 3"),
+        ("top_k=x", "integer"),
         ("explain=some", "'none', 'saliency' or 'all'"),
     ],
 )
@@ -179,7 +188,9 @@ def test_block_policy_answers_403(bundle_folder: Path) -> None:
     app.state.registry = Registry([pipeline])
     before = value("palisade_requests_total", model="tiny", outcome="blocked")
     assert "p-value" in problem(call(app, "POST", "/v1/predict", content=PATCHED), 403, "blocked_by_policy")
-    problem(call(app, "POST", "/v1/explain", content=PATCHED, headers={"Accept": "image/png"}), 403, "blocked_by_policy")
+    problem(
+        call(app, "POST", "/v1/explain", content=PATCHED, headers={"Accept": "image/png"}), 403, "blocked_by_policy"
+    )
     assert call(app, "POST", "/v1/predict", content=CLEAN).status_code == 200
     assert value("palisade_requests_total", model="tiny", outcome="blocked") == before + 2
 
@@ -203,7 +214,15 @@ def test_decisions_and_refusals_are_counted(api: FastAPI) -> None:
     call(api, "POST", "/v1/predict", content=b"")
     grown = {key: value(name, **labels) - before[key] for key, (name, labels) in series.items()}
     assert grown == {
-        "ok": 1, "flagged": 1, "rejected": 1, "red": 2, "changed": 1, "p": 2, "stem": 2, "engine": 2, "respond": 2,
+        "ok": 1,
+        "flagged": 1,
+        "rejected": 1,
+        "red": 2,
+        "changed": 1,
+        "p": 2,
+        "stem": 2,
+        "engine": 2,
+        "respond": 2,
         "empty": 1,
     }
     text = call(api, "GET", "/metrics").text

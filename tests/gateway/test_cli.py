@@ -37,7 +37,7 @@ def test_training_commands_say_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     original = builtins.__import__
 
     def without_torch(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] in ("training", "torch"):
+        if name.split(".", maxsplit=1)[0] in ("training", "torch"):
             raise ModuleNotFoundError(f"No module named {name!r}")
         return original(name, *args, **kwargs)
 

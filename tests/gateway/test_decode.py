@@ -75,8 +75,12 @@ def test_extreme_aspect_ratios() -> None:
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = Image.fromarray(picture())
     inverse = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }
     stored = upright.transpose(inverse[orientation]) if orientation in inverse else upright
@@ -162,8 +166,10 @@ def png_bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(5_000, 3_201), (10_000, 5_000), (60_000, 60_000)])
 def test_bombs_are_refused_by_their_header(size: tuple[int, int]) -> None:
     width, height = size
-    data = png_bomb(width, height) if width * height < 10**8 else png_bomb(1, 1).replace(
-        struct.pack(">II", 1, 1), struct.pack(">II", width, height)
+    data = (
+        png_bomb(width, height)
+        if width * height < 10**8
+        else png_bomb(1, 1).replace(struct.pack(">II", 1, 1), struct.pack(">II", width, height))
     )
     with pytest.raises((ImageTooLarge, UndecodableImage)):
         decode_image(data, SPEC)

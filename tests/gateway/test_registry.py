@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.bundle import load_bundle
 from gateway.cores import quota, threads_per_worker, usable_cores
 from gateway.engine import choose_provider
-from gateway.bundle import load_bundle
 from gateway.errors import BundleError, ConfigError, UnknownModel
 from gateway.ids import new_id
 from gateway.registry import load_registry

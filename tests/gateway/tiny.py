@@ -42,11 +42,18 @@ LAYERS = ["stem", "stage1"]
 def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
     """The graph; see the module's docstring."""
     constants = {
-        "one": np.float32(1.0), "half": np.float32(0.5), "two": np.float32(2.0), "high": np.float32(0.98),
-        "ten": np.float32(10.0), "weights": np.array([10.0, 10.0, 40.0], np.float32),
-        "channel": np.array([1], np.int64), "plane": np.array([2, 3], np.int64), "area": np.array([1, 2], np.int64),
+        "one": np.float32(1.0),
+        "half": np.float32(0.5),
+        "two": np.float32(2.0),
+        "high": np.float32(0.98),
+        "ten": np.float32(10.0),
+        "weights": np.array([10.0, 10.0, 40.0], np.float32),
+        "channel": np.array([1], np.int64),
+        "plane": np.array([2, 3], np.int64),
+        "area": np.array([1, 2], np.int64),
         "zero_index": np.array(0, np.int64),
     }
+
     def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(op, inputs, [output], **attributes)
 
@@ -75,11 +82,13 @@ def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
         node("Concat", ["share", "share10", "share"], "scores", axis=1),
         node("Concat", ["share10", "share"], "layer_deviation", axis=1),
     ]
+
     def tensor(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     graph = helper.make_graph(
-        nodes, "tiny",
+        nodes,
+        "tiny",
         [tensor(name, shape) for name, shape in expected_inputs(InputSpec(height=size, width=size)).items()],
         [tensor(spec.name, spec.shape) for spec in output_specs(size)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -92,9 +101,15 @@ def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
 def output_specs(size: int = SIZE) -> list[TensorSpec]:
     k = len(CLASSES)
     shapes: dict[str, list[int | str]] = {
-        "logits": ["N", k], "companion_logits": ["N", k], "saliency": ["N", size, size], "roi": ["N", size, size],
-        "roa": ["N", size, size], "roa_score": ["N"], "neutral_pixels": ["N", 3, size, size],
-        "layer_deviation": ["N", len(LAYERS)], "scores": ["N", len(SCORES)],
+        "logits": ["N", k],
+        "companion_logits": ["N", k],
+        "saliency": ["N", size, size],
+        "roi": ["N", size, size],
+        "roa": ["N", size, size],
+        "roa_score": ["N"],
+        "neutral_pixels": ["N", 3, size, size],
+        "layer_deviation": ["N", len(LAYERS)],
+        "scores": ["N", len(SCORES)],
     }
     return [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
 
@@ -112,13 +127,25 @@ def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", se
     arrays = {"cpu-fp32/components": components, "cpu-fp32/fused": fused, "cpu-fp32/layers": layers}
     np.savez(folder / "calibration.npz", **arrays)
     calibration = Calibration(
-        provider="cpu", precision="fp32", graph_sha256=file_sha256(folder / "defense.onnx"), fused=FUSED,
+        provider="cpu",
+        precision="fp32",
+        graph_sha256=file_sha256(folder / "defense.onnx"),
+        fused=FUSED,
         cutoffs=[Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)],
-        n=400, groups=40, n_select=200, design_effect=1.0, roa_threshold=0.005, date=date(2025, 1, 1),
+        n=400,
+        groups=40,
+        n_select=200,
+        design_effect=1.0,
+        roa_threshold=0.005,
+        date=date(2025, 1, 1),
     )
     manifest = Manifest(
-        name=name, version=version, description="A colour classifier for tests.", created=date(2025, 1, 1),
-        classes=CLASSES, input=InputSpec(height=SIZE, width=SIZE),
+        name=name,
+        version=version,
+        description="A colour classifier for tests.",
+        created=date(2025, 1, 1),
+        classes=CLASSES,
+        input=InputSpec(height=SIZE, width=SIZE),
         graph=GraphSpec(
             inputs=[
                 TensorSpec(name=key, dtype="float32", shape=shape)
@@ -126,8 +153,12 @@ def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", se
             ],
             outputs=output_specs(),
         ),
-        scores=SCORES, layers=[MonitoredLayer(name=layer, channels=4, sensitive=[0]) for layer in LAYERS],
-        companion=True, calibrations=[calibration], policy=Policy(**policy), files=hash_files(folder),
+        scores=SCORES,
+        layers=[MonitoredLayer(name=layer, channels=4, sensitive=[0]) for layer in LAYERS],
+        companion=True,
+        calibrations=[calibration],
+        policy=Policy(**policy),
+        files=hash_files(folder),
     )
     write_manifest(folder, manifest)
     return folder
