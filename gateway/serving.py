@@ -26,7 +26,7 @@ def server_command(settings: Settings) -> list[str]:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """Environment of the server: this process's, with the (checked) `settings` as `PALISADE_*` and BentoML's telemetry off."""
+    """Our environment, with the (checked) `settings` as `PALISADE_*` and without BentoML's telemetry."""
     environment = dict(os.environ)
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
     for name, value in settings.model_dump(exclude_defaults=True).items():
