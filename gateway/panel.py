@@ -48,13 +48,13 @@ def _tiles(decision: Decision) -> list[_Tile]:
     regions = _outlined(source, decision.raw.outputs.roi, _ROI)
     regions = _outlined(regions, decision.raw.outputs.roa, _ROA)
     tiles = [
-        _Tile(source, "Input", f"{raw.label}, {raw.probability:.1%}"),
+        _Tile(source, "Input", f"{raw.probability:.1%} {raw.label}"),
         _Tile(_overlaid(shown, decision.served.outputs.saliency), f"Why {served.label}", where, "scale"),
         _Tile(regions, "Regions", "", "regions"),
     ]
     if done is not None:
         after = done.result.prediction
-        note = f"{after.label}, {after.probability:.1%}"
+        note = f"{after.probability:.1%} {after.label}"
         tiles.append(_Tile(neutral, f"Neutralised ({done.area:.1%} of the image)", note))
     return tiles
 

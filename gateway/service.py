@@ -9,7 +9,7 @@ import threading
 
 import bentoml
 
-from gateway import metrics
+from gateway import metrics, worker_metrics
 from gateway.api import create_api
 from gateway.errors import PalisadeError
 from gateway.middleware import PrintablePathMiddleware
@@ -43,12 +43,14 @@ class Palisade:
 
     def __init__(self) -> None:
         log_to_stderr()
+        worker_metrics.forget_dead_workers()
         threading.Thread(target=self._load, name="palisade-load", daemon=True).start()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
         """Before any worker starts: settings and bundles must give something to serve."""
+        worker_metrics.make_folder()
         if os.environ.get(CHECKED):
             return
         log_to_stderr()

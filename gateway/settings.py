@@ -16,8 +16,9 @@ DEFAULT_MODEL = "gtsrb"
 
 def shipped_models() -> list[Path]:
     """`models` of the working directory, or else beside the package, where a checkout and a bento keep it."""
+    # Absolute at once: BentoML changes the working directory while it imports a bento.
+    here = Path("models").absolute()
     beside = Path(__file__).resolve().parents[1] / "models"
-    here = Path("models")
     return [beside if beside.is_dir() and not here.is_dir() else here]
 
 

@@ -53,13 +53,13 @@ class Server:
         return max(peaks)
 
 
-def start(models: Path, folder: Path, **settings: object) -> Server:
+def start(models: Path, folder: Path, *, home: Path | None = None, **settings: object) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     chosen = Settings(models=[models], port=port, threads=1, **settings)
     log = folder / "server.log"
-    environment = {**server_environment(chosen), "BENTOML_HOME": str(folder), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder), "BENTOML_DO_NOT_TRACK": "True"}
     with log.open("wb") as file:
         process = subprocess.Popen(
             server_command(chosen), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
@@ -246,6 +246,7 @@ def test_many_at_once(server: Server) -> None:
 
 def test_two_workers_share_metrics_and_stop_cleanly(tmp_path: Path) -> None:
     write_bundle(tmp_path / "models" / "tiny")
+    (tmp_path / "second").mkdir()
     running = start(tmp_path / "models", tmp_path, workers=2)
     try:
         wait_until_ready(running)
@@ -260,6 +261,13 @@ def test_two_workers_share_metrics_and_stop_cleanly(tmp_path: Path) -> None:
         codes = asyncio.run(send(20))
         # A worker that still loads says so.
         assert set(codes) <= {200, 503}
+        # Another server in the same BentoML home must not erase the counts of this one.
+        second = start(tmp_path / "models", tmp_path / "second", home=tmp_path)
+        try:
+            wait_until_ready(second)
+            assert second.metrics()['palisade_requests_total{model="tiny",outcome="ok"}'] == 0
+        finally:
+            stop(second)
         counted = running.metrics()['palisade_requests_total{model="tiny",outcome="ok"}']
         assert counted == codes.count(200) > 0
     finally:
