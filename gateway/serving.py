@@ -63,7 +63,8 @@ def log_to_stderr() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # Pillow warns about odd uploads (corrupt EXIF and the like); the answer tells the sender what matters.
+    # Pillow and the parser of forms warn about odd uploads; the answer tells the sender what matters.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 

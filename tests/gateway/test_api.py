@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import random
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_multipart(api: FastAPI) -> None:
     problem(broken, 422, "bad_parameter")
     two = {"files": [("image", ("a.png", CLEAN, "image/png")), ("image", ("b.png", CLEAN, "image/png"))]}
     problem(call(api, "POST", "/v1/predict", **two), 422, "bad_parameter")
+
+
+def test_mangled_forms_are_the_senders_fault(api: FastAPI) -> None:
+    part = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    rng = random.Random(0)
+    for _ in range(100):
+        body = bytearray(part + CLEAN + b"\r\n--B--\r\n")
+        for _ in range(rng.randint(1, 6)):
+            body[rng.randrange(len(part))] = rng.randrange(256)
+        boundary = rng.choice([b"B", b"B", b"B", b"", b'"\xff\xfe"', b"x" * 300])
+        headers = {"Content-Type": b"multipart/form-data; boundary=" + boundary}
+        response = call(
+            api, "POST", "/v1/predict", content=bytes(body[: len(body) - rng.choice([0, 0, 50])]), headers=headers
+        )
+        assert response.status_code in (200, 400, 415, 422), (bytes(body), boundary)
 
 
 def test_explain_answers_json_or_a_picture(api: FastAPI) -> None:
