@@ -224,7 +224,7 @@ def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.
     from gateway.engine import Engine
 
     bundle = load_bundle(path)
-    engine = Engine(bundle, device="cpu")
+    engine = Engine.open(bundle, device="cpu")
     seconds = engine.warm_up()
     files = len(bundle.manifest.files)
     what = f"{bundle.name} {bundle.version}, {files} files sound"

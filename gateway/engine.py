@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gateway.bundle import Bundle, TensorSpec
+from gateway.bundle import Bundle, GraphSpec, InputSpec, TensorSpec
+from gateway.cores import threads_per_worker
 from gateway.errors import BundleError, ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
+Provider = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -44,23 +46,41 @@ class GraphOutputs:
 class Engine:
     """One ONNX Runtime session of a bundle's defence graph; `run` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int = 1) -> None:
-        self._spec = bundle.manifest.input
-        self._path = bundle.path / bundle.manifest.graph.file
-        self.provider = choose_provider(bundle, device)
-        self.precision = "fp32"
-        self._session = _open(self._path, self.provider, threads)
+    def __init__(
+        self, path: Path, graph: GraphSpec, spec: InputSpec, *, provider: Provider = "cpu", threads: int = 0
+    ) -> None:
+        """Open the graph at `path`, which must have the signature `graph`; calibration does so before a bundle exists.
+
+        `threads` 0 means every core that this process may use. Raises `BundleError` naming the file, or `ConfigError`
+        when ONNX Runtime does not give the provider.
+        """
+        self._spec = spec
+        self._path = path
+        self.provider: Provider = provider
+        self.precision: Literal["fp32"] = "fp32"
+        self._session = _open(path, provider, threads_per_worker(threads, 1))
         active = self._session.get_providers()
-        if _PROVIDERS[self.provider] not in active:
-            if device == "cuda":
-                raise ConfigError(f"PALISADE_DEVICE=cuda: ONNX Runtime fell back to {', '.join(active)}")
-            log.warning("%s: CUDA did not start, using the CPU", self._path)
-            self.provider = "cpu"
-        graph = bundle.manifest.graph
-        _check_signature(self._path, "input", graph.inputs, self._session.get_inputs())
-        _check_signature(self._path, "output", graph.outputs, self._session.get_outputs())
+        if _PROVIDERS[provider] not in active:
+            raise ConfigError(f"{path}: ONNX Runtime did not start {provider}, only {', '.join(active)}")
+        _check_signature(path, "input", graph.inputs, self._session.get_inputs())
+        _check_signature(path, "output", graph.outputs, self._session.get_outputs())
         self._outputs = [tensor.name for tensor in graph.outputs if tensor.name in GraphOutputs.__dataclass_fields__]
         self._shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, device: Device = "auto", threads: int = 0) -> Engine:
+        """The engine of a bundle, on a provider that it was calibrated for; `auto` falls back to the CPU."""
+        manifest = bundle.manifest
+        path = bundle.path / manifest.graph.file
+        provider = choose_provider(bundle, device)
+        try:
+            return cls(path, manifest.graph, manifest.input, provider=provider, threads=threads)
+        except ConfigError as error:
+            if device != "auto" or provider == "cpu":
+                raise
+            log.warning("%s; using the CPU", error.detail)
+            bundle.calibration("cpu")
+            return cls(path, manifest.graph, manifest.input, provider="cpu", threads=threads)
 
     def run(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> GraphOutputs:
         """Run the graph on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
@@ -95,7 +115,7 @@ class Engine:
         return seconds
 
 
-def choose_provider(bundle: Bundle, device: Device) -> Literal["cpu", "cuda"]:
+def choose_provider(bundle: Bundle, device: Device) -> Provider:
     """`cuda` where asked for, or where a GPU, the provider and a calibration for it exist; else `cpu`."""
     if device != "auto":
         bundle.calibration(device)

@@ -61,7 +61,7 @@ def find_bundles(roots: Iterable[Path]) -> list[Path]:
 def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     """Load, check and warm up one bundle; `BundleError` names the file, `ConfigError` the setting that is wrong."""
     bundle = load_bundle(folder)
-    engine = Engine(bundle, device=settings.device, threads=threads_per_worker(settings.threads, settings.workers))
+    engine = Engine.open(bundle, device=settings.device, threads=threads_per_worker(settings.threads, settings.workers))
     calibration = bundle.calibration(engine.provider, engine.precision)
     try:
         judge = Judge(bundle, calibration, alpha=settings.alpha)

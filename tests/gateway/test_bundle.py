@@ -113,7 +113,7 @@ def test_a_graph_that_is_no_graph_is_named(folder: Path) -> None:
     (folder / "defense.onnx").write_bytes(b"not a graph")
     edit_manifest(folder, nothing, rehash=True)
     with pytest.raises(BundleError, match=r"defense\.onnx: ONNX Runtime refuses"):
-        Engine(load_bundle(folder))
+        Engine.open(load_bundle(folder))
 
 
 @pytest.mark.parametrize(
@@ -131,5 +131,5 @@ def test_the_graphs_signature_must_be_the_manifests(folder: Path, change: Any, m
     assert onnx.load(folder / "defense.onnx")
     edit_manifest(folder, nothing, rehash=True)
     with pytest.raises(BundleError, match=message) as error:
-        Engine(load_bundle(folder)).warm_up()
+        Engine.open(load_bundle(folder)).warm_up()
     assert "defense.onnx" in error.value.detail
