@@ -35,7 +35,8 @@ class Adversary(_Strict):
 
     eps: float = Field(8.0, ge=0, le=255, description="of 255")
     steps: int = Field(3, ge=1, le=100)
-    clean_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy on the clean images")
+    clean_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy on clean images")
+    clean_fraction: float = Field(0.5, gt=0, le=1, description="of the batch, for the clean term")
 
 
 class MaskAugmentation(_Strict):
@@ -118,7 +119,8 @@ class Recipe(_Strict):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average for one step; 0 switches it off")
     precision: Literal["fp32", "bf16"] = "bf16"
     augmentation: Augmentation = Augmentation()
-    teacher: str | None = Field(None, description="run folder of the teacher of the selective term")
+    init: str | None = Field(None, description="name of the finished run whose weights training starts from")
+    teacher: str | None = Field(None, description="name of the finished run that is the teacher of the selective term")
 
     @property
     def epochs(self) -> int:

@@ -7,6 +7,7 @@ its last checkpoint ends with the same weights as one that was not.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.attacks.pgd import training_pgd
@@ -43,19 +45,31 @@ def to_tensor(x: np.ndarray) -> Tensor:
 class Trainer:
     """One run of `recipe` on `data` in the run folder `out`."""
 
-    def __init__(self, recipe: Recipe, data: Dataset, out: Path, *, teacher: nn.Module | None = None) -> None:
-        self.recipe, self.data, self.out = recipe, data, out
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        out: Path,
+        *,
+        teacher: nn.Module | None = None,
+        init: nn.Module | None = None,
+    ) -> None:
+        self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
         torch.manual_seed(recipe.seed)
+        # Weights that decay towards zero pass through subnormal numbers, which a CPU computes a hundred times slower.
+        torch.set_flush_denormal(True)
         pixels = data.train.x.reshape(-1, data.train.x.shape[-1]) / 255.0
         self.model = build_model(
             recipe.model, classes=len(data.classes), mean=pixels.mean(0).tolist(), std=pixels.std(0).tolist()
         ).to(memory_format=torch.channels_last)
+        if init is not None:
+            self.model.load_state_dict(init.state_dict())
         self.average = copy.deepcopy(self.model)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
         )
         self.x, self.y = data.train.x, torch.from_numpy(data.train.y)
-        self.maps = self._teacher_maps(teacher)
+        self.maps: Tensor | None = None
         self.sensitive: dict[str, Tensor] = {}
 
     def run(self, report: Report = lambda event: None) -> SmallResNet:
@@ -93,18 +107,24 @@ class Trainer:
         path.write_text(content, "utf-8")
         (self.out / "data.json").write_text(json.dumps(self.data.describe(), indent=1), "utf-8")
 
-    def _teacher_maps(self, teacher: nn.Module | None) -> Tensor | None:
-        terms = [stage.terms.selective for stage in self.recipe.stages if stage.terms.selective]
-        if not terms:
-            return None
-        if teacher is None:
+    def _teacher_maps(self, grid: int) -> Tensor:
+        """Perturbation saliency (N, grid, grid) of the training images by the frozen teacher, computed once and kept."""
+        if self.teacher is None:
             raise TrainingError("the selective term needs a teacher: name its run folder in the recipe (`teacher:`)")
+        teacher, digest = self.teacher, hashlib.sha256(self.x.tobytes())
+        for tensor in teacher.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        path = self.out / f"teacher-maps-{grid}-{digest.hexdigest()[:16]}.safetensors"
+        if path.is_file():
+            return load_file(path)["maps"]
         with frozen(teacher), torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             parts = [
-                perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=terms[0].grid)
+                perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=grid)
                 for part in np.array_split(self.x, max(1, len(self.x) // 256))
             ]
-        return torch.cat(parts)
+        maps = torch.cat(parts)
+        save_file({"maps": maps}, path)
+        return maps
 
     def _lr(self, stage: Stage, epoch: int, batch: int, batches: int) -> float:
         """One cycle by stage: a linear warm-up over the first tenth, then a cosine to zero."""
@@ -113,6 +133,7 @@ class Trainer:
 
     def _epoch(self, stage: Stage, epoch: int, number: int, report: Report) -> dict[str, Any]:
         generator = seeded(self.recipe.seed, number)
+        self.maps = self._teacher_maps(stage.terms.selective.grid) if stage.terms.selective else None
         if stage.terms.sns:
             self.sensitive = self._rank_neurons(stage, number)
         order = torch.randperm(len(self.y), generator=generator)
@@ -164,9 +185,11 @@ class Trainer:
         adv = adv.contiguous(memory_format=torch.channels_last)
         losses = {"adversarial": adv}
         if adversary.clean_weight:
-            logits = self._predict(torch.cat([adv, x]))
+            part = max(1, round(adversary.clean_fraction * len(x)))
+            logits = self._predict(torch.cat([adv, x[:part]]))
             losses["ce_adv"] = F.cross_entropy(logits[: len(x)], y, label_smoothing=smoothing)
-            losses["ce_clean"] = adversary.clean_weight * F.cross_entropy(logits[len(x) :], y, label_smoothing=smoothing)
+            clean = F.cross_entropy(logits[len(x) :], y[:part], label_smoothing=smoothing)
+            losses["ce_clean"] = adversary.clean_weight * clean
         else:
             losses["ce_adv"] = F.cross_entropy(self._predict(adv), y, label_smoothing=smoothing)
         return losses

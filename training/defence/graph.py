@@ -79,7 +79,11 @@ class DefenceGraph(nn.Module):
     def detector_scores(
         self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L). Differentiable, for adaptive attacks."""
+        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L). Differentiable, for adaptive attacks.
+
+        The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
+        best (docs/methods.md, "Which layers").
+        """
         label = served_one_hot(logits.detach())
         view_logits, view_taps = self.network.taps(reference_views(x))
         view_margin = one_hot_margin(view_logits, label.repeat(len(SHIFTS), 1)).reshape(len(SHIFTS), -1)
@@ -90,8 +94,8 @@ class DefenceGraph(nn.Module):
         features = taps[self.layers[-1]].mean((2, 3)) @ self.whiten.T
         distance = (features - label @ self.class_means).pow(2).sum(1)
         doubt = -one_hot_margin(companion_logits, label)
-        scores = torch.stack([margin_drop, top_mean(z), distance, doubt], 1)
-        return scores, torch.stack([top_mean(part) for part in parts], 1)
+        deviation = torch.stack([top_mean(part) for part in parts], 1)
+        return torch.stack([margin_drop, deviation[:, -1], distance, doubt], 1), deviation
 
     def region_of_attack(self, x: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The window (N, H, W) and its absolute, benign-normalised concentration (N,)."""

@@ -1,0 +1,132 @@
+"""Calibration: benign scores of held-out images, taken through the served path, become p-values and cutoffs.
+
+Component p-values come from the select split, the fused ones from the calibrate split (images not used for fusing).
+Images of one group (a physical sign's track, a patient, a camera) are alike, so n images are worth fewer independent
+ones; the design effect is measured by a bootstrap over groups and the Beta bound uses the effective n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import beta
+
+from gateway.bundle import Calibration, Cutoff, Manifest
+from gateway.engine import Engine, GraphOutputs
+from gateway.verdict import component_p, conformal_p, fisher
+from training.data import Dataset, Split
+from training.errors import TrainingError
+from training.scoring import run_images
+
+ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
+CONFIDENCE = 0.9
+ROA_QUANTILE = 0.999
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BenignScores:
+    """Outputs of the select and calibrate splits and the groups of the latter."""
+
+    select: GraphOutputs
+    calibrate: GraphOutputs
+    groups: np.ndarray
+
+
+def benign_scores(engine: Engine, manifest: Manifest, data: Dataset, progress: Progress) -> BenignScores:
+    """Both splits through decoder and session."""
+
+    def run(name: str, split: Split) -> GraphOutputs:
+        return run_images(engine, split.x, manifest.input, progress=lambda done, total: progress(name, done, total))
+
+    return BenignScores(run("select", data.select), run("calibrate", data.calibrate), data.calibrate.group)
+
+
+def calibrate(
+    scores: BenignScores,
+    *,
+    names: Sequence[str],
+    fused: Sequence[str],
+    provider: str,
+    graph_sha256: str,
+    out: Path,
+    seed: int = 0,
+    today: date | None = None,
+) -> Calibration:
+    """Write `calibration.npz` into `out` and return its entry of the manifest.
+
+    `fused` names the scores that Fisher's statistic combines. Raises `TrainingError` with fewer than 20 images or 2 groups.
+    """
+    n, groups = len(scores.groups), len(np.unique(scores.groups))
+    if n < 20 or groups < 2 or len(scores.select.scores) < 20:
+        raise TrainingError(f"calibration needs 20 images in 2 groups, has {n} in {groups}")
+    components = np.sort(scores.select.scores.astype(np.float64), axis=0)
+    columns = [list(names).index(name) for name in fused]
+    p = component_p(components[:, columns], scores.calibrate.scores[:, columns].astype(np.float64))
+    statistic = fisher(p)
+    effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
+    key = f"{provider}-fp32"
+    np.savez(
+        out / "calibration.npz",
+        allow_pickle=False,
+        **{
+            f"{key}/components": components,
+            f"{key}/fused": np.sort(statistic),
+            f"{key}/layers": np.sort(scores.select.layer_deviation.astype(np.float64), axis=0),
+        },
+    )
+    return Calibration.model_validate(
+        {
+            "provider": provider,
+            "precision": "fp32",
+            "graph_sha256": graph_sha256,
+            "fused": list(fused),
+            "cutoffs": [
+                Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
+            ],
+            "n": n,
+            "groups": groups,
+            "n_select": len(components),
+            "design_effect": effect,
+            "roa_threshold": float(np.quantile(scores.calibrate.roa_score, ROA_QUANTILE)),
+            "date": today or date.today(),
+        }
+    )
+
+
+def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONFIDENCE) -> float:
+    """Largest conformal p-value at which flagging keeps the false-positive rate at or below `alpha`.
+
+    With k of `n` benign scores at or above a threshold, the rate above it is Beta(k + 1, n - k) distributed; the bound
+    takes n down to the `effective` number of independent images. At least the smallest p-value, 1 / (n + 1), is returned:
+    an input more anomalous than every benign one is always flagged.
+    """
+    k = np.arange(n)
+    a = k / n * effective + 1
+    bound = beta.ppf(confidence, a, np.maximum(effective + 1 - a, 1e-9))
+    allowed = np.flatnonzero(bound <= alpha)
+    return float((1 + (allowed[-1] if len(allowed) else 0)) / (n + 1))
+
+
+def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, seed: int, draws: int = 500) -> float:
+    """Variance of the share above the (1 - alpha) quantile under resampling of groups, over that of single images, >= 1."""
+    above = (statistic >= np.quantile(statistic, 1 - alpha)).astype(float)
+    _, index = np.unique(groups, return_inverse=True)
+    hits, sizes = np.bincount(index, weights=above), np.bincount(index)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(sizes), (draws, len(sizes)))
+    rates = hits[picks].sum(1) / sizes[picks].sum(1)
+    rate = above.mean()
+    return float(max(1.0, rates.var() / (rate * (1 - rate) / len(above))))
+
+
+def fused_p(select: np.ndarray, calibrate_: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Fused p-values (N,) of scores (N, S) from benign select (n, S) and calibrate (m, S) scores; for choosing a fusion."""
+    components = np.sort(select, axis=0)
+    benign = np.sort(fisher(component_p(components, calibrate_)))
+    return conformal_p(benign, fisher(component_p(components, scores)))
