@@ -27,7 +27,7 @@ class Augmentation(BaseModel):
 def augment(
     x: Tensor, settings: Augmentation, generator: torch.Generator, maps: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Augment images (N, C, H, W) in [0, 1] and, by the same geometry, maps (N, M, H, W); colours change in `x` only."""
+    """Augment images (N, C, H, W) in [0, 1] and, by the same geometry, maps (N, M, H, W); colours of `x` only."""
     n = len(x)
 
     def uniform(half: float) -> Tensor:
@@ -37,9 +37,7 @@ def augment(
     shear, dx, dy = uniform(settings.shear), uniform(2 * settings.translate), uniform(2 * settings.translate)
     mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(n)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack(
-        [torch.stack([cos * mirror, -sin + shear, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1
-    )
+    theta = torch.stack([torch.stack([cos * mirror, -sin + shear, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1)
     stacked = x if maps is None else torch.cat([x, maps], 1)
     grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
     moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -64,7 +62,8 @@ def mask_windows(x: Tensor, generator: torch.Generator, *, share: float, count: 
     for number in range(count):
         top = torch.randint(0, h - side_h + 1, (n,), generator=generator)[:, None]
         left = torch.randint(0, w - side_w + 1, (n,), generator=generator)[:, None]
-        inside = ((rows >= top) & (rows < top + side_h))[:, :, None] & ((columns >= left) & (columns < left + side_w))[:, None]
+        in_rows, in_columns = (rows >= top) & (rows < top + side_h), (columns >= left) & (columns < left + side_w)
+        inside = in_rows[:, :, None] & in_columns[:, None]
         use = torch.rand(n, generator=generator) < (1.0 if number == 0 else 0.5)
         mask = torch.maximum(mask, inside.float() * use[:, None, None])
     chosen = torch.rand(n, generator=generator) < fraction

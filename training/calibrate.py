@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,8 @@ def calibrate(
 ) -> Calibration:
     """Write `calibration.npz` into `out` and return its entry of the manifest.
 
-    `fused` names the scores that Fisher's statistic combines. Raises `TrainingError` with fewer than 20 images or 2 groups.
+    `fused` names the scores that Fisher's statistic combines. Raises `TrainingError` with fewer than 20 images or 2
+    groups.
     """
     n, groups = len(scores.groups), len(np.unique(scores.groups))
     if n < 20 or groups < 2 or len(scores.select.scores) < 20:
@@ -87,14 +88,15 @@ def calibrate(
             "graph_sha256": graph_sha256,
             "fused": list(fused),
             "cutoffs": [
-                Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
+                Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE)
+                for alpha in ALPHAS
             ],
             "n": n,
             "groups": groups,
             "n_select": len(components),
             "design_effect": effect,
             "roa_threshold": float(np.quantile(scores.calibrate.roa_score, ROA_QUANTILE)),
-            "date": today or date.today(),
+            "date": today or datetime.now(UTC).date(),
         }
     )
 
@@ -103,8 +105,8 @@ def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONF
     """Largest conformal p-value at which flagging keeps the false-positive rate at or below `alpha`.
 
     With k of `n` benign scores at or above a threshold, the rate above it is Beta(k + 1, n - k) distributed; the bound
-    takes n down to the `effective` number of independent images. At least the smallest p-value, 1 / (n + 1), is returned:
-    an input more anomalous than every benign one is always flagged.
+    takes n down to the `effective` number of independent images. At least the smallest p-value, 1 / (n + 1), is
+    returned: an input more anomalous than every benign one is always flagged.
     """
     k = np.arange(n)
     a = k / n * effective + 1
@@ -114,7 +116,7 @@ def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONF
 
 
 def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, seed: int, draws: int = 500) -> float:
-    """Variance of the share above the (1 - alpha) quantile under resampling of groups, over that of single images, >= 1."""
+    """Variance of the share above the (1 - alpha) quantile, resampling groups, over that of single images; >= 1."""
     above = (statistic >= np.quantile(statistic, 1 - alpha)).astype(float)
     _, index = np.unique(groups, return_inverse=True)
     hits, sizes = np.bincount(index, weights=above), np.bincount(index)
@@ -126,7 +128,7 @@ def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, se
 
 
 def fused_p(select: np.ndarray, calibrate_: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Fused p-values (N,) of scores (N, S) from benign select (n, S) and calibrate (m, S) scores; for choosing a fusion."""
+    """Fused p-values (N,) of scores (N, S) from benign select (n, S) and calibrate (m, S) ones, to choose a fusion."""
     components = np.sort(select, axis=0)
     benign = np.sort(fisher(component_p(components, calibrate_)))
     return conformal_p(benign, fisher(component_p(components, scores)))

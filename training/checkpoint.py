@@ -27,7 +27,7 @@ class Progress:
 def save_checkpoint(
     folder: Path, *, model: nn.Module, average: nn.Module, optimizer: optim.Optimizer, progress: Progress
 ) -> None:
-    """Write network, averaged network and optimiser; the JSON file goes last and names the tensor file it belongs to."""
+    """Write network, averaged network and optimiser; the JSON file goes last and names its tensor file."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
@@ -37,7 +37,9 @@ def save_checkpoint(
             tensors[f"momentum/{i}"] = buffer
     name = f"checkpoint-{progress.epoch}.safetensors"
     _write_tensors(folder / name, tensors)
-    _write_text(folder / "checkpoint.json", json.dumps({"tensors": name, "epoch": progress.epoch, "history": progress.history}))
+    _write_text(
+        folder / "checkpoint.json", json.dumps({"tensors": name, "epoch": progress.epoch, "history": progress.history})
+    )
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -46,7 +48,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, *, model: nn.Module, average: nn.Module, optimizer: optim.Optimizer
 ) -> Progress | None:
-    """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit the network."""
+    """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit."""
     path = folder / "checkpoint.json"
     if not path.is_file():
         return None

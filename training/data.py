@@ -1,8 +1,8 @@
 """Data sets as arrays in memory, and splits that are disjoint by group.
 
 Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional track_train, no pickled objects),
-`torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/*, PATH/test/<class>/*). Relative paths are
-looked up below the folder that the environment variable PALISADE_DATA names (default `data/`).
+`torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/*, PATH/test/<class>/*). Relative paths
+are looked up below the folder that the environment variable PALISADE_DATA names (default `data/`).
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ class Dataset:
 
     def describe(self) -> dict[str, object]:
         """Sizes, groups and SHA-256 of each split, for manifests and run folders."""
-        return {"name": self.name} | {
+        splits: dict[str, object] = {
             name: {
                 "n": len(split),
                 "groups": len(np.unique(split.group)),
-                "sha256": hashlib.sha256(np.ascontiguousarray(split.x)).hexdigest(),
+                "sha256": hashlib.sha256(split.x.tobytes()).hexdigest(),
             }
             for name in SPLITS
             for split in [getattr(self, name)]
         }
+        return {"name": self.name} | splits
 
 
 def data_dir() -> Path:
@@ -91,7 +92,8 @@ def load_dataset(
         official = official.take(_few_groups(official, per_class))
         test = test.take(_few_images(test, per_class))
     parts = split_by_group(official.y, official.group, fractions=fractions, seed=seed)
-    return Dataset(source, classes, *(official.take(part) for part in parts), test)
+    train, select, calibrate = (official.take(part) for part in parts)
+    return Dataset(source, classes, train, select, calibrate, test)
 
 
 def split_by_group(
@@ -109,7 +111,8 @@ def split_by_group(
             raise DataError(f"class {label} has {len(groups)} group(s); three are needed for disjoint splits")
         select = max(1, round(fractions[1] * len(groups)))
         calibrate = max(1, round(fractions[2] * len(groups)))
-        for part, members in zip(parts, np.split(groups, [len(groups) - select - calibrate, len(groups) - calibrate])):
+        cuts = [len(groups) - select - calibrate, len(groups) - calibrate]
+        for part, members in zip(parts, np.split(groups, cuts), strict=True):
             part.extend(members.tolist())
     train, select_, calibrate_ = (np.flatnonzero(np.isin(group, part)) for part in parts)
     return train, select_, calibrate_
@@ -159,9 +162,11 @@ def _load_torchvision(name: str) -> tuple[Split, Split, list[str] | None]:
         raise DataError(f"torchvision:{name} is not supported; use one of {', '.join(TORCHVISION)}")
     try:
         train, test = (getattr(datasets, name)(str(data_dir()), train=part, download=True) for part in (True, False))
-    except Exception as error:  # the downloader raises whatever its transport raises
+    except Exception as error:  # noqa: BLE001  # the downloader raises whatever its transport raises
         raise DataError(f"torchvision:{name} could not be downloaded to {data_dir()}: {error}") from None
-    splits = [Split(np.asarray(s.data), np.asarray(s.targets, np.int64), np.arange(len(s.targets))) for s in (train, test)]
+    splits = [
+        Split(np.asarray(s.data), np.asarray(s.targets, np.int64), np.arange(len(s.targets))) for s in (train, test)
+    ]
     return splits[0], splits[1], list(train.classes)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -27,14 +28,14 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 def freeze_batchnorm(model: nn.Module) -> None:
     """Put every BatchNorm layer into evaluation mode: running statistics are used and stay as they are."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             module.eval()
 
 
 @contextmanager
 def batchnorm_stats_kept(model: nn.Module) -> Iterator[nn.Module]:
     """Batch statistics may be used but running statistics don't move (a second forward of the same step)."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in layers]
     try:
         for layer in layers:

@@ -12,7 +12,6 @@ from training.augment import Augmentation
 from training.errors import RecipeError
 from training.models import ModelSpec
 
-
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -98,7 +97,9 @@ class Stage(_Strict):
     @model_validator(mode="after")
     def _coherent(self) -> Stage:
         if self.terms.sns and not self.adversary:
-            raise ValueError("terms.sns needs an adversary: neuron sensitivity is a property of clean/adversarial pairs")
+            raise ValueError(
+                "terms.sns needs an adversary: neuron sensitivity is a property of clean/adversarial pairs"
+            )
         if any((self.terms.jacobian, self.terms.selective, self.terms.sns)) and self.batchnorm != "frozen":
             raise ValueError("terms need `batchnorm: frozen` (see docs/methods.md, BatchNorm)")
         return self

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,7 +34,12 @@ def as_decoded(images: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 def run_images(
-    engine: Engine, images: np.ndarray, spec: InputSpec, *, batch: int = 64, progress: Progress = lambda done, total: None
+    engine: Engine,
+    images: np.ndarray,
+    spec: InputSpec,
+    *,
+    batch: int = 64,
+    progress: Progress = lambda _done, _total: None,
 ) -> GraphOutputs:
     """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them."""
     parts = []
@@ -58,7 +64,7 @@ def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def concatenate(parts: list[GraphOutputs]) -> GraphOutputs:
     """One GraphOutputs of many, in order; parts that a bundle lacks stay None."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in fields(GraphOutputs):
         values = [getattr(part, field.name) for part in parts]
         joined[field.name] = None if values[0] is None else np.concatenate(values)

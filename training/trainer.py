@@ -1,7 +1,7 @@
 """The training loop: stages of standard or adversarial training with the penalties that a recipe names.
 
-Runs are repeatable: every epoch draws from a generator seeded by (seed, epoch), so a run that was killed and resumed from
-its last checkpoint ends with the same weights as one that was not.
+Runs are repeatable: every epoch draws from a generator seeded by (seed, epoch), so a run that was killed and resumed
+from its last checkpoint ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Trainer:
         self.maps: Tensor | None = None
         self.sensitive: dict[str, Tensor] = {}
 
-    def run(self, report: Report = lambda event: None) -> SmallResNet:
+    def run(self, report: Report = lambda _event: None) -> SmallResNet:
         """Train to the end (from the last checkpoint, if the run folder has one) and return the averaged network.
 
         `report` gets a dict for every batch and epoch. Raises `TrainingError` when the loss is not finite.
@@ -108,7 +108,7 @@ class Trainer:
         (self.out / "data.json").write_text(json.dumps(self.data.describe(), indent=1), "utf-8")
 
     def _teacher_maps(self, grid: int) -> Tensor:
-        """Perturbation saliency (N, grid, grid) of the training images by the frozen teacher, computed once and kept."""
+        """Perturbation saliency (N, grid, grid) of the training images by the frozen teacher, computed once."""
         if self.teacher is None:
             raise TrainingError("the selective term needs a teacher: name its run folder in the recipe (`teacher:`)")
         teacher, digest = self.teacher, hashlib.sha256(self.x.tobytes())
@@ -145,7 +145,14 @@ class Trainer:
                 group["lr"] = self._lr(stage, epoch, batch, batches)
             for name, value in self._step(stage, index, generator).items():
                 sums[name] = sums.get(name, 0.0) + value / batches
-            report({"batch": batch + 1, "batches": batches, "stage": stage.name, "loss": sums["loss"] * batches / (batch + 1)})
+            report(
+                {
+                    "batch": batch + 1,
+                    "batches": batches,
+                    "stage": stage.name,
+                    "loss": sums["loss"] * batches / (batch + 1),
+                }
+            )
         return {"stage": stage.name, **sums}
 
     def _step(self, stage: Stage, index: Tensor, generator: torch.Generator) -> dict[str, float]:
@@ -165,7 +172,7 @@ class Trainer:
         if not torch.isfinite(loss):
             raise TrainingError(f"loss is {loss.item()} in stage {stage.name}; lower `lr` or the terms' weights")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         self._update_average()
@@ -173,7 +180,7 @@ class Trainer:
 
     def _predict(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            return self.model(x).float()  # type: ignore[no-any-return]
+            return self.model(x).float()
 
     def _task(self, stage: Stage, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         smoothing = self.recipe.label_smoothing
@@ -216,7 +223,8 @@ class Trainer:
 
     def _rank_neurons(self, stage: Stage, number: int) -> dict[str, Tensor]:
         """The most sensitive neurons now, from a fixed set of clean/adversarial pairs of training images."""
-        assert stage.terms.sns and stage.adversary
+        assert stage.terms.sns is not None
+        assert stage.adversary is not None
         rng = np.random.default_rng(self.recipe.seed)
         index = rng.permutation(len(self.y))[: stage.terms.sns.pairs]
         x, y = to_tensor(self.x[index]), self.y[torch.from_numpy(index)]
@@ -228,7 +236,7 @@ class Trainer:
         return select_sensitive(sensitivity, share=stage.terms.sns.share)
 
     def _update_average(self) -> None:
-        """Exponential moving average of weights; running statistics are copied. Without `ema` it is the network itself."""
+        """Exponential moving average of weights and running statistics; without `ema` the network itself."""
         with torch.no_grad():
             for mine, theirs in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
                 if self.recipe.ema and mine.is_floating_point():

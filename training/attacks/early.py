@@ -22,12 +22,12 @@ def pgd_until_fooled(
     batch: int = 256,
     check_every: int = 10,
     generator: torch.Generator | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Tensor, Tensor]:
     """PGD Linf (margin loss) that leaves an image alone once it is fooled: adversarial images and fooled (N,) bool.
 
-    The first run of `check_every` steps fools most of a weak network, so only survivors pay for all `steps`. Each restart
-    begins afresh on the survivors with all `steps` (step size 2.5 eps / steps).
+    The first run of `check_every` steps fools most of a weak network, so only survivors pay for all `steps`. Each
+    restart begins afresh on the survivors with all `steps` (step size 2.5 eps / steps).
     """
     adversarial, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     schedule = [min(check_every, steps)] + [steps] * restarts if steps > check_every else [steps] * restarts

@@ -1,7 +1,7 @@
 """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) in Linf and L2, with restarts.
 
-Budgets are in pixels of [0, 1] (8/255, not 8). Success is checked on the clean label at every step, so that an image stays
-at the first perturbation that fooled the network with the largest loss seen.
+Budgets are in pixels of [0, 1] (8/255, not 8). Success is checked on the clean label at every step, so that an image
+stays at the first perturbation that fooled the network with the largest loss seen.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def pgd(
 ) -> Tensor:
     """Adversarial images (N, C, H, W) in the `eps` ball of `x`, in [0, 1].
 
-    `predict` maps pixels to logits (N, K) and is differentiable; `y` (N,) are the labels to leave. Every restart begins at
-    a random point; the worst iterate (smallest margin) over steps and restarts is returned. Step size defaults to
+    `predict` maps pixels to logits (N, K) and is differentiable; `y` (N,) are the labels to leave. Every restart begins
+    at a random point; the worst iterate (smallest margin) over steps and restarts is returned. Step size defaults to
     2.5 eps / steps.
     """
     if eps < 0 or steps < 1 or restarts < 1:
-        raise ValueError(f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed")
+        raise ValueError(
+            f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed"
+        )
     alpha = 2.5 * eps / steps if step_size is None else step_size
     best = x.clone()
     with torch.no_grad():

@@ -73,7 +73,9 @@ def window_logs(pixels: Tensor, features: Tensor) -> Tensor:
     return torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
 
 
-def sensitive_neurons(network: SmallResNet, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:
+def sensitive_neurons(
+    network: SmallResNet, x: Tensor, adversarial: Tensor, *, share: float = 0.1
+) -> dict[str, list[int]]:
     """The most sensitive neurons of each tapped layer from pairs (N, C, H, W), for the manifest."""
     with frozen(network), torch.no_grad():
         sensitivity = neuron_sensitivity(network.taps(x)[1], network.taps(adversarial)[1], relative=True)

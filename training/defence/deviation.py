@@ -1,7 +1,7 @@
 """Deviation of neurons between an input and its reference views: online neuron sensitivity, benign-normalised.
 
-Offline, sensitivity is a property of a benign/adversarial pair (Zhang et al. 2019, arXiv 1909.06978); online the pair is the
-input and a view that leaves its content alone. Adversarial features are brittle, so their neurons move more.
+Offline, sensitivity is a property of a benign/adversarial pair (Zhang et al. 2019, arXiv 1909.06978); online the pair
+is the input and a view that leaves its content alone. Adversarial features are brittle, so their neurons move more.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ TOP_SHARE = 0.1
 def view_change(activation: Tensor, views: Tensor) -> Tensor:
     """Mean absolute change of each neuron's spatial mean over the views, (N, C).
 
-    activation (N, C, h, w) of the input, views (V N, C, h, w) view-major. Spatial means are compared because the views are
-    shifts: an equivariant feature map moves, its mean stays.
+    activation (N, C, h, w) of the input, views (V N, C, h, w) view-major. Spatial means are compared because the views
+    are shifts: an equivariant feature map moves, its mean stays.
     """
     own = activation.mean((2, 3))
     others = views.mean((2, 3)).reshape(-1, own.shape[0], own.shape[1])

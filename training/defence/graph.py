@@ -1,8 +1,8 @@
 """The defence graph: prediction, companion, saliency, regions, neutralised pixels and detector scores of a batch.
 
-One module, called by evaluation and attacks as it is and traced to ONNX for serving (`training.export`). It takes pixels and a
-mask of what to neutralise first; the gateway calls it with an empty mask, and again with the region of attack for gated images
-(docs/architecture.md, "Two calls of one graph").
+One module, called by evaluation and attacks as it is and traced to ONNX for serving (`training.export`). It takes
+pixels and a mask of what to neutralise first; the gateway calls it with an empty mask, and again with the region of
+attack for gated images (docs/architecture.md, "Two calls of one graph").
 """
 
 from __future__ import annotations
@@ -48,6 +48,13 @@ class DefenceOutputs(NamedTuple):
 class DefenceGraph(nn.Module):
     """Answering network, companion and benign constants as one function of (pixels, mask)."""
 
+    change_mean: Tensor
+    change_std: Tensor
+    whiten: Tensor
+    class_means: Tensor
+    roa_mean: Tensor
+    roa_std: Tensor
+
     def __init__(self, network: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
         super().__init__()
         self.network, self.companion = network.eval(), companion.eval()
@@ -79,7 +86,7 @@ class DefenceGraph(nn.Module):
     def detector_scores(
         self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L). Differentiable, for adaptive attacks.
+        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L); adaptive attacks differentiate it.
 
         The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
         best (docs/methods.md, "Which layers").

@@ -1,7 +1,7 @@
 """Inpainting by pull-push: normalised averages down a pyramid, then fill the holes on the way up.
 
-Normalised convolution (Knutsson and Westin 1993) on an image pyramid: every level is the mean of the known pixels of the
-level below, so that a hole of any size is filled from its surroundings in log2(side) steps, at any resolution.
+Normalised convolution (Knutsson and Westin 1993) on an image pyramid: every level is the mean of the known pixels of
+the level below, so that a hole of any size is filled from its surroundings in log2(side) steps, at any resolution.
 """
 
 from __future__ import annotations

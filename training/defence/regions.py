@@ -1,8 +1,8 @@
 """Region of importance and region of attack (after Chattopadhyay et al. 2020, arXiv 2011.10794).
 
-RoI: where the companion looks for the served label (class activation map, Zhou et al. 2016, arXiv 1512.04150, which equals
-Grad-CAM for a network with global average pooling and a linear head). RoA: the square window where the answering network's
-middle features and the image's high-pass energy concentrate; adversarial patches are both strong and busy.
+RoI: where the companion looks for the served label (class activation map, Zhou et al. 2016, arXiv 1512.04150, which
+equals Grad-CAM for a network with global average pooling and a linear head). RoA: the square window where the answering
+network's middle features and the image's high-pass energy concentrate; adversarial patches are both strong and busy.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def folded(network: SmallResNet) -> SmallResNet:
 def _fold_sequence(sequence: nn.Sequential) -> None:
     """Fold the BatchNorm at position 1 into the convolution at position 0."""
     convolution, norm = sequence[0], sequence[1]
-    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     sequence[0] = fuse_conv_bn_eval(convolution, norm)
     sequence[1] = nn.Identity()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -17,7 +18,7 @@ from training.export.trace import trace
 OPSET = 20
 # Sizes that coincide share one symbol while tracing, so the example's batch must differ from every other size.
 EXAMPLE_BATCH = 11
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+DTYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 
 
 def export_module(
@@ -25,8 +26,8 @@ def export_module(
 ) -> onnx.ModelProto:
     """Trace `module` and write it to `path`; returns the checked model.
 
-    `inputs` are examples by name with a batch of `EXAMPLE_BATCH`; the first axis of every input becomes the dynamic `N`.
-    Raises `TrainingError` if the graph needs an operator outside the default domain.
+    `inputs` are examples by name with a batch of `EXAMPLE_BATCH`; the first axis of every input becomes the dynamic
+    `N`. Raises `TrainingError` if the graph needs an operator outside the default domain.
     """
     example = tuple(inputs.values())
     if any(tensor.shape[0] != EXAMPLE_BATCH for tensor in example):
@@ -36,7 +37,13 @@ def export_module(
     with _quiet():
         exported = torch.export.export(traced, example, dynamic_shapes=tuple({0: batch} for _ in example))
         program = torch.onnx.export(
-            exported, (), dynamo=True, input_names=list(inputs), output_names=outputs, opset_version=OPSET, verbose=False
+            exported,
+            (),
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=outputs,
+            opset_version=OPSET,
+            verbose=False,
         )
     assert program is not None
     program.save(str(path), external_data=False)
@@ -82,7 +89,7 @@ def _name_batch(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """The exporter prints its progress and warns of its own deprecations; neither helps the caller."""
     level = logging.getLogger("torch").level
     logging.getLogger("torch").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Tracing a function with an input gradient inside into a graph that ONNX can say.
 
 Exporters do not offer `torch.autograd.grad`, but `make_fx` records the operators that the backward pass runs. They are
-decomposed to core operators; the input gradient of a stride-1 convolution is written as an ordinary convolution with the
-kernel flipped and its channel axes swapped, which runs about as fast as the forward one.
+decomposed to core operators; the input gradient of a stride-1 convolution is written as an ordinary convolution with
+the kernel flipped and its channel axes swapped, which runs about as fast as the forward one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def convolution_backward(
     gradient: Tensor,
     inputs: Tensor,
     weight: Tensor,
-    bias_sizes: list[int] | None,
+    bias_sizes: list[int] | None,  # noqa: ARG001  # the operator's signature
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],
+    transposed: bool,  # noqa: FBT001
+    output_padding: list[int],  # noqa: ARG001
     groups: int,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -40,14 +40,25 @@ def convolution_backward(
     plain = groups == 1 and all(s == 1 for s in stride) and all(d == 1 for d in dilation)
     if plain and all(k - 1 - p >= 0 for k, p in zip(kernel, padding, strict=True)):
         flipped = weight.flip([2, 3]).transpose(0, 1)
-        return F.conv2d(gradient, flipped, padding=[k - 1 - p for k, p in zip(kernel, padding, strict=True)]), None, None
+        return (
+            F.conv2d(gradient, flipped, padding=[k - 1 - p for k, p in zip(kernel, padding, strict=True)]),
+            None,
+            None,
+        )
     # Sizes that a stride skipped at the lower and right border must be put back by output_padding.
     missing = [
-        inputs.shape[i + 2] - ((gradient.shape[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1)
+        inputs.shape[i + 2]
+        - ((gradient.shape[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1)
         for i in range(2)
     ]
     back = F.conv_transpose2d(
-        gradient, weight, stride=stride, padding=padding, output_padding=[int(m) for m in missing], groups=groups, dilation=dilation
+        gradient,
+        weight,
+        stride=stride,
+        padding=padding,
+        output_padding=[int(m) for m in missing],
+        groups=groups,
+        dilation=dilation,
     )
     return back, None, None
 
@@ -56,12 +67,16 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions plus ours; resizing and padding stay whole, ONNX has an operator for each."""
     kept = ("aten::upsample_", "aten::replication_pad2d", "aten::_upsample")
     table: dict[Any, Callable[..., Any]] = {
-        operator: rule for operator, rule in core_aten_decompositions().items() if not str(operator.name()).startswith(kept)
+        operator: rule
+        for operator, rule in core_aten_decompositions().items()
+        if not str(operator.name()).startswith(kept)
     }
     table[torch.ops.aten.convolution_backward.default] = convolution_backward
     return table
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
-    """`module` as a graph of core operators, gradients included; sizes stay symbolic where torch.export makes them so."""
-    return make_fx(module, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+    """`module` as a graph of core operators, gradients included; sizes stay symbolic where torch.export wants it."""
+    return make_fx(module, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+        *example
+    )

@@ -1,7 +1,7 @@
-"""Jacobian norm (the J of J-SIGR, Liu et al. 2022, arXiv 2207.13036) by random projections (Hoffman et al. 2019, 1908.02729).
+"""Jacobian norm (J of J-SIGR, Liu et al. 2022, arXiv 2207.13036), random projections (Hoffman et al. 2019, 1908.02729).
 
-R_J = 1/2 mean_b ||J(x_b)||_F^2 with J = d logits / d pixels (K x D). The paper's full text could not be had; the estimator is
-Hoffman et al.'s and the combination with the selective term is `training.losses.selective`.
+R_J = 1/2 mean_b ||J(x_b)||_F^2 with J = d logits / d pixels (K x D). The paper's full text could not be had; the
+estimator is Hoffman et al.'s and the combination with the selective term is `training.losses.selective`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def jacobian_penalty(
 def jacobian_penalty_fd(
     predict: Predict, x: Tensor, *, h: float = 0.05, generator: torch.Generator | None = None
 ) -> Tensor:
-    """R_J by a finite difference along the projected gradient (Finlay and Oberman 2019, arXiv 1905.11468), one projection.
+    """R_J by a finite difference along one projected gradient (Finlay and Oberman 2019, arXiv 1905.11468).
 
     ||g|| = (v . f(x + h g/||g||) - v . f(x)) / h up to O(h); `h` is an L2 length in pixels of [0, 1].
     """

@@ -1,7 +1,7 @@
-"""Selective input-gradient regularisation (the SIGR of J-SIGR, Liu et al. 2022, arXiv 2207.13036; DIGR, arXiv 2205.08685).
+"""Selective input-gradient regularisation (SIGR of J-SIGR, Liu et al. 2022, arXiv 2207.13036; DIGR, arXiv 2205.08685).
 
-mean_b || (1 - M_b) * d s_y(x_b) / dx ||_2^2 with s_y the log-probability of the label and M the important pixels, taken from
-the perturbation saliency of a frozen teacher (`training.losses.perturbation_saliency`).
+mean_b || (1 - M_b) * d s_y(x_b) / dx ||_2^2 with s_y the log-probability of the label and M the important pixels, taken
+from the perturbation saliency of a frozen teacher (`training.losses.perturbation_saliency`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def label_score(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def selective_penalty(predict: Predict, x: Tensor, y: Tensor, important: Tensor) -> Tensor:
-    """The penalty (scalar) by exact double backprop; `important` is M (N, H, W) in [0, 1], 1 where a gradient may be."""
+    """The penalty (scalar) by exact double backprop; `important` is M (N, H, W) in [0, 1]: where a gradient may be."""
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(label_score(predict(x), y).sum(), x, create_graph=True)
     return ((1 - important[:, None]) * gradient).flatten(1).pow(2).sum(1).mean()

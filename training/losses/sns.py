@@ -1,8 +1,8 @@
 """Sensitive-neuron stabilising (Zhang et al. 2019, arXiv 1909.06978).
 
-Neuron sensitivity NS(l, m) = mean_i 1/dim ||F_l^m(x_i) - F_l^m(x'_i)||_1 over pairs of a benign and an adversarial image; a
-neuron of a convolution is a channel. The printed penalty shrinks with the features; the relative form here divides by the
-live mean activation of the clean branch and is scale-invariant.
+Neuron sensitivity NS(l, m) = mean_i 1/dim ||F_l^m(x_i) - F_l^m(x'_i)||_1 over pairs of a benign and an adversarial
+image; a neuron of a convolution is a channel. The printed penalty shrinks with the features; the relative form here
+divides by the live mean activation of the clean branch and is scale-invariant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def channel_change(clean: Tensor, other: Tensor) -> Tensor:
 
 
 def neuron_sensitivity(clean: Taps, other: Taps, *, relative: bool = False) -> Taps:
-    """NS by layer, {name: (C,)}; `relative` divides by the neuron's mean absolute clean activation (dead neurons: 1)."""
+    """NS by layer, {name: (C,)}; `relative` divides by a neuron's mean absolute clean activation (dead neurons: 1)."""
     out = {}
     for name, activation in clean.items():
         change = channel_change(activation, other[name]).mean(0)
@@ -32,7 +32,7 @@ def neuron_sensitivity(clean: Taps, other: Taps, *, relative: bool = False) -> T
 
 
 def select_sensitive(sensitivity: Taps, *, share: float = 0.1) -> dict[str, Tensor]:
-    """The `share` most sensitive neurons of each layer (at least one), ascending indices; ties go to the lower index."""
+    """The `share` most sensitive neurons of each layer (at least one), ascending; ties go to the lower index."""
     chosen = {}
     for name, value in sensitivity.items():
         k = max(1, round(share * len(value)))

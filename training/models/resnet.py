@@ -35,7 +35,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -62,9 +64,8 @@ class SmallResNet(nn.Module):
         super().__init__()
         self.normalise = Normalise(mean, std)
         widths = [width * 2**i for i in range(len(blocks))]
-        self.stem = nn.Sequential(
-            nn.Conv2d(len(mean), width, 3, stride=stem_stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        stem = nn.Conv2d(len(mean), width, 3, stride=stem_stride, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
         self.stages = nn.ModuleList()
         for stage, (inputs, outputs) in enumerate(pairwise([width, *widths])):
             first = Block(inputs, outputs, 1 if stage == 0 else 2)
@@ -74,8 +75,9 @@ class SmallResNet(nn.Module):
     @property
     def tap_channels(self) -> dict[str, int]:
         """Channels of each tapped layer, in order."""
-        names = {"stem": self.stem[0].out_channels}
-        return names | {f"stage{i + 1}": stage[-1].conv2.out_channels for i, stage in enumerate(self.stages)}
+        stem = self.stem[0]
+        assert isinstance(stem, nn.Conv2d)
+        return {"stem": stem.out_channels} | {f"stage{i + 1}": _width(stage) for i, stage in enumerate(self.stages)}
 
     def taps(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, K) and tapped activations {name: (N, C, H, W)} of pixels (N, C, H, W) in [0, 1]."""
@@ -88,3 +90,10 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.taps(x)[0]
+
+
+def _width(stage: nn.Module) -> int:
+    assert isinstance(stage, nn.Sequential)
+    last = stage[-1]
+    assert isinstance(last, Block)
+    return last.conv2.out_channels
