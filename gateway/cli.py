@@ -26,8 +26,6 @@ P = ParamSpec("P")
 TRAINING_COMMANDS = {
     "train": "Train a network by a recipe.",
     "analyse": "Measure how sensitive layers and neurons are.",
-    "calibrate": "Turn benign scores into thresholds.",
-    "export": "Write the defence graph as ONNX.",
     "build": "From data to a bundle, in one command.",
     "evaluate": "Attack the system as served and write its card.",
     "verify": "Compute the headline figures again, against their bounds.",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from gateway.bundle import Calibration, Cutoff, Manifest
+from gateway.bundle import Calibration, Cutoff, InputSpec
 from gateway.engine import Engine, GraphOutputs
 from gateway.verdict import component_p, conformal_p, fisher
 from training.data import Dataset, Split
@@ -38,11 +38,11 @@ class BenignScores:
     groups: np.ndarray
 
 
-def benign_scores(engine: Engine, manifest: Manifest, data: Dataset, progress: Progress) -> BenignScores:
+def benign_scores(engine: Engine, spec: InputSpec, data: Dataset, progress: Progress) -> BenignScores:
     """Both splits through decoder and session."""
 
     def run(name: str, split: Split) -> GraphOutputs:
-        return run_images(engine, split.x, manifest.input, progress=lambda done, total: progress(name, done, total))
+        return run_images(engine, split.x, spec, progress=lambda done, total: progress(name, done, total))
 
     return BenignScores(run("select", data.select), run("calibrate", data.calibrate), data.calibrate.group)
 

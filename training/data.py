@@ -8,6 +8,7 @@ are looked up below the folder that the environment variable PALISADE_DATA names
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,8 @@ def _load_npz(name: str) -> tuple[Split, Split, list[str] | None]:
         group = y_train * 1_000_000 + arrays["track_train"].astype(np.int64)
     else:
         group = np.arange(len(y_train))
-    classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else None
+    known = json.loads((Path(__file__).parent / "classes.json").read_text("utf-8"))
+    classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else known.get(Path(name).name)
     return Split(x_train, y_train, group), Split(x_test, y_test, np.arange(len(y_test))), classes
 
 

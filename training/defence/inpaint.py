@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.resize import double_nearest
+from training.defence.resize import double_nearest, smooth3
 
 
 def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
@@ -22,8 +22,7 @@ def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
     known = (~hole).to(pixels.dtype)
     filled = _pull_push(pixels * known, known)
     for _ in range(smooth):
-        average = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        filled = torch.where(hole, average, filled)
+        filled = torch.where(hole, smooth3(filled), filled)
     return torch.where(hole, filled, pixels)
 
 

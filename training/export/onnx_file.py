@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import TrainingError
+from training.export.rewrite import pool_globally, skip_inpainting
 from training.export.trace import trace
 
 OPSET = 20
@@ -55,6 +56,8 @@ def export_module(
         node.doc_string = ""
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
         del value.metadata_props[:]
+    pool_globally(model)
+    skip_inpainting(model)
     model.producer_name = "palisade"
     for key, value in (meta or {}).items():
         model.metadata_props.add(key=key, value=value)

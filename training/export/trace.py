@@ -63,6 +63,13 @@ def convolution_backward(
     return back, None, None
 
 
+def threshold_backward(gradient: Tensor, output: Tensor, threshold: float) -> Tensor:
+    """Decomposition of aten.threshold_backward for ReLU: sign of the output times the gradient, two fast operators."""
+    if threshold != 0:
+        raise NotImplementedError("only ReLU is traced")
+    return gradient * torch.sign(output)
+
+
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions plus ours; resizing and padding stay whole, ONNX has an operator for each."""
     kept = ("aten::upsample_", "aten::replication_pad2d", "aten::_upsample")
@@ -72,6 +79,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         if not str(operator.name()).startswith(kept)
     }
     table[torch.ops.aten.convolution_backward.default] = convolution_backward
+    table[torch.ops.aten.threshold_backward.default] = threshold_backward
     return table
 
 

@@ -1,0 +1,1 @@
+"""What moves inside a network under attack: layers and neurons."""

@@ -1,0 +1,246 @@
+"""`palisade build`: from data to a bundle that the gateway serves, in one command.
+
+Train the answering network and its companion (finished runs are taken as they are), fit benign constants, export, calibrate
+through the served path, write samples, measure, and only then put the folder in place: a bundle is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.bundle import (
+    Bundle,
+    GraphSpec,
+    InputSpec,
+    Manifest,
+    MonitoredLayer,
+    Policy,
+    Resize,
+    TensorSpec,
+    file_sha256,
+    load_bundle,
+    write_manifest,
+)
+from gateway.engine import Engine
+from training.attacks.pgd import pgd
+from training.calibrate import benign_scores, calibrate
+from training.data import Dataset, load_dataset
+from training.defence.constants import fit_constants, sensitive_neurons
+from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.errors import RecipeError, TrainingError
+from training.evaluate.card import Evaluation, evaluate, write_card
+from training.evaluate.samples import write_samples
+from training.export.fold import folded
+from training.export.onnx_file import EXAMPLE_BATCH, export_module, tensor_specs
+from training.models.resnet import SmallResNet
+from training.modes import frozen, seeded
+from training.networks import NETWORKS, save_networks
+from training.recipe import Recipe, load_recipe, read_yaml, validate
+from training.trainer import Trainer, load_run, to_tensor
+
+
+class Report(Protocol):
+    """Progress: of training (a dict for each batch and epoch) and of everything else (name, done, total)."""
+
+    def training(self, run: str, event: dict[str, Any]) -> None: ...
+
+    def step(self, name: str, done: int, total: int) -> None: ...
+
+
+class Silent:
+    """A report for library use."""
+
+    def training(self, run: str, event: dict[str, Any]) -> None: ...
+
+    def step(self, name: str, done: int, total: int) -> None: ...
+
+
+class BundleRecipe(BaseModel):
+    """What a bundle is made of; `standard` and `companion` are recipe files beside this one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+    description: str = ""
+    standard: str
+    companion: str
+    fused: list[str] = Field(default=list(SCORES), description="scores that Fisher's statistic combines")
+    policy: Policy = Policy()
+    samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
+    evaluation: Evaluation = Evaluation()
+
+
+def load_bundle_recipe(path: Path) -> BundleRecipe:
+    """Read and validate; `RecipeError` names the key that is wrong."""
+    recipe = validate(BundleRecipe, read_yaml(path), path)
+    unknown = set(recipe.fused) - set(SCORES)
+    if unknown:
+        raise RecipeError(f"{path}: fused: unknown scores {sorted(unknown)}; there are {', '.join(SCORES)}")
+    return recipe
+
+
+def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, force: bool = False) -> Bundle:
+    """Build the bundle that `config` describes into `out` and return it as the gateway loads it.
+
+    Raises `TrainingError` (its subclasses name the cause); `out` is replaced only by a finished bundle, and only if `force`.
+    """
+    report = report or Silent()
+    recipe = load_bundle_recipe(config)
+    if out.exists() and not force:
+        raise TrainingError(f"{out} exists; choose another --out or pass --force")
+    recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ("standard", "companion")}
+    if recipes["standard"].data != recipes["companion"].data:
+        raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
+    data = load_data(recipes["standard"])
+    networks = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ("standard", "companion")}
+    draft = out.with_name(out.name + ".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        _assemble(draft, recipe, recipes, networks, data, report)
+        shutil.rmtree(out, ignore_errors=True)
+        draft.rename(out)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return load_bundle(out)
+
+
+def load_data(recipe: Recipe) -> Dataset:
+    """The data set that a recipe names, split as it says."""
+    spec = recipe.data
+    return load_dataset(
+        spec.source, seed=spec.split_seed, fractions=spec.fractions, classes=spec.classes, per_class=spec.per_class
+    )
+
+
+def train(
+    recipe: Recipe, data: Dataset, *, runs: Path, report: Callable[[str, dict[str, Any]], None] = lambda run, event: None
+) -> SmallResNet:
+    """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
+    folder = runs / recipe.name
+    if (folder / "weights.safetensors").is_file():
+        done, network = load_run(folder, data)
+        if done != recipe:
+            raise TrainingError(f"{folder} holds a run of another version of this recipe; delete it or use another --runs")
+        return network
+
+    def named(role: str) -> SmallResNet | None:
+        name = getattr(recipe, role)
+        return load_run(runs / name, data)[1] if name else None
+
+    trainer = Trainer(recipe, data, folder, teacher=named("teacher"), init=named("init"))
+    return trainer.run(lambda event: report(recipe.name, event))
+
+
+def _assemble(
+    folder: Path,
+    recipe: BundleRecipe,
+    recipes: dict[str, Recipe],
+    networks: dict[str, SmallResNet],
+    data: Dataset,
+    report: Report,
+) -> None:
+    standard, companion = networks["standard"], networks["companion"]
+    report.step("fitting benign constants", 0, 1)
+    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
+    save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
+    defence = DefenceGraph(folded(standard), folded(companion), constants)
+    report.step("exporting the defence graph", 0, 1)
+    height, width, channels = data.train.x.shape[1:]
+    graph_file = folder / "defense.onnx"
+    inputs, outputs = export_defence(defence, graph_file, channels=channels, height=height, width=width)
+    spec = InputSpec(height=height, width=width, channels=channels, resize=Resize())
+    graph = GraphSpec(inputs=inputs, outputs=outputs)
+    engine = Engine(graph_file, graph, spec, provider="cpu")
+    scores = benign_scores(engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total))
+    calibration = calibrate(
+        scores, names=SCORES, fused=recipe.fused, provider="cpu", graph_sha256=file_sha256(graph_file), out=folder
+    )
+    sensitive = _sensitive(standard, data)
+    manifest = Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        created=date.today(),
+        classes=data.classes,
+        input=spec,
+        graph=graph,
+        scores=list(SCORES),
+        layers=[
+            MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
+            for name, count in standard.tap_channels.items()
+        ],
+        companion=True,
+        calibrations=[calibration],
+        policy=recipe.policy,
+        training={role: recipes[role].model_dump(mode="json") for role in recipes},
+        data=data.describe(),
+        software={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+        },
+        files={graph.file: file_sha256(graph_file)},
+    )
+    write_manifest(folder, manifest)
+    bundle = load_bundle(folder)
+    report.step("samples", 0, 1)
+    write_samples(bundle, data, seed=recipe.evaluation.seed, count=recipe.samples)
+    write_manifest(folder, manifest)
+    write_card(folder, evaluate(load_bundle(folder), data, recipe.evaluation, report.step))
+    write_manifest(folder, manifest)
+
+
+def export_defence(
+    defence: DefenceGraph, path: Path, *, channels: int, height: int, width: int
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Write the graph to `path`; its inputs and outputs as the manifest describes them."""
+    generator = seeded(0)
+    pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
+    mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
+    model = export_module(defence, path, inputs={"pixels": pixels, "mask": mask}, outputs=list(DefenceOutputs._fields))
+    inputs, outputs = tensor_specs(model)
+    return [TensorSpec.model_validate(i) for i in inputs], [TensorSpec.model_validate(o) for o in outputs]
+
+
+def _sensitive(network: SmallResNet, data: Dataset, pairs: int = 256) -> dict[str, list[int]]:
+    """Sensitive neurons from clean/adversarial pairs of the select split (PGD-10, 8/255)."""
+    x, y = to_tensor(data.select.x[:pairs]), torch.from_numpy(data.select.y[:pairs])
+    with frozen(network):
+        adversarial = pgd(network, x, y, eps=8 / 255, steps=10, generator=seeded(0, 2))
+    return sensitive_neurons(network, x, adversarial)
+
+
+def recipe_of(bundle: Bundle) -> tuple[Recipe, Evaluation]:
+    """The data recipe and evaluation settings that a shipped bundle was made with, from its manifest and card."""
+    card = bundle.card()
+    if card is None:
+        raise TrainingError(f"{bundle.path}: the bundle has no card")
+    recipe = Recipe.model_validate(bundle.manifest.training["standard"])
+    return recipe, Evaluation.model_validate(card["settings"])
+
+
+def same_data(bundle: Bundle, data: Dataset) -> None:
+    """`TrainingError` unless `data` are the very arrays that the bundle's manifest describes."""
+    told, found = json.loads(json.dumps(bundle.manifest.data)), data.describe()
+    for split in ("train", "select", "calibrate", "test"):
+        if told.get(split) != found[split]:
+            raise TrainingError(
+                f"{data.name}: the {split} split is not the one that {bundle.name} {bundle.version} was made with"
+            )

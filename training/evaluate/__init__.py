@@ -1,0 +1,1 @@
+"""Evaluation of the system as served, and the card that says what was found."""

@@ -1,0 +1,249 @@
+"""The robustness card: every measurement with n, seed and date; headline figures with the bounds that `verify` checks."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.bundle import Bundle
+from gateway.pipeline import Pipeline
+from training.attacks.joint import joint_attack
+from training.data import Dataset
+from training.defence.graph import DefenceGraph
+from training.evaluate import measures
+from training.evaluate.served import open_pipeline
+from training.networks import load_defence
+from training.trainer import to_tensor
+
+Progress = Callable[[str, int, int], None]
+
+
+class Bound(BaseModel):
+    """A headline figure and what it must keep: `at_least` or `at_most` `bound`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    figure: Literal["accuracy_answering", "accuracy_companion", "pgd50_4", "pgd50_8", "flagged_0.05"]
+    kind: Literal["at_least", "at_most"]
+    bound: float
+
+
+class Evaluation(BaseModel):
+    """How much of the test split each measurement uses (None: all of it)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 0
+    robust: int | None = Field(None, ge=1, description="test images for PGD against the companion")
+    unaware: int = Field(1000, ge=1, description="correctly answered test images for attacks on the answering network")
+    patched: int = Field(300, ge=1)
+    adaptive: int = Field(200, ge=0, description="test images for the joint attack; 0 leaves it out")
+    adaptive_steps: int = 60
+    adaptive_targets: int = 3
+    steps: int = 50
+    bounds: list[Bound] = []
+
+
+FIGURES = {
+    "accuracy_answering": "clean accuracy, answering network",
+    "accuracy_companion": "clean accuracy, companion",
+    "pgd50_4": "companion under PGD-50, 4/255",
+    "pgd50_8": "companion under PGD-50, 8/255",
+    "flagged_0.05": "benign images flagged at alpha 5 %",
+}
+
+
+def headline(
+    bundle: Bundle, data: Dataset, settings: Evaluation, progress: Progress, *, robust: int | None = None
+) -> dict[str, Any]:
+    """The figures that bounds are put on: {figure: {value, n, seed}}, plus the benign measurements they came from.
+
+    `robust` limits the images of the PGD figures further than the card's own setting (a quick look).
+    """
+    pipeline, defence = open_pipeline(bundle), load_defence(bundle)
+    benign, answers = measures.benign(pipeline, data.test, progress)
+    count = min(n for n in (robust, settings.robust, len(data.test)) if n is not None)
+    attacked = data.test.take(np.arange(count))
+    figures = {
+        "accuracy_answering": {"value": benign["accuracy_answering"], "n": len(data.test)},
+        "accuracy_companion": {"value": benign["accuracy_companion"], "n": len(data.test)},
+        "flagged_0.05": {"value": benign["flagged"]["0.05"], "n": len(data.test)},
+    }
+    pgd = {}
+    for eps in (4, 8):
+        result = measures.robust_accuracy(
+            defence, attacked, eps=eps, steps=settings.steps, seed=settings.seed, progress=progress
+        )
+        figures[f"pgd50_{eps}"] = {"value": result["accuracy"], "n": count}
+        pgd[f"eps_{eps}"] = result
+    return {
+        "figures": {name: figure | {"seed": settings.seed} for name, figure in figures.items()},
+        "benign": benign,
+        "companion_pgd": pgd,
+        "answers": answers,
+    }
+
+
+def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Progress) -> dict[str, Any]:
+    """The whole card, as plain JSON content."""
+    pipeline, defence = open_pipeline(bundle), load_defence(bundle)
+    head = headline(bundle, data, settings, progress)
+    answers = head.pop("answers")
+    unaware: dict[str, Any] = {}
+    attacked = measures.correct_first(answers, data.test, settings.unaware)
+    for eps in (4, 8):
+        name = f"PGD-{settings.steps} at {eps}/255 on the answering network"
+        progress(name, 0, 1)
+        images = measures.attack_answering(defence, attacked, eps=eps, steps=settings.steps, seed=settings.seed)
+        unaware[f"pgd_{eps}"] = measures.unaware(pipeline, images, attacked, answers, name=name, progress=progress)
+    patched = measures.correct_first(answers, data.test, settings.patched)
+    side = round(0.22 * bundle.manifest.input.height)
+    progress("patches on the answering network", 0, 1)
+    images = measures.patch_answering(defence, patched, side=side, seed=settings.seed)
+    unaware["patch"] = {"side": side} | measures.unaware(
+        pipeline, images, patched, answers, name="patched", progress=progress
+    )
+    card = {
+        "schema_version": 1,
+        "bundle": bundle.name,
+        "version": bundle.version,
+        "date": date.today().isoformat(),
+        "command": f"palisade evaluate models/{bundle.name}",
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+        "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "settings": settings.model_dump(mode="json"),
+        **head,
+        "unaware": unaware,
+    }
+    if settings.adaptive:
+        card["adaptive"] = adaptive(pipeline, defence, data, settings, progress)
+    return card
+
+
+def adaptive(
+    pipeline: Pipeline, defence: DefenceGraph, data: Dataset, settings: Evaluation, progress: Progress
+) -> dict[str, Any]:
+    """White-box joint attack on answering network, companion and detector: share of images answered wrong and unflagged."""
+    judge, bundle = pipeline.judge, pipeline.bundle
+    components = torch.from_numpy(bundle.arrays[f"{judge.calibration.key}/components"]).float()
+    level = components.quantile(0.5, dim=0)
+    scale = (components.quantile(0.9, dim=0) - level).clamp_min(1e-3)
+    test = data.test.take(np.arange(settings.adaptive))
+    x, y = to_tensor(test.x), torch.from_numpy(test.y)
+    out: dict[str, Any] = {"n": len(test), "steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
+    for eps in (4, 8):
+        row: dict[str, Any] = {}
+        for alpha in measures.ALPHAS:
+            cutoff = judge.cutoff(alpha)
+
+            def beaten(adv: torch.Tensor, label: torch.Tensor, cutoff: float = cutoff) -> torch.Tensor:
+                with torch.no_grad():
+                    result = defence(adv, torch.zeros(len(adv), *adv.shape[2:]))
+                unflagged = torch.from_numpy(judge.p_values(result.scores.numpy())) > cutoff
+                return (result.logits.argmax(1) != label) & unflagged
+
+            parts = [
+                joint_attack(
+                    defence, a, b, eps=eps / 255, steps=settings.adaptive_steps, targets=settings.adaptive_targets,
+                    level=level, scale=scale, beaten=beaten,
+                    progress=lambda d, t, e=eps, a_=alpha: progress(f"joint attack, {e}/255, alpha {a_:g}", d, t),
+                )[1]
+                for a, b in zip(x.split(100), y.split(100), strict=True)
+            ]  # fmt: skip
+            row[f"alpha_{alpha:g}"] = float(torch.cat(parts).float().mean())
+        out[f"eps_{eps}"] = row
+    return out
+
+
+def check(figures: dict[str, Any], bounds: list[Bound]) -> list[dict[str, Any]]:
+    """One row for each bound: figure, value, bound, whether it is kept, n and seed."""
+    rows = []
+    for bound in bounds:
+        figure = figures[bound.figure]
+        value = figure["value"]
+        kept = value >= bound.bound if bound.kind == "at_least" else value <= bound.bound
+        rows.append({**bound.model_dump(), "title": FIGURES[bound.figure], **figure, "pass": kept})
+    return rows
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """`card.json` and `card.md` of a bundle folder."""
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    (folder / "card.md").write_text(markdown(card), "utf-8")
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as a page."""
+    settings = Evaluation.model_validate(card["settings"])
+    lines = [
+        f"# Robustness card: {card['bundle']} {card['version']}",
+        "",
+        f"Measured on {card['date']} by `{card['command']}` ({card['device']}), seed {settings.seed}, on the system as served: "
+        "PNG images through the gateway's decoder, ONNX Runtime session, calibration and policy `sanitize`.",
+        "",
+        "| figure | value | bound | kept | n |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in check(card["figures"], settings.bounds):
+        sign = ">=" if row["kind"] == "at_least" else "<="
+        kept = "yes" if row["pass"] else "**no**"
+        lines.append(f"| {row['title']} | {_percent(row['value'])} | {sign} {_percent(row['bound'])} | {kept} | {row['n']:,} |")
+    benign = card["benign"]
+    lines += [
+        "",
+        "## Benign test images",
+        "",
+        f"n = {benign['n']:,}. Served accuracy {_percent(benign['accuracy_served'])}; flagged at alpha 1 %: "
+        f"{_percent(benign['flagged']['0.01'])}, at 5 %: {_percent(benign['flagged']['0.05'])}. Neutralisation ran on "
+        f"{_percent(benign['neutralised'])} and turned a right answer into a wrong one on {_percent(benign['harmed'], 2)}.",
+        "",
+        "## Attackers who don't know the defence",
+        "",
+        "Attacks on the answering network alone; only images that fool it count. `max softmax` rejects the least confident "
+        "answers at the same measured false-positive rate.",
+        "",
+        "| attack | images | fooled | alpha | measured FPR | flagged | max softmax | served right | wrong and unflagged, of all |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in card["unaware"].items():
+        title = f"patch {row['side']}x{row['side']}" if name == "patch" else f"PGD-{settings.steps}, {name[4:]}/255"
+        for alpha in measures.ALPHAS:
+            at = row[f"alpha_{alpha:g}"]
+            lines.append(
+                f"| {title} | {row['n']} | {row['fooled']} | {_percent(alpha, 0)} | {_percent(at['measured_fpr'])} | "
+                f"{_percent(at['flagged'])} | {_percent(at['max_softmax'])} | {_percent(row['recovered'])} | "
+                f"{_percent(at['undetected'])} |"
+            )
+    if "adaptive" in card:
+        found = card["adaptive"]
+        lines += [
+            "",
+            "## An attacker who knows everything",
+            "",
+            f"Joint white-box attack on answering network, companion and detector ({found['targets']} targets x "
+            f"{found['steps']} steps, n = {found['n']}): share of images answered wrong **and not flagged**.",
+            "",
+            "| eps | alpha 1 % | alpha 5 % |",
+            "| --- | --- | --- |",
+            *(
+                f"| {eps}/255 | {_percent(found[f'eps_{eps}']['alpha_0.01'])} | {_percent(found[f'eps_{eps}']['alpha_0.05'])} |"
+                for eps in (4, 8)
+            ),
+            "",
+            "A stronger attack may find more. This is the figure to plan with.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+

@@ -1,0 +1,75 @@
+"""Samples of a bundle: the first test images by a fixed rule, clean, attacked and patched, with the answers they get."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gateway.bundle import Bundle
+from training.attacks.patch import patch_attack
+from training.attacks.pgd import pgd
+from training.data import Dataset
+from training.evaluate.served import open_pipeline
+from training.modes import seeded
+from training.networks import load_defence
+from training.scoring import png, to_uint8
+from training.trainer import to_tensor
+
+POOL = 120
+
+
+def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int) -> None:
+    """Write `samples/*.png` and `samples/answers.json` into the bundle's folder.
+
+    The rule: clean are the first test images of distinct classes; attacked (PGD-50, 8/255) and patched (about 5 % of the
+    image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong attacked.
+    """
+    defence, pipeline = load_defence(bundle), open_pipeline(bundle)
+    folder = bundle.path / "samples"
+    folder.mkdir(exist_ok=True)
+    test = data.test.take(np.arange(min(POOL, len(data.test))))
+    x, y = to_tensor(test.x), torch.from_numpy(test.y)
+    side = round(0.22 * x.shape[2])
+    attacked = pgd(defence.network, x, y, eps=8 / 255, steps=50, generator=seeded(seed, 8))
+    patched, _ = patch_attack(defence.network, x, y, side=side, generator=seeded(seed, side))
+    answers: dict[str, Any] = {}
+    for kind, pixels in (("clean", x), ("attacked", attacked), ("patched", patched)):
+        images = to_uint8(pixels.numpy())
+        right = _labels(defence.network, x) == y
+        fooled = _labels(defence.network, to_tensor(images)) != y
+        chosen = first_of_classes(test.y, (right if kind == "clean" else right & fooled).numpy(), count)
+        for number, index in enumerate(chosen):
+            data_png = png(images[index])
+            name = f"{kind}_{number}.png"
+            (folder / name).write_bytes(data_png)
+            decision = pipeline.decide(data_png)
+            answers[name] = {
+                "test_index": int(index),
+                "truth": data.classes[test.y[index]],
+                "label": decision.served.prediction.label,
+                "before": decision.raw.prediction.label,
+                "after": decision.neutralized.result.prediction.label if decision.neutralized else None,
+                "flagged": decision.flagged,
+                "p_value": round(decision.raw.verdict.p_value, 6),
+            }
+    (folder / "answers.json").write_text(json.dumps(answers, indent=1) + "\n", "utf-8")
+
+
+def first_of_classes(labels: np.ndarray, eligible: np.ndarray, count: int) -> list[int]:
+    """Indices of the first eligible image of each class, in order, at most `count`."""
+    seen: set[int] = set()
+    chosen = []
+    for index in np.flatnonzero(eligible):
+        if int(labels[index]) not in seen and len(chosen) < count:
+            seen.add(int(labels[index]))
+            chosen.append(int(index))
+    return chosen
+
+
+@torch.no_grad()
+def _labels(network: torch.nn.Module, x: Tensor) -> Tensor:
+    return network(x).argmax(1)

@@ -1,0 +1,54 @@
+"""The torch side of a bundle: networks and constants as tensors, so that anyone can attack what is served.
+
+The file `networks.safetensors` of a bundle holds `standard/...`, `companion/...` and `constants/...`; the architectures are in
+the manifest. Serving never reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gateway.bundle import Bundle
+from training.defence.constants import Constants
+from training.defence.graph import DefenceGraph
+from training.errors import TrainingError
+from training.export.fold import folded
+from training.models import ModelSpec, build_model
+from training.models.resnet import SmallResNet
+
+NETWORKS = "networks.safetensors"
+
+
+def save_networks(path: Path, *, standard: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
+    """Write both networks and the constants of a defence graph."""
+    tensors = {f"standard/{key}": value for key, value in standard.state_dict().items()}
+    tensors |= {f"companion/{key}": value for key, value in companion.state_dict().items()}
+    tensors |= {f"constants/{key}": value for key, value in constants.tensors().items()}
+    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors makes private files; a bundle is read by other users (containers)
+
+
+def load_defence(bundle: Bundle) -> DefenceGraph:
+    """The bundle's defence graph in torch, BatchNorm folded as in the served one; `TrainingError` if it ships none."""
+    path, manifest = bundle.path / NETWORKS, bundle.manifest
+    try:
+        tensors = load_file(path)
+        networks = {}
+        for role in ("standard", "companion"):
+            spec = ModelSpec.model_validate(manifest.training[role]["model"])
+            channels = manifest.input.channels
+            network = build_model(spec, classes=len(manifest.classes), mean=[0.0] * channels, std=[1.0] * channels)
+            network.load_state_dict(_below(tensors, role + "/"))
+            networks[role] = folded(network)
+        constants = Constants(**_below(tensors, "constants/"))
+    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{path}: cannot rebuild the networks: {str(error).splitlines()[0]}") from None
+    return DefenceGraph(networks["standard"], networks["companion"], constants)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
