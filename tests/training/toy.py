@@ -1,4 +1,4 @@
-"""A small, easy data set and networks for it: classes are faint gratings, so that a network learns in seconds and fools easily."""
+"""Easy data and small networks: classes are faint gratings, learnt in seconds and fooled within a few 255ths."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def test_fooled_says_what_the_images_do(
     )
     assert 0 < fooled.sum() < 60  # neither is empty, or the test says nothing
     assert torch.equal(fooled, margin(trained(adv), y) < 0)
-    assert (adv - x).abs().max() <= 3 / 255 + 1e-6 and adv.min() >= 0 and adv.max() <= 1
+    assert (adv - x).abs().max() <= 3 / 255 + 1e-6
+    assert adv.min() >= 0
+    assert adv.max() <= 1
 
 
 def test_fooled_images_are_not_attacked_again(trained: SmallResNet, test_images: tuple[Tensor, Tensor]) -> None:

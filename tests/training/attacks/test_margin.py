@@ -22,4 +22,5 @@ def test_sign_says_who_wins_and_a_tie_is_zero() -> None:
 def test_gradient_is_plus_one_and_minus_one() -> None:
     logits = torch.tensor([[2.0, 5.0, 1.0]], requires_grad=True)
     margin(logits, torch.tensor([0])).sum().backward()
-    assert logits.grad is not None and logits.grad.tolist() == [[1.0, -1.0, 0.0]]
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[1.0, -1.0, 0.0]]

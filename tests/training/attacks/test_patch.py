@@ -23,7 +23,8 @@ def test_only_a_square_changes(trained: SmallResNet, test_images: tuple[Tensor, 
         assert rows[-1] - rows[0] == columns[-1] - columns[0] == side - 1
     outside = (mask[:, None] == 0).expand_as(x)
     assert torch.equal(adv[outside], x[outside])
-    assert adv.min() >= 0 and adv.max() <= 1
+    assert adv.min() >= 0
+    assert adv.max() <= 1
     assert not torch.equal(adv, x)
 
 
@@ -47,7 +48,8 @@ def test_the_place_is_chosen() -> None:
     adv, many = patch_attack(model, x, y, side=4, places=40, step_size=0.5, generator=seeded(0))
     covered_one, covered_many = (m[:, :4, :4].sum((1, 2)) for m in (one, many))
     assert (covered_many >= covered_one).all()
-    assert (covered_many >= 9).all() and covered_many.mean() > 2 * covered_one.mean()
+    assert (covered_many >= 9).all()
+    assert covered_many.mean() > 2 * covered_one.mean()
     torch.testing.assert_close(margin(model(adv), y), 2 * (16 - covered_many))
 
 
@@ -57,7 +59,8 @@ def test_longer_attack_is_no_weaker(trained: SmallResNet, test_images: tuple[Ten
         margin(trained(patch_attack(trained, x, y, side=5, places=2, steps=steps, generator=seeded(0))[0]), y)
         for steps in (0, 5, 20)
     ]
-    assert (margins[1] <= margins[0] + 1e-4).all() and (margins[2] <= margins[1] + 1e-4).all()
+    assert (margins[1] <= margins[0] + 1e-4).all()
+    assert (margins[2] <= margins[1] + 1e-4).all()
     assert margins[2].mean() < margin(trained(x), y).mean()
 
 
@@ -66,5 +69,6 @@ def test_generator_decides_the_result(trained: SmallResNet, test_images: tuple[T
     runs = [
         patch_attack(trained, x, y, side=4, places=2, probe_steps=1, steps=1, generator=seeded(s)) for s in (0, 0, 1)
     ]
-    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][1], runs[2][1])

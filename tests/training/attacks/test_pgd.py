@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,7 +77,8 @@ def test_ball_and_pixel_range_are_kept(eps, steps, norm, seed, step_size, loss) 
     before = x.clone()
     adv = pgd(NETWORK, x, y, eps=eps, steps=steps, norm=norm, step_size=step_size, loss=loss, generator=seeded(seed))
     assert distance(adv, x, norm).max() <= eps * (1 + 1e-5) + ROUNDING
-    assert adv.min() >= 0 and adv.max() <= 1
+    assert adv.min() >= 0
+    assert adv.max() <= 1
     assert torch.equal(x, before)
     assert (margin(NETWORK(adv), y) <= margin(NETWORK(x), y) + 1e-4).all()
 
@@ -86,7 +89,8 @@ def test_training_attack_keeps_ball_and_range(eps, steps, seed) -> None:
     x = torch.rand(2, 3, 8, 8, generator=seeded(seed))
     adv = training_pgd(NETWORK, x, torch.tensor([0, 1]), eps=eps, steps=steps, generator=seeded(seed))
     assert distance(adv, x, "linf").max() <= eps + ROUNDING
-    assert adv.min() >= 0 and adv.max() <= 1
+    assert adv.min() >= 0
+    assert adv.max() <= 1
     assert not adv.requires_grad
 
 
@@ -103,7 +107,7 @@ def test_more_steps_never_raise_the_margin(trained: SmallResNet, test_images: tu
     for steps in (1, 3, 6, 12):
         adv = pgd(trained, x, y, eps=0.03, steps=steps, step_size=0.006, norm=norm, generator=seeded(0))
         margins.append(margin(trained(adv), y))
-    for fewer, more in zip(margins, margins[1:], strict=False):
+    for fewer, more in itertools.pairwise(margins):
         assert (more <= fewer + 1e-4).all()
     assert margins[-1].mean() < margins[1].mean() < margins[0].mean()
 
@@ -126,13 +130,15 @@ def test_more_budget_fools_more_and_all_budget_fools_all(
         adv = pgd(trained, x, y, eps=eps, steps=10, generator=seeded(0))
         robust.append(float((trained(adv).argmax(1) == y).float().mean()))
     assert robust == sorted(robust, reverse=True)
-    assert robust[0] > 0.9 and robust[-1] == 0
+    assert robust[0] > 0.9
+    assert robust[-1] == 0
 
 
 def test_generator_decides_the_result(trained: SmallResNet, test_images: tuple[Tensor, Tensor]) -> None:
     x, y = (t[:8] for t in test_images)
     runs = [pgd(trained, x, y, eps=0.03, steps=2, generator=seeded(s)) for s in (0, 0, 1)]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
 
 
 def test_images_of_a_batch_do_not_touch_each_other(trained: SmallResNet, test_images: tuple[Tensor, Tensor]) -> None:
@@ -141,7 +147,8 @@ def test_images_of_a_batch_do_not_touch_each_other(trained: SmallResNet, test_im
     other = y.clone()
     other[3] = (y[3] + 1) % 4
     a, b = (pgd(trained, x, label, eps=0.03, steps=3, generator=seeded(0)) for label in (y, other))
-    assert torch.equal(a[:3], b[:3]) and not torch.equal(a[3], b[3])
+    assert torch.equal(a[:3], b[:3])
+    assert not torch.equal(a[3], b[3])
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,10 @@ def test_relu_network_has_a_penalty_gradient() -> None:
     """The second derivative in the pixels is 0 almost everywhere, the one in the weights is not."""
     network = random_network(0)
     jacobian_penalty(network, torch.rand(2, 3, 16, 16), generator=seeded(0)).backward()
-    assert network.head.weight.grad is not None and network.head.weight.grad.norm() > 0
-    assert network.stem[0].weight.grad is not None and network.stem[0].weight.grad.norm() > 0
+    assert network.head.weight.grad is not None
+    assert network.head.weight.grad.norm() > 0
+    assert network.stem[0].weight.grad is not None
+    assert network.stem[0].weight.grad.norm() > 0
 
 
 def test_directions_are_units_and_look_everywhere() -> None:

@@ -120,12 +120,13 @@ def test_penalty_trains_both_branches() -> None:
     a, b = activations(0).requires_grad_(), activations(1).requires_grad_()
     sns_penalty({"a": a}, {"a": b}, {"a": torch.tensor([1])}).backward()
     for gradient in (a.grad, b.grad):
-        assert gradient is not None and gradient[:, 1].ne(0).all()
+        assert gradient is not None
+        assert gradient[:, 1].ne(0).all()
         assert gradient[:, [0, 2, 3, 4]].eq(0).all()
 
 
 def test_network_scaled_inside_keeps_its_relative_ns() -> None:
-    """The stem's output times 3, the following weights over 3: same logits, NS of the stem times 3, relative NS equal."""
+    """The stem's output times 3, the next weights over 3: NS of the stem is times 3, relative NS is equal."""
     network, scaled = random_network(0), random_network(0)
     with torch.no_grad():
         norm, first = scaled.stem[1], scaled.stages[0][0]
