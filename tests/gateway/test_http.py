@@ -20,75 +20,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from gateway.serving import server_command, server_environment
-from gateway.settings import Settings
 from tests.gateway.test_decode import png_bomb
+from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
 from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
 
 CLEAN, PATCHED = encode(clean_image()), encode(patched_image())
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    port: int
-    log: Path
-    process: subprocess.Popen[bytes]
-
-    def post(self, path: str = "/v1/predict", **request: object) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=30, **request)  # type: ignore[arg-type]
-
-    def metrics(self) -> dict[str, float]:
-        lines = httpx.get(self.url + "/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-    def peak_bytes(self) -> int:
-        """Largest resident size that any process of the server ever had."""
-        peaks = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            match = re.search(r"VmHWM:\s+(\d+) kB", status)
-            peaks.append(int(match[1]) * 1024 if match else 0)
-        return max(peaks)
-
-
-def start(models: Path, folder: Path, *, home: Path | None = None, **settings: object) -> Server:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    chosen = Settings(models=[models], port=port, threads=1, **settings)
-    log = folder / "server.log"
-    environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder), "BENTOML_DO_NOT_TRACK": "True"}
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            server_command(chosen), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
-    return Server(f"http://127.0.0.1:{port}", port, log, process)
-
-
-def wait_until_ready(server: Server, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, server.log.read_text()
-        try:
-            if httpx.get(server.url + "/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(server.log.read_text())
-
-
-def stop(server: Server) -> None:
-    server.process.send_signal(signal.SIGTERM)
-    try:
-        server.process.wait(20)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("served")

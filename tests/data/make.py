@@ -1,0 +1,39 @@
+"""Makes tests/data/gtsrb.npz from the shipped bundle's test split (needs the data set; `python tests/data/make.py`).
+
+The first 140 test images, the first 60 attacked (PGD-20, 8/255, seed 0) and the first 40 patched (7x7, seed 0), uint8, with labels.
+Source of the images: GTSRB (Stallkamp et al. 2012), resized to 32x32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gateway.bundle import load_bundle
+from training.build import load_data, recipe_of
+from training.evaluate.measures import attack_answering, patch_answering
+from training.networks import load_defence
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    bundle = load_bundle(HERE.parents[1] / "models" / "gtsrb")
+    data, defence = load_data(recipe_of(bundle)[0]), load_defence(bundle)
+    clean, attacked, patched = (data.test.take(np.arange(n)) for n in (140, 60, 40))
+    images = [
+        clean.x,
+        attack_answering(defence, attacked, eps=8, steps=20, seed=0),
+        patch_answering(defence, patched, side=7, seed=0),
+    ]
+    np.savez_compressed(
+        HERE / "gtsrb.npz",
+        x=np.concatenate(images),
+        y=np.concatenate([clean.y, attacked.y, patched.y]),
+        kind=np.repeat(np.arange(3), [140, 60, 40]),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.bundle import load_bundle
+from gateway.decode import to_pixels
+from gateway.engine import Engine
+from gateway.verdict import Judge
+from training.networks import load_defence
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def bundle():
+    return load_bundle(ROOT / "models" / "gtsrb")
+
+
+@pytest.fixture(scope="session")
+def images():
+    """The committed images: x uint8 (240, 32, 32, 3), y, kind (0 clean, 1 PGD, 2 patched)."""
+    with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.fixture(scope="session")
+def pixels(images):
+    return to_pixels(images["x"])
+
+
+@pytest.fixture(scope="session")
+def engine(bundle):
+    return Engine.open(bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def judge(bundle):
+    return Judge(bundle, bundle.calibration("cpu"))
+
+
+@pytest.fixture(scope="session")
+def defence(bundle):
+    return load_defence(bundle)
+
+
+@pytest.fixture(scope="session")
+def outputs(engine, pixels):
+    return engine.run(pixels)
