@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.resize import box_mean, resize_bilinear, smooth3
+from training.defence.resize import box_mean, resize_bilinear
 
 ROI_LEVEL = 0.4
 WINDOW_SHARE = 0.28
@@ -35,7 +35,7 @@ def attack_maps(pixels: Tensor, features: Tensor, window: int) -> tuple[Tensor, 
 
     pixels (N, C, H, W), features (N, c, h, w) of a middle layer; P = H - window + 1, Q = W - window + 1.
     """
-    energy = (pixels - smooth3(pixels)).pow(2).sum(1, keepdim=True)
+    energy = (pixels - box_mean(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3)).pow(2).sum(1, keepdim=True)
     norm = (features.pow(2).sum(1, keepdim=True) + 1e-12).sqrt()
     norm = resize_bilinear(norm, (pixels.shape[2], pixels.shape[3]))
     pooled = box_mean(torch.cat([energy, norm], 1), window)

@@ -41,25 +41,19 @@ def skip_inpainting(model: onnx.ModelProto) -> int:
     made_by = {output: node for node in graph.node for output in node.output}
     if "neutral_pixels" not in made_by:
         return 0
-    wanted, inside = ["neutral_pixels"], set()
-    while wanted:
-        name = wanted.pop()
-        if name in made_by and made_by[name].output[0] not in inside:
-            inside.add(made_by[name].output[0])
-            wanted.extend(made_by[name].input)
-    branch = [node for node in graph.node if node.output[0] in inside]
-    rest = [node for node in graph.node if node.output[0] not in inside]
-    needed = {name for node in rest for name in node.input} | {value.name for value in graph.output}
+    # Whatever the rest of the graph needs from before the inpainting (sizes, say) stays where both can read it.
+    outside = _ancestors(made_by, {value.name for value in graph.output} - {"neutral_pixels"}, stop="neutral_pixels")
+    branch = [node for node in graph.node if node.output[0] not in outside]
+    rest = [node for node in graph.node if node.output[0] in outside]
+    needed = {name for node in rest for name in node.input}
     made_inside = {output for node in branch for output in node.output}
-    # Constants that the branch makes and others read as well stay outside.
-    shared = [node for node in branch if not node.input and needed & set(node.output)]
-    branch = [node for node in branch if node not in shared]
-    if (needed & made_inside) - {"neutral_pixels"} - {output for node in shared for output in node.output}:
-        return 0
     pixels = next(value for value in graph.input if value.name == "pixels")
     made = _branch(graph, branch, needed, pixels.type)
     copy = helper.make_graph(
-        [helper.make_node("Identity", ["pixels"], ["untouched_pixels"])], "untouched", [], [_value("untouched_pixels", pixels.type)]
+        [helper.make_node("Identity", ["pixels"], ["untouched_pixels"])],
+        "untouched",
+        [],
+        [_value("untouched_pixels", pixels.type)],
     )
     graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "mask_level"))
     condition = [
@@ -69,8 +63,43 @@ def skip_inpainting(model: onnx.ModelProto) -> int:
     ]
     for value in [value for value in graph.value_info if value.name in made_inside]:
         graph.value_info.remove(value)
-    _set_nodes(graph, [*shared, *condition, *rest])
+    _set_nodes(graph, _in_order([*condition, *rest], {value.name for value in graph.input}))
     return 1
+
+
+def _ancestors(made_by: dict[str, onnx.NodeProto], names: set[str], *, stop: str) -> set[str]:
+    """First outputs of every node that `names` depend on, not looking behind the tensor `stop`."""
+    found: set[str] = set()
+    wanted = list(names)
+    while wanted:
+        node = made_by.get(wanted.pop())
+        if node is None or stop in node.output or node.output[0] in found:
+            continue
+        found.add(node.output[0])
+        wanted.extend(node.input)
+    return found
+
+
+def _in_order(nodes: list[onnx.NodeProto], inputs: set[str]) -> list[onnx.NodeProto]:
+    """`nodes` such that each comes after those it reads from; tensors that no node makes are known from the start."""
+    made = {output for node in nodes for output in node.output} - inputs
+    known: set[str] = set()
+    ordered: list[onnx.NodeProto] = []
+    waiting = nodes
+    while waiting:
+        ready = [node for node in waiting if all(name in known or name not in made for name in _reads(node))]
+        if not ready:
+            raise ValueError(f"nodes read from one another in a circle: {[node.name for node in waiting[:5]]}")
+        known |= {output for node in ready for output in node.output}
+        done = {node.output[0] for node in ready}
+        ordered, waiting = ordered + ready, [node for node in waiting if node.output[0] not in done]
+    return ordered
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Tensors that a node needs, those that its branches take from outside included."""
+    inner = {name for a in node.attribute if a.HasField("g") for n in a.g.node for name in n.input}
+    return set(node.input) | inner
 
 
 def _branch(
@@ -99,7 +128,8 @@ def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     found = {tensor.name: tensor for tensor in model.graph.initializer if np.prod(tensor.dims) <= 8}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+            name = node.output[0]
+            found.update((name, attribute.t) for attribute in node.attribute if attribute.name == "value")
     return {name: numpy_helper.to_array(tensor) for name, tensor in found.items()}
 
 
