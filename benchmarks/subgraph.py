@@ -1,0 +1,89 @@
+"""Parts of a defence graph as graphs of their own, and the multiply-accumulates that a graph runs.
+
+Everything after inpainting reads the tensor that the output `neutral_pixels` names, so a part is cut out between that
+tensor and an output: same weights, same operators, nothing else.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx
+from onnx.utils import Extractor
+
+# What a part is cut to (its outputs); the input of each is the image after inpainting.
+STAGES = {
+    "answering forward": ["logits"],
+    "companion forward": ["companion_logits"],
+    "forward + saliency": ["logits", "saliency"],
+    "forward + region of attack": ["logits", "roa", "roa_score"],
+    "forward + views + companion + scores": ["logits", "scores", "layer_deviation"],
+}
+INPAINTING = "inpainting"
+
+
+def inpainted(model: onnx.ModelProto) -> str:
+    """Name of the tensor that the networks read: the output `neutral_pixels`, or what it is a copy of."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    name = "neutral_pixels"
+    while made_by[name].op_type == "Identity":
+        name = made_by[name].input[0]
+    return name
+
+
+def cut(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
+    """The part of `model` from the inpainted image, renamed `pixels`, to `outputs`."""
+    source = inpainted(model)
+    pixels = next(value for value in model.graph.input if value.name == "pixels")
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    known = [*copy.graph.value_info, *copy.graph.output]
+    if not any(value.name == source for value in known):
+        copy.graph.value_info.append(
+            onnx.helper.make_tensor_value_info(source, pixels.type.tensor_type.elem_type, None)
+        )
+    part = Extractor(copy).extract_model([source], outputs)
+    for node in part.graph.node:
+        for i, name in enumerate(node.input):
+            if name == source:
+                node.input[i] = "pixels"
+    del part.graph.input[:]
+    part.graph.input.append(pixels)
+    onnx.checker.check_model(part)
+    return part
+
+
+def inpainting_part(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The part of `model` from its inputs to `neutral_pixels`."""
+    return Extractor(model).extract_model(["pixels", "mask"], ["neutral_pixels"])
+
+
+def macs(model: onnx.ModelProto, batch: int) -> int:
+    """Multiply-accumulates of every Conv, ConvTranspose and Gemm at a batch size, from ONNX shape inference.
+
+    Raises `ValueError` when a shape that is needed cannot be inferred.
+    """
+    fixed = onnx.ModelProto.FromString(model.SerializeToString())
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    shapes = {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
+    for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    return sum(_node_macs(node, shapes) for node in inferred.graph.node)
+
+
+def _node_macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return 0
+    inputs, weight, output = (shapes.get(name, []) for name in (node.input[0], node.input[1], node.output[0]))
+    if not inputs or not weight or not output or 0 in [*inputs, *weight, *output]:
+        raise ValueError(f"{node.op_type} {node.name!r}: shapes {inputs}, {weight}, {output} were not inferred")
+    if node.op_type == "Conv":  # weight (M, C / groups, kh, kw): once for each output entry
+        return prod(output) * prod(weight[1:])
+    if node.op_type == "ConvTranspose":  # weight (C, M / groups, kh, kw): once for each input entry
+        return prod(inputs) * prod(weight[1:])
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return prod(output) * (inputs[0] if transposed else inputs[1])
