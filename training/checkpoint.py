@@ -54,15 +54,16 @@ def load_checkpoint(
         return None
     try:
         state = json.loads(path.read_text("utf-8"))
+        progress = Progress(int(state["epoch"]), list(state["history"]))
         tensors = load_file(folder / state["tensors"])
         model.load_state_dict(_below(tensors, "model/"))
         average.load_state_dict(_below(tensors, "average/"))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot resume: {str(error).splitlines()[0]}") from None
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for i, buffer in _below(tensors, "momentum/").items():
         optimizer.state[parameters[int(i)]]["momentum_buffer"] = buffer
-    return Progress(state["epoch"], state["history"])
+    return progress
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def load_dataset(
     if kind not in loaders or not name:
         raise DataError(f"unknown data source {source!r}; use npz:NAME, torchvision:CIFAR10 or folder:PATH")
     official, test, found = loaders[kind](name)
+    if official.x.shape[1:] != test.x.shape[1:]:
+        raise DataError(f"{source}: training images are {official.x.shape[1:]}, test images {test.x.shape[1:]} in size")
     count = int(max(official.y.max(), test.y.max())) + 1
     classes = classes or found or [str(i) for i in range(count)]
     if len(classes) != count:
@@ -102,16 +105,20 @@ def split_by_group(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Index arrays of train, select and calibrate: whole groups, stratified by class, each class in every part.
 
-    Raises `DataError` if a class has fewer than three groups.
+    Raises `DataError` if a class has fewer than three groups, or a group more than one class: it would be dealt twice.
     """
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[], [], []]
+    if len(np.unique(np.stack([group, y]), axis=1).T) > len(np.unique(group)):
+        raise DataError("a group has images of two classes; groups must be of one class each")
     for label in np.unique(y):
         groups = rng.permutation(np.unique(group[y == label]))
         if len(groups) < 3:
             raise DataError(f"class {label} has {len(groups)} group(s); three are needed for disjoint splits")
         select = max(1, round(fractions[1] * len(groups)))
         calibrate = max(1, round(fractions[2] * len(groups)))
+        while select + calibrate >= len(groups):  # rounding of few groups must leave one to train on
+            select, calibrate = (select - 1, calibrate) if select > calibrate else (select, calibrate - 1)
         cuts = [len(groups) - select - calibrate, len(groups) - calibrate]
         for part, members in zip(parts, np.split(groups, cuts), strict=True):
             part.extend(members.tolist())
@@ -144,10 +151,13 @@ def _load_npz(name: str) -> tuple[Split, Split, list[str] | None]:
             arrays = {key: file[key] for key in file.files}
         y_train, y_test = arrays["y_train"].astype(np.int64), arrays["y_test"].astype(np.int64)
         x_train, x_test = _colour(arrays["x_train"]), _colour(arrays["x_test"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a data set: {error}") from None
-    if x_train.dtype != np.uint8 or len(x_train) != len(y_train) or len(x_test) != len(y_test):
-        raise DataError(f"{path}: images must be uint8 and as many as labels")
+    if x_train.dtype != np.uint8 or x_test.dtype != np.uint8:
+        raise DataError(f"{path}: images must be uint8, are {x_train.dtype} and {x_test.dtype}")
+    track = arrays.get("track_train", y_train)
+    if not len(x_train) == len(y_train) == len(track) or len(x_test) != len(y_test):
+        raise DataError(f"{path}: images, labels and tracks must be as many as each other")
     if "track_train" in arrays:
         group = y_train * 1_000_000 + arrays["track_train"].astype(np.int64)
     else:
