@@ -38,16 +38,22 @@ WINDOW_SHARE = 0.28  # side of the region of attack that a second call inpaints
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of repeated calls."""
+    """Seconds of repeated calls, and of processor time: what other programs took meanwhile is not in the latter."""
 
     seconds: list[float]
+    processor: list[float]
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
     def summary(self) -> dict[str, float]:
-        return {"median_ms": round(self.median * 1e3, 4), "min_ms": round(min(self.seconds) * 1e3, 4)}
+        figures = {
+            "median_ms": self.median,
+            "min_ms": min(self.seconds),
+            "processor_median_ms": statistics.median(self.processor),
+        }
+        return {name: round(value * 1e3, 4) for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads
 
 def in_turns(calls: dict[str, Callable[[], object]], *, repeats: int, seconds: float) -> dict[str, Times]:
     """Time every call once a round, for `repeats` rounds or until `seconds` have passed (five rounds at least)."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(WARM_UP):
             call()
@@ -97,10 +103,10 @@ def in_turns(calls: dict[str, Callable[[], object]], *, repeats: int, seconds: f
         if done >= 5 and time.perf_counter() > end:
             break
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             call()
-            taken[name].append(time.perf_counter() - start)
-    return {name: Times(values) for name, values in taken.items()}
+            taken[name].append((time.perf_counter() - start, time.process_time() - processor))
+    return {name: Times(*map(list, zip(*values, strict=True))) for name, values in taken.items()}
 
 
 def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: float) -> dict[str, Any]:
@@ -134,8 +140,10 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
     calls["second call, a window inpainted"] = lambda: served.engine.run(pixels, window)
     stages = in_turns(calls, repeats=repeats, seconds=0.5 * seconds)
     unit = macs(parts[forward], batch)
-    theory = macs(served.model, batch) / unit
+    # Everything behind inpainting, which has no convolution of its own.
+    theory = macs(cut(served.model, [name for name in names if name != "neutral_pixels"]), batch) / unit
     ratio = pair["defence"].median / pair["forward"].median
+    processor = statistics.median(pair["defence"].processor) / statistics.median(pair["forward"].processor)
     return {
         "batch": batch,
         "repeats": len(pair["defence"].seconds),
@@ -143,6 +151,7 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
         "forward": pair["forward"].summary(),
         "forwards_measured": round(ratio, 3),
         "forwards_measured_min": round(min(pair["defence"].seconds) / min(pair["forward"].seconds), 3),
+        "forwards_measured_processor": round(processor, 3),
         "forwards_run": round(theory, 3),
         "measured_over_run": round(ratio / theory, 3),
         "forward_macs_per_image": unit // batch,
@@ -171,14 +180,16 @@ def device() -> dict[str, Any]:
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as two tables."""
     table = Table(title=f"Cost of the defence, {report['device']['cpu']}, {report['threads']} thread(s)")
-    for column in ("batch", "forward ms", "defence ms", "forwards (medians)", "(minima)", "forwards run", "overhead"):
+    for column in ("batch", "forward ms", "defence ms", "forwards", "minima", "CPU time", "run", "overhead"):
         table.add_column(column, justify="right")
     for row in report["batches"]:
+        ratios = [row[f"forwards_{name}"] for name in ("measured", "measured_min", "measured_processor", "run")]
         table.add_row(
-            str(row["batch"]), f"{row['forward']['median_ms']:.2f}", f"{row['defence']['median_ms']:.2f}",
-            f"{row['forwards_measured']:.2f}", f"{row['forwards_measured_min']:.2f}", f"{row['forwards_run']:.2f}",
+            str(row["batch"]),
+            *(f"{row[name]['median_ms']:.2f}" for name in ("forward", "defence")),
+            *(f"{ratio:.2f}" for ratio in ratios),
             f"{(row['measured_over_run'] - 1) * 100:+.0f} %",
-        )  # fmt: skip
+        )
     console.print(table)
     stages = Table(title="Stages in forwards of the same run: measured (run)")
     stages.add_column("stage")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from math import prod
 
 import onnx
-from onnx.utils import Extractor
 
 # What a part is cut to (its outputs); the input of each is the image after inpainting.
 STAGES = {
@@ -34,18 +33,10 @@ def inpainted(model: onnx.ModelProto) -> str:
 def cut(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     """The part of `model` from the inpainted image, renamed `pixels`, to `outputs`."""
     source = inpainted(model)
-    pixels = next(value for value in model.graph.input if value.name == "pixels")
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    known = [*copy.graph.value_info, *copy.graph.output]
-    if not any(value.name == source for value in known):
-        copy.graph.value_info.append(
-            onnx.helper.make_tensor_value_info(source, pixels.type.tensor_type.elem_type, None)
-        )
-    part = Extractor(copy).extract_model([source], outputs)
+    part = extracted(model, [source], outputs)
     for node in part.graph.node:
-        for i, name in enumerate(node.input):
-            if name == source:
-                node.input[i] = "pixels"
+        node.input[:] = ["pixels" if name == source else name for name in node.input]
+    pixels = next(value for value in model.graph.input if value.name == "pixels")
     del part.graph.input[:]
     part.graph.input.append(pixels)
     onnx.checker.check_model(part)
@@ -54,7 +45,38 @@ def cut(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
 
 def inpainting_part(model: onnx.ModelProto) -> onnx.ModelProto:
     """The part of `model` from its inputs to `neutral_pixels`."""
-    return Extractor(model).extract_model(["pixels", "mask"], ["neutral_pixels"])
+    part = extracted(model, ["pixels", "mask"], ["neutral_pixels"])
+    part.graph.input.extend(value for value in model.graph.input if value.name in ("pixels", "mask"))
+    onnx.checker.check_model(part)
+    return part
+
+
+def extracted(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    """The nodes between `inputs` and `outputs` with their weights; inputs are left to the caller to declare.
+
+    onnx.utils.Extractor would lose what the branches of an `If` read from outside.
+    """
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    needed: set[str] = set()
+    wanted = [name for name in outputs if name not in inputs]
+    while wanted:
+        name = wanted.pop()
+        if name not in needed:
+            needed.add(name)
+            wanted.extend(reads(made_by[name]) - set(inputs) if name in made_by else ())
+    part = onnx.ModelProto.FromString(model.SerializeToString())
+    for field in (part.graph.node, part.graph.initializer, part.graph.input, part.graph.output, part.graph.value_info):
+        del field[:]
+    part.graph.node.extend(node for node in model.graph.node if needed & set(node.output))
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    part.graph.output.extend(value for value in model.graph.output if value.name in outputs)
+    return part
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Tensors that a node needs, those that its branches take from outside included."""
+    inner = {name for a in node.attribute if a.HasField("g") for n in a.g.node for name in n.input}
+    return (set(node.input) | inner) - {""}
 
 
 def macs(model: onnx.ModelProto, batch: int) -> int:
