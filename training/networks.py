@@ -1,7 +1,7 @@
 """The torch side of a bundle: networks and constants as tensors, so that anyone can attack what is served.
 
-The file `networks.safetensors` of a bundle holds `standard/...`, `companion/...` and `constants/...`; the architectures are in
-the manifest. Serving never reads it.
+The file `networks.safetensors` of a bundle holds `standard/...`, `companion/...` and `constants/...`; the architectures
+are in the manifest. Serving never reads it.
 """
 
 from __future__ import annotations
