@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.training.toy import SPEC, toy_dataset
+from tests.training.exported import Exported, open_session
+from tests.training.toy import CLASSES, SIDE, SPEC, random_network, toy_dataset
 from training.data import Dataset
+from training.defence.constants import fit_constants
+from training.defence.graph import DefenceGraph, DefenceOutputs
+from training.export.fold import folded
+from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.models import build_model
 from training.models.resnet import SmallResNet
 from training.trainer import to_tensor
@@ -40,3 +45,23 @@ def trained(toy: Dataset) -> SmallResNet:
 @pytest.fixture(scope="session")
 def test_images(toy: Dataset) -> tuple[Tensor, Tensor]:
     return to_tensor(toy.test.x), torch.from_numpy(toy.test.y)
+
+
+@pytest.fixture(scope="session")
+def defence(toy: Dataset) -> DefenceGraph:
+    """Two random networks and benign constants of the toy data."""
+    network, companion = folded(random_network(0)), folded(random_network(1))
+    return DefenceGraph(network, companion, fit_constants(network, toy.train, toy.select, classes=CLASSES)).eval()
+
+
+@pytest.fixture(scope="session")
+def exported(defence: DefenceGraph, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    path = tmp_path_factory.mktemp("graph") / "graph.onnx"
+    inputs = {
+        "pixels": torch.rand(EXAMPLE_BATCH, 3, SIDE, SIDE),
+        "mask": torch.zeros(EXAMPLE_BATCH, SIDE, SIDE),
+    }
+    model = export_module(
+        defence, path, inputs=inputs, outputs=list(DefenceOutputs._fields), meta={"palisade.test": "yes"}
+    )
+    return Exported(defence, path, model, open_session(path.read_bytes()))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.toy import CLASSES, SIDE, random_network
+from training.attacks.margin import margin
+from training.data import Dataset
+from training.defence.constants import fit_constants, sensitive_neurons, window_logs
+from training.defence.deviation import top_mean, view_change
+from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.defence.inpaint import inpaint
+from training.defence.saliency import saliency_map
+from training.defence.views import reference_views, shift
+from training.trainer import to_tensor
+
+
+@pytest.fixture(scope="module")
+def x(toy: Dataset) -> Tensor:
+    return to_tensor(toy.test.x[:6])
+
+
+@pytest.fixture(scope="module")
+def mask() -> Tensor:
+    made = torch.zeros(6, SIDE, SIDE)
+    made[1, 2:6, 3:7] = 1
+    made[4, 10:, :5] = 1
+    return made
+
+
+@pytest.fixture(scope="module")
+def out(defence: DefenceGraph, x: Tensor) -> DefenceOutputs:
+    return defence(x, torch.zeros(6, SIDE, SIDE))
+
+
+def test_shapes(out: DefenceOutputs) -> None:
+    maps, channels = (6, SIDE, SIDE), 4  # stem and three stages
+    assert {name: tuple(value.shape) for name, value in out._asdict().items()} == {
+        "logits": (6, CLASSES), "companion_logits": (6, CLASSES), "saliency": maps, "roi": maps, "roa": maps,
+        "roa_score": (6,), "neutral_pixels": (6, 3, SIDE, SIDE), "layer_deviation": (6, channels),
+        "scores": (6, len(SCORES)),
+    }  # fmt: skip
+    assert all(value.isfinite().all() and not value.requires_grad for value in out)
+
+
+def test_logits_are_the_networks_own(defence: DefenceGraph, out: DefenceOutputs, x: Tensor) -> None:
+    torch.testing.assert_close(out.logits, defence.network(x))
+    torch.testing.assert_close(out.companion_logits, defence.companion(x))
+
+
+def test_saliency_is_of_the_served_margin(defence: DefenceGraph, out: DefenceOutputs, x: Tensor) -> None:
+    leaf = x.clone().requires_grad_()
+    logits = defence.network(leaf)
+    margin(logits, logits.argmax(1)).sum().backward()
+    torch.testing.assert_close(out.saliency, saliency_map(x, leaf.grad), atol=1e-5, rtol=1e-4)
+
+
+def test_scores_in_closed_form(defence: DefenceGraph, out: DefenceOutputs, x: Tensor) -> None:
+    network, label = defence.network, out.logits.argmax(1)
+    views = [margin(network(shift(x, d, d)), label) for d in (1, -1)]
+    drop = margin(out.logits, label) - (views[0] + views[1]) / 2
+    doubt = -margin(out.companion_logits, label)
+    taps, view_taps = network.taps(x)[1], network.taps(reference_views(x))[1]
+    start, deviation = 0, []
+    for name in taps:
+        stop = start + taps[name].shape[1]
+        change = view_change(taps[name], view_taps[name])
+        deviation.append(top_mean((change - defence.change_mean[start:stop]) / defence.change_std[start:stop]))
+        start = stop
+    torch.testing.assert_close(out.layer_deviation, torch.stack(deviation, 1), atol=1e-3, rtol=1e-4)
+    by_name = dict(zip(SCORES, out.scores.unbind(1), strict=True))
+    torch.testing.assert_close(by_name["margin_drop"], drop, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(by_name["companion_margin"], doubt, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(by_name["neuron_sensitivity"], out.layer_deviation[:, -1])
+
+
+def test_distance_is_mahalanobis(defence: DefenceGraph, out: DefenceOutputs, toy: Dataset, x: Tensor) -> None:
+    network = defence.network
+
+    def features(pixels: Tensor) -> Tensor:
+        return network.taps(pixels)[1]["stage3"].mean((2, 3)).double()
+
+    train, select = features(to_tensor(toy.train.x)), features(to_tensor(toy.select.x))
+    means = torch.stack([train[torch.from_numpy(toy.train.y) == k].mean(0) for k in range(CLASSES)])
+    centred = select - means[torch.from_numpy(toy.select.y)]
+    covariance = centred.T @ centred / len(centred)
+    covariance = 0.9 * covariance + 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    gap = features(x) - means[out.logits.argmax(1)]
+    expected = (gap @ torch.linalg.inv(covariance) * gap).sum(1)
+    torch.testing.assert_close(out.scores[:, 2].double(), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_masked_call_is_the_plain_call_on_inpainted_pixels(defence: DefenceGraph, x: Tensor, mask: Tensor) -> None:
+    masked, filled = defence(x, mask), inpaint(x, mask)
+    plain = defence(filled, torch.zeros_like(mask))
+    assert torch.equal(masked.neutral_pixels, filled)
+    for name, a, b in zip(DefenceOutputs._fields, masked, plain, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert not torch.allclose(masked.logits[1], defence(x, torch.zeros_like(mask)).logits[1])
+
+
+def test_empty_mask_is_the_input_bit_for_bit(out: DefenceOutputs, x: Tensor) -> None:
+    assert torch.equal(out.neutral_pixels, x)
+
+
+def test_batch_equals_singles(defence: DefenceGraph, x: Tensor, mask: Tensor) -> None:
+    batch = defence(x, mask)
+    singles = [defence(x[i : i + 1], mask[i : i + 1]) for i in range(6)]
+    for i, name in enumerate(DefenceOutputs._fields):
+        together = torch.cat([single[i] for single in singles])
+        torch.testing.assert_close(batch[i], together, atol=1e-3, rtol=1e-4, msg=name)
+
+
+def test_maps_are_in_range(out: DefenceOutputs) -> None:
+    assert out.saliency.min() >= 0
+    assert out.saliency.max() <= 1
+    for region in (out.roi, out.roa):
+        assert set(region.unique().tolist()) <= {0.0, 1.0}
+    assert (out.roa.sum((1, 2)) == 16).all()  # a window of 28 % of 16
+
+
+def test_deviation_of_benign_images_is_normalised(defence: DefenceGraph, toy: Dataset) -> None:
+    """Of the very images that the normalisers were taken from: roa_score has mean 0 exactly."""
+    x = to_tensor(toy.select.x)
+    assert float(defence(x, torch.zeros(len(x), SIDE, SIDE)).roa_score.mean()) == pytest.approx(0, abs=1e-3)
+    logs = window_logs(x, defence.network.taps(x)[1]["stage2"])
+    torch.testing.assert_close(logs.mean(0), defence.roa_mean, atol=1e-4, rtol=1e-4)
+
+
+def test_scores_have_a_gradient_for_adaptive_attacks(defence: DefenceGraph, x: Tensor) -> None:
+    leaf = x.clone().requires_grad_()
+    logits, taps = defence.network.taps(leaf)
+    scores, _ = defence.detector_scores(leaf, logits, taps, defence.companion(leaf))
+    for column in range(len(SCORES)):
+        (gradient,) = torch.autograd.grad(scores[:, column].sum(), leaf, retain_graph=True)
+        assert gradient.flatten(1).norm(dim=1).min() > 0, SCORES[column]
+
+
+def test_graph_works_without_gradients_enabled(defence: DefenceGraph, out: DefenceOutputs, x: Tensor) -> None:
+    with torch.no_grad():
+        again = defence(x, torch.zeros(6, SIDE, SIDE))
+    torch.testing.assert_close(again.saliency, out.saliency)
+
+
+def test_other_sizes(toy: Dataset) -> None:
+    network, companion = random_network(0), random_network(1)
+    graph = DefenceGraph(network, companion, fit_constants(network, toy.train, toy.select, classes=CLASSES))
+    out = graph(torch.rand(1, 3, 33, 48), torch.zeros(1, 33, 48))
+    assert out.saliency.shape == out.roi.shape == out.roa.shape == (1, 33, 48)
+    assert out.roa.sum() == 9 * 9
+
+
+def test_sensitive_neurons_by_layer(toy: Dataset) -> None:
+    network, x = random_network(0), to_tensor(toy.test.x[:8])
+    chosen = sensitive_neurons(network, x, (x + 0.1).clamp(0, 1), share=0.25)
+    assert {name: len(index) for name, index in chosen.items()} == {"stem": 1, "stage1": 1, "stage2": 2, "stage3": 4}
+    assert all(index == sorted(index) for index in chosen.values())

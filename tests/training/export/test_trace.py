@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training.toy import random_network
+from training.export.fold import folded
+from training.export.trace import convolution_backward, trace
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_input_gradient_is_autograds(kernel, stride, padding) -> None:
+    for size, (groups, dilation) in product([(10, 10), (9, 9), (7, 10)], [(1, 1), (2, 1), (1, 2)]):
+        module = nn.Conv2d(4, 6, kernel, stride, padding, groups=groups, dilation=dilation).double()
+        x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+        out = module(x)
+        upstream = torch.randn_like(out)
+        (expected,) = torch.autograd.grad(out, x, upstream)
+        back = convolution_backward(
+            upstream, x.detach(), module.weight.detach(), None, list(module.stride), list(module.padding),
+            list(module.dilation), False, [0, 0], groups, [True, False, False],
+        )  # fmt: skip
+        torch.testing.assert_close(back[0], expected)
+        assert back[1:] == (None, None)
+
+
+def test_gradients_of_weights_are_refused() -> None:
+    x, weight = torch.rand(1, 2, 4, 4), torch.rand(3, 2, 3, 3)
+    rest = ([1, 1], [1, 1], [1, 1])
+    with pytest.raises(NotImplementedError):
+        convolution_backward(torch.rand(1, 3, 4, 4), x, weight, None, *rest, False, [0, 0], 1, [True, True, False])
+    with pytest.raises(NotImplementedError):
+        convolution_backward(torch.rand(1, 3, 4, 4), x, weight, None, *rest, True, [0, 0], 1, [True, False, False])
+    none = convolution_backward(torch.rand(1, 3, 4, 4), x, weight, None, *rest, False, [0, 0], 1, [False, False, False])
+    assert none == (None, None, None)
+
+
+class Gradient(nn.Module):
+    """The input gradient of the first logit."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.network(leaf)[:, 0].sum(), leaf)
+        return gradient
+
+
+def test_traced_gradient_follows_input_and_weights() -> None:
+    network, other = folded(random_network(0)), folded(random_network(1))
+    x, elsewhere = torch.rand(5, 3, 16, 16), torch.rand(5, 3, 16, 16)
+    traced = trace(Gradient(network), (x,))
+    for pixels in (x, elsewhere):
+        torch.testing.assert_close(traced(pixels), Gradient(network)(pixels), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(traced(x), traced(elsewhere))
+    again = trace(Gradient(other), (x,))(x)
+    torch.testing.assert_close(again, Gradient(other)(x), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(traced(x), again)
+
+
+def test_stride_one_convolutions_go_back_as_convolutions() -> None:
+    network = folded(random_network(0))
+    traced = trace(Gradient(network), (torch.rand(5, 3, 16, 16),))
+    calls = [node for node in traced.graph.nodes if node.target == torch.ops.aten.convolution.default]
+    transposed = [node for node in calls if node.args[6]]
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    strided = [m for m in convolutions if m.stride != (1, 1)]
+    assert len(strided) == 4
+    assert len(transposed) == len(strided)
+    assert len(calls) == 2 * len(convolutions)

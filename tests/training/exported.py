@@ -1,0 +1,33 @@
+"""A defence graph in both its forms, and sessions that run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from training.defence.graph import DefenceGraph
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A defence graph as a torch module and as the ONNX file written of it."""
+
+    graph: DefenceGraph
+    path: Path
+    model: onnx.ModelProto
+    session: ort.InferenceSession
+
+    def run(self, pixels: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        values = self.session.run(None, {"pixels": pixels.numpy(), "mask": mask.numpy()})
+        return {o.name: torch.from_numpy(v) for o, v in zip(self.session.get_outputs(), values, strict=True)}
+
+
+def open_session(content: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
