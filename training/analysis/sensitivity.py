@@ -1,4 +1,4 @@
-"""Neuron sensitivity by layer under attack, beside Gaussian noise of equal norm (Zhang et al. 2019, arXiv 1909.06978)."""
+"""Neuron sensitivity by layer under attack, beside noise of equal norm (Zhang et al. 2019, arXiv 1909.06978)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sensitivity_report(
 ) -> list[dict[str, Any]]:
     """One row a layer: mean absolute and relative neuron sensitivity under PGD (Linf `eps`, of 1) and under noise.
 
-    The noise has each image's own L2 perturbation norm, so that a ratio above 1 is what is adversarial about the change.
+    The noise has each image's own L2 perturbation norm, so that a ratio above 1 is adversarial.
     """
     with frozen(network):
         adversarial = pgd(network, x, y, eps=eps, steps=steps, generator=seeded(seed, 3))
