@@ -1,0 +1,151 @@
+"""`palisade build` from data to a bundle that the gateway loads, in one call, on pictures made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from gateway.bundle import load_bundle
+from training.build import build
+from training.cli import app
+from training.errors import RecipeError, TrainingError
+from training.evaluate.served import open_pipeline, serve
+
+SIZE, CLASSES = 16, 4
+
+
+def pictures(rng, labels):
+    """A bright square on noise; the class is the quarter that it is in."""
+    x = rng.integers(0, 90, (len(labels), SIZE, SIZE, 3))
+    for image, label in zip(x, labels, strict=True):
+        top, left = 1 + 8 * (label // 2), 1 + 8 * (label % 2)
+        image[top : top + 6, left : left + 6] += 120
+    return x.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, recipes and the bundle built from them."""
+    root = tmp_path_factory.mktemp("build")
+    rng = np.random.default_rng(0)
+    y_train, y_test = np.repeat(np.arange(CLASSES), 60), np.repeat(np.arange(CLASSES), 10)
+    np.savez(
+        root / "squares.npz", x_train=pictures(rng, y_train), y_train=y_train, track_train=np.tile(np.arange(20), 12),
+        x_test=pictures(rng, y_test), y_test=y_test, classes=np.array(["tl", "tr", "bl", "br"]),
+    )  # fmt: skip
+    common = {
+        "data": {"source": "npz:squares", "fractions": [0.6, 0.2, 0.2]},
+        "model": {"width": 8, "blocks": [1, 1]},
+        "batch": 32,
+        "precision": "fp32",
+    }
+    adversary = {"eps": 8, "steps": 2, "clean_weight": 1.0}
+    standard = {**common, "name": "squares-standard", "stages": [{"name": "a", "epochs": 4, "lr": 0.05}]}
+    terms = {
+        "jacobian": {"weight": 1e-4},
+        "selective": {"weight": 0.01, "grid": 4},
+        "sns": {"weight": 0.1, "pairs": 32},
+    }
+    companion = {
+        **common,
+        "name": "squares-companion",
+        "init": "squares-standard",
+        "teacher": "squares-standard",
+        "stages": [
+            {"name": "at", "epochs": 1, "lr": 0.02, "adversary": adversary},
+            {"name": "terms", "epochs": 1, "lr": 0.01, "batchnorm": "frozen", "adversary": adversary, "terms": terms},
+        ],
+    }
+    bundle = {
+        "name": "squares",
+        "version": "1.0.0",
+        "standard": "standard.yaml",
+        "companion": "companion.yaml",
+        "samples": 1,
+        "evaluation": {
+            "unaware": 8, "patched": 8, "adaptive": 4, "adaptive_steps": 5, "adaptive_targets": 1, "steps": 5,
+            "bounds": [{"figure": "accuracy_answering", "kind": "at_least", "bound": 0.9}],
+        },
+    }  # fmt: skip
+    for name, content in (("standard", standard), ("companion", companion), ("bundle", bundle)):
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALISADE_DATA", str(root))
+        build(root / "bundle.yaml", root / "out", runs=root / "runs")
+        yield root
+
+
+def test_the_gateway_serves_it(folder):
+    bundle = load_bundle(folder / "out")
+    with np.load(folder / "squares.npz") as file:
+        answers = serve(open_pipeline(bundle), file["x_test"])
+        assert (answers.raw == file["y_test"]).mean() > 0.9
+    assert not (folder / "out.part").exists()
+
+
+def test_card_and_samples(folder):
+    card = json.loads((folder / "out" / "card.json").read_text())
+    assert card["figures"]["accuracy_answering"]["n"] == 40
+    assert {"benign", "companion_pgd", "unaware", "adaptive", "figures", "date", "settings"} <= set(card)
+    assert "Robustness card: squares" in (folder / "out" / "card.md").read_text()
+    assert (folder / "out" / "samples" / "clean_0.png").is_file()
+
+
+def test_an_existing_bundle_is_kept(folder):
+    with pytest.raises(TrainingError, match="--force"):
+        build(folder / "bundle.yaml", folder / "out", runs=folder / "runs")
+
+
+def test_a_failed_build_leaves_nothing(folder, monkeypatch):
+    monkeypatch.setattr("training.build.write_samples", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        build(folder / "bundle.yaml", folder / "other", runs=folder / "runs")
+    assert not (folder / "other").exists()
+    assert not (folder / "other.part").exists()
+
+
+def test_verify_passes_and_fails_an_altered_card(folder):
+    runner = CliRunner()
+    done = runner.invoke(app, ["verify", str(folder / "out")])
+    assert done.exit_code == 0, done.output
+    assert "pass" in done.output
+    from gateway.bundle import write_manifest
+
+    bundle = load_bundle(folder / "out")
+    path = folder / "out" / "card.json"
+    original = path.read_text()
+    card = json.loads(original)
+    card["figures"]["accuracy_answering"]["value"] = 0.5
+    path.write_text(json.dumps(card))
+    write_manifest(folder / "out", bundle.manifest)
+    altered = runner.invoke(app, ["verify", str(folder / "out")])
+    path.write_text(original)
+    write_manifest(folder / "out", bundle.manifest)
+    assert altered.exit_code == 1
+    assert "FAIL" in altered.output
+
+
+def test_command_line_errors_are_one_line(folder, tmp_path):
+    runner = CliRunner()
+    (tmp_path / "bad.yaml").write_text("name: x\nnonsense: 1\n")
+    for arguments in (
+        ["train", str(tmp_path / "none.yaml")],
+        ["train", str(tmp_path / "bad.yaml")],
+        ["build", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "x")],
+        ["verify", str(tmp_path)],
+    ):
+        done = runner.invoke(app, arguments)
+        assert done.exit_code == 2, arguments
+        assert "Traceback" not in done.output
+
+
+def test_unknown_scores_are_refused(folder):
+    content = yaml.safe_load((folder / "bundle.yaml").read_text()) | {"fused": ["luck"]}
+    (folder / "luck.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match="luck"):
+        build(folder / "luck.yaml", folder / "never", runs=folder / "runs")
