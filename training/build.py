@@ -105,7 +105,9 @@ def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, 
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"])
-    networks = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ("standard", "companion")}
+    networks = {
+        role: train(recipes[role], data, runs=runs, report=report.training) for role in ("standard", "companion")
+    }
     draft = out.with_name(out.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -128,14 +130,20 @@ def load_data(recipe: Recipe) -> Dataset:
 
 
 def train(
-    recipe: Recipe, data: Dataset, *, runs: Path, report: Callable[[str, dict[str, Any]], None] = lambda run, event: None
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    runs: Path,
+    report: Callable[[str, dict[str, Any]], None] = lambda run, event: None,
 ) -> SmallResNet:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
     if (folder / "weights.safetensors").is_file():
         done, network = load_run(folder, data)
         if done != recipe:
-            raise TrainingError(f"{folder} holds a run of another version of this recipe; delete it or use another --runs")
+            raise TrainingError(
+                f"{folder} holds a run of another version of this recipe; delete it or use another --runs"
+            )
         return network
 
     def named(role: str) -> SmallResNet | None:
@@ -166,7 +174,9 @@ def _assemble(
     spec = InputSpec(height=height, width=width, channels=channels, resize=Resize())
     graph = GraphSpec(inputs=inputs, outputs=outputs)
     engine = Engine(graph_file, graph, spec, provider="cpu")
-    scores = benign_scores(engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total))
+    scores = benign_scores(
+        engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total)
+    )
     calibration = calibrate(
         scores, names=SCORES, fused=recipe.fused, provider="cpu", graph_sha256=file_sha256(graph_file), out=folder
     )

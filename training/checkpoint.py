@@ -36,7 +36,7 @@ def save_checkpoint(
         if buffer is not None:
             tensors[f"momentum/{i}"] = buffer
     name = f"checkpoint-{progress.epoch}.safetensors"
-    _write_tensors(folder / name, tensors)
+    write_tensors(folder / name, tensors)
     _write_text(
         folder / "checkpoint.json", json.dumps({"tensors": name, "epoch": progress.epoch, "history": progress.history})
     )
@@ -68,7 +68,7 @@ def load_checkpoint(
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write a network's tensors, atomically."""
-    _write_tensors(path, dict(model.state_dict()))
+    write_tensors(path, dict(model.state_dict()))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -83,7 +83,8 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file so that it is whole or not there."""
     temporary = path.with_suffix(".part")
     save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, temporary)
     temporary.replace(path)

@@ -12,7 +12,15 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from gateway.bundle import load_bundle, write_manifest
@@ -49,7 +57,9 @@ def _command(function: Callable[P, R]) -> Callable[P, R]:
             errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except OSError as error:
-            errors.print(f"error: {error.strerror or error}: {error.filename}", style="red", markup=False, soft_wrap=True)
+            errors.print(
+                f"error: {error.strerror or error}: {error.filename}", style="red", markup=False, soft_wrap=True
+            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("stopped; run the same command again to go on from the last checkpoint")
@@ -85,7 +95,13 @@ class _Bars:
 
 @contextmanager
 def _bars() -> Iterator[_Bars]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=errors) as progress:
         yield _Bars(progress)
 
@@ -108,7 +124,9 @@ def train(
     data = load_data(recipe)
     with _bars() as bars:
         network = train_network(recipe, data, runs=runs, report=bars.training)
-    console.print(f"{runs / recipe.name}: select accuracy {accuracy(network, data.select):.4f} (n = {len(data.select)})")
+    console.print(
+        f"{runs / recipe.name}: select accuracy {accuracy(network, data.select):.4f} (n = {len(data.select)})"
+    )
 
 
 @app.command()
@@ -124,7 +142,9 @@ def build(
     _threads(threads)
     with _bars() as bars:
         bundle = build_bundle(config, out, runs=runs, report=bars, force=force)
-    console.print(f"{out}: {bundle.name} {bundle.version}, card in {out / 'card.md'}; serve it: palisade serve --models {out}")
+    console.print(
+        f"{out}: {bundle.name} {bundle.version}, card in {out / 'card.md'}; serve it: palisade serve --models {out}"
+    )
 
 
 @app.command()
@@ -147,7 +167,9 @@ def evaluate(bundle: BundlePath = Path("models/gtsrb"), threads: Threads = None)
 @_command
 def verify(
     bundle: BundlePath = Path("models/gtsrb"),
-    robust: Annotated[int | None, typer.Option(min=1, help="Test images for the PGD figures; default: the card's.")] = None,
+    robust: Annotated[
+        int | None, typer.Option(min=1, help="Test images for the PGD figures; default: the card's.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Compute the headline figures again; exit code 1 if one misses its bound or differs from the card."""

@@ -1,6 +1,7 @@
 """Data sets as arrays in memory, and splits that are disjoint by group.
 
-Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional track_train, no pickled objects),
+Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional group_train, or track_train
+within the class; no pickled objects),
 `torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/*, PATH/test/<class>/*). Relative paths
 are looked up below the folder that the environment variable PALISADE_DATA names (default `data/`).
 """
@@ -155,10 +156,12 @@ def _load_npz(name: str) -> tuple[Split, Split, list[str] | None]:
         raise DataError(f"{path}: not a data set: {error}") from None
     if x_train.dtype != np.uint8 or x_test.dtype != np.uint8:
         raise DataError(f"{path}: images must be uint8, are {x_train.dtype} and {x_test.dtype}")
-    track = arrays.get("track_train", y_train)
+    track = arrays.get("group_train", arrays.get("track_train", y_train))
     if not len(x_train) == len(y_train) == len(track) or len(x_test) != len(y_test):
         raise DataError(f"{path}: images, labels and tracks must be as many as each other")
-    if "track_train" in arrays:
+    if "group_train" in arrays:  # groups that may span classes: patients, cameras
+        group = arrays["group_train"].astype(np.int64)
+    elif "track_train" in arrays:  # tracks are numbered within their class
         group = y_train * 1_000_000 + arrays["track_train"].astype(np.int64)
     else:
         group = np.arange(len(y_train))

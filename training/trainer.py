@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.attacks.pgd import training_pgd
 from training.augment import augment, mask_windows
-from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights, write_tensors
 from training.data import Dataset, Split
 from training.errors import TrainingError
 from training.losses.jacobian import jacobian_penalty, jacobian_penalty_fd
@@ -100,12 +100,16 @@ class Trainer:
         return self.average.eval()
 
     def _claim_folder(self) -> None:
-        """A run folder belongs to one recipe: refuse to resume another one's checkpoint."""
-        path, content = self.out / "recipe.json", self.recipe.model_dump_json(indent=1)
-        if path.is_file() and path.read_text("utf-8") != content:
-            raise TrainingError(f"{self.out} holds a run of another recipe; use another --out or delete it")
-        path.write_text(content, "utf-8")
-        (self.out / "data.json").write_text(json.dumps(self.data.describe(), indent=1), "utf-8")
+        """A run folder belongs to one recipe and one data set: refuse to resume another one's checkpoint."""
+        contents = {
+            "recipe": self.recipe.model_dump_json(indent=1),
+            "data": json.dumps(self.data.describe(), indent=1),
+        }
+        for name, content in contents.items():
+            path = self.out / f"{name}.json"
+            if path.is_file() and path.read_text("utf-8") != content:
+                raise TrainingError(f"{self.out} holds a run of another {name}; use another --runs or delete it")
+            path.write_text(content, "utf-8")
 
     def _teacher_maps(self, grid: int) -> Tensor:
         """Perturbation saliency (N, grid, grid) of the training images by the frozen teacher, computed once."""
@@ -123,7 +127,7 @@ class Trainer:
                 for part in np.array_split(self.x, max(1, len(self.x) // 256))
             ]
         maps = torch.cat(parts)
-        save_file({"maps": maps}, path)
+        write_tensors(path, {"maps": maps})
         return maps
 
     def _lr(self, stage: Stage, epoch: int, batch: int, batches: int) -> float:

@@ -25,6 +25,8 @@ from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
 from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
 
 CLEAN, PATCHED = encode(clean_image()), encode(patched_image())
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("served")

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         "precision": "fp32",
     }
     adversary = {"eps": 8, "steps": 2, "clean_weight": 1.0}
-    standard = {**common, "name": "squares-standard", "stages": [{"name": "a", "epochs": 4, "lr": 0.05}]}
+    standard = {**common, "name": "squares-standard", "stages": [{"name": "a", "epochs": 16, "lr": 0.05}]}
     terms = {
         "jacobian": {"weight": 1e-4},
         "selective": {"weight": 0.01, "grid": 4},

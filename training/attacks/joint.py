@@ -17,6 +17,8 @@ from training.attacks.margin import margin
 from training.attacks.pgd import project
 from training.defence.graph import DefenceGraph
 
+Beaten = Callable[[Tensor, Tensor], Tensor]
+
 
 def joint_attack(
     defence: DefenceGraph,
@@ -28,27 +30,28 @@ def joint_attack(
     targets: int,
     level: Tensor,
     scale: Tensor,
-    beaten: Callable[[Tensor, Tensor], Tensor],
+    beaten: Beaten,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Tensor, Tensor]:
-    """Adversarial images (N, C, H, W) within `eps` (Linf, of 1) and which of them win, (N,) bool.
+) -> Tensor:
+    """Which images fall within `eps` (Linf, of 1), at each false-positive rate: (N, A) bool.
 
     `level` and `scale` (S,) are benign medians and spreads of the scores: a hinge is active while a score is above its level.
-    `beaten(adversarial, y)` judges images as the system does: True where the answer is wrong and not flagged.
+    `beaten(adversarial, y)` judges images as the system does: (N, A), True where the answer is wrong and not flagged at the
+    a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one.
     """
-    best, won = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():
         order = defence.companion(x).scatter(1, y[:, None], -torch.inf).topk(targets, 1).indices
+        won = beaten(x, y)
     for number in range(targets):
-        left = torch.flatten(torch.nonzero(~won))
+        left = torch.flatten(torch.nonzero(~won[:, -1]))
         if len(left) == 0:
             break
-        adv, hit = _towards(
+        won[left] |= _towards(
             defence, x[left], y[left], order[left, number], eps=eps, steps=steps, level=level, scale=scale, beaten=beaten,
             progress=lambda done, total, n=number: progress(n * steps + done, targets * steps),
         )  # fmt: skip
-        best[left], won[left] = adv, hit
-    return best, won
+    progress(targets * steps, targets * steps)
+    return won
 
 
 def _towards(
@@ -61,11 +64,11 @@ def _towards(
     steps: int,
     level: Tensor,
     scale: Tensor,
-    beaten: Callable[[Tensor, Tensor], Tensor],
+    beaten: Beaten,
     progress: Callable[[int, int], None],
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     adv, momentum = x.clone(), torch.zeros_like(x)
-    best, won = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    won = beaten(x, y)
     for step in range(steps):
         adv = adv.detach().requires_grad_(True)
         logits, taps = defence.network.taps(adv)
@@ -85,8 +88,8 @@ def _towards(
         length = eps * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps))) * 0.5
         adv = project(adv.detach() - length * momentum.sign(), x, eps, "linf")
         if step % 5 == 4 or step == steps - 1:
-            now = beaten(adv, y)
-            best[now & ~won] = adv[now & ~won]
-            won |= now
+            won |= beaten(adv, y)
             progress(step + 1, steps)
-    return best, won
+            if won[:, -1].all():
+                break
+    return won

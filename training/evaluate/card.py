@@ -140,27 +140,22 @@ def adaptive(
     test = data.test.take(np.arange(settings.adaptive))
     x, y = to_tensor(test.x), torch.from_numpy(test.y)
     out: dict[str, Any] = {"n": len(test), "steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
+    cutoffs = torch.tensor([judge.cutoff(alpha) for alpha in measures.ALPHAS])
+
+    def beaten(adv: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits, taps = defence.network.taps(adv)
+            scores, _ = defence.detector_scores(adv, logits, taps, defence.companion(adv))
+        p = torch.from_numpy(judge.p_values(scores.numpy()))
+        return (logits.argmax(1) != label)[:, None] & (p[:, None] > cutoffs)
+
     for eps in (4, 8):
-        row: dict[str, Any] = {}
-        for alpha in measures.ALPHAS:
-            cutoff = judge.cutoff(alpha)
-
-            def beaten(adv: torch.Tensor, label: torch.Tensor, cutoff: float = cutoff) -> torch.Tensor:
-                with torch.no_grad():
-                    result = defence(adv, torch.zeros(len(adv), *adv.shape[2:]))
-                unflagged = torch.from_numpy(judge.p_values(result.scores.numpy())) > cutoff
-                return (result.logits.argmax(1) != label) & unflagged
-
-            parts = [
-                joint_attack(
-                    defence, a, b, eps=eps / 255, steps=settings.adaptive_steps, targets=settings.adaptive_targets,
-                    level=level, scale=scale, beaten=beaten,
-                    progress=lambda d, t, e=eps, a_=alpha: progress(f"joint attack, {e}/255, alpha {a_:g}", d, t),
-                )[1]
-                for a, b in zip(x.split(100), y.split(100), strict=True)
-            ]  # fmt: skip
-            row[f"alpha_{alpha:g}"] = float(torch.cat(parts).float().mean())
-        out[f"eps_{eps}"] = row
+        name = f"joint attack at {eps}/255"
+        won = joint_attack(
+            defence, x, y, eps=eps / 255, steps=settings.adaptive_steps, targets=settings.adaptive_targets,
+            level=level, scale=scale, beaten=beaten, progress=lambda done, total, name=name: progress(name, done, total),
+        )  # fmt: skip
+        out[f"eps_{eps}"] = {f"alpha_{a:g}": float(won[:, i].float().mean()) for i, a in enumerate(measures.ALPHAS)}
     return out
 
 
@@ -196,7 +191,9 @@ def markdown(card: dict[str, Any]) -> str:
     for row in check(card["figures"], settings.bounds):
         sign = ">=" if row["kind"] == "at_least" else "<="
         kept = "yes" if row["pass"] else "**no**"
-        lines.append(f"| {row['title']} | {_percent(row['value'])} | {sign} {_percent(row['bound'])} | {kept} | {row['n']:,} |")
+        lines.append(
+            f"| {row['title']} | {_percent(row['value'])} | {sign} {_percent(row['bound'])} | {kept} | {row['n']:,} |"
+        )
     benign = card["benign"]
     lines += [
         "",
@@ -246,4 +243,3 @@ def markdown(card: dict[str, Any]) -> str:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f} %"
-
