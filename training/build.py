@@ -1,7 +1,8 @@
 """`palisade build`: from data to a bundle that the gateway serves, in one command.
 
-Train the answering network and its companion (finished runs are taken as they are), fit benign constants, export, calibrate
-through the served path, write samples, measure, and only then put the folder in place: a bundle is whole or not there.
+Train the answering network and its companion (finished runs are taken as they are), fit benign constants, export,
+calibrate through the served path, write samples, measure, and only then put the folder in place: a bundle is whole or
+not there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +96,8 @@ def load_bundle_recipe(path: Path) -> BundleRecipe:
 def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, force: bool = False) -> Bundle:
     """Build the bundle that `config` describes into `out` and return it as the gateway loads it.
 
-    Raises `TrainingError` (its subclasses name the cause); `out` is replaced only by a finished bundle, and only if `force`.
+    Raises `TrainingError` (its subclasses name the cause); `out` is replaced only by a finished bundle, and only if
+    `force`.
     """
     report = report or Silent()
     recipe = load_bundle_recipe(config)
@@ -134,7 +136,7 @@ def train(
     data: Dataset,
     *,
     runs: Path,
-    report: Callable[[str, dict[str, Any]], None] = lambda run, event: None,
+    report: Callable[[str, dict[str, Any]], None] = lambda _run, _event: None,
 ) -> SmallResNet:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
@@ -185,7 +187,7 @@ def _assemble(
         name=recipe.name,
         version=recipe.version,
         description=recipe.description,
-        created=date.today(),
+        created=datetime.now(UTC).date(),
         classes=data.classes,
         input=spec,
         graph=graph,

@@ -37,7 +37,8 @@ from training.networks import load_defence
 from training.recipe import load_recipe
 from training.trainer import accuracy, to_tensor
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console, errors = Console(), Console(stderr=True)
 
@@ -47,7 +48,7 @@ BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 
 
 def _command(function: Callable[P, R]) -> Callable[P, R]:
-    """Errors that the user can act on become one line and exit code 2; an interrupt says that the run can be resumed."""
+    """Errors that the user can act on become one line and exit code 2; an interrupt says how to go on."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """Makes tests/data/gtsrb.npz from the shipped bundle's test split (needs the data set; `python tests/data/make.py`).
 
-The first 140 test images, the first 60 attacked (PGD-20, 8/255, seed 0) and the first 40 patched (7x7, seed 0), uint8, with labels.
-Source of the images: GTSRB (Stallkamp et al. 2012), resized to 32x32.
+The first 140 test images, the first 60 attacked (PGD-20, 8/255, seed 0) and the first 40 patched (7x7, seed 0), uint8,
+with labels. Source of the images: GTSRB (Stallkamp et al. 2012), resized to 32x32.
 """
 
 from __future__ import annotations

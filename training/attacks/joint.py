@@ -1,9 +1,10 @@
 """An attacker who knows everything: answering network, companion and detector at once, one target class at a time.
 
-Momentum PGD on a sum of hinges, one for each condition that an unflagged wrong answer needs: the answering network says the
-target, the companion says it too, every detector score stays below a benign level. A condition that is met gives no gradient, and
-each part's gradient is normalised before they are added, so that none drowns the others (after Tramer et al. 2020,
-arXiv 2002.08347; Bryniarski et al. 2021, arXiv 2106.15023). Several targets are tried, best guesses of the companion first.
+Momentum PGD on a sum of hinges, one for each condition that an unflagged wrong answer needs: the answering network says
+the target, the companion says it too, every detector score stays below a benign level. A condition that is met gives no
+gradient, and each part's gradient is normalised before they are added, so that none drowns the others (after Tramer et
+al. 2020, arXiv 2002.08347; Bryniarski et al. 2021, arXiv 2106.15023). Several targets are tried, best guesses of the
+companion first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from training.attacks.pgd import project
 from training.defence.graph import DefenceGraph
 
 Beaten = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int], None]
 
 
 def joint_attack(
@@ -31,13 +33,13 @@ def joint_attack(
     level: Tensor,
     scale: Tensor,
     beaten: Beaten,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Tensor:
     """Which images fall within `eps` (Linf, of 1), at each false-positive rate: (N, A) bool.
 
-    `level` and `scale` (S,) are benign medians and spreads of the scores: a hinge is active while a score is above its level.
-    `beaten(adversarial, y)` judges images as the system does: (N, A), True where the answer is wrong and not flagged at the
-    a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one.
+    `level` and `scale` (S,) are benign medians and spreads of the scores: a hinge is active while a score is above its
+    level. `beaten(adversarial, y)` judges images as the system does: (N, A), True where the answer is wrong and not
+    flagged at the a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one.
     """
     with torch.no_grad():
         order = defence.companion(x).scatter(1, y[:, None], -torch.inf).topk(targets, 1).indices
@@ -47,11 +49,16 @@ def joint_attack(
         if len(left) == 0:
             break
         won[left] |= _towards(
-            defence, x[left], y[left], order[left, number], eps=eps, steps=steps, level=level, scale=scale, beaten=beaten,
-            progress=lambda done, total, n=number: progress(n * steps + done, targets * steps),
+            defence, x[left], y[left], order[left, number], eps=eps, steps=steps, level=level, scale=scale,
+            beaten=beaten, progress=_part(progress, number * steps, targets * steps),
         )  # fmt: skip
     progress(targets * steps, targets * steps)
     return won
+
+
+def _part(progress: Progress, before: int, total: int) -> Progress:
+    """`progress` of a part of `total` steps that begins after `before` of them."""
+    return lambda done, _total: progress(before + done, total)
 
 
 def _towards(
@@ -65,7 +72,7 @@ def _towards(
     level: Tensor,
     scale: Tensor,
     beaten: Beaten,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Tensor:
     adv, momentum = x.clone(), torch.zeros_like(x)
     won = beaten(x, y)

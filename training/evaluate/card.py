@@ -1,11 +1,12 @@
-"""The robustness card: every measurement with n, seed and date; headline figures with the bounds that `verify` checks."""
+"""The robustness card: every measurement with n, seed and date; headline figures with bounds that `verify` checks."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +117,7 @@ def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Prog
         "schema_version": 1,
         "bundle": bundle.name,
         "version": bundle.version,
-        "date": date.today().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "command": f"palisade evaluate models/{bundle.name}",
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
@@ -132,7 +133,7 @@ def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Prog
 def adaptive(
     pipeline: Pipeline, defence: DefenceGraph, data: Dataset, settings: Evaluation, progress: Progress
 ) -> dict[str, Any]:
-    """White-box joint attack on answering network, companion and detector: share of images answered wrong and unflagged."""
+    """White-box joint attack on both networks and the detector: share of images answered wrong and not flagged."""
     judge, bundle = pipeline.judge, pipeline.bundle
     components = torch.from_numpy(bundle.arrays[f"{judge.calibration.key}/components"]).float()
     level = components.quantile(0.5, dim=0)
@@ -153,7 +154,7 @@ def adaptive(
         name = f"joint attack at {eps}/255"
         won = joint_attack(
             defence, x, y, eps=eps / 255, steps=settings.adaptive_steps, targets=settings.adaptive_targets,
-            level=level, scale=scale, beaten=beaten, progress=lambda done, total, name=name: progress(name, done, total),
+            level=level, scale=scale, beaten=beaten, progress=partial(progress, name),
         )  # fmt: skip
         out[f"eps_{eps}"] = {f"alpha_{a:g}": float(won[:, i].float().mean()) for i, a in enumerate(measures.ALPHAS)}
     return out
@@ -182,8 +183,11 @@ def markdown(card: dict[str, Any]) -> str:
     lines = [
         f"# Robustness card: {card['bundle']} {card['version']}",
         "",
-        f"Measured on {card['date']} by `{card['command']}` ({card['device']}), seed {settings.seed}, on the system as served: "
-        "PNG images through the gateway's decoder, ONNX Runtime session, calibration and policy `sanitize`.",
+        (
+            f"Measured on {card['date']} by `{card['command']}` ({card['device']}), seed {settings.seed}, on the "
+            "system as served: PNG images through the gateway's decoder, ONNX Runtime session, calibration and policy "
+            "`sanitize`."
+        ),
         "",
         "| figure | value | bound | kept | n |",
         "| --- | --- | --- | --- | --- |",
@@ -199,16 +203,24 @@ def markdown(card: dict[str, Any]) -> str:
         "",
         "## Benign test images",
         "",
-        f"n = {benign['n']:,}. Served accuracy {_percent(benign['accuracy_served'])}; flagged at alpha 1 %: "
-        f"{_percent(benign['flagged']['0.01'])}, at 5 %: {_percent(benign['flagged']['0.05'])}. Neutralisation ran on "
-        f"{_percent(benign['neutralised'])} and turned a right answer into a wrong one on {_percent(benign['harmed'], 2)}.",
+        (
+            f"n = {benign['n']:,}. Served accuracy {_percent(benign['accuracy_served'])}; flagged at alpha 1 %: "
+            f"{_percent(benign['flagged']['0.01'])}, at 5 %: {_percent(benign['flagged']['0.05'])}. Neutralisation ran "
+            f"on {_percent(benign['neutralised'])} and turned a right answer into a wrong one on "
+            f"{_percent(benign['harmed'], 2)}."
+        ),
         "",
         "## Attackers who don't know the defence",
         "",
-        "Attacks on the answering network alone; only images that fool it count. `max softmax` rejects the least confident "
-        "answers at the same measured false-positive rate.",
+        (
+            "Attacks on the answering network alone; only images that fool it count. `max softmax` rejects the least "
+            "confident answers at the same measured false-positive rate."
+        ),
         "",
-        "| attack | images | fooled | alpha | measured FPR | flagged | max softmax | served right | wrong and unflagged, of all |",
+        (
+            "| attack | images | fooled | alpha | measured FPR | flagged | max softmax | served right "
+            "| wrong and unflagged, of all |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in card["unaware"].items():
@@ -226,14 +238,16 @@ def markdown(card: dict[str, Any]) -> str:
             "",
             "## An attacker who knows everything",
             "",
-            f"Joint white-box attack on answering network, companion and detector ({found['targets']} targets x "
-            f"{found['steps']} steps, n = {found['n']}): share of images answered wrong **and not flagged**.",
+            (
+                f"Joint white-box attack on answering network, companion and detector ({found['targets']} targets x "
+                f"{found['steps']} steps, n = {found['n']}): share of images answered wrong **and not flagged**."
+            ),
             "",
             "| eps | alpha 1 % | alpha 5 % |",
             "| --- | --- | --- |",
             *(
-                f"| {eps}/255 | {_percent(found[f'eps_{eps}']['alpha_0.01'])} | {_percent(found[f'eps_{eps}']['alpha_0.05'])} |"
-                for eps in (4, 8)
+                f"| {name[4:]}/255 | {_percent(found[name]['alpha_0.01'])} | {_percent(found[name]['alpha_0.05'])} |"
+                for name in ("eps_4", "eps_8")
             ),
             "",
             "A stronger attack may find more. This is the figure to plan with.",

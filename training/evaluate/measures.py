@@ -83,8 +83,8 @@ def unaware(
 ) -> dict[str, Any]:
     """How the system meets attacks made without knowing it: only images that fool the answering network count.
 
-    `max_softmax` rejects the least confident answers with the threshold that flags exactly as many benign test images as
-    the system does. `undetected` is the share of all attacked images that are served wrong and not flagged.
+    `max_softmax` rejects the least confident answers with the threshold that flags exactly as many benign test images
+    as the system does. `undetected` is the share of all attacked images that are served wrong and not flagged.
     """
     answers = serve(pipeline, images, lambda done, total: progress(name, done, total))
     fooled = answers.raw != test.y
@@ -113,7 +113,7 @@ def correct_first(answers: Served, test: Split, n: int) -> Split:
 
 
 def fast(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits in bfloat16 arithmetic where gradients are wanted (an attack's search), in float32 where they are judged."""
+    """Logits in bfloat16 where gradients are wanted (an attack's search), in float32 where they are judged."""
 
     def predict(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled()):

@@ -1,4 +1,4 @@
-"""Samples of a bundle: the first test images by a fixed rule, clean, attacked and patched, with the answers they get."""
+"""Samples of a bundle: the first test images by a fixed rule, clean, attacked and patched, with their answers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ POOL = 120
 def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int) -> None:
     """Write `samples/*.png` and `samples/answers.json` into the bundle's folder.
 
-    The rule: clean are the first test images of distinct classes; attacked (PGD-50, 8/255) and patched (about 5 % of the
-    image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong attacked.
+    The rule: clean are the first test images of distinct classes; attacked (PGD-50, 8/255) and patched (about 5 % of
+    the image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong
+    attacked.
     """
     defence, pipeline = load_defence(bundle), open_pipeline(bundle)
     folder = bundle.path / "samples"
@@ -62,7 +63,7 @@ def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int) -> No
 def first_of_classes(labels: np.ndarray, eligible: np.ndarray, count: int) -> list[int]:
     """Indices of the first eligible image of each class, in order, at most `count`."""
     seen: set[int] = set()
-    chosen = []
+    chosen: list[int] = []
     for index in np.flatnonzero(eligible):
         if int(labels[index]) not in seen and len(chosen) < count:
             seen.add(int(labels[index]))

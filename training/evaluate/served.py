@@ -38,7 +38,7 @@ def open_pipeline(bundle: Bundle) -> Pipeline:
     return Pipeline(bundle, engine, Judge(bundle, bundle.calibration("cpu")), action="sanitize")
 
 
-def serve(pipeline: Pipeline, images: np.ndarray, progress: Progress = lambda done, total: None) -> Served:
+def serve(pipeline: Pipeline, images: np.ndarray, progress: Progress = lambda _done, _total: None) -> Served:
     """Send uint8 images (N, H, W, C) as PNG through `pipeline`."""
     rows = []
     for number, image in enumerate(images, 1):

@@ -16,8 +16,8 @@ TOLERANCE = 0.005
 def verify(bundle: Bundle, progress: Progress, *, robust: int | None = None) -> list[dict[str, Any]]:
     """Rows of figure, value, bound, card's value, n, seed and `pass`.
 
-    A row passes if its bound is kept and, where it was measured on as many images as the card's, if it agrees with the card
-    within `TOLERANCE`. Raises `TrainingError` when the data are missing or are not those of the bundle.
+    A row passes if its bound is kept and, where it was measured on as many images as the card's, if it agrees with the
+    card within `TOLERANCE`. Raises `TrainingError` when the data are missing or are not those of the bundle.
     """
     recipe, settings = recipe_of(bundle)
     data = load_data(recipe)
