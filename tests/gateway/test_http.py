@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import re
-import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 
-from tests.gateway.test_decode import png_bomb
+from gateway.serving import server_command, server_environment
+from gateway.settings import Settings
 from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
+from tests.gateway.test_decode import png_bomb
 from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
 
 CLEAN, PATCHED = encode(clean_image()), encode(patched_image())
