@@ -47,7 +47,7 @@ def pgd(
     with torch.no_grad():
         best_margin = margin(predict(x), y)
     for _ in range(restarts):
-        adv = project(x + _start(x, eps, norm, generator), x, eps, norm)
+        adv = project(x + random_start(x, eps, norm, generator), x, eps, norm)
         for _ in range(steps):
             adv.requires_grad_(True)
             logits = predict(adv)
@@ -66,7 +66,7 @@ def training_pgd(
     predict: Predict, x: Tensor, y: Tensor, *, eps: float, steps: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """The inner maximisation of adversarial training: Linf, cross-entropy, random start, last iterate."""
-    adv = project(x + _start(x, eps, "linf", generator), x, eps, "linf")
+    adv = project(x + random_start(x, eps, "linf", generator), x, eps, "linf")
     for _ in range(steps):
         adv.requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(predict(adv).float(), y, reduction="sum"), adv)
@@ -92,7 +92,8 @@ def project(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
     return (x + delta).clamp(0, 1)
 
 
-def _start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
+def random_start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
+    """A random point of the `eps` ball (Linf: uniform in it; L2: on its sphere), as a perturbation like `x`."""
     if norm == "linf":
         return (torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1) * eps
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from gateway.pipeline import Pipeline
 from training.attacks.early import pgd_until_fooled
 from training.attacks.patch import patch_attack
+from training.attacks.pgd import pgd
 from training.data import Split
 from training.defence.graph import DefenceGraph
 from training.evaluate.served import Served, serve
@@ -61,10 +63,12 @@ def robust_accuracy(
 def attack_answering(defence: DefenceGraph, test: Split, *, eps: float, steps: int, seed: int) -> np.ndarray:
     """PGD Linf against the answering network alone, rounded to 8 bits: uint8 images (N, H, W, C)."""
     x, y = to_tensor(test.x), torch.from_numpy(test.y)
-    adversarial, _ = pgd_until_fooled(
-        defence.network, x, y, eps=eps / 255, steps=steps, check_every=steps, generator=seeded(seed, int(eps))
-    )
-    return to_uint8(adversarial.numpy())
+    generator = seeded(seed, int(eps))
+    parts = [
+        pgd(defence.network, a, b, eps=eps / 255, steps=steps, generator=generator)
+        for a, b in zip(x.split(128), y.split(128), strict=True)
+    ]
+    return to_uint8(torch.cat(parts).numpy())
 
 
 def patch_answering(defence: DefenceGraph, test: Split, *, side: int, seed: int) -> np.ndarray:
@@ -113,11 +117,12 @@ def correct_first(answers: Served, test: Split, n: int) -> Split:
 
 
 def fast(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits in bfloat16 where gradients are wanted (an attack's search), in float32 where they are judged."""
+    """Logits in bfloat16 arithmetic where gradients are wanted (an attack's search), in float32 where they are judged."""
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
 
     def predict(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled()):
-            return network(x).float()
+            return network(x.contiguous(memory_format=torch.channels_last)).float()
 
     return predict
 
