@@ -39,10 +39,13 @@ def joint_attack(
 
     `level` and `scale` (S,) are benign medians and spreads of the scores: a hinge is active while a score is above its
     level. `beaten(adversarial, y)` judges images as the system does: (N, A), True where the answer is wrong and not
-    flagged at the a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one.
+    flagged at the a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one,
+    or `targets` other classes (at most all of them) were tried.
     """
     with torch.no_grad():
-        order = defence.companion(x).scatter(1, y[:, None], -torch.inf).topk(targets, 1).indices
+        scored = defence.companion(x).scatter(1, y[:, None], -torch.inf)
+        targets = min(targets, scored.shape[1] - 1)  # the label itself is no target
+        order = scored.topk(targets, 1).indices
         won = beaten(x, y)
     for number in range(targets):
         left = torch.flatten(torch.nonzero(~won[:, -1]))
