@@ -45,7 +45,7 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
             network.load_state_dict(_below(tensors, role + "/"))
             networks[role] = folded(network)
         constants = Constants(**_below(tensors, "constants/"))
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot rebuild the networks: {str(error).splitlines()[0]}") from None
     return DefenceGraph(networks["standard"], networks["companion"], constants)
 
