@@ -7,6 +7,7 @@ checked before any pixel is decoded.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from dataclasses import dataclass
 
@@ -23,6 +24,12 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+
+
+# An ordinary progressive JPEG has about ten scans; each costs a pass over the whole image, however few its bytes.
+MAX_SCANS = 100
+# The next marker that entropy-coded data can't hold: not a stuffed zero, a restart marker or a fill byte.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ def decode_image(data: bytes, spec: InputSpec, limits: Limits = Limits()) -> np.
         if opener is WebPImagePlugin.WebPImageFile:
             # libwebp allocates its canvas as it opens a file, so the size is read before.
             _check_pixels(_webp_size(data), limits)
+        elif opener is JpegImagePlugin.JpegImageFile and _scans(data) > MAX_SCANS:
+            raise UndecodableImage(f"JPEG of more than {MAX_SCANS} scans")
         with opener(io.BytesIO(data)) as image:
             _check_pixels(image.size, limits)
             image.load()
@@ -114,6 +123,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     width, height = struct.unpack("<HH", data[26:30])
     return width & 0x3FFF, height & 0x3FFF
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG (ITU-T T.81, B.1), counted up to one more than `MAX_SCANS`."""
+    count, position = 0, 2
+    while count <= MAX_SCANS and (marker := _NEXT_MARKER.search(data, position)):
+        kind, position = data[marker.end() - 1], marker.end()
+        if kind == 0xD9:  # the end; what follows is not decoded
+            break
+        if kind not in (0x01, 0xD8):  # all others have a length, which counts itself
+            position += int.from_bytes(data[position : position + 2], "big")
+        count += kind == 0xDA
+    return count
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from gateway.bundle import InputSpec, Resize
-from gateway.decode import Limits, check_content_type, decode_image, to_image, to_pixels
+from gateway.decode import MAX_SCANS, Limits, _scans, check_content_type, decode_image, to_image, to_pixels
 from gateway.errors import EmptyBody, ImageTooLarge, PalisadeError, UndecodableImage, UnsupportedMediaType
 from tests.gateway.tiny import encode
 
@@ -39,6 +39,33 @@ def test_jpeg_and_lossy_webp_are_close() -> None:
     smooth = np.broadcast_to(np.linspace(0, 255, 16).astype(np.uint8)[None, :, None], (16, 16, 3)).copy()
     for fmt in ("JPEG", "WEBP"):
         assert np.abs(decode_image(encode(smooth, fmt, quality=95), SPEC).astype(int) - smooth).max() < 24
+
+
+def many_scans(copies: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan, about 50 bytes, is repeated."""
+    data = saved(Image.new("RGB", (side, side), (9, 200, 40)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")) : -2]
+    return data[:-2] + last * copies + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """10 MB of them, over 16 million pixels, would keep a worker for half an hour."""
+    for copies in (MAX_SCANS, 10_000):
+        with pytest.raises(UndecodableImage, match="100 scans"):
+            decode_image(many_scans(copies), SPEC)
+    assert decode_image(many_scans(50), SPEC).shape == (16, 16, 3)
+
+
+def test_only_scans_count_as_scans() -> None:
+    """Their marker's bytes inside a comment, behind the end or between restarts are something else."""
+    data = encode(picture(64, 64), "JPEG", quality=95, restart_marker_blocks=1)
+    comment = b"\xff\xda" * 5_000
+    assert _scans(data) == 1
+    assert _scans(saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)) == 10
+    segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
+    for disguised in (data + comment, data[:2] + segment + data[2:]):
+        assert _scans(disguised) == 1
+        np.testing.assert_array_equal(decode_image(disguised, SPEC), decode_image(data, SPEC))
 
 
 def test_to_pixels_and_back() -> None:
