@@ -46,7 +46,10 @@ class Registry:
 
 
 def find_bundles(roots: Iterable[Path]) -> list[Path]:
-    """Folders that hold a manifest: each root itself, else its children; `ConfigError` for a root that is missing."""
+    """Folders that hold a manifest: each root itself, else its children; `ConfigError` for a root that is missing.
+
+    Children named `*.part` are bundles that `palisade build` is still at work on.
+    """
     folders = []
     for root in roots:
         if not root.is_dir():
@@ -54,7 +57,7 @@ def find_bundles(roots: Iterable[Path]) -> list[Path]:
         if (root / MANIFEST).is_file():
             folders.append(root)
         else:
-            folders += sorted(child for child in root.iterdir() if (child / MANIFEST).is_file())
+            folders += sorted(c for c in root.iterdir() if (c / MANIFEST).is_file() and c.suffix != ".part")
     return folders
 
 

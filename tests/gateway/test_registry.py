@@ -57,6 +57,12 @@ def test_of_two_versions_the_newest_is_served(tmp_path: Path) -> None:
     assert load_registry(Settings(models=[tmp_path], threads=1)).get("tiny").bundle.version == "1.10.0"
 
 
+def test_a_bundle_that_is_being_built_is_not_served(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", version="1.0.0")
+    write_bundle(tmp_path / "tiny.part", version="2.0.0")
+    assert load_registry(Settings(models=[tmp_path], threads=1)).get("tiny").bundle.version == "1.0.0"
+
+
 def test_alpha_must_have_been_calibrated(bundle_folder: Path) -> None:
     registry = load_registry(Settings(models=[bundle_folder], threads=1, alpha=0.05))
     assert registry.get().judge.p_cutoff == pytest.approx(0.04)
