@@ -29,7 +29,8 @@ def server_environment(settings: Settings) -> dict[str, str]:
     """Our environment, with the (checked) `settings` as `PALISADE_*` and without BentoML's telemetry."""
     environment = dict(os.environ)
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
-    for name, value in settings.model_dump(exclude_defaults=True).items():
+    # Defaults too: an option that was given outweighs a variable, also where it says what the default says.
+    for name, value in settings.model_dump(exclude_none=True).items():
         environment[f"PALISADE_{name.upper()}"] = str(value)
     environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
     environment[CHECKED] = "1"
@@ -90,8 +91,11 @@ def free_port(settings: Settings) -> None:
     """`ConfigError` when something listens on the port already."""
     import socket
 
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        host = "127.0.0.1" if settings.host in ("localhost", "0.0.0.0", "::") else settings.host  # noqa: S104
-        if probe.connect_ex((host, settings.port)) == 0:
-            raise ConfigError(f"port {settings.port} of {settings.host} is in use: choose another with --port")
+    host = "127.0.0.1" if settings.host in ("localhost", "0.0.0.0", "::") else settings.host  # noqa: S104
+    try:
+        socket.create_connection((host, settings.port), timeout=1.0).close()
+    except socket.gaierror as error:
+        raise ConfigError(f"PALISADE_HOST={settings.host!r}: no such address ({error.strerror})") from None
+    except OSError:
+        return
+    raise ConfigError(f"port {settings.port} of {settings.host} is in use: choose another with --port")

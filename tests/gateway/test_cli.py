@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from typer.testing import CliRunner
 
 from gateway import __version__
 from gateway.cli import TRAINING_COMMANDS, app
+from gateway.errors import ConfigError
+from gateway.serving import free_port, server_environment
+from gateway.settings import load_settings
 from tests.gateway.tiny import clean_image, encode, patched_image
 
 runner = CliRunner()
@@ -86,6 +90,28 @@ def test_serve_refuses_in_one_line(tmp_path: Path, bundle_folder: Path) -> None:
         result = runner.invoke(app, ["serve", *arguments])
         assert result.exit_code == 2
         assert said in result.output.replace("\n", "")
+
+
+def test_an_option_outweighs_a_variable_also_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORKERS": "4", "DEVICE": "cuda", "MAX_PIXELS": "100"}.items():
+        monkeypatch.setenv(f"PALISADE_{name}", value)
+    chosen = load_settings(workers=1, device="cpu", models=[Path("a"), Path("b")])
+    for name, value in server_environment(chosen).items():
+        monkeypatch.setenv(name, value)
+    served = load_settings()
+    assert (served.workers, served.device, served.max_pixels) == (1, "cpu", 100)
+    assert served == chosen.model_copy(update={"models": [Path("a").resolve(), Path("b").resolve()]})
+
+
+def test_a_port_in_use_and_a_host_that_is_none_are_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of localhost is in use"):
+            free_port(load_settings(host="localhost", port=port))
+    free_port(load_settings(host="127.0.0.1", port=port))
+    free_port(load_settings(host="::1", port=port))
+    with pytest.raises(ConfigError, match="PALISADE_HOST='no such host'"):
+        free_port(load_settings(host="no such host"))
 
 
 def test_the_service_imports_without_torch() -> None:
