@@ -25,12 +25,15 @@ def pgd_until_fooled(
 ) -> tuple[Tensor, Tensor]:
     """PGD Linf (margin loss, step size 2.5 eps / steps): adversarial images (N, C, H, W) and fooled (N,) bool.
 
-    The same verdict as running every image to the end and asking whether any iterate fooled it, at a fraction of the cost.
+    The same verdict as running every image to the end and asking whether any iterate fooled it, at a fraction of the
+    cost.
     A success found while searching is judged again without gradients, so `predict` may search in lower precision
     than it judges. Each restart begins afresh on the images that still stand.
     """
     if eps < 0 or steps < 1 or restarts < 1:
-        raise ValueError(f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed")
+        raise ValueError(
+            f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed"
+        )
     adversarial, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     for start in range(0, len(x), batch):
         part = torch.arange(start, min(start + batch, len(x)))

@@ -117,7 +117,7 @@ def correct_first(answers: Served, test: Split, n: int) -> Split:
 
 
 def fast(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits in bfloat16 arithmetic where gradients are wanted (an attack's search), in float32 where they are judged."""
+    """Logits in bfloat16 where gradients are wanted (an attack's search), in float32 where they are judged."""
     network = copy.deepcopy(network).to(memory_format=torch.channels_last)
 
     def predict(x: Tensor) -> Tensor:
