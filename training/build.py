@@ -19,24 +19,27 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.bundle import (
+    MANIFEST,
     Bundle,
     GraphSpec,
     InputSpec,
     Manifest,
     MonitoredLayer,
+    Name,
     Policy,
     Resize,
     TensorSpec,
+    Version,
     file_sha256,
     load_bundle,
     write_manifest,
 )
 from gateway.engine import Engine
 from training.attacks.pgd import pgd
-from training.calibrate import benign_scores, calibrate
+from training.calibrate import ALPHAS, benign_scores, calibrate
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants, sensitive_neurons
 from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
@@ -73,12 +76,12 @@ class BundleRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    version: str
+    name: Name
+    version: Version
     description: str = ""
     standard: str
     companion: str
-    fused: list[str] = Field(default=list(SCORES), description="scores that Fisher's statistic combines")
+    fused: list[str] = Field(default=list(SCORES), min_length=1, description="scores that Fisher's statistic combines")
     policy: Policy = Policy()
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()
@@ -90,6 +93,10 @@ def load_bundle_recipe(path: Path) -> BundleRecipe:
     unknown = set(recipe.fused) - set(SCORES)
     if unknown:
         raise RecipeError(f"{path}: fused: unknown scores {sorted(unknown)}; there are {', '.join(SCORES)}")
+    for name in ("alpha", "gate_alpha"):
+        if getattr(recipe.policy, name) not in ALPHAS:
+            calibrated = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
+            raise RecipeError(f"{path}: policy.{name}: no cutoff is calibrated for it; there are {calibrated}")
     return recipe
 
 
@@ -103,6 +110,8 @@ def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, 
     recipe = load_bundle_recipe(config)
     if out.exists() and not force:
         raise TrainingError(f"{out} exists; choose another --out or pass --force")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise TrainingError(f"{out} is not a bundle and would be lost; --force replaces bundles alone")
     recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ("standard", "companion")}
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
@@ -244,8 +253,12 @@ def recipe_of(bundle: Bundle) -> tuple[Recipe, Evaluation]:
     card = bundle.card()
     if card is None:
         raise TrainingError(f"{bundle.path}: the bundle has no card")
-    recipe = Recipe.model_validate(bundle.manifest.training["standard"])
-    return recipe, Evaluation.model_validate(card["settings"])
+    try:
+        recipe = Recipe.model_validate(bundle.manifest.training["standard"])
+        return recipe, Evaluation.model_validate(card["settings"])
+    except (KeyError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{bundle.path}: manifest and card do not say how it was made: {reason}") from None
 
 
 def same_data(bundle: Bundle, data: Dataset) -> None:

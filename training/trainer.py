@@ -261,10 +261,16 @@ def accuracy(model: nn.Module, split: Split, *, batch: int = 512) -> float:
 
 
 def load_run(folder: Path, data: Dataset) -> tuple[Recipe, SmallResNet]:
-    """Recipe and finished network of a run folder; `TrainingError` if the run is not finished."""
+    """Recipe and finished network of a run folder; `TrainingError` if it is not finished, or was trained on other data.
+
+    Other data or other splits would let a network, or the one it starts from, have seen what it is calibrated on.
+    """
     path = folder / "recipe.json"
     if not (folder / "weights.safetensors").is_file() or not path.is_file():
         raise TrainingError(f"{folder} is not a finished run; train it first (`palisade train`)")
+    trained_on = folder / "data.json"
+    if trained_on.is_file() and trained_on.read_text("utf-8") != json.dumps(data.describe(), indent=1):
+        raise TrainingError(f"{folder} was trained on other data or splits than {data.name}; train it again")
     recipe = Recipe.model_validate_json(path.read_text("utf-8"))
     channels = data.train.x.shape[-1]
     model = build_model(recipe.model, classes=len(data.classes), mean=[0.0] * channels, std=[1.0] * channels)

@@ -125,6 +125,7 @@ def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Prog
         **head,
         "unaware": unaware,
     }
+    card["samples"] = json.loads((bundle.path / "samples" / "answers.json").read_text("utf-8"))
     if settings.adaptive:
         card["adaptive"] = adaptive(pipeline, defence, data, settings, progress)
     return card
@@ -198,6 +199,10 @@ def markdown(card: dict[str, Any]) -> str:
         lines.append(
             f"| {row['title']} | {_percent(row['value'])} | {sign} {_percent(row['bound'])} | {kept} | {row['n']:,} |"
         )
+    lines += [
+        "",
+        "PGD has one random start, searches in bfloat16 and is judged in float32; any iterate that fools counts.",
+    ]
     benign = card["benign"]
     lines += [
         "",
@@ -251,6 +256,22 @@ def markdown(card: dict[str, Any]) -> str:
             ),
             "",
             "A stronger attack may find more. This is the figure to plan with.",
+        ]
+    if "samples" in card:
+        lines += [
+            "",
+            "## Samples",
+            "",
+            "Chosen by a fixed rule (`training/evaluate/samples.py`). `before` is the answer to the image as it came, `after` "
+            "the one to the neutralised image, `served` what the caller gets under `sanitize`.",
+            "",
+            "| file | truth | flagged | p-value | before | after | served |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(
+                f"| {name} | {row['truth']} | {'yes' if row['flagged'] else 'no'} | {row['p_value']:.4f} | {row['before']} | "
+                f"{row['after'] or '-'} | {row['label']} |"
+                for name, row in card["samples"].items()
+            ),
         ]
     return "\n".join(lines) + "\n"
 
