@@ -262,14 +262,16 @@ def markdown(card: dict[str, Any]) -> str:
             "",
             "## Samples",
             "",
-            "Chosen by a fixed rule (`training/evaluate/samples.py`). `before` is the answer to the image as it came, `after` "
-            "the one to the neutralised image, `served` what the caller gets under `sanitize`.",
+            (
+                "Chosen by a fixed rule (`training/evaluate/samples.py`). `before` is the answer to the image as it came, "
+                "`after` the one to the neutralised image, `served` what the caller gets under `sanitize`."
+            ),
             "",
             "| file | truth | flagged | p-value | before | after | served |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *(
-                f"| {name} | {row['truth']} | {'yes' if row['flagged'] else 'no'} | {row['p_value']:.4f} | {row['before']} | "
-                f"{row['after'] or '-'} | {row['label']} |"
+                f"| {name} | {row['truth']} | {'yes' if row['flagged'] else 'no'} | {row['p_value']:.4f} "
+                f"| {row['before']} | {row['after'] or '-'} | {row['label']} |"
                 for name, row in card["samples"].items()
             ),
         ]
