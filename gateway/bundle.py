@@ -20,6 +20,7 @@ from gateway.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CARD = "card.json"
 MAX_BUNDLE_BYTES = 25_000_000
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -192,11 +193,12 @@ def expected_outputs(manifest: Manifest) -> dict[str, list[int | str]]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was checked: manifest, folder and calibration arrays in memory."""
+    """A bundle that was checked: manifest, folder, calibration arrays and robustness card in memory."""
 
     path: Path
     manifest: Manifest
     arrays: dict[str, np.ndarray]
+    robustness: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -215,12 +217,8 @@ class Bundle:
         raise BundleError(f"{self.path / MANIFEST}: no calibration for {provider}-{precision} (has {have})")
 
     def card(self) -> dict[str, Any] | None:
-        """The robustness card, or None if the bundle ships none."""
-        path = self.path / "card.json"
-        if not path.is_file():
-            return None
-        card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return card
+        """The robustness card whose hash was checked, or None if the bundle ships none."""
+        return self.robustness
 
 
 def file_sha256(path: Path) -> str:
@@ -277,7 +275,19 @@ def load_bundle(folder: Path) -> Bundle:
         if calibration.graph_sha256 != manifest.files[manifest.graph.file]:
             raise BundleError(f"{folder / calibration.file}: calibration {calibration.key} belongs to another graph")
         arrays |= _calibration_arrays(folder / calibration.file, calibration, manifest)
-    return Bundle(path=folder, manifest=manifest, arrays=arrays)
+    return Bundle(path=folder, manifest=manifest, arrays=arrays, robustness=_card(folder / CARD))
+
+
+def _card(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: unreadable card: {error}") from None
+    if not isinstance(card, dict):
+        raise BundleError(f"{path}: the card is not a JSON object")
+    return card
 
 
 def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -88,6 +88,22 @@ def test_altered_missing_and_extra_files_are_named(folder: Path) -> None:
         load_bundle(folder)
 
 
+def test_the_card_is_the_one_that_was_checked(folder: Path) -> None:
+    (folder / "card.json").write_text('{"figures": {}}')
+    edit_manifest(folder, nothing, rehash=True)
+    bundle = load_bundle(folder)
+    (folder / "card.json").write_text("altered since")
+    assert bundle.card() == {"figures": {}}
+
+
+@pytest.mark.parametrize("content", [b'{"figures"', b"[1]", b"\xff\xfe"])
+def test_a_card_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "card.json").write_bytes(content)
+    edit_manifest(folder, nothing, rehash=True)
+    with pytest.raises(BundleError, match=r"card\.json: "):
+        load_bundle(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
