@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,15 @@ def test_finished_run_does_not_train_again(data: Dataset, tmp_path: Path) -> Non
     events: list[dict[str, Any]] = []
     assert same(Trainer(recipe(stages=PLAIN), data, tmp_path).run(events.append), first)
     assert events == []
+
+
+def test_a_run_on_other_splits_is_not_loaded(data: Dataset, tmp_path: Path) -> None:
+    """Not as a finished run, nor as a start or teacher: its training images may be calibration images here."""
+    Trainer(recipe(stages=[PLAIN[0] | {"epochs": 1}]), data, tmp_path / "run").run()
+    assert load_run(tmp_path / "run", data)[0].name == "toy"
+    swapped = replace(data, train=data.calibrate, calibrate=data.train)
+    with pytest.raises(TrainingError, match="other data or splits"):
+        load_run(tmp_path / "run", swapped)
 
 
 def test_folder_of_another_recipe_is_refused(data: Dataset, tmp_path: Path) -> None:
