@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gateway.bundle import load_bundle
-from training.build import build
+from training.build import build, recipe_of
 from training.cli import app
 from training.errors import RecipeError, TrainingError
 from training.evaluate.served import open_pipeline, serve
@@ -98,6 +99,41 @@ def test_card_and_samples(folder):
 def test_an_existing_bundle_is_kept(folder):
     with pytest.raises(TrainingError, match="--force"):
         build(folder / "bundle.yaml", folder / "out", runs=folder / "runs")
+
+
+def test_force_replaces_bundles_alone(folder):
+    precious = folder / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match="not a bundle"):
+        build(folder / "bundle.yaml", precious, runs=folder / "runs", force=True)
+    assert (precious / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "Not A Name"}, "name"),
+        ({"version": "1.0"}, "version"),
+        ({"fused": []}, "fused"),
+        ({"policy": {"alpha": 0.03}}, "policy.alpha"),
+        ({"policy": {"gate_alpha": 0.2}}, "policy.gate_alpha"),
+    ],
+)
+def test_what_the_manifest_would_refuse_is_refused_before_training(folder, change, message):
+    content = yaml.safe_load((folder / "bundle.yaml").read_text()) | change
+    (folder / "refused.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match=message):
+        build(folder / "refused.yaml", folder / "never", runs=folder / "no-runs")
+    assert not (folder / "no-runs").exists()
+
+
+def test_a_bundle_that_does_not_say_how_it_was_made(folder):
+    bundle = load_bundle(folder / "out")
+    for training, card in (({}, bundle.robustness), (bundle.manifest.training, {"settings": {"luck": 1}})):
+        other = replace(bundle, manifest=bundle.manifest.model_copy(update={"training": training}), robustness=card)
+        with pytest.raises(TrainingError, match="how it was made"):
+            recipe_of(other)
 
 
 def test_a_failed_build_leaves_nothing(folder, monkeypatch):
