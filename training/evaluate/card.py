@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.bundle import Bundle
 from gateway.pipeline import Pipeline
-from training.attacks.joint import joint_attack
+from gateway.verdict import Judge
+from training.attacks.joint import Beaten, joint_attack
 from training.data import Dataset
 from training.defence.graph import DefenceGraph
 from training.evaluate import measures
@@ -142,15 +143,7 @@ def adaptive(
     test = data.test.take(np.arange(settings.adaptive))
     x, y = to_tensor(test.x), torch.from_numpy(test.y)
     out: dict[str, Any] = {"n": len(test), "steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
-    cutoffs = torch.tensor([judge.cutoff(alpha) for alpha in measures.ALPHAS])
-
-    def beaten(adv: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            logits, taps = defence.network.taps(adv)
-            scores, _ = defence.detector_scores(adv, logits, taps, defence.companion(adv))
-        p = torch.from_numpy(judge.p_values(scores.numpy()))
-        return (logits.argmax(1) != label)[:, None] & (p[:, None] > cutoffs)
-
+    beaten = judged_by(defence, judge)
     for eps in (4, 8):
         name = f"joint attack at {eps}/255"
         won = joint_attack(
@@ -159,6 +152,21 @@ def adaptive(
         )  # fmt: skip
         out[f"eps_{eps}"] = {f"alpha_{a:g}": float(won[:, i].float().mean()) for i, a in enumerate(measures.ALPHAS)}
     return out
+
+
+def judged_by(defence: DefenceGraph, judge: Judge) -> Beaten:
+    """Which images (N, A) are answered wrong and, as the gateway judges, not flagged at each of `measures.ALPHAS`."""
+    # p-values come in steps and cutoffs are some of them: in float32 a p-value at its cutoff would go unflagged.
+    cutoffs = torch.tensor([judge.cutoff(alpha) for alpha in measures.ALPHAS], dtype=torch.float64)
+
+    def beaten(adv: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits, taps = defence.network.taps(adv)
+            scores, _ = defence.detector_scores(adv, logits, taps, defence.companion(adv))
+        p = torch.from_numpy(judge.p_values(scores.numpy()))
+        return (logits.argmax(1) != label)[:, None] & (p[:, None] > cutoffs)
+
+    return beaten
 
 
 def check(figures: dict[str, Any], bounds: list[Bound]) -> list[dict[str, Any]]:
@@ -263,8 +271,8 @@ def markdown(card: dict[str, Any]) -> str:
             "## Samples",
             "",
             (
-                "Chosen by a fixed rule (`training/evaluate/samples.py`). `before` is the answer to the image as it came, "
-                "`after` the one to the neutralised image, `served` what the caller gets under `sanitize`."
+                "Chosen by a fixed rule (`training/evaluate/samples.py`). `before` is the answer to the image as it "
+                "came, `after` the one to the neutralised image, `served` what the caller gets under `sanitize`."
             ),
             "",
             "| file | truth | flagged | p-value | before | after | served |",

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from training.evaluate.card import FIGURES, Bound, Evaluation, check, markdown, write_card
+from tests.training.toy import CLASSES, SIDE
+from training.evaluate.card import FIGURES, Bound, Evaluation, check, judged_by, markdown, write_card
 
 VALUES = {
     "accuracy_answering": 0.98, "accuracy_companion": 0.96, "pgd50_4": 0.7, "pgd50_8": 0.5, "flagged_0.05": 0.06,
@@ -25,6 +28,7 @@ def card(bounds: list[Bound], **more: Any) -> dict[str, Any]:
             "neutralised": 0.04, "harmed": 0.0015,
         },
         "unaware": {"pgd_4": row, "patch": row | {"side": 7}},
+        "samples": {},
         **more,
     }  # fmt: skip
 
@@ -69,6 +73,23 @@ def test_tables_are_whole() -> None:
     assert "| 8/255 | 8.0 % | 4.0 % |" in page
     assert "wrong one on 0.15 %." in page
     assert "knows everything" not in without
+
+
+def test_a_p_value_at_its_cutoff_is_flagged_as_in_the_gateway(defence) -> None:
+    """Cutoffs are p-values k / (n + 1), so that p often equals one; 0.01 is below itself in float32."""
+
+    class AtCutoff:
+        def cutoff(self, alpha: float) -> float:
+            return alpha
+
+        def p_values(self, scores: np.ndarray) -> np.ndarray:
+            return np.resize([0.01, np.nextafter(0.01, 1.0), 0.05, 0.06], len(scores))
+
+    x = torch.rand(4, 3, SIDE, SIDE)
+    right = defence.network(x).argmax(1)
+    beaten = judged_by(defence, AtCutoff())
+    assert beaten(x, (right + 1) % CLASSES).tolist() == [[False, False], [True, False], [True, False], [True, True]]
+    assert not beaten(x, right).any()
 
 
 def test_card_files_say_the_same(tmp_path) -> None:
