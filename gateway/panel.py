@@ -18,6 +18,8 @@ _CAPTION = 74
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 30, 36), (110, 114, 124)
 _ALERT, _CALM = (186, 32, 44), (24, 110, 82)
 _ROI, _ROA = (0, 190, 220), (240, 50, 60)
+# Every image has a most patch-like window; one that nothing speaks against is drawn without alarm.
+_UNSUSPECTED = (150, 154, 164)
 # Opacity of the map where it is 0 and where it is 1: what does not matter stays visible.
 _OVERLAY = (0.25, 0.85)
 
@@ -46,7 +48,7 @@ def _tiles(decision: Decision) -> list[_Tile]:
     raw, served = decision.raw.prediction, decision.served.prediction
     where = "on the neutralised image" if decision.serve_neutralized else "on the input"
     regions = _outlined(source, decision.raw.outputs.roi, _ROI)
-    regions = _outlined(regions, decision.raw.outputs.roa, _ROA)
+    regions = _outlined(regions, decision.raw.outputs.roa, _roa_key(decision)[0])
     tiles = [
         _Tile(source, "Input", f"{raw.probability:.1%} {raw.label}"),
         _Tile(_overlaid(shown, decision.served.outputs.saliency), f"Why {served.label}", where, "scale"),
@@ -76,9 +78,17 @@ def _compose(decision: Decision, tiles: list[_Tile]) -> Image.Image:
             _scale_legend(canvas, draw, (x, y + 42), column)
         elif tile.legend == "regions":
             _key(draw, (x, y + 22), _ROI, "region of importance (RoI)")
-            empty = not (decision.raw.outputs.roa > 0.5).any()
-            _key(draw, (x, y + 40), _ROA, "region of attack (RoA)" + (": none" if empty else ""))
+            _key(draw, (x, y + 40), *_roa_key(decision))
     return canvas
+
+
+def _roa_key(decision: Decision) -> tuple[tuple[int, int, int], str]:
+    """Colour and words for the region of attack: suspected, or only the likeliest place for a patch."""
+    if not (decision.raw.outputs.roa > 0.5).any():
+        return _UNSUSPECTED, "region of attack (RoA): none"
+    if decision.neutralized is None:
+        return _UNSUSPECTED, "likeliest RoA, not suspected"
+    return _ROA, "region of attack (RoA)"
 
 
 def _header(draw: ImageDraw.ImageDraw, decision: Decision, width: int) -> None:
