@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +42,7 @@ from training.calibrate import ALPHAS, benign_scores, calibrate
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants, sensitive_neurons
 from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.drafts import draft_of
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
 from training.evaluate.samples import write_samples
@@ -119,16 +119,8 @@ def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, 
     networks = {
         role: train(recipes[role], data, runs=runs, report=report.training) for role in ("standard", "companion")
     }
-    draft = out.with_name(out.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with draft_of(out) as draft:
         _assemble(draft, recipe, recipes, networks, data, report)
-        shutil.rmtree(out, ignore_errors=True)
-        draft.rename(out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return load_bundle(out)
 
 

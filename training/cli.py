@@ -29,6 +29,7 @@ from training.analysis.sensitivity import sensitivity_report
 from training.build import build as build_bundle
 from training.build import load_data, recipe_of, same_data
 from training.build import train as train_network
+from training.drafts import draft_of
 from training.errors import TrainingError
 from training.evaluate.card import evaluate as evaluate_bundle
 from training.evaluate.card import write_card
@@ -159,8 +160,9 @@ def evaluate(bundle: BundlePath = Path("models/gtsrb"), threads: Threads = None)
     same_data(loaded, data)
     with _bars() as bars:
         card = evaluate_bundle(loaded, data, settings, bars.step)
-    write_card(bundle, card)
-    write_manifest(bundle, loaded.manifest)
+    with draft_of(bundle, copy=True) as draft:
+        write_card(draft, card)
+        write_manifest(draft, loaded.manifest)
     console.print((bundle / "card.md").read_text("utf-8"), markup=False, highlight=False)
 
 

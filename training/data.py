@@ -51,17 +51,28 @@ class Dataset:
     test: Split
 
     def describe(self) -> dict[str, object]:
-        """Sizes, groups and SHA-256 of each split, for manifests and run folders."""
+        """Sizes, groups and SHA-256 (of images, labels and group ids) of each split, for manifests and run folders.
+
+        A source's folders are left out of the name: manifests are published, the layout of a training machine is not.
+        """
         splits: dict[str, object] = {
             name: {
                 "n": len(split),
                 "groups": len(np.unique(split.group)),
-                "sha256": hashlib.sha256(split.x.tobytes()).hexdigest(),
+                "sha256": _digest(split),
             }
             for name in SPLITS
             for split in [getattr(self, name)]
         }
-        return {"name": self.name} | splits
+        kind, _, source = self.name.partition(":")
+        return {"name": f"{kind}:{Path(source).name}"} | splits
+
+
+def _digest(split: Split) -> str:
+    digest = hashlib.sha256(split.x.tobytes())
+    for array in (split.y, split.group):
+        digest.update(array.astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def data_dir() -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,15 @@ def test_description_tells_data_apart(folder: Path) -> None:
     assert a["train"]["groups"] == 9
     assert a["train"]["sha256"] != b["train"]["sha256"]
     assert a["test"] == b["test"]
+    relabelled = load_dataset("npz:small", fractions=FRACTIONS)
+    relabelled.test.y[0] = (relabelled.test.y[0] + 1) % 3
+    assert relabelled.describe()["test"] != a["test"]
+
+
+def test_description_does_not_tell_where_the_data_lay(folder: Path) -> None:
+    write(folder)
+    data = load_dataset("npz:small", fractions=FRACTIONS)
+    assert replace(data, name="folder:/home/someone/signs").describe()["name"] == "folder:signs"
 
 
 def tree(root: Path, *, per_class: int = 5, size: tuple[int, int] = (6, 5)) -> Path:
