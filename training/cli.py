@@ -92,6 +92,8 @@ class _Bars:
             for task in self._progress.tasks:  # steps follow one another: what came before is done
                 self._progress.update(task.id, completed=task.total)
             self._tasks[key] = self._progress.add_task(text)
+            if not self._progress.console.is_terminal:  # bars are not drawn into a log file; say what goes on
+                self._progress.console.print(text)
         self._progress.update(self._tasks[key], description=text, completed=done, total=total)
 
 
