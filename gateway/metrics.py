@@ -6,11 +6,14 @@ Label values are bounded: names of loaded models, their classes, scores and laye
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway import worker_metrics
-from gateway.pipeline import Decision, Pipeline
+
+if TYPE_CHECKING:
+    from gateway.pipeline import Decision, Pipeline
 
 # Before the first metric is created, which opens its file.
 worker_metrics.use_folder()
@@ -37,7 +40,41 @@ layer_deviation = Histogram(
 )
 stage_seconds = Histogram("palisade_stage_seconds", "Time by stage.", ["stage"], buckets=_SECONDS)
 rejected_total = Counter("palisade_rejected_total", "Requests answered with an error, by its code.", ["code"])
-queue_depth = Gauge("palisade_queue_depth", "Images waiting for a place.", multiprocess_mode="livesum")
+queue_depth = Gauge("palisade_queue_depth", "Passes waiting for a batch.", multiprocess_mode="livesum")
+batch_size = Histogram("palisade_batch_size", "Images in a batch of the engine.", buckets=(1, 2, 4, 8, 16, 32, 64))
+cascade_total = Counter(
+    "palisade_cascade_total", "Images by how far they went: screen, verdict, or audit (drawn at random).",
+    ["model", "stage"],
+)  # fmt: skip
+cascade_missed_total = Counter(
+    "palisade_cascade_missed_total", "Audited images that the screen lets through and the whole verdict flags.",
+    ["model"],
+)  # fmt: skip
+companion_total = Counter(
+    "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
+)
+auth_total = Counter("palisade_auth_total", "Requests by how their sender was recognised, or not.", ["result"])
+store_failures_total = Counter(
+    "palisade_store_failures_total", "Failed operations of the store that workers share.", ["operation"]
+)
+audit_events_total = Counter(
+    "palisade_audit_events_total",
+    "Audit events: spooled, or lost before it (unspooled, failed, dropped_spool_full); then stored, duplicate, refused.",
+    ["result"],
+)
+audit_pictures_dropped_total = Counter(
+    "palisade_audit_pictures_dropped_total", "Audit events spooled without their pictures for want of room."
+)
+audit_spool_damaged_total = Counter(
+    "palisade_audit_spool_damaged_total", "Damaged records found in the spool, as a kill in the midst of a write leaves."
+)
+audit_spool_bytes = Gauge(
+    "palisade_audit_spool_bytes", "Bytes of audit events that wait for the store.", multiprocess_mode="livesum"
+)
+audit_spool_age_seconds = Gauge(
+    "palisade_audit_spool_age_seconds", "Age of the oldest audit event that waits.", multiprocess_mode="livemax"
+)
+ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
 model_info = Gauge(
     "palisade_model_info", "1 for each model served.", ["model", "version", "provider"], multiprocess_mode="livemax"
 )
@@ -69,8 +106,15 @@ def observe(decision: Decision) -> None:
     outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
     requests_total.labels(model, outcome).inc()
     p_value.labels(model).observe(verdict.p_value)
-    for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
-        layer_deviation.labels(model, layer).observe(float(deviation))
+    if decision.raw.outputs.layer_deviation is not None:
+        for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
+            layer_deviation.labels(model, layer).observe(float(deviation))
+    if decision.raw.companion is not None:
+        agrees = decision.raw.companion.index == decision.raw.prediction.index
+        companion_total.labels(model, str(agrees).lower()).inc()
+    cascade_total.labels(model, "audit" if decision.audited else decision.stage).inc()
+    if decision.audited and decision.flagged:
+        cascade_missed_total.labels(model).inc()
     if decision.flagged:
         flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
     if not decision.blocked:

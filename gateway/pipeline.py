@@ -1,20 +1,32 @@
-"""Transport-free core: bytes in, `Decision` out (decode, defend, judge, neutralise, choose what is served)."""
+"""Transport-free core: an image in, `Decision` out (defend, judge, neutralise, choose what is served).
+
+What happens to one image is written once, as a generator that asks for passes through the graph; the server answers it
+through the micro-batcher, the command line and evaluation in lists of images.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from gateway.bundle import Bundle
+from gateway.batching import Lane, MicroBatcher
+from gateway.bundle import Bundle, Part
 from gateway.decode import Limits, decode_image, to_pixels
 from gateway.engine import Engine, GraphOutputs
+from gateway.errors import EngineError, PalisadeError
 from gateway.verdict import Judge, Verdict
 
 Action = Literal["observe", "sanitize", "block"]
 Region = Literal["roa", "roa_minus_roi"]
+Stage = Literal["screen", "verdict"]
+Screening = Literal["off", "on", "audit"]
+_ROA: Region = "roa"
+_ROA_MINUS_ROI: Region = "roa_minus_roi"
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class Pass:
     verdict: Verdict
     prediction: Prediction
     companion: Prediction | None
+    plain: bool = False
+    """Whether the cascade's screen finds the image plainly benign (of passes of part `screen`)."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,25 @@ class Neutralized:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds by stage; `queue` is filled in by whoever queued the image."""
+class Work:
+    """One pass that an image needs: pixels (C, H, W) float32, and the mask (H, W) of what is inpainted first.
 
-    decode: float
-    engine: float
+    `composite`: judge it by the cascade's calibration, as an image that its screen did not let through.
+    """
+
+    part: Part
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+    composite: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds by stage; `queue` is waiting for a batch, `engine` the batches that the image was in."""
+
+    decode: float = 0.0
     queue: float = 0.0
+    engine: float = 0.0
 
     @property
     def total(self) -> float:
@@ -66,7 +93,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Decision:
-    """Everything that was found about one image, and which of the passes is served."""
+    """Everything that was found about one image, and which of the passes is served.
+
+    `stage` is `screen` when the cascade found the image plainly benign and ran no views. `audited` marks an image that
+    the screen would have let through, but that was drawn for the whole verdict.
+    """
 
     model: str
     version: str
@@ -76,6 +107,8 @@ class Decision:
     raw: Pass
     neutralized: Neutralized | None
     serve_neutralized: bool
+    stage: Stage
+    audited: bool
     timing: Timing
     labels: tuple[str, ...]
 
@@ -95,15 +128,11 @@ class Decision:
     def blocked(self) -> bool:
         return self.flagged and self.action == "block"
 
-    def queued(self, seconds: float) -> Decision:
-        """The same decision with the time that the image waited."""
-        return replace(self, timing=replace(self.timing, queue=seconds))
-
     @property
     def evidence(self) -> list[tuple[str, float]]:
         """The fused scores with their p-values, the strongest first."""
         p = self.raw.verdict.evidence
-        return sorted(((name, p[name]) for name in self.fused), key=lambda item: item[1])
+        return sorted(((name, p[name]) for name in self.fused if name in p), key=lambda item: item[1])
 
     @property
     def strongest_evidence(self) -> str:
@@ -115,7 +144,7 @@ class Decision:
 
 
 class Pipeline:
-    """The defended answer of one bundle; safe to call from several threads."""
+    """The defended answer of one bundle version; safe to call from several threads."""
 
     def __init__(
         self, bundle: Bundle, engine: Engine, judge: Judge, *, action: Action | None = None, limits: Limits = Limits()
@@ -124,58 +153,160 @@ class Pipeline:
         self.engine = engine
         self.judge = judge
         self.action: Action = action or bundle.manifest.policy.action
+        self.layer_band = judge.layer_band()
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
-        self.layer_band = judge.layer_band()
+        self._unsuspected = Verdict(
+            p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
+        )
+        self._lanes = {
+            (part, composite): Lane(self.run, engine.buckets) for part in engine.parts for composite in (False, True)
+        }
+
+    @property
+    def can_screen(self) -> bool:
+        """Whether the bundle has a cascade, calibrated for this engine."""
+        return "screen" in self.engine.parts and self.judge.calibration.cascade is not None
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The image of an upload, uint8 (H, W, C) at the network's size; raises the decoder's errors."""
+        return decode_image(data, self.bundle.manifest.input, self._limits)
+
+    async def defend(
+        self,
+        image: np.ndarray,
+        batcher: MicroBatcher,
+        *,
+        explain: bool = False,
+        screening: Screening = "off",
+        deadline: float = math.inf,
+        decode_seconds: float = 0.0,
+    ) -> Decision:
+        """Defend one image, uint8 (H, W, C) or float32 (C, H, W) in [0, 1], in batches shared with others.
+
+        Raises `EngineError`, and `Overloaded` when a pass does not start before `deadline` (`time.monotonic`).
+        """
+        steps = self._steps(image, explain=explain, screening=screening)
+        queue = engine = 0.0
+        work = next(steps)
+        while True:
+            done = await batcher.submit(self._lanes[work.part, work.composite], work, deadline=deadline)
+            queue, engine = queue + done.queued, engine + done.ran
+            try:
+                work = steps.send(done.value)
+            except StopIteration as stop:
+                decision: Decision = stop.value
+                return replace(decision, timing=Timing(decode_seconds, queue, engine))
 
     def decide(self, data: bytes) -> Decision:
-        """Decode and defend one image; raises the decoder's errors (`gateway.decode`) and `EngineError`."""
+        """Decode and defend one image, explained; raises the decoder's errors (`gateway.decode`) and `EngineError`."""
         start = time.perf_counter()
-        image = decode_image(data, self.bundle.manifest.input, self._limits)
-        return self.decide_image(image, decode_seconds=time.perf_counter() - start)
+        image = self.decode(data)
+        decoded = time.perf_counter()
+        (decision,) = self.decide_images([image])
+        return replace(decision, timing=Timing(decoded - start, 0.0, time.perf_counter() - decoded))
 
-    def decide_image(self, image: np.ndarray, *, decode_seconds: float = 0.0) -> Decision:
-        """Defend a decoded image, uint8 (H, W, C) at the network's size."""
-        start = time.perf_counter()
-        pixels = to_pixels(image)
-        raw = self._pass(self.engine.run(pixels))
-        neutralized = self._neutralize(pixels, raw)
+    def decide_images(
+        self, images: Sequence[np.ndarray], *, explain: bool = True, screening: Screening = "off"
+    ) -> list[Decision]:
+        """Defend images at the network's size, in batches of the largest bucket; raises `EngineError`."""
+        jobs = [self._steps(image, explain=explain, screening=screening) for image in images]
+        open_ = {i: next(job) for i, job in enumerate(jobs)}
+        decisions: dict[int, Decision] = {}
+        while open_:
+            part, composite = next((work.part, work.composite) for work in open_.values())
+            alike = [i for i, work in open_.items() if (work.part, work.composite) == (part, composite)]
+            batch = alike[: self.engine.buckets[-1]]
+            for i, result in zip(batch, self.run([open_.pop(i) for i in batch]), strict=True):
+                if isinstance(result, PalisadeError):
+                    raise result
+                try:
+                    open_[i] = jobs[i].send(result)
+                except StopIteration as stop:
+                    decisions[i] = stop.value
+        return [decisions[i] for i in range(len(images))]
+
+    def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
+        """Passes of works of one part, by one call of the engine; an error for an image whose logits aren't finite."""
+        part, composite = batch[0].part, batch[0].composite
+        pixels = np.stack([work.pixels for work in batch])
+        masks = None
+        if any(work.mask is not None for work in batch):
+            empty = np.zeros(pixels.shape[2:], np.float32)
+            masks = np.stack([empty if work.mask is None else work.mask for work in batch])
+        outputs = self.engine.run(pixels, masks, part=part)
+        if part == "screen":
+            plain = ~self.judge.screen(outputs.need("screen_scores"))
+            verdicts = [self._unsuspected] * len(batch)
+        else:
+            plain = np.zeros(len(batch), bool)
+            verdicts = self.judge.judge(outputs.need("scores"), outputs.need("layer_deviation"), cascade=composite)
+        name = self.bundle.name
+        return [
+            self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i]))
+            if finite
+            else EngineError(f"{name}: the graph gave logits that are not finite")
+            for i, finite in enumerate(outputs.finite)
+        ]
+
+    def _steps(self, image: np.ndarray, *, explain: bool, screening: Screening) -> Generator[Work, Pass, Decision]:
+        """The passes that one image needs, each sent back as it is done."""
+        pixels = image if image.dtype == np.float32 else to_pixels(image)[0]
+        part: Part = "full" if explain else "verdict"
+        screened: Pass | None = None
+        # An explanation needs the whole graph anyway.
+        if screening != "off" and self.can_screen and not explain:
+            screened = yield Work("screen", pixels)
+            if screened.plain and screening == "on":
+                return self._decision(pixels, screened, None, stage="screen")
+        raw = yield Work(part, pixels, composite=screened is not None and not screened.plain)
+        mask, region = self._suspected(raw)
+        neutralized = None
+        if mask is not None:
+            result = yield Work(part, pixels, mask.astype(np.float32))
+            neutralized = Neutralized(region=region, mask=mask, result=result)
+        return self._decision(pixels, raw, neutralized, audited=screened is not None and screened.plain)
+
+    def _suspected(self, raw: Pass) -> tuple[np.ndarray | None, Region]:
+        """What is to be inpainted before another look, (H, W) bool; None when nothing is.
+
+        When the gate is up the whole window goes, since a flagged, concentrated region of importance is itself the
+        suspected attack; a window that is conspicuous alone loses only what the prediction doesn't rest on.
+        """
+        outputs = raw.outputs
+        mask, region = outputs.need("roa") > 0.5, _ROA
+        if not raw.verdict.gated:
+            mask, region = mask & ~(outputs.need("roi") > 0.5), _ROA_MINUS_ROI
+            if float(outputs.need("roa_score")) < self.judge.calibration.roa_threshold:
+                return None, region
+        return (mask if mask.any() else None), region
+
+    def _decision(
+        self,
+        pixels: np.ndarray,
+        raw: Pass,
+        neutralized: Neutralized | None,
+        *,
+        stage: Stage = "verdict",
+        audited: bool = False,
+    ) -> Decision:
         recovered = neutralized is not None and not neutralized.result.verdict.gated
         return Decision(
             model=self.bundle.name,
             version=self.bundle.version,
             action=self.action,
             fused=tuple(self.judge.calibration.fused),
-            pixels=image,
+            pixels=pixels,
             raw=raw,
             neutralized=neutralized,
             serve_neutralized=recovered and self.action == "sanitize",
-            timing=Timing(decode=decode_seconds, engine=time.perf_counter() - start),
+            stage=stage,
+            audited=audited,
+            timing=Timing(),
             labels=self._labels,
         )
 
-    def _neutralize(self, pixels: np.ndarray, raw: Pass) -> Neutralized | None:
-        """Inpaint what is suspected and look again; None when nothing is.
-
-        When the gate is up the whole window goes, since a flagged, concentrated region of importance is itself the
-        suspected attack; a window that is conspicuous alone loses only what the prediction doesn't rest on.
-        """
-        roa = raw.outputs.roa > 0.5
-        region: Region
-        if raw.verdict.gated:
-            mask, region = roa, "roa"
-        elif float(raw.outputs.roa_score) >= self.judge.calibration.roa_threshold:
-            mask, region = roa & ~(raw.outputs.roi > 0.5), "roa_minus_roi"
-        else:
-            return None
-        if not mask.any():
-            return None
-        result = self._pass(self.engine.run(pixels, mask[None]))
-        return Neutralized(region=region, mask=mask, result=result)
-
-    def _pass(self, batch: GraphOutputs) -> Pass:
-        verdict = self.judge.judge(batch.scores, batch.layer_deviation)[0]
-        outputs = batch.image(0)
+    def _pass(self, outputs: GraphOutputs, verdict: Verdict, *, plain: bool) -> Pass:
         probabilities = softmax(outputs.logits)
         companion = None
         if outputs.companion_logits is not None:
@@ -186,6 +317,7 @@ class Pipeline:
             verdict=verdict,
             prediction=_ranked(probabilities, self._labels, 1)[0],
             companion=companion,
+            plain=plain,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -14,7 +15,32 @@ from gateway import metrics
 from gateway.errors import BadParameter, BlockedByPolicy, MethodNotAllowed, NotFound, PalisadeError
 
 MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """RFC 9457, with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str | None = None
+
+
 PREDICT_ROUTES = ("/v1/predict", "/v1/explain")
+
+
+def problem_docs(*errors: type[PalisadeError]) -> dict[int | str, dict[str, Any]]:
+    """What `errors` look like, by status, for the OpenAPI document."""
+    schema = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {
+        status: {
+            "description": " or ".join(sorted(f"`{error.code}`" for error in errors if error.status == status)),
+            "content": schema,
+        }
+        for status in sorted({error.status for error in errors})
+    }
 
 
 def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> Response:

@@ -71,22 +71,27 @@ def _score(prediction: Prediction) -> schemas.ClassScore:
 
 def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
     verdict = decision.raw.verdict
-    weakest_layer = min(verdict.layers, key=verdict.layers.__getitem__)
+    # An image that the screen let through has no views, and with them no deviation of layers.
+    strongest = min(verdict.layers, key=verdict.layers.__getitem__, default=None)
     deviations = decision.raw.outputs.layer_deviation
-    band = pipeline.layer_band
     return schemas.VerdictBody(
+        stage=decision.stage,
         flagged=verdict.flagged,
         p_value=verdict.p_value,
         alpha=verdict.alpha,
         p_cutoff=verdict.p_cutoff,
         action=decision.action,
         evidence=[
-            schemas.Evidence(name=name, p_value=p, layer=weakest_layer if name == LAYER_SCORE else None)
+            schemas.Evidence(name=name, p_value=p, layer=strongest if name == LAYER_SCORE else None)
             for name, p in decision.evidence
         ],
-        layers=[
-            schemas.Layer(name=name, deviation=float(deviations[i]), p_value=p, benign_95=float(band[i]))
-            for i, (name, p) in enumerate(verdict.layers.items())
+        layers=[]
+        if deviations is None
+        else [
+            schemas.Layer(name=name, deviation=float(deviation), p_value=p, benign_95=float(benign))
+            for (name, p), deviation, benign in zip(
+                verdict.layers.items(), deviations, pipeline.layer_band, strict=True
+            )
         ],
     )
 
@@ -114,7 +119,7 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
         label=prediction.label,
         index=prediction.index,
         pixels="neutralized" if decision.serve_neutralized else "input",
-        saliency=_picture(served.outputs.saliency),
+        saliency=_picture(served.outputs.need("saliency")),
     )
     if not full:
         return explanation
@@ -122,8 +127,8 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
     return explanation.model_copy(
         update={
             # The regions are those that the decision rested on: of the input as it came.
-            "roi": _picture(decision.raw.outputs.roi),
-            "roa": _picture(decision.raw.outputs.roa),
+            "roi": _picture(decision.raw.outputs.need("roi")),
+            "roa": _picture(decision.raw.outputs.need("roa")),
             **_neutral_pictures(decision.neutralized),
             "companion": None
             if companion is None
@@ -135,7 +140,7 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
 def _neutral_pictures(done: Neutralized | None) -> dict[str, schemas.Picture]:
     if done is None:
         return {}
-    pixels = done.result.outputs.neutral_pixels
+    pixels = done.result.outputs.need("neutral_pixels")
     return {
         "neutral_mask": _picture(done.mask.astype(np.float32)),
         "neutral_pixels": _encoded(image_png(pixels), *pixels.shape[1:]),

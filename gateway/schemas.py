@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.pipeline import Action, Region
+from gateway.pipeline import Action, Region, Stage
 
 
 class _Response(BaseModel):
@@ -45,6 +45,7 @@ class Layer(_Response):
 class VerdictBody(_Response):
     """Evidence, not proof: flagged when `p_value <= p_cutoff`, which at most `alpha` of benign images are."""
 
+    stage: Stage = Field(description="`screen`: the cascade found the image plainly benign and ran no views")
     flagged: bool
     p_value: float
     alpha: float
@@ -86,6 +87,7 @@ class Explanation(_Response):
     label: str
     index: int
     pixels: Literal["input", "neutralized"]
+    input_pixels: Picture | None = Field(default=None, description="The image as the network saw it.")
     saliency: Picture
     roi: Picture | None = None
     roa: Picture | None = None
@@ -131,14 +133,17 @@ class ModelList(_Response):
 class ModelDetail(ModelSummary):
     manifest: dict[str, Any]
     card: dict[str, Any] | None
+    layer_band: dict[str, float] = Field(description="Deviation that 95 % of benign images stay under, by layer.")
 
 
-class Problem(BaseModel):
-    """RFC 9457, with a stable `code`."""
+class Sample(_Response):
+    """An image that a bundle ships; `truth` and `flagged` are what its evaluation recorded."""
 
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    instance: str | None = None
+    file: str
+    kind: str = Field(description="First word of the file's name: `clean`, `attacked`, `patched`.")
+    truth: str | None
+    flagged: bool | None
+
+
+class SampleList(_Response):
+    samples: list[Sample]

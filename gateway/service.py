@@ -79,7 +79,7 @@ class Palisade:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Let images in work finish."""
-        api.state.workers.close()
+        api.state.dispatcher.close()
 
 
 # Around BentoML's own router too, which would answer in its own shape what it can't match.

@@ -25,7 +25,7 @@ def shipped_models() -> list[Path]:
 class Settings(BaseSettings):
     """Settings of one gateway process; each field is `PALISADE_<FIELD>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="PALISADE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PALISADE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
     """Folders of bundles, or single bundles, separated like PATH."""
@@ -48,13 +48,62 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads of one worker; 0: usable cores (affinity and container quota) divided by the workers."""
     workers: int = Field(default=1, ge=1, le=64)
-    concurrency: int = Field(default=2, ge=1, le=64)
-    """Images in work at once in one worker."""
-    max_waiting: int = Field(default=64, ge=0, le=10_000)
-    """Images that may wait for one of those places; beyond it the answer is 503 `overloaded`."""
+    decode_threads: int = Field(default=2, ge=1, le=64)
+    """Images decoded, and pictures encoded, at once in one worker."""
+    batches_in_flight: int = Field(default=2, ge=1, le=8)
+    """Batches in work at once in one worker."""
+    batch_window: float = Field(default=0.002, ge=0.0, le=1.0)
+    """Seconds a batch waits for more images while another is in work."""
+    max_waiting: int = Field(default=256, ge=0, le=10_000)
+    """Images that may wait in one worker; beyond it the answer is 503 `overloaded`."""
+
+    cascade: bool = False
+    """Run no views on images that a screen finds plainly benign, where the bundle was calibrated for it."""
+    cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Share of images that the screen lets through and that get the whole verdict all the same."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65_535)
+
+    keys_file: Path | None = None
+    """API keys (`palisade keys`). Unset: this machine alone is answered, without keys."""
+    allow_unauthenticated: bool = False
+    """Answer strangers without keys too, as clients at `disclosure`."""
+    disclosure: Literal["full", "verdict", "label"] = "verdict"
+    """What callers with the role `client` see, unless their key says otherwise."""
+    rate: float | None = Field(default=None, gt=0.0)
+    """Requests a second of each client; unset: unlimited."""
+    burst: int | None = Field(default=None, ge=1)
+    """Requests that a client may send at once after a rest; unset: those of one second."""
+    metrics_token: str | None = Field(default=None, repr=False)
+    """Token that `/metrics` asks for; unset: open to all."""
+    label_quantum: float = Field(default=0.1, gt=0.0, le=10.0)
+    """Seconds; answers at disclosure `label` go out at multiples of at least this."""
+    state_dir: Path | None = None
+    """Folder on a local disk for what the workers of this server share; unset: a temporary one."""
+
+    @field_validator("keys_file", "state_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # At once: BentoML changes the working directory.
+        return None if value is None else value.absolute()
+
+    audit: bool = True
+    """Keep flagged, changed and blocked requests, and a uniform sample, for review."""
+    data_dir: Path | None = None
+    """Folder of the audit trail (spool, and SQLite unless `audit_url` is set); unset: the user's data folder."""
+    audit_url: str | None = Field(default=None, repr=False)
+    """`postgresql://user:password@host/name`, one database for several gateways; unset: SQLite in `data_dir`."""
+    audit_sample: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Probability with which any request is drawn into the uniform sample."""
+    audit_privacy: Literal["none", "hash", "image"] = "image"
+    """What is kept of images: nothing, the SHA-256 of what was sent, or also the pixels and maps."""
+    audit_max_events: int = Field(default=50_000, ge=1)
+    audit_max_bytes: int = Field(default=1 << 30, ge=0)
+    """Bytes of images and maps in the store; beyond it the oldest lose theirs, and their events stay."""
+    audit_max_age_days: float = Field(default=30.0, gt=0.0)
+    audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Bytes that may wait for a store that is gone; near it new events lose their images, beyond it they are dropped."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -62,6 +111,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return [part for part in value.split(os.pathsep) if part]
         return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
 
 def load_settings(**overrides: object) -> Settings:

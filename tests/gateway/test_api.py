@@ -7,11 +7,12 @@ import base64
 import io
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
@@ -19,7 +20,8 @@ from prometheus_client import REGISTRY
 
 from gateway import metrics
 from gateway.api import create_api
-from gateway.pipeline import Pipeline
+from gateway.errors import PalisadeError
+from gateway.pipeline import Pass, Pipeline, Work
 from gateway.registry import Registry, load_pipeline
 from gateway.settings import Settings
 from tests.gateway.tiny import clean_image, encode, patched_image
@@ -34,7 +36,7 @@ def api(pipeline: Pipeline) -> Iterator[FastAPI]:
     app.state.registry = Registry([pipeline])
     metrics.announce(pipeline)
     yield app
-    app.state.workers.close()
+    app.state.dispatcher.close()
 
 
 def call(app: FastAPI, method: str, url: str, **request: Any) -> httpx.Response:
@@ -250,7 +252,7 @@ def test_unexpected_failures_are_problems_too(api: FastAPI, pipeline: Pipeline) 
     class Broken:
         bundle = pipeline.bundle
 
-        def decide(self, data: bytes) -> None:
+        def decode(self, data: bytes) -> None:
             raise RuntimeError("secret")
 
     api.state.registry = Registry([Broken()])  # type: ignore[list-item]
@@ -259,32 +261,54 @@ def test_unexpected_failures_are_problems_too(api: FastAPI, pipeline: Pipeline) 
     assert "secret" not in response.text
 
 
-def test_a_full_queue_is_overloaded(api: FastAPI, pipeline: Pipeline) -> None:
-    app = create_api(Settings(concurrency=1, max_waiting=0, request_timeout=0.3))
+def test_a_full_house_is_overloaded(pipeline: Pipeline) -> None:
+    app = create_api(Settings(decode_threads=1, max_waiting=0, request_timeout=0.3))
     released = threading.Event()
 
     class Slow:
         bundle = pipeline.bundle
 
-        def decide(self, data: bytes) -> Any:
+        def decode(self, data: bytes) -> Any:
             released.wait(5)
-            return pipeline.decide(data)
+            return pipeline.decode(data)
 
     app.state.registry = Registry([Slow()])  # type: ignore[list-item]
 
-    async def both() -> list[httpx.Response]:
+    async def several() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            return list(await asyncio.gather(*(client.post("/v1/predict", content=CLEAN) for _ in range(2))))
+            both = list(await asyncio.gather(*(client.post("/v1/predict", content=CLEAN) for _ in range(2))))
+            # The first one's thread is still at work, so its place is not free.
+            return [*both, await client.post("/v1/predict", content=CLEAN)]
 
     try:
-        responses = asyncio.run(both())
+        responses = asyncio.run(several())
     finally:
         released.set()
-        app.state.workers.close()
+        app.state.dispatcher.close()
     details = [problem(response, 503, "overloaded") for response in responses]
-    assert sorted(details) == ["no answer within 0.3 s", "too many images are waiting"]
+    full = "too many images are waiting"
+    assert sorted(details) == ["no answer within 0.3 s", full, full]
     assert all(response.headers["retry-after"] == "1" for response in responses)
+
+
+def test_a_poisoned_image_in_a_batch_fails_alone(api: FastAPI, pipeline: Pipeline) -> None:
+    class Poisoned(Pipeline):
+        def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
+            if any(work.pixels.max() == 0 for work in batch):
+                raise RuntimeError("poison")
+            return super().run(batch)
+
+    api.state.registry = Registry([Poisoned(pipeline.bundle, pipeline.engine, pipeline.judge)])
+    black = encode(np.zeros_like(clean_image()))
+
+    async def together() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            images = [CLEAN, CLEAN, black, CLEAN, CLEAN]
+            return list(await asyncio.gather(*(client.post("/v1/predict", content=image) for image in images)))
+
+    assert [response.status_code for response in asyncio.run(together())] == [200, 200, 500, 200, 200]
 
 
 def test_bodies_are_limited_as_they_arrive(api: FastAPI) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from gateway.decode import to_pixels
-from gateway.engine import Engine
+from gateway.batching import MicroBatcher
+from gateway.engine import Engine, Part
 from gateway.errors import EngineError
-from gateway.pipeline import Pipeline, softmax
+from gateway.pipeline import Decision, Pass, Pipeline, Work, softmax
 from gateway.registry import load_pipeline
 from gateway.settings import Settings
 from tests.gateway.tiny import clean_image, encode, patched_image, speckled_image
@@ -80,8 +82,10 @@ def test_an_image_that_stays_anomalous_is_not_served_neutralised(pipeline: Pipel
         def __init__(self, engine: Engine) -> None:
             self._engine = engine
 
-        def run(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> Any:
-            return self._engine.run(pixels, None)
+            self.parts, self.buckets = engine.parts, engine.buckets
+
+        def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part) -> Any:
+            return self._engine.run(pixels, None, part=part)
 
     stubborn = Pipeline(pipeline.bundle, Stubborn(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
     decision = stubborn.decide(encode(patched_image()))
@@ -110,7 +114,43 @@ def test_batch_equals_singles(pipeline: Pipeline) -> None:
     for i, image in enumerate(images):
         single = pipeline.engine.run(to_pixels(image), masks[i : i + 1])
         for name, value in vars(batch).items():
-            np.testing.assert_allclose(value[i], vars(single)[name][0], rtol=1e-6, atol=1e-6)
+            if value is not None:
+                np.testing.assert_allclose(value[i], vars(single)[name][0], rtol=1e-6, atol=1e-6)
+
+
+def test_the_server_and_the_command_line_decide_alike(pipeline: Pipeline) -> None:
+    images = [clean_image(), patched_image(), speckled_image()]
+
+    async def served() -> list[Decision]:
+        batcher = MicroBatcher()
+        decisions = await asyncio.gather(*(pipeline.defend(image, batcher, explain=True) for image in images))
+        batcher.close()
+        return decisions
+
+    for one, other in zip(asyncio.run(served()), pipeline.decide_images(images), strict=True):
+        assert (one.raw.verdict, one.served.prediction) == (other.raw.verdict, other.served.prediction)
+        np.testing.assert_allclose(one.served.outputs.saliency, other.served.outputs.saliency, atol=1e-6)
+        assert one.timing.engine > 0
+
+
+def test_what_was_not_asked_for_is_not_computed(pipeline: Pipeline) -> None:
+    (decision,) = pipeline.decide_images([patched_image()], explain=False)
+    assert decision.served.outputs.saliency is None
+    assert decision.neutralized is not None
+    assert decision.flagged
+
+
+def test_float_pixels_are_taken_as_they_are(pipeline: Pipeline) -> None:
+    image = clean_image()
+    (bytes_,), (floats,) = pipeline.decide_images([image]), pipeline.decide_images([to_pixels(image)[0]])
+    assert bytes_.raw.verdict == floats.raw.verdict
+
+
+def test_an_image_without_finite_logits_fails_alone(pipeline: Pipeline) -> None:
+    good, bad = to_pixels(clean_image())[0], np.full((3, 16, 16), np.nan, np.float32)
+    results = pipeline.run([Work("full", good), Work("full", bad), Work("full", good)])
+    assert isinstance(results[1], EngineError)
+    assert [result.prediction.label for result in results if isinstance(result, Pass)] == ["red", "red"]
 
 
 def test_engine_refuses_wrong_arrays(pipeline: Pipeline) -> None:
@@ -120,5 +160,3 @@ def test_engine_refuses_wrong_arrays(pipeline: Pipeline) -> None:
         pipeline.engine.run(np.zeros((1, 3, 16, 16), np.float64))
     with pytest.raises(ValueError, match="mask: expected"):
         pipeline.engine.run(np.zeros((1, 3, 16, 16), np.float32), np.zeros((2, 16, 16), np.float32))
-    with pytest.raises(EngineError, match="not finite"):
-        pipeline.engine.run(np.full((1, 3, 16, 16), np.nan, np.float32))

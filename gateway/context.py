@@ -1,0 +1,23 @@
+"""What the routes share, by way of `app.state`."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from gateway.dispatch import Dispatcher
+from gateway.errors import NotReady
+from gateway.registry import Registry
+
+
+def registry_of(request: Request) -> Registry:
+    """The models that are served; `NotReady` until they are loaded."""
+    registry: Registry | None = request.app.state.registry
+    if registry is None:
+        raise NotReady("models are being loaded", headers={"Retry-After": "1"})
+    return registry
+
+
+def dispatcher_of(request: Request) -> Dispatcher:
+    """What takes images through the pipeline."""
+    dispatcher: Dispatcher = request.app.state.dispatcher
+    return dispatcher

@@ -1,0 +1,105 @@
+"""From a request's bytes to its `Decision`: admission, decoding in bounded threads, the micro-batcher, one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import numpy as np
+
+from gateway import metrics
+from gateway.batching import MicroBatcher
+from gateway.errors import Overloaded
+from gateway.pipeline import Decision, Pipeline, Screening
+from gateway.settings import Settings
+
+T = TypeVar("T")
+
+
+class Dispatcher:
+    """Takes images of requests through decoding and pipeline; used from one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.batcher = MicroBatcher(in_flight=settings.batches_in_flight, window=settings.batch_window)
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="palisade-decode")
+        self._places = settings.max_waiting + settings.decode_threads
+        self._timeout = settings.request_timeout
+        self._cascade, self._audit = settings.cascade, settings.cascade_audit
+        self._images = 0
+        self._abandoned = 0
+
+    async def decide(self, pipeline: Pipeline, data: bytes, *, explain: bool) -> Decision:
+        """Decode and defend one image.
+
+        Raises the decoder's errors, `EngineError`, and `Overloaded` when no place is free, when the wait would outlast
+        the deadline, or when the deadline passes.
+        """
+        async with self._admitted() as deadline:
+            start = time.perf_counter()
+            image = await self.in_thread(lambda: pipeline.decode(data))
+            decoded = time.perf_counter() - start
+            return await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=decoded)
+
+    async def decide_image(self, pipeline: Pipeline, image: np.ndarray, *, explain: bool) -> Decision:
+        """Defend an image that is decoded already: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
+        async with self._admitted() as deadline:
+            return await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
+
+    async def in_thread(self, job: Callable[[], T]) -> T:
+        """Run `job` in the decoding threads; its place stays taken until the thread is done, whoever gives up."""
+        future = self._threads.submit(job)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.running():
+                self._abandoned += 1
+                loop = asyncio.get_running_loop()
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done_at_last))
+            raise
+
+    def close(self) -> None:
+        """Let images in work finish."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close()
+
+    async def _defend(
+        self, pipeline: Pipeline, image: np.ndarray, deadline: float, *, explain: bool, decode_seconds: float
+    ) -> Decision:
+        screening: Screening = "off"
+        if self._cascade:
+            screening = "audit" if random.random() < self._audit else "on"
+        decision = await pipeline.defend(
+            image,
+            self.batcher,
+            explain=explain,
+            screening=screening,
+            deadline=deadline,
+            decode_seconds=decode_seconds,
+        )
+        metrics.observe(decision)
+        return decision
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[float]:
+        """A place in the house and a deadline (`time.monotonic`), or `Overloaded` at once."""
+        wait = self.batcher.expected_wait()
+        if self._images + self._abandoned >= self._places or wait >= self._timeout:
+            raise Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
+        self._images += 1
+        deadline = time.monotonic() + self._timeout
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield deadline
+        except TimeoutError:
+            raise Overloaded(f"no answer within {self._timeout:g} s", headers={"Retry-After": "1"}) from None
+        finally:
+            self._images -= 1
+
+    def _done_at_last(self) -> None:
+        self._abandoned -= 1

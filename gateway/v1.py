@@ -1,0 +1,159 @@
+"""The routes of /v1: predict, explain, models; thin over dispatcher and pipeline."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from gateway import metrics, schemas
+from gateway.context import dispatcher_of, registry_of
+from gateway.decode import check_content_type
+from gateway.errors import (
+    BadParameter,
+    BlockedByPolicy,
+    EmptyBody,
+    ImageTooLarge,
+    NotReady,
+    Overloaded,
+    RequestTimeout,
+    UndecodableImage,
+    UnknownModel,
+    UnsupportedMediaType,
+)
+from gateway.panel import panel_png
+from gateway.pipeline import Decision, Pipeline
+from gateway.problems import problem_docs
+from gateway.respond import Explain, model_detail, model_summary, predict_response
+
+DEFAULT_TOP_K = 5
+_IMAGE = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One PNG, JPEG, WebP or BMP image; the content decides.",
+        "content": {
+            "image/*": {"schema": _IMAGE},
+            "application/octet-stream": {"schema": _IMAGE},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["image"], "properties": {"image": _IMAGE}}
+            },
+        },
+    }
+}
+_ERRORS = problem_docs(
+    EmptyBody, BlockedByPolicy, UnknownModel, RequestTimeout, ImageTooLarge, UnsupportedMediaType, UndecodableImage,
+    BadParameter, Overloaded, NotReady,
+)  # fmt: skip
+
+Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
+TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the number of classes.")]
+
+router = APIRouter(prefix="/v1")
+
+
+@router.post("/predict", response_model=schemas.PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
+async def predict(request: Request, model: Model = None, explain: Explain = "none", top_k: TopK = None) -> Response:
+    """Classify an image, say how anomalous it is, and on request why."""
+    return await _answer(request, model, top_k, explain)
+
+
+@router.post(
+    "/explain",
+    response_model=schemas.PredictResponse,
+    responses={200: {"content": {"image/png": {"schema": _IMAGE}}}, **_ERRORS},
+    openapi_extra=_BODY,
+)
+async def explain(request: Request, model: Model = None, top_k: TopK = None) -> Response:
+    """The same with every map; with `Accept: image/png` one picture of them."""
+    return await _answer(request, model, top_k, "all", picture=_prefers_png(request.headers.get("accept", "")))
+
+
+@router.get("/models", responses=problem_docs(NotReady))
+async def models(request: Request) -> schemas.ModelList:
+    """The models that are served."""
+    registry = registry_of(request)
+    return schemas.ModelList(
+        models=[model_summary(pipeline, default=pipeline.bundle.name == registry.default) for pipeline in registry]
+    )
+
+
+@router.get("/models/{name}", responses=problem_docs(UnknownModel, NotReady))
+async def model(request: Request, name: str) -> schemas.ModelDetail:
+    """One model: its manifest and its robustness card."""
+    registry = registry_of(request)
+    return model_detail(registry.get(name), default=name == registry.default)
+
+
+async def _answer(
+    request: Request, name: str | None, top_k: int | None, explain: Explain, *, picture: bool = False
+) -> Response:
+    pipeline = registry_of(request).get(name)
+    request.state.model = pipeline.bundle.name
+    top_k = _check_top_k(top_k, len(pipeline.bundle.manifest.classes))
+    data = await read_image(request)
+    dispatcher = dispatcher_of(request)
+    explained = explain != "none"
+    decision = await dispatcher.decide(pipeline, data, explain=explained)
+    if decision.blocked:
+        verdict = decision.raw.verdict
+        raise BlockedByPolicy(f"flagged: p-value {verdict.p_value:.4g} at alpha {verdict.alpha:g}")
+
+    def respond() -> Response:
+        with metrics.stage_seconds.labels("respond").time():
+            if picture:
+                return _picture(decision)
+            return _body(decision, pipeline, request.state.request_id, explain, top_k)
+
+    return await dispatcher.in_thread(respond) if explained else respond()
+
+
+def _body(decision: Decision, pipeline: Pipeline, request_id: str, explain: Explain, top_k: int) -> Response:
+    body = predict_response(decision, pipeline, request_id=request_id, explain=explain, top_k=top_k)
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+def _picture(decision: Decision) -> Response:
+    headers = {"Vary": "Accept", "X-Palisade-Flagged": str(decision.flagged).lower()}
+    return Response(panel_png(decision), media_type="image/png", headers=headers)
+
+
+async def read_image(request: Request) -> bytes:
+    """The image of a request: its raw body, or the file field `image` of multipart/form-data.
+
+    Raises `UnsupportedMediaType`, `EmptyBody`, or `BadParameter` for a field that is missing or holds text (the
+    gateway fetches nothing by URL).
+    """
+    content_type = request.headers.get("content-type")
+    if not (content_type or "").lower().startswith("multipart/form-data"):
+        check_content_type(content_type)
+        data = await request.body()
+    else:
+        async with request.form(max_files=1, max_fields=4) as form:
+            field = form.get("image")
+            if not isinstance(field, UploadFile):
+                what = "missing" if field is None else "text"
+                raise BadParameter(f"image: the form field is {what}, expected one file")
+            check_content_type(field.content_type)
+            data = await field.read()
+    if not data:
+        raise EmptyBody("the request has no image in it")
+    return data
+
+
+def _check_top_k(top_k: int | None, classes: int) -> int:
+    if top_k is not None and top_k > classes:
+        raise BadParameter(f"top_k: must be 1 to {classes}, the number of classes (got {top_k})")
+    return min(DEFAULT_TOP_K, classes) if top_k is None else top_k
+
+
+def _prefers_png(accept: str) -> bool:
+    quality = {"image/png": 0.0, "application/json": 0.0}
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        q = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        if media_type in quality:
+            quality[media_type] = float(q) if q.replace(".", "", 1).isdecimal() else 0.0
+    return quality["image/png"] > quality["application/json"]
