@@ -96,3 +96,31 @@ class NotReady(PalisadeError):
 
 class BlockedByPolicy(PalisadeError):
     status, code, title = 403, "blocked_by_policy", "Blocked by policy"
+
+
+class Unauthorized(PalisadeError):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+
+class Forbidden(PalisadeError):
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
+class RateLimited(PalisadeError):
+    status, code, title = 429, "rate_limited", "Rate limit exceeded"
+
+
+class Conflict(PalisadeError):
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class StoreUnavailable(PalisadeError):
+    status, code, title = 503, "store_unavailable", "Shared store unavailable"
+
+
+class UnknownEvent(PalisadeError):
+    status, code, title = 404, "unknown_event", "Unknown event"
+
+
+class AuditUnavailable(PalisadeError):
+    status, code, title = 503, "audit_unavailable", "Audit store unavailable"
