@@ -18,10 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gateway.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
 CARD = "card.json"
 MAX_BUNDLE_BYTES = 25_000_000
+BUCKETS = (1, 2, 4, 8, 16, 32)
+
+Part = Literal["screen", "verdict", "full"]
+PART_FILES: dict[Part, str] = {"screen": "screen.onnx", "verdict": "verdict.onnx", "full": "defense.onnx"}
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$")]
@@ -58,7 +63,9 @@ class TensorSpec(_Strict):
 
 
 class GraphSpec(_Strict):
-    file: Literal["defense.onnx"] = "defense.onnx"
+    """One part of the defence graph: its file and signature; its larger weights lie in `weights.bin`."""
+
+    file: Literal["screen.onnx", "verdict.onnx", "defense.onnx"]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
@@ -79,25 +86,51 @@ class Cutoff(_Strict):
     confidence: Probability
 
 
-class Calibration(_Strict):
-    """Benign scores of one provider and precision, bound to the graph they came from.
+class Cascade(_Strict):
+    """Calibration of the composite of the screen and the full verdict (docs/architecture.md, "Cascade").
 
-    The arrays are in `file` under `<provider>-<precision>/<array>`: `components` (n_select, S) ascending by column,
-    `fused` (n,) ascending, `layers` (n_select, L) ascending by column.
+    An image goes on to the full verdict if Fisher's statistic of `scores` is at or above `threshold`, as the share
+    `goes_on` of benign images does; `cutoffs` are those of the composite's p-values.
+    """
+
+    scores: list[str] = Field(min_length=1)
+    threshold: float
+    goes_on: Probability
+    cutoffs: list[Cutoff] = Field(min_length=1)
+    n_on: int = Field(ge=1)
+
+
+class Calibration(_Strict):
+    """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
+
+    `guard` names the score whose objection no other score outweighs; it has the share `guard_share` of the
+    false-positive budget, Fisher's combination of the `fused` scores has the rest.
+
+    The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
+    (n_select, S), `fisher` (n_select,), `layers` (n_select, L), `fused` (n,) and, with a cascade, `cascade` (n_on,).
     """
 
     provider: Literal["cpu", "cuda"]
     precision: Literal["fp32", "fp16"]
-    graph_sha256: Sha256
+    graphs_sha256: Sha256
     file: Literal["calibration.npz"] = "calibration.npz"
     fused: list[str] = Field(min_length=1)
+    guard: str | None = None
+    guard_share: Probability | None = None
     cutoffs: list[Cutoff] = Field(min_length=1)
+    cascade: Cascade | None = None
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
     n_select: int = Field(ge=20)
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     date: date
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Calibration:
+        if (self.guard is None) != (self.guard_share is None):
+            raise ValueError("guard and guard_share belong together")
+        return self
 
     @property
     def key(self) -> str:
@@ -113,15 +146,17 @@ class Policy(_Strict):
 
 
 class Manifest(_Strict):
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: Name
     version: Version
     description: str = ""
     created: date
     classes: list[str] = Field(min_length=2)
     input: InputSpec
-    graph: GraphSpec
+    graphs: dict[Part, GraphSpec]
+    buckets: list[Annotated[int, Field(ge=1, le=1024)]] = Field(list(BUCKETS), min_length=1)
     scores: list[str] = Field(min_length=1)
+    screen_scores: list[str] = []
     layers: list[MonitoredLayer] = Field(min_length=1)
     companion: bool
     calibrations: list[Calibration] = Field(min_length=1)
@@ -142,43 +177,68 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        inputs = {t.name: t.shape for t in self.graph.inputs}
-        if inputs != expected_inputs(self.input):
-            raise ValueError(f"graph.inputs are {inputs}, expected {expected_inputs(self.input)}")
-        for tensor in (*self.graph.inputs, *self.graph.outputs):
-            if tensor.dtype != "float32":
-                raise ValueError(f"graph tensor {tensor.name!r} is {tensor.dtype}, expected float32")
-        outputs = {t.name: t for t in self.graph.outputs}
-        expected = expected_outputs(self)
-        for name, shape in expected.items():
-            if name not in outputs:
-                raise ValueError(f"graph.outputs lacks {name!r}")
-            if outputs[name].shape != shape:
-                raise ValueError(f"graph output {name!r} has shape {outputs[name].shape}, expected {shape}")
+        if missing := {"verdict", "full"} - set(self.graphs):
+            raise ValueError(f"graphs lacks the part {min(missing)!r}")
+        for part, graph in self.graphs.items():
+            self._check_graph(part, graph)
+        if ("screen" in self.graphs) != bool(self.screen_scores):
+            raise ValueError("screen_scores and the graph 'screen' belong together")
+        if unknown := set(self.screen_scores) - set(self.scores):
+            raise ValueError(f"screen_scores has unknown scores {sorted(unknown)}")
+        if self.buckets != sorted(set(self.buckets)):
+            raise ValueError("buckets must ascend")
         for calibration in self.calibrations:
-            unknown = set(calibration.fused) - set(self.scores)
+            unknown = {*calibration.fused, *([calibration.guard] if calibration.guard else [])} - set(self.scores)
             if unknown:
-                raise ValueError(f"calibration {calibration.key} fuses unknown scores {sorted(unknown)}")
-            alphas = {cutoff.alpha for cutoff in calibration.cutoffs}
-            if not {self.policy.alpha, self.policy.gate_alpha} <= alphas:
-                raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")
-        if self.graph.file not in self.files:
-            raise ValueError(f"files lacks {self.graph.file}")
+                raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
+            cascade = calibration.cascade
+            if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
+                raise ValueError(f"the cascade of {calibration.key} uses scores {sorted(unknown)} that no screen gives")
+            for cutoffs in [calibration.cutoffs, *([cascade.cutoffs] if cascade else [])]:
+                if not {self.policy.alpha, self.policy.gate_alpha} <= {cutoff.alpha for cutoff in cutoffs}:
+                    raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")
         return self
 
+    def _check_graph(self, part: Part, graph: GraphSpec) -> None:
+        if graph.file != PART_FILES[part]:
+            raise ValueError(f"graphs.{part}.file is {graph.file}, expected {PART_FILES[part]}")
+        if graph.file not in self.files:
+            raise ValueError(f"files lacks {graph.file}")
+        inputs = {t.name: t.shape for t in graph.inputs}
+        if inputs != (wanted := expected_inputs(self.input, part)):
+            raise ValueError(f"graphs.{part}.inputs are {inputs}, expected {wanted}")
+        for tensor in (*graph.inputs, *graph.outputs):
+            if tensor.dtype != "float32":
+                raise ValueError(f"graph tensor {tensor.name!r} is {tensor.dtype}, expected float32")
+        outputs = {t.name: t.shape for t in graph.outputs}
+        expected = expected_outputs(self, part)
+        for name, shape in expected.items():
+            if name not in outputs:
+                raise ValueError(f"graphs.{part}.outputs lacks {name!r}")
+            if outputs[name] != shape:
+                raise ValueError(f"graph output {name!r} has shape {outputs[name]}, expected {shape}")
+        if extra := sorted(set(outputs) - set(expected)):
+            raise ValueError(f"graphs.{part}.outputs has {extra[0]!r}, which the part has not")
 
-def expected_inputs(spec: InputSpec) -> dict[str, list[int | str]]:
-    """Shapes of the graph's inputs: `pixels` in [0, 1], and `mask` in {0, 1} of what is inpainted first."""
+
+def expected_inputs(spec: InputSpec, part: Part = "full") -> dict[str, list[int | str]]:
+    """Shapes of a part's inputs: `pixels` in [0, 1], and (not for `screen`) `mask` in {0, 1} of what is inpainted."""
     h, w = spec.height, spec.width
-    return {"pixels": ["N", spec.channels, h, w], "mask": ["N", h, w]}
+    pixels: dict[str, list[int | str]] = {"pixels": ["N", spec.channels, h, w]}
+    return pixels if part == "screen" else pixels | {"mask": ["N", h, w]}
 
 
-def expected_outputs(manifest: Manifest) -> dict[str, list[int | str]]:
-    """Shapes that the graph's outputs must have, by name (docs/architecture.md, "Defence graph")."""
+def expected_outputs(manifest: Manifest, part: Part = "full") -> dict[str, list[int | str]]:
+    """Shapes that a part's outputs must have, by name (docs/architecture.md, "Defence graph")."""
     h, w, c = manifest.input.height, manifest.input.width, manifest.input.channels
-    outputs: dict[str, list[int | str]] = {
-        "logits": ["N", len(manifest.classes)],
-        "saliency": ["N", h, w],
+    outputs: dict[str, list[int | str]] = {"logits": ["N", len(manifest.classes)]}
+    if manifest.companion:
+        outputs["companion_logits"] = ["N", len(manifest.classes)]
+    if part == "screen":
+        return outputs | {"screen_scores": ["N", len(manifest.screen_scores)]}
+    if part == "full":
+        outputs["saliency"] = ["N", h, w]
+    return outputs | {
         "roi": ["N", h, w],
         "roa": ["N", h, w],
         "roa_score": ["N"],
@@ -186,9 +246,12 @@ def expected_outputs(manifest: Manifest) -> dict[str, list[int | str]]:
         "layer_deviation": ["N", len(manifest.layers)],
         "scores": ["N", len(manifest.scores)],
     }
-    if manifest.companion:
-        outputs["companion_logits"] = ["N", len(manifest.classes)]
-    return outputs
+
+
+def graphs_sha256(files: dict[str, str]) -> str:
+    """One digest of the hashes of all graph files and `weights.bin`; what a calibration is bound to."""
+    names = sorted(name for name in files if name in {*PART_FILES.values(), WEIGHTS})
+    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in names).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -239,7 +302,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
     try:
-        return Manifest.model_validate_json(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        _check_version(path, text)
+        return Manifest.model_validate_json(text)
     except FileNotFoundError:
         raise BundleError(f"{path}: missing") from None
     except ValidationError as error:
@@ -248,6 +313,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {first['msg']} ({error.error_count()} problem(s))") from None
     except (UnicodeDecodeError, OSError) as error:
         raise BundleError(f"{path}: unreadable: {error}") from None
+
+
+def _check_version(path: Path, text: str) -> None:
+    """A manifest of another schema version is refused by that, not by the first field it lacks."""
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version {version!r}: this release reads version {SCHEMA_VERSION}; build the bundle again "
+            "(`palisade build`, with `--networks` to keep its networks)"
+        )
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -272,7 +350,7 @@ def load_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder}: {total} bytes, a bundle may have {MAX_BUNDLE_BYTES}")
     arrays: dict[str, np.ndarray] = {}
     for calibration in manifest.calibrations:
-        if calibration.graph_sha256 != manifest.files[manifest.graph.file]:
+        if calibration.graphs_sha256 != graphs_sha256(manifest.files):
             raise BundleError(f"{folder / calibration.file}: calibration {calibration.key} belongs to another graph")
         arrays |= _calibration_arrays(folder / calibration.file, calibration, manifest)
     return Bundle(path=folder, manifest=manifest, arrays=arrays, robustness=_card(folder / CARD))
@@ -291,11 +369,14 @@ def _card(path: Path) -> dict[str, Any] | None:
 
 
 def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest) -> dict[str, np.ndarray]:
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "components": (calibration.n_select, len(manifest.scores)),
+        "fisher": (calibration.n_select,),
         "fused": (calibration.n,),
         "layers": (calibration.n_select, len(manifest.layers)),
     }
+    if calibration.cascade:
+        shapes["cascade"] = (calibration.cascade.n_on,)
     arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:

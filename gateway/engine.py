@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gateway.bundle import Bundle, GraphSpec, InputSpec, TensorSpec
+from gateway.bundle import BUCKETS, Bundle, GraphSpec, InputSpec, Part, TensorSpec
 from gateway.cores import threads_per_worker
-from gateway.errors import BundleError, ConfigError, EngineError
+from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -26,17 +27,34 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True)
 class GraphOutputs:
-    """What the defence graph says of a batch; all float32, N first (docs/architecture.md, "Defence graph")."""
+    """What a part of the defence graph says of a batch; all float32, N first (docs/architecture.md, "Defence graph").
+
+    What the part does not compute is None.
+    """
 
     logits: np.ndarray
-    saliency: np.ndarray
-    roi: np.ndarray
-    roa: np.ndarray
-    roa_score: np.ndarray
-    neutral_pixels: np.ndarray
-    layer_deviation: np.ndarray
-    scores: np.ndarray
     companion_logits: np.ndarray | None = None
+    screen_scores: np.ndarray | None = None
+    saliency: np.ndarray | None = None
+    roi: np.ndarray | None = None
+    roa: np.ndarray | None = None
+    roa_score: np.ndarray | None = None
+    neutral_pixels: np.ndarray | None = None
+    layer_deviation: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def need(self, name: str) -> np.ndarray:
+        """The output `name`; `ValueError` if the part does not compute it."""
+        value: np.ndarray | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name!r} is not an output of the part that was run")
+        return value
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
+        values = [value for value in vars(self).values() if value is not None]
+        return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in values], axis=0))
 
     def image(self, i: int) -> GraphOutputs:
         """The outputs of image `i`, without the axis N."""
@@ -44,75 +62,152 @@ class GraphOutputs:
 
 
 class Engine:
-    """One ONNX Runtime session of a bundle's defence graph; `run` may be called from several threads."""
+    """ONNX Runtime sessions of the parts of a bundle's defence graph; `run` may be called from several threads."""
 
     def __init__(
-        self, path: Path, graph: GraphSpec, spec: InputSpec, *, provider: Provider = "cpu", threads: int = 0
+        self,
+        folder: Path,
+        graphs: Mapping[Part, GraphSpec],
+        spec: InputSpec,
+        *,
+        provider: Provider = "cpu",
+        threads: int = 0,
+        buckets: Sequence[int] = BUCKETS,
+        binding: bool | None = None,
     ) -> None:
-        """Open the graph at `path`, which must have the signature `graph`; calibration does so before a bundle exists.
+        """Open the `graphs` in `folder`, which must have the signatures told; so before a bundle exists, too.
 
-        `threads` 0 means every core that this process may use. Raises `BundleError` naming the file, or `ConfigError`
-        when ONNX Runtime does not give the provider.
+        `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
+        IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
         """
         self._spec = spec
-        self._path = path
+        self._folder = folder
         self.provider: Provider = provider
         self.precision: Literal["fp32"] = "fp32"
-        self._session = _open(path, provider, threads_per_worker(threads, 1))
-        active = self._session.get_providers()
-        if _PROVIDERS[provider] not in active:
-            raise ConfigError(f"{path}: ONNX Runtime did not start {provider}, only {', '.join(active)}")
-        _check_signature(path, "input", graph.inputs, self._session.get_inputs())
-        _check_signature(path, "output", graph.outputs, self._session.get_outputs())
-        self._outputs = [tensor.name for tensor in graph.outputs if tensor.name in GraphOutputs.__dataclass_fields__]
-        self._shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
+        self.threads = threads_per_worker(threads, 1)
+        self.buckets = tuple(buckets)
+        self._binding = provider == "cuda" if binding is None else binding
+        self._parts = {
+            part: _Part(folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
+        }
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: Device = "auto", threads: int = 0) -> Engine:
         """The engine of a bundle, on a provider that it was calibrated for; `auto` falls back to the CPU."""
         manifest = bundle.manifest
-        path = bundle.path / manifest.graph.file
         provider = choose_provider(bundle, device)
+
+        def opened(provider: Provider) -> Engine:
+            return cls(
+                bundle.path, manifest.graphs, manifest.input, provider=provider, threads=threads,
+                buckets=manifest.buckets,
+            )  # fmt: skip
+
         try:
-            return cls(path, manifest.graph, manifest.input, provider=provider, threads=threads)
+            return opened(provider)
         except ConfigError as error:
             if device != "auto" or provider == "cpu":
                 raise
             log.warning("%s; using the CPU", error.detail)
             bundle.calibration("cpu")
-            return cls(path, manifest.graph, manifest.input, provider="cpu", threads=threads)
+            return opened("cpu")
 
-    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None) -> GraphOutputs:
-        """Run the graph on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that can be run."""
+        return tuple(self._parts)
 
-        Without a mask nothing is inpainted and the input stays bit-identical. Raises `ValueError` for a wrong shape or
-        type and `EngineError` when the logits are not finite.
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that ONNX Runtime started, the one asked for first."""
+        return tuple(self._parts["full" if "full" in self._parts else self.parts[0]].session.get_providers())
+
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> GraphOutputs:
+        """Run a part on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
+
+        Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
+        `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
+        none. An image whose outputs are not finite is told by `GraphOutputs.finite` and does not fail the others.
         """
-        h, w = self._spec.height, self._spec.width
-        if pixels.dtype != np.float32 or pixels.shape[1:] != (self._spec.channels, h, w):
-            raise ValueError(f"pixels: expected float32 (N, {self._spec.channels}, {h}, {w}), got {pixels.shape}")
-        mask = np.zeros((len(pixels), h, w), np.float32) if mask is None else mask.astype(np.float32)
-        if mask.shape != (len(pixels), h, w):
-            raise ValueError(f"mask: expected ({len(pixels)}, {h}, {w}), got {mask.shape}")
-        values = self._session.run(self._outputs, {"pixels": pixels, "mask": mask})
-        outputs = GraphOutputs(**dict(zip(self._outputs, values, strict=True)))
-        if not np.isfinite(outputs.logits).all():
-            raise EngineError(f"{self._path.parent.name}: the graph gave logits that are not finite")
-        return outputs
+        if part not in self._parts:
+            raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
+        opened = self._parts[part]
+        inputs = {"pixels": self._checked(pixels)}
+        if "mask" in opened.inputs:
+            inputs["mask"] = self._mask(mask, len(pixels))
+        elif mask is not None:
+            raise ValueError(f"part {part!r} takes no mask")
+        n = len(pixels)
+        if self.provider == "cuda":
+            inputs = {name: _padded(value, self.buckets) for name, value in inputs.items()}
+        values = opened.bound(inputs) if self._binding else opened.session.run(opened.outputs, inputs)
+        return GraphOutputs(**{name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
 
-    def warm_up(self, sizes: tuple[int, ...] = (1, 2)) -> float:
-        """Run each batch size once, check the outputs' shapes, and return the seconds the last run took."""
-        seconds = 0.0
-        for n in sizes:
-            pixels = np.full((n, self._spec.channels, self._spec.height, self._spec.width), 0.5, np.float32)
-            start = time.perf_counter()
-            outputs = self.run(pixels)
-            seconds = time.perf_counter() - start
-            for name in self._outputs:
-                shape = getattr(outputs, name).shape
-                if shape != (n, *self._shapes[name]):
-                    raise BundleError(f"{self._path}: output {name!r} has shape {shape} for a batch of {n}")
-        return seconds
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        shape = (self._spec.channels, self._spec.height, self._spec.width)
+        if pixels.dtype != np.float32 or pixels.shape[1:] != shape:
+            raise ValueError(f"pixels: expected float32 (N, {', '.join(map(str, shape))}), got {pixels.shape}")
+        return pixels
+
+    def _mask(self, mask: np.ndarray | None, n: int) -> np.ndarray:
+        shape = (n, self._spec.height, self._spec.width)
+        if mask is None:
+            return np.zeros(shape, np.float32)
+        if mask.shape != shape:
+            raise ValueError(f"mask: expected {shape}, got {mask.shape}")
+        return mask.astype(np.float32)
+
+    def warm_up(self) -> float:
+        """Run every part at every bucket once, with a marked pixel; seconds that all took.
+
+        Raises `BundleError` if an output has not the shape that the manifest tells.
+        """
+        start = time.perf_counter()
+        for part, opened in self._parts.items():
+            for n in self.buckets:
+                pixels = np.full((n, self._spec.channels, self._spec.height, self._spec.width), 0.5, np.float32)
+                mask = None
+                if "mask" in opened.inputs:
+                    mask = np.zeros((n, self._spec.height, self._spec.width), np.float32)
+                    mask[:, 0, 0] = 1.0
+                outputs = self.run(pixels, mask, part=part)
+                for name, wanted in opened.shapes.items():
+                    shape = getattr(outputs, name).shape
+                    if shape != (n, *wanted):
+                        raise BundleError(f"{opened.path}: output {name!r} has shape {shape} for a batch of {n}")
+        return time.perf_counter() - start
+
+
+class _Part:
+    """One session, checked against the manifest's signature."""
+
+    def __init__(self, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
+        self.path = path
+        self.session = _open(path, provider, threads)
+        active = self.session.get_providers()
+        if _PROVIDERS[provider] not in active:
+            raise ConfigError(f"{path}: ONNX Runtime did not start {provider}, only {', '.join(active)}")
+        _check_signature(path, "input", graph.inputs, self.session.get_inputs())
+        _check_signature(path, "output", graph.outputs, self.session.get_outputs())
+        self.inputs = {tensor.name for tensor in graph.inputs}
+        self.shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
+        self.outputs = [name for name in self.shapes if name in GraphOutputs.__dataclass_fields__]
+
+    def bound(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run with inputs and outputs bound to host memory, so that the provider copies each of them once."""
+        binding = self.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
+
+
+def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
+    """`values` (N, ...) with zero rows up to the smallest bucket that holds them; as they are beyond the largest."""
+    rows = next((bucket for bucket in buckets if bucket >= len(values)), len(values)) - len(values)
+    return np.concatenate([values, np.zeros((rows, *values.shape[1:]), values.dtype)]) if rows else values
 
 
 def choose_provider(bundle: Bundle, device: Device) -> Provider:

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,11 +29,12 @@ from gateway.bundle import (
     Manifest,
     MonitoredLayer,
     Name,
+    Part,
     Policy,
     Resize,
-    TensorSpec,
     Version,
-    file_sha256,
+    graphs_sha256,
+    hash_files,
     load_bundle,
     write_manifest,
 )
@@ -41,13 +43,14 @@ from training.attacks.pgd import pgd
 from training.calibrate import ALPHAS, benign_scores, calibrate
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants, sensitive_neurons
-from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
 from training.drafts import draft_of
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
 from training.evaluate.samples import write_samples
 from training.export.fold import folded
-from training.export.onnx_file import EXAMPLE_BATCH, export_module, tensor_specs
+from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.export.parts import graph_specs, split_parts, write_parts
 from training.models.resnet import SmallResNet
 from training.modes import frozen, seeded
 from training.networks import NETWORKS, save_networks
@@ -172,17 +175,16 @@ def _assemble(
     defence = DefenceGraph(folded(standard), folded(companion), constants)
     report.step("exporting the defence graph", 0, 1)
     height, width, channels = data.train.x.shape[1:]
-    graph_file = folder / "defense.onnx"
-    inputs, outputs = export_defence(defence, graph_file, channels=channels, height=height, width=width)
+    graphs = export_defence(defence, folder, channels=channels, height=height, width=width)
     spec = InputSpec(height=height, width=width, channels=channels, resize=Resize())
-    graph = GraphSpec(inputs=inputs, outputs=outputs)
-    engine = Engine(graph_file, graph, spec, provider="cpu")
+    engine = Engine(folder, graphs, spec, provider="cpu")
     scores = benign_scores(
         engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total)
     )
     calibration = calibrate(
-        scores, names=SCORES, fused=recipe.fused, provider="cpu", graph_sha256=file_sha256(graph_file), out=folder
-    )
+        scores, names=SCORES, fused=recipe.fused, provider="cpu", out=folder,
+        graphs_sha256=graphs_sha256(hash_files(folder)),
+    )  # fmt: skip
     sensitive = _sensitive(standard, data)
     manifest = Manifest(
         name=recipe.name,
@@ -191,8 +193,9 @@ def _assemble(
         created=datetime.now(UTC).date(),
         classes=data.classes,
         input=spec,
-        graph=graph,
+        graphs=graphs,
         scores=list(SCORES),
+        screen_scores=list(SCREEN_SCORES),
         layers=[
             MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
             for name, count in standard.tap_channels.items()
@@ -209,7 +212,7 @@ def _assemble(
             "onnxruntime": onnxruntime.__version__,
             "numpy": np.__version__,
         },
-        files={graph.file: file_sha256(graph_file)},
+        files=hash_files(folder),
     )
     write_manifest(folder, manifest)
     bundle = load_bundle(folder)
@@ -221,15 +224,20 @@ def _assemble(
 
 
 def export_defence(
-    defence: DefenceGraph, path: Path, *, channels: int, height: int, width: int
-) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write the graph to `path`; its inputs and outputs as the manifest describes them."""
+    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
+) -> dict[Part, GraphSpec]:
+    """Write the graph's parts and their weights into `folder`; the parts as the manifest describes them."""
     generator = seeded(0)
     pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
     mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
-    model = export_module(defence, path, inputs={"pixels": pixels, "mask": mask}, outputs=list(DefenceOutputs._fields))
-    inputs, outputs = tensor_specs(model)
-    return [TensorSpec.model_validate(i) for i in inputs], [TensorSpec.model_validate(o) for o in outputs]
+    with TemporaryDirectory() as temporary:
+        model = export_module(
+            defence, Path(temporary) / "whole.onnx", inputs={"pixels": pixels, "mask": mask},
+            outputs=list(DefenceOutputs._fields),
+        )  # fmt: skip
+    parts = split_parts(model)
+    write_parts(parts, folder)
+    return graph_specs(parts)
 
 
 def _sensitive(network: SmallResNet, data: Dataset, pairs: int = 256) -> dict[str, list[int]]:

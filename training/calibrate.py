@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import beta
 
-from gateway.bundle import Calibration, Cutoff, InputSpec
+from gateway.bundle import Calibration, Cascade, Cutoff, InputSpec
 from gateway.engine import Engine, GraphOutputs
-from gateway.verdict import component_p, conformal_p, fisher
+from gateway.verdict import Fusion, component_p, fisher
 from training.data import Dataset, Split
 from training.errors import TrainingError
 from training.scoring import run_images
@@ -25,6 +26,7 @@ from training.scoring import run_images
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
+GOES_ON = 0.13
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,7 +44,7 @@ def benign_scores(engine: Engine, spec: InputSpec, data: Dataset, progress: Prog
     """Both splits through decoder and session."""
 
     def run(name: str, split: Split) -> GraphOutputs:
-        return run_images(engine, split.x, spec, progress=lambda done, total: progress(name, done, total))
+        return run_images(engine, split.x, spec, part="verdict", progress=partial(progress, name))
 
     return BenignScores(run("select", data.select), run("calibrate", data.calibrate), data.calibrate.group)
 
@@ -53,52 +55,80 @@ def calibrate(
     names: Sequence[str],
     fused: Sequence[str],
     provider: str,
-    graph_sha256: str,
+    graphs_sha256: str,
     out: Path,
+    guard: str | None = None,
+    guard_share: float | None = None,
+    screened_by: Sequence[str] = (),
+    goes_on: float = GOES_ON,
     seed: int = 0,
     today: date | None = None,
 ) -> Calibration:
     """Write `calibration.npz` into `out` and return its entry of the manifest.
 
-    `fused` names the scores that Fisher's statistic combines. Raises `TrainingError` with fewer than 20 images or 2
-    groups.
+    `fused` names the scores that Fisher's statistic combines, `guard` the one that nothing outweighs, `screened_by`
+    those by which the cascade lets all but the share `goes_on` of benign images off. Raises `TrainingError` with fewer
+    than 20 images or 2 groups.
     """
+    select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
     n, groups = len(scores.groups), len(np.unique(scores.groups))
-    if n < 20 or groups < 2 or len(scores.select.scores) < 20:
+    if n < 20 or groups < 2 or len(select) < 20:
         raise TrainingError(f"calibration needs 20 images in 2 groups, has {n} in {groups}")
-    components = np.sort(scores.select.scores.astype(np.float64), axis=0)
     columns = [list(names).index(name) for name in fused]
-    p = component_p(components[:, columns], scores.calibrate.scores[:, columns].astype(np.float64))
-    statistic = fisher(p)
+    fusion = Fusion.fit(select, columns, None if guard is None else list(names).index(guard), guard_share or 0.0)
+    statistic = fusion.statistic(benign)
     effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
+    arrays = {
+        "components": fusion.components,
+        "fisher": fusion.fisher,
+        "fused": np.sort(statistic),
+        "layers": np.sort(_needed(scores.select, "layer_deviation").astype(np.float64), axis=0),
+    }
+    cascade = None
+    if screened_by:
+        screened = [list(names).index(name) for name in screened_by]
+        screen = fisher(component_p(fusion.components[:, screened], benign[:, screened]))
+        threshold = float(np.quantile(screen, 1 - goes_on, method="higher"))
+        on = screen >= threshold
+        composite = design_effect(np.where(on, statistic, -np.inf), scores.groups, alpha=0.05, seed=seed)
+        arrays["cascade"] = np.sort(statistic[on])
+        cascade = Cascade(
+            scores=list(screened_by), threshold=threshold, goes_on=float(on.mean()), n_on=int(on.sum()),
+            cutoffs=_cutoffs(n, composite),
+        )  # fmt: skip
     key = f"{provider}-fp32"
-    np.savez(
-        out / "calibration.npz",
-        allow_pickle=False,
-        **{
-            f"{key}/components": components,
-            f"{key}/fused": np.sort(statistic),
-            f"{key}/layers": np.sort(scores.select.layer_deviation.astype(np.float64), axis=0),
-        },
-    )
+    np.savez(out / "calibration.npz", allow_pickle=False, **{f"{key}/{name}": array for name, array in arrays.items()})
     return Calibration.model_validate(
         {
             "provider": provider,
             "precision": "fp32",
-            "graph_sha256": graph_sha256,
+            "graphs_sha256": graphs_sha256,
             "fused": list(fused),
-            "cutoffs": [
-                Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE)
-                for alpha in ALPHAS
-            ],
+            "guard": guard,
+            "guard_share": guard_share,
+            "cutoffs": _cutoffs(n, effect),
+            "cascade": cascade,
             "n": n,
             "groups": groups,
-            "n_select": len(components),
+            "n_select": len(select),
             "design_effect": effect,
-            "roa_threshold": float(np.quantile(scores.calibrate.roa_score, ROA_QUANTILE)),
+            "roa_threshold": float(np.quantile(_needed(scores.calibrate, "roa_score"), ROA_QUANTILE)),
             "date": today or datetime.now(UTC).date(),
         }
     )
+
+
+def _cutoffs(n: int, effect: float) -> list[Cutoff]:
+    return [
+        Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
+    ]
+
+
+def _needed(outputs: GraphOutputs, name: str) -> np.ndarray:
+    value = getattr(outputs, name)
+    if value is None:
+        raise ValueError(f"calibration needs the output {name!r}")
+    return np.asarray(value)
 
 
 def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONFIDENCE) -> float:
@@ -125,10 +155,3 @@ def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, se
     rates = hits[picks].sum(1) / sizes[picks].sum(1)
     rate = above.mean()
     return float(max(1.0, rates.var() / (rate * (1 - rate) / len(above))))
-
-
-def fused_p(select: np.ndarray, calibrate_: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Fused p-values (N,) of scores (N, S) from benign select (n, S) and calibrate (m, S) ones, to choose a fusion."""
-    components = np.sort(select, axis=0)
-    benign = np.sort(fisher(component_p(components, calibrate_)))
-    return conformal_p(benign, fisher(component_p(components, scores)))

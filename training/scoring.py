@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from gateway.bundle import InputSpec
+from gateway.bundle import InputSpec, Part
 from gateway.decode import decode_image, to_pixels
 from gateway.engine import Engine, GraphOutputs
 
@@ -38,23 +37,16 @@ def run_images(
     images: np.ndarray,
     spec: InputSpec,
     *,
+    part: Part = "full",
     batch: int = 64,
     progress: Progress = lambda _done, _total: None,
 ) -> GraphOutputs:
     """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them."""
-    parts = []
-    for part in batches(images, batch):
-        parts.append(engine.run(as_decoded(part, spec)))
-        progress(min(len(parts) * batch, len(images)), len(images))
-    return concatenate(parts)
-
-
-def run_pixels(engine: Engine, pixels: np.ndarray, mask: np.ndarray | None = None, *, batch: int = 64) -> GraphOutputs:
-    """Graph outputs of float32 pixels (N, C, H, W), for perturbations that no 8-bit image can carry."""
-    starts = range(0, len(pixels), batch)
-    return concatenate(
-        [engine.run(pixels[i : i + batch], None if mask is None else mask[i : i + batch]) for i in starts]
-    )
+    done = []
+    for some in batches(images, batch):
+        done.append(engine.run(as_decoded(some, spec), part=part))
+        progress(min(len(done) * batch, len(images)), len(images))
+    return concatenate(done)
 
 
 def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -74,10 +66,3 @@ def concatenate(parts: list[GraphOutputs]) -> GraphOutputs:
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """float (N, C, H, W) in [0, 1] rounded to the uint8 (N, H, W, C) that a file can carry."""
     return np.ascontiguousarray((pixels * 255).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
-
-
-def open_engine(path: Path) -> Engine:
-    """The served engine of a bundle folder; errors are the gateway's own."""
-    from gateway.bundle import load_bundle
-
-    return Engine.open(load_bundle(path))

@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from benchmarks.cost import BATCHES, in_turns, main
-from benchmarks.subgraph import INPAINTING, STAGES, cut, inpainting_part, macs
+from benchmarks.subgraph import INPAINTING, STAGES, macs
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE, SPEC
+from training.export.parts import cut, cut_masked
 from training.modes import seeded
 
 
@@ -39,7 +40,7 @@ def test_parts_give_what_the_whole_gives(exported: Exported, inputs, stage: str)
 
 def test_inpainting_alone(exported: Exported, inputs) -> None:
     pixels, mask = inputs
-    part = open_session(inpainting_part(exported.model).SerializeToString())
+    part = open_session(cut_masked(exported.model, ["neutral_pixels"]).SerializeToString())
     (found,) = part.run(None, {"pixels": pixels.numpy(), "mask": mask.numpy()})
     assert np.array_equal(found, exported.run(pixels, mask)["neutral_pixels"].numpy())
 

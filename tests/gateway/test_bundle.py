@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from gateway.bundle import MANIFEST, hash_files, load_bundle
+from gateway.bundle import MANIFEST, graphs_sha256, hash_files, load_bundle
 from gateway.engine import Engine
 from gateway.errors import BundleError
 from tests.gateway.tiny import tiny_graph, write_bundle
+from training.export.parts import split_parts
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -26,7 +27,7 @@ def edit_manifest(folder: Path, edit: Edit, *, rehash: bool = False) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     if rehash:
         manifest["files"] = hash_files(folder)
-        manifest["calibrations"][0]["graph_sha256"] = manifest["files"]["defense.onnx"]
+        manifest["calibrations"][0]["graphs_sha256"] = graphs_sha256(manifest["files"])
     edit(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -45,19 +46,28 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version"),
+        (lambda m: m.update(schema_version=1), "schema_version 1: this release reads version 2"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(name="../evil"), "name"),
         (lambda m: m.update(classes=["one"]), "classes"),
         (lambda m: m["files"].update({"../outside": "0" * 64}), "inside the bundle"),
         (lambda m: m["files"].pop("defense.onnx"), "files lacks defense.onnx"),
-        (lambda m: m["graph"]["outputs"].pop(0), "graph.outputs lacks 'logits'"),
-        (lambda m: m["graph"]["outputs"][0].update(shape=["N", 4]), "'logits' has shape"),
-        (lambda m: m["graph"]["inputs"].pop(1), "graph.inputs"),
-        (lambda m: m["graph"]["inputs"][0].update(dtype="uint8"), "'pixels' is uint8"),
+        (lambda m: m["graphs"].pop("verdict"), "graphs lacks the part 'verdict'"),
+        (lambda m: m["graphs"].pop("screen"), "belong together"),
+        (lambda m: m["graphs"]["verdict"].update(file="screen.onnx"), "graphs.verdict.file"),
+        (lambda m: m["graphs"]["full"]["outputs"].pop(0), "graphs.full.outputs lacks 'logits'"),
+        (lambda m: m["graphs"]["full"]["outputs"][0].update(shape=["N", 4]), "'logits' has shape"),
+        (lambda m: m["graphs"]["full"]["inputs"].pop(1), "graphs.full.inputs"),
+        (lambda m: m["graphs"]["screen"]["inputs"][0].update(dtype="uint8"), "'pixels' is uint8"),
+        (lambda m: m.update(buckets=[1, 4, 2]), "buckets must ascend"),
+        (lambda m: m.update(screen_scores=["margin_drop", "nothing"]), "unknown scores"),
         (lambda m: m["calibrations"][0].update(fused=["nothing"]), "unknown scores"),
+        (lambda m: m["calibrations"][0].update(guard="nothing"), "unknown scores"),
+        (lambda m: m["calibrations"][0].update(guard=None), "guard and guard_share"),
+        (lambda m: m["calibrations"][0]["cascade"].update(scores=["unused"]), "no screen gives"),
+        (lambda m: m["calibrations"][0]["cascade"]["cutoffs"].pop(0), "no cutoff"),
         (lambda m: m["policy"].update(alpha=0.02), "no cutoff"),
-        (lambda m: m["calibrations"][0].update(graph_sha256="0" * 64), "another graph"),
+        (lambda m: m["calibrations"][0].update(graphs_sha256="0" * 64), "another graph"),
     ],
 )
 def test_manifests_are_refused_by_name(folder: Path, edit: Edit, message: str) -> None:
@@ -141,7 +151,7 @@ def test_a_graph_that_is_no_graph_is_named(folder: Path) -> None:
     ],
 )
 def test_the_graphs_signature_must_be_the_manifests(folder: Path, change: Any, message: str) -> None:
-    model = tiny_graph()
+    model = split_parts(tiny_graph())["full"]
     change(model.graph)
     (folder / "defense.onnx").write_bytes(model.SerializeToString())
     assert onnx.load(folder / "defense.onnx")

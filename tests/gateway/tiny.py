@@ -1,7 +1,8 @@
 """A bundle small enough to be made in a test: a colour classifier with the defence graph's signature.
 
-Classes are the mean colour of the image (blue counts four times). Saturated pixels, any channel above 0.98, are the
-region of attack and raise both scores; what is under the mask becomes grey 0.5.
+Its parts are cut from one graph, as the shipped ones are. Classes are the mean colour of the image (blue counts four
+times). Saturated pixels, any channel above 0.98, are the region of attack and raise both scores; what is under the mask
+becomes grey 0.5.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ from PIL import Image
 
 from gateway.bundle import (
     Calibration,
+    Cascade,
     Cutoff,
-    GraphSpec,
     InputSpec,
     Manifest,
     MonitoredLayer,
     Policy,
-    TensorSpec,
     expected_inputs,
-    file_sha256,
+    graphs_sha256,
     hash_files,
     write_manifest,
 )
-from gateway.verdict import component_p, fisher
+from gateway.verdict import Fusion, component_p, fisher
+from training.export.parts import graph_specs, split_parts, write_parts
 
 SIZE = 16
 CLASSES = ["red", "green", "blue"]
 SCORES = ["neuron_sensitivity", "margin_drop", "unused"]
 FUSED = ["neuron_sensitivity", "margin_drop"]
+SCREEN_SCORES = ["neuron_sensitivity", "margin_drop"]
 LAYERS = ["stem", "stage1"]
 
 
@@ -81,6 +83,7 @@ def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
         node("Mul", ["share", "ten"], "share10"),
         node("Concat", ["share", "share10", "share"], "scores", axis=1),
         node("Concat", ["share10", "share"], "layer_deviation", axis=1),
+        node("Concat", ["share", "share10"], "screen_scores", axis=1),
     ]
 
     def tensor(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
@@ -90,7 +93,7 @@ def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
         nodes,
         "tiny",
         [tensor(name, shape) for name, shape in expected_inputs(InputSpec(height=size, width=size)).items()],
-        [tensor(spec.name, spec.shape) for spec in output_specs(size)],
+        [tensor(name, shape) for name, shape in output_shapes(size).items()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -98,9 +101,9 @@ def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
     return model
 
 
-def output_specs(size: int = SIZE) -> list[TensorSpec]:
+def output_shapes(size: int = SIZE) -> dict[str, list[int | str]]:
     k = len(CLASSES)
-    shapes: dict[str, list[int | str]] = {
+    return {
         "logits": ["N", k],
         "companion_logits": ["N", k],
         "saliency": ["N", size, size],
@@ -110,28 +113,44 @@ def output_specs(size: int = SIZE) -> list[TensorSpec]:
         "neutral_pixels": ["N", 3, size, size],
         "layer_deviation": ["N", len(LAYERS)],
         "scores": ["N", len(SCORES)],
+        "screen_scores": ["N", len(SCREEN_SCORES)],
     }
-    return [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
 
 
 def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", seed: int = 0, **policy: Any) -> Path:
     """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
     folder.mkdir(parents=True)
-    onnx.save(tiny_graph(), folder / "defense.onnx")
+    parts = split_parts(tiny_graph())
+    write_parts(parts, folder)
     rng = np.random.default_rng(seed)
-    components = np.sort(rng.uniform(0.0, 0.02, (200, 3)), axis=0)
-    components[:, 1] *= 10.0
-    share = rng.uniform(0.0, 0.02, 400)
-    fused = np.sort(fisher(component_p(components[:, :2], np.stack([share, share * 10.0], axis=1))))
-    layers = np.sort(rng.uniform(0.0, 1.0, (200, 2)), axis=0)
-    arrays = {"cpu-fp32/components": components, "cpu-fp32/fused": fused, "cpu-fp32/layers": layers}
-    np.savez(folder / "calibration.npz", **arrays)
+    select, benign = (np.outer(rng.uniform(0.0, 0.02, n), [1.0, 10.0, 1.0]) for n in (200, 400))
+    fusion = Fusion.fit(select, [0, 1], guard=1, share=0.5)
+    statistic, screen = fusion.statistic(benign), fisher(component_p(fusion.components[:, :2], benign[:, :2]))
+    on = screen >= np.quantile(screen, 0.8)
+    arrays = {
+        "components": fusion.components,
+        "fisher": fusion.fisher,
+        "fused": np.sort(statistic),
+        "cascade": np.sort(statistic[on]),
+        "layers": np.sort(rng.uniform(0.0, 1.0, (200, 2)), axis=0),
+    }
+    np.savez(folder / "calibration.npz", **{f"cpu-fp32/{key}": value for key, value in arrays.items()})
+    cutoffs = [Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)]
     calibration = Calibration(
         provider="cpu",
         precision="fp32",
-        graph_sha256=file_sha256(folder / "defense.onnx"),
+        graphs_sha256=graphs_sha256(hash_files(folder)),
         fused=FUSED,
-        cutoffs=[Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)],
+        guard=FUSED[1],
+        guard_share=0.5,
+        cutoffs=cutoffs,
+        cascade=Cascade(
+            scores=SCREEN_SCORES,
+            threshold=float(screen[on].min()),
+            goes_on=float(on.mean()),
+            n_on=int(on.sum()),
+            cutoffs=cutoffs,
+        ),
         n=400,
         groups=40,
         n_select=200,
@@ -146,14 +165,9 @@ def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", se
         created=date(2025, 1, 1),
         classes=CLASSES,
         input=InputSpec(height=SIZE, width=SIZE),
-        graph=GraphSpec(
-            inputs=[
-                TensorSpec(name=key, dtype="float32", shape=shape)
-                for key, shape in expected_inputs(InputSpec(height=SIZE, width=SIZE)).items()
-            ],
-            outputs=output_specs(),
-        ),
+        graphs=graph_specs(parts),
         scores=SCORES,
+        screen_scores=SCREEN_SCORES,
         layers=[MonitoredLayer(name=layer, channels=4, sensitive=[0]) for layer in LAYERS],
         companion=True,
         calibrations=[calibration],

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import norm
 
 from gateway.engine import GraphOutputs
-from gateway.verdict import component_p, conformal_p, fisher
-from training.calibrate import ALPHAS, BenignScores, calibrate, design_effect, fused_p, p_cutoff
+from gateway.verdict import Fusion, component_p, conformal_p, fisher
+from training.calibrate import ALPHAS, BenignScores, calibrate, design_effect, p_cutoff
 from training.errors import TrainingError
 
 NAMES = ("a", "b", "c")
@@ -98,7 +98,7 @@ def outputs(n: int, seed: int) -> GraphOutputs:
 
 
 def entry(scores: BenignScores, out: Path, **changes):
-    settings = {"names": NAMES, "fused": ["a", "c"], "provider": "cpu", "graph_sha256": "0" * 64, "out": out}
+    settings = {"names": NAMES, "fused": ["a", "c"], "provider": "cpu", "graphs_sha256": "0" * 64, "out": out}
     return calibrate(scores, **(settings | changes))
 
 
@@ -112,22 +112,24 @@ def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     assert made.roa_threshold == pytest.approx(np.quantile(np.arange(400), 0.999))
     with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    assert sorted(arrays) == ["cpu-fp32/components", "cpu-fp32/fused", "cpu-fp32/layers"]
+    assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
     assert np.array_equal(arrays["cpu-fp32/components"], np.sort(scores.select.scores.astype(np.float64), axis=0))
     p = component_p(arrays["cpu-fp32/components"][:, [0, 2]], scores.calibrate.scores[:, [0, 2]].astype(np.float64))
-    assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(fisher(p)))
+    assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(-conformal_p(arrays["cpu-fp32/fisher"], fisher(p))))
     assert arrays["cpu-fp32/layers"].shape == (200, 4)
 
 
 def test_fused_p_values_of_benign_images_are_uniform() -> None:
     rng = np.random.default_rng(0)
     select, calibrate_, fresh = (rng.standard_normal((n, 2)) @ [[1, 0.8], [0, 0.6]] for n in (2000, 2000, 4000))
-    p = fused_p(select, calibrate_, fresh)
+    fusion = Fusion.fit(select, [0, 1], guard=0, share=0.7)
+    benign = np.sort(fusion.statistic(calibrate_))
+    p = conformal_p(benign, fusion.statistic(fresh))
     for level in (0.01, 0.05, 0.2, 0.5):
         assert (p <= level).mean() == pytest.approx(
             level, abs=4 * math.sqrt(level * (1 - level) * (1 / 4000 + 1 / 2000))
         )
-    assert (fused_p(select, calibrate_, fresh + 6) < 0.01).mean() > 0.99
+    assert (conformal_p(benign, fusion.statistic(fresh + 6)) < 0.01).mean() > 0.99
 
 
 def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:

@@ -29,10 +29,14 @@ from training.defence.views import SHIFTS, reference_views
 from training.models.resnet import SmallResNet
 
 SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")
+SCREEN_SCORES = ("class_distance", "companion_margin")  # those that need no view
 
 
 class DefenceOutputs(NamedTuple):
-    """Outputs by image; see docs/architecture.md for shapes. Order is the graph's."""
+    """Outputs by image; see docs/architecture.md for shapes. Order is the graph's.
+
+    `screen_scores` are the columns of `scores` that need no view; only the part `screen` gives them out.
+    """
 
     logits: Tensor
     companion_logits: Tensor
@@ -43,6 +47,7 @@ class DefenceOutputs(NamedTuple):
     neutral_pixels: Tensor
     layer_deviation: Tensor
     scores: Tensor
+    screen_scores: Tensor
 
 
 class DefenceGraph(nn.Module):
@@ -77,10 +82,11 @@ class DefenceGraph(nn.Module):
             companion_taps[last_tap(self.companion)], self.companion.head.weight, label, (x.shape[2], x.shape[3])
         )
         roa, roa_score = self.region_of_attack(x, taps)
+        screen = self.screen_scores(logits, taps, companion_logits)
         scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
         return DefenceOutputs(
             logits, companion_logits, saliency_map(x, gradient), region_of_importance(cam), roa, roa_score, x,
-            layer_deviation, scores,
+            layer_deviation, scores, screen,
         )  # fmt: skip
 
     def detector_scores(
@@ -98,11 +104,16 @@ class DefenceGraph(nn.Module):
         change = torch.cat([view_change(taps[name], view_taps[name]) for name in self.layers], 1)
         z = normalised(change, self.change_mean, self.change_std)
         parts = z.split([taps[name].shape[1] for name in self.layers], 1)
+        deviation = torch.stack([top_mean(part) for part in parts], 1)
+        from_views = torch.stack([margin_drop, deviation[:, -1]], 1)
+        return torch.cat([from_views, self.screen_scores(logits, taps, companion_logits)], 1), deviation
+
+    def screen_scores(self, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor) -> Tensor:
+        """`SCREEN_SCORES` (N, 2): distance to the served label's class mean, and the companion's doubt of the label."""
+        label = served_one_hot(logits.detach())
         features = taps[self.layers[-1]].mean((2, 3)) @ self.whiten.T
         distance = (features - label @ self.class_means).pow(2).sum(1)
-        doubt = -one_hot_margin(companion_logits, label)
-        deviation = torch.stack([top_mean(part) for part in parts], 1)
-        return torch.stack([margin_drop, deviation[:, -1], distance, doubt], 1), deviation
+        return torch.stack([distance, -one_hot_margin(companion_logits, label)], 1)
 
     def region_of_attack(self, x: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The window (N, H, W) and its absolute, benign-normalised concentration (N,)."""

@@ -19,7 +19,6 @@ from training.export.trace import trace
 OPSET = 20
 # Sizes that coincide share one symbol while tracing, so the example's batch must differ from every other size.
 EXAMPLE_BATCH = 11
-DTYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 
 
 def export_module(
@@ -67,17 +66,6 @@ def export_module(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return model
-
-
-def tensor_specs(model: onnx.ModelProto) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Inputs and outputs as the manifest describes them: name, dtype, shape with `N` for the batch."""
-
-    def spec(value: onnx.ValueInfoProto) -> dict[str, object]:
-        tensor = value.type.tensor_type
-        shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
-        return {"name": value.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}
-
-    return [spec(v) for v in model.graph.input], [spec(v) for v in model.graph.output]
 
 
 def _name_batch(model: onnx.ModelProto) -> None:

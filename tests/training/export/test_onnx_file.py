@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE
 from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
-from training.export.onnx_file import export_module, tensor_specs
+from training.export.onnx_file import export_module
+from training.export.parts import tensor_specs
 from training.modes import seeded
 
 TOLERANCE = {"logits": 1e-4, "companion_logits": 1e-4, "saliency": 1e-3, "neutral_pixels": 1e-5}
