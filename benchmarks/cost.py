@@ -7,16 +7,11 @@ opset, weights, threads and session options are the same. Both are timed in turn
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +21,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.record import origin
 from benchmarks.subgraph import INPAINTING, STAGES, cut, inpainting_part, macs
 from gateway.bundle import GraphSpec, InputSpec, file_sha256, load_bundle
-from gateway.cores import threads_per_worker, usable_cores
+from gateway.cores import threads_per_worker
 from gateway.engine import Engine, Provider, _open
 
 BATCHES = (1, 8, 32)
@@ -167,16 +163,6 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
     }
 
 
-def device() -> dict[str, Any]:
-    """The processor, the cores that this process may use, and the system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return {"cpu": name, "cores_present": os.cpu_count(), "cores_usable": usable_cores(), "system": platform.system()}
-
-
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as two tables."""
     table = Table(title=f"Cost of the defence, {report['device']['cpu']}, {report['threads']} thread(s)")
@@ -221,28 +207,17 @@ def main(
         rows = [measure(served, n, Path(folder), repeats=repeats, seconds=seconds) for n in BATCHES]
     report = {
         "what": "cost of the defence in forwards of the answering network",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.cost", *sys.argv[1:]]),
+        **origin(),
         "graph_sha256": file_sha256(served.path),
         "graph_nodes": len(served.model.graph.node),
         "provider": provider,
         "threads": served.threads,
-        "device": device(),
-        "versions": {"python": platform.python_version()}
-        | {"onnxruntime": _onnxruntime_version()}
-        | {name: version(name) for name in ("onnx", "numpy")},
         "batches": rows,
     }
     show(report, Console())
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
 
 
 if __name__ == "__main__":

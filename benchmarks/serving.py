@@ -1,0 +1,300 @@
+"""Throughput and latency over HTTP, against the engine's own limit and against what a user would assemble today.
+
+`python -m benchmarks.serving` starts each server in turn on the loopback, sends the committed test images (clean ones)
+as PNG from 1, 8, 32 and 128 connections in a closed loop, and reads the server's own metrics and processor time. The
+load generator shares the machine, and its processor time is printed too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.loadgen import drive, request_bytes
+from benchmarks.record import record
+from gateway.bundle import Part, load_bundle
+from gateway.decode import to_pixels
+from gateway.engine import Engine
+from gateway.pipeline import Pipeline
+from gateway.serving import server_command, server_environment
+from gateway.settings import Settings
+from gateway.verdict import Judge
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS = (1, 8, 32, 128)
+STAGES = ("decode", "queue", "engine", "respond")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and where it answers."""
+
+    url: str
+    path: str
+    process: subprocess.Popen[bytes]
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the server's processes so far."""
+        root = psutil.Process(self.process.pid)
+        times = [process.cpu_times() for process in [root, *root.children(recursive=True)]]
+        return float(sum(t.user + t.system for t in times))
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics; empty for servers that have none."""
+        try:
+            text = urlopen(f"{self.url}/metrics", timeout=10).read().decode()  # noqa: S310  # our own loopback
+        except OSError:
+            return {}
+        pairs = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str], *, path: str, ready: str, port: int) -> Iterator[Server]:
+    """Start a server, wait until `ready` answers 200, and stop it afterwards; `RuntimeError` with its log."""
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
+        environment = {**environment, "BENTOML_HOME": folder, "BENTOML_DO_NOT_TRACK": "True"}
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        try:
+            end = time.monotonic() + 90
+            while not _answers(url + ready):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    raise RuntimeError(f"the server did not start: {log.read().decode()[-2000:]}")
+                time.sleep(0.2)
+            yield Server(url, path, process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(urlopen(url, timeout=2).status == 200)  # noqa: S310
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def palisade(bundle: Path, *, path: str, threads: int, **settings: object) -> contextlib.AbstractContextManager[Server]:
+    """The gateway with one bundle."""
+    port = free_port()
+    chosen = Settings(models=[bundle], port=port, threads=threads, max_waiting=1000, **settings)
+    return running(server_command(chosen), server_environment(chosen), path=path, ready="/readyz", port=port)
+
+
+def assembled(bundle: Path, kind: str, *, threads: int) -> contextlib.AbstractContextManager[Server]:
+    """One of `benchmarks.assembled`."""
+    port = free_port()
+    service = f"benchmarks.assembled.{kind}_service:Assembled"
+    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "ASSEMBLED_BUNDLE": str(bundle.resolve()), "ASSEMBLED_THREADS": str(threads)}
+    return running(command, environment, path="/predict", ready="/readyz", port=port)
+
+
+def png_images() -> list[bytes]:
+    """The clean images of tests/data as PNG."""
+    with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
+        images = file["x"][file["kind"] == 0]
+    encoded = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def bodies(server: Server, images: list[bytes]) -> list[bytes]:
+    """Requests for the server: raw bodies, or a form for BentoML's own image input."""
+    url = server.url + server.path
+    if server.path != "/predict":
+        return [request_bytes(url, image) for image in images]
+    boundary = "palisade"
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    )
+    forms = [head.encode() + image + f"\r\n--{boundary}--\r\n".encode() for image in images]
+    return [request_bytes(url, form, content_type=f"multipart/form-data; boundary={boundary}") for form in forms]
+
+
+def measure(server: Server, images: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    """One load: rate, latency, processor time a request, batch size and seconds by stage."""
+    requests = bodies(server, images)
+    asyncio.run(drive(server.url, requests, clients=clients, seconds=min(2.0, seconds)))
+    before, cpu, own = server.metrics(), server.cpu_seconds(), time.process_time()
+    tally = asyncio.run(drive(server.url, requests, clients=clients, seconds=seconds))
+    own = time.process_time() - own
+    cpu, after = server.cpu_seconds() - cpu, server.metrics()
+    n = sum(tally.statuses.values())
+    result: dict[str, Any] = {
+        "clients": clients,
+        "images_per_second": round(tally.rate(), 1),
+        **{f"{name}_ms": value for name, value in tally.quantiles_ms().items()},
+        "statuses": {str(status): count for status, count in tally.statuses.items()},
+        "broken": tally.broken,
+        "server_cpu_ms": round(cpu / n * 1e3, 3),
+        "generator_cpu_ms": round(own / n * 1e3, 3),
+    }
+
+    def grown(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    batches = grown("palisade_batch_size_count")
+    if batches:
+        result["batch_size"] = round(grown("palisade_batch_size_sum") / batches, 2)
+        result["passes"] = round(grown("palisade_batch_size_sum") / n, 3)
+        for stage in STAGES:
+            count = grown(f'palisade_stage_seconds_count{{stage="{stage}"}}')
+            if count:
+                total = grown(f'palisade_stage_seconds_sum{{stage="{stage}"}}')
+                result[f"{stage}_ms"] = round(total / count * 1e3, 3)
+    return result
+
+
+def engine_limit(pipeline: Pipeline, part: Part, seconds: float) -> dict[str, dict[str, float]]:
+    """By batch size: images a second of the engine alone, and processor milliseconds an image."""
+    with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
+        images = file["x"][file["kind"] == 0]
+    limits = {}
+    for batch in pipeline.engine.buckets:
+        pixels = to_pixels(images[:batch])
+        for _ in range(3):
+            pipeline.engine.run(pixels, part=part)
+        done, start, cpu = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < seconds:
+            pipeline.engine.run(pixels, part=part)
+            done += batch
+        elapsed, used = time.perf_counter() - start, time.process_time() - cpu
+        limits[str(batch)] = {
+            "images_per_second": round(done / elapsed, 1),
+            "ms": round(elapsed / done * batch * 1e3, 3),
+            "cpu_ms_per_image": round(used / done * 1e3, 4),
+        }
+    return limits
+
+
+def main(
+    bundle: Annotated[Path, typer.Option(help="Bundle to serve.")] = ROOT / "models" / "gtsrb",
+    seconds: Annotated[float, typer.Option(help="Seconds of each load.")] = 8.0,
+    threads: Annotated[int, typer.Option(help="Engine threads; 0: every core.")] = 0,
+    compare: Annotated[bool, typer.Option(help="Serve what a user would assemble, too.")] = True,  # noqa: FBT002
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure the shipped gateway over HTTP."""
+    console = Console()
+    images = png_images()
+    loaded = load_bundle(bundle)
+    engine = Engine.open(loaded, device="auto", threads=threads)
+    pipeline = Pipeline(loaded, engine, Judge(loaded, loaded.calibration(engine.provider)))
+    limits = {part: engine_limit(pipeline, part, 2.0) for part in engine.parts}
+    _print_limits(console, limits)
+    servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {
+        "verdict": (palisade(bundle, path="/v1/predict", threads=threads), "verdict", CLIENTS),
+        "verdict, cascade on": (
+            palisade(bundle, path="/v1/predict", threads=threads, cascade=True, cascade_audit=0.0), None, CLIENTS,
+        ),
+        "verdict + saliency": (
+            palisade(bundle, path="/v1/predict?explain=saliency", threads=threads), "full", CLIENTS,
+        ),
+    }  # fmt: skip
+    if compare:
+        for kind in ("torch", "onnx"):
+            servers[f"assembled: {kind}"] = (assembled(bundle, kind, threads=engine.threads), None, CLIENTS[:3])
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, (context, part, clients) in servers.items():
+        with context as server:
+            rows = []
+            for count in clients:
+                row = measure(server, images, count, seconds)
+                if part is not None:
+                    _add_overhead(row, limits[part])
+                rows.append(row)
+                console.print(f"{name}, {count} clients: {row['images_per_second']} images/s", highlight=False)
+        results[name] = rows
+    _print_results(console, results)
+    figures = {
+        "bundle": f"{loaded.name} {loaded.version}",
+        "threads": engine.threads,
+        "engine": limits,
+        "http": results,
+        "ratios": _ratios(results),
+    }
+    console.print_json(json.dumps(figures["ratios"]))
+    if out is not None:
+        record(out, "serving", figures)
+
+
+def _add_overhead(row: dict[str, Any], limits: dict[str, dict[str, float]]) -> None:
+    """What the engine does not account for: processor time beyond its own at this batch size, and its limit's share."""
+    size = min(limits, key=lambda batch: abs(float(batch) - row.get("batch_size", 1.0)))
+    row["overhead_cpu_ms"] = round(row["server_cpu_ms"] - row["passes"] * limits[size]["cpu_ms_per_image"], 3)
+    best = max(limit["images_per_second"] for limit in limits.values())
+    row["share_of_engine_limit"] = round(row["images_per_second"] * row["passes"] / best, 3)
+    if row["clients"] == 1:
+        row["p50_over_engine_ms"] = round(row["p50_ms"] - limits["1"]["ms"], 3)
+
+
+def _ratios(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Images a second of `verdict + saliency` over those of each assembled service, by number of clients."""
+    ours = {row["clients"]: row["images_per_second"] for row in results["verdict + saliency"]}
+    return {
+        name: {str(row["clients"]): round(ours[row["clients"]] / row["images_per_second"], 2) for row in rows}
+        for name, rows in results.items()
+        if name.startswith("assembled")
+    }
+
+
+def _print_limits(console: Console, limits: dict[Part, dict[str, dict[str, float]]]) -> None:
+    table = Table("engine alone", *(f"batch {batch}" for batch in next(iter(limits.values()))), box=None)
+    for part, rows in limits.items():
+        table.add_row(part, *(f"{row['images_per_second']:.0f}/s" for row in rows.values()))
+    console.print(table)
+
+
+def _print_results(console: Console, results: dict[str, list[dict[str, Any]]]) -> None:
+    columns = (
+        "clients", "images_per_second", "p50_ms", "p95_ms", "p99_ms", "batch_size", "passes", "server_cpu_ms",
+        "overhead_cpu_ms", "share_of_engine_limit", *(f"{stage}_ms" for stage in STAGES),
+    )  # fmt: skip
+    table = Table("over HTTP", *(column.replace("_", " ") for column in columns), box=None)
+    for name, rows in results.items():
+        for row in rows:
+            table.add_row(name, *(str(row.get(column, "")) for column in columns))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
