@@ -32,6 +32,7 @@ class PalisadeError(Exception):
 class BundleError(PalisadeError):
     """A bundle that must not be served: the detail names the file and what is wrong with it."""
 
+    status = 422
     code = "invalid_bundle"
     title = "Bundle refused"
 
@@ -72,6 +73,10 @@ class ImageTooLarge(PalisadeError):
 
 class UnknownModel(PalisadeError):
     status, code, title = 404, "unknown_model", "Unknown model"
+
+
+class UnknownVersion(PalisadeError):
+    status, code, title = 404, "unknown_version", "Unknown version"
 
 
 class NotFound(PalisadeError):
