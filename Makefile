@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 3000
 MODELS ?= models
 ARGS ?=
+CASES ?= 2500
 
 export BENTOML_DO_NOT_TRACK := True
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -13,7 +14,7 @@ PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraint
 NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test verify lint bench constraints
+.PHONY: help setup serve test verify lint bench fuzz load constraints
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
@@ -34,8 +35,15 @@ lint: $(TEST)/.stamp  ## Check style and types.
 	@$(TEST)/bin/ruff check .
 	@$(TEST)/bin/mypy
 
-bench: $(TEST)/.stamp  ## Measure what the defence costs.
-	@$(TEST)/bin/python -m benchmarks.cost $(ARGS)
+bench: $(TEST)/.stamp  ## Cost in forwards, HTTP against the engine's limit and what users assemble (OUT=folder for JSON).
+	@$(TEST)/bin/python -m benchmarks.cost $(if $(OUT),--json $(OUT)/cost.json)
+	@$(TEST)/bin/python -m benchmarks.serving $(if $(OUT),--out $(OUT)/serving.json) $(ARGS)
+
+fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for each property).
+	@PALISADE_FUZZ_CASES=$(CASES) $(TEST)/bin/python -m pytest tests/fuzz tests/gateway/test_decode.py -q $(ARGS)
+
+load: $(TEST)/.stamp  ## Twice the capacity for two minutes, killed workers, hot swaps (loopback only).
+	@$(TEST)/bin/python -m pytest tests/load -m load -s -q $(ARGS)
 
 $(SERVE)/.stamp: $(NEEDS)
 	@$(call make_venv,$(SERVE))
