@@ -11,14 +11,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from gateway import __version__, metrics, v1
+from gateway import __version__, login, metrics, v1
+from gateway.auth import Auth, AuthMiddleware
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
 from gateway.middleware import BodyLimitMiddleware, RequestMiddleware
+from gateway.policy import LatencyQuantum
 from gateway.problems import from_http_exception, from_validation, problem_response
 from gateway.settings import Settings
+from gateway.store import Store
 
-ROUTERS = (v1.router,)
+ROUTERS = (v1.router, login.router)
 
 
 def create_api(settings: Settings) -> FastAPI:
@@ -34,6 +37,10 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.registry = None
     app.state.dispatcher = Dispatcher(settings)
+    app.state.store = Store(settings.state_dir)
+    app.state.auth = Auth(settings, app.state.store)
+    app.state.quantum = LatencyQuantum(settings.label_quantum)
+    app.add_middleware(AuthMiddleware, auth=app.state.auth)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(RequestMiddleware)
     app.add_exception_handler(PalisadeError, _on_error)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, ParamSpec
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,9 +16,9 @@ from typer.core import TyperGroup
 from gateway import __version__
 from gateway.bundle import MANIFEST, load_bundle, read_manifest
 from gateway.errors import PalisadeError
+from gateway.keys_cli import app as keys_app
 from gateway.settings import load_settings
-
-P = ParamSpec("P")
+from gateway.terminal import fail, plain, reported
 
 TRAINING_COMMANDS = {
     "train": "Train a network by a recipe.",
@@ -52,6 +49,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(no_args_is_help=True, help="Look into bundles.")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(keys_app, name="keys")
 
 Models = Annotated[
     list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
@@ -68,33 +66,11 @@ def _training_command(name: str) -> Any:
     try:
         training = importlib.import_module("training.cli")
     except ImportError as error:
-        _fail(f"{name} needs the training extra ({error}): pip install 'palisade-gateway[training]'")
+        fail(f"{name} needs the training extra ({error}): pip install 'palisade-gateway[training]'")
     command = getattr(typer.main.get_command(training.app), "commands", {}).get(name)
     if command is None:
-        _fail(f"{name} does not exist in this version")
+        fail(f"{name} does not exist in this version")
     return command
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}", highlight=False)
-    sys.exit(2)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _reported(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors of ours as one line and exit code 2."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except PalisadeError as error:
-            _fail(error.detail)
-
-    return wrapper
 
 
 def _version(value: bool) -> None:
@@ -113,7 +89,7 @@ def main(
 
 
 @app.command()
-@_reported
+@reported
 def serve(
     models: Models = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
@@ -123,12 +99,14 @@ def serve(
     alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
 ) -> None:
     """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
+    from gateway.auth import check_access
     from gateway.registry import load_registry
     from gateway.serving import free_port, run_server, sample_image
 
     given = {"host": host, "port": port, "workers": workers, "policy": policy, "alpha": alpha, "models": models}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    check_access(settings)
     free_port(settings)
     # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
     registry = load_registry(settings)
@@ -142,7 +120,7 @@ def serve(
 
 
 @app.command()
-@_reported
+@reported
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
@@ -164,7 +142,7 @@ def predict(
         except (OSError, PalisadeError) as error:
             failed = True
             reason = error.detail if isinstance(error, PalisadeError) else error.strerror or str(error)
-            Console(stderr=True, soft_wrap=True).print(f"[red]{_plain(str(file))}:[/] {_plain(reason)}")
+            Console(stderr=True, soft_wrap=True).print(f"[red]{plain(str(file))}:[/] {plain(reason)}")
             continue
         if panel is not None:
             panel.mkdir(parents=True, exist_ok=True)
@@ -175,12 +153,12 @@ def predict(
             continue
         before = body.neutralization.before if body.neutralization.served else None
         table.add_row(
-            _plain(str(file)),
-            _plain(body.prediction.label),
+            plain(str(file)),
+            plain(body.prediction.label),
             f"{body.prediction.probability:.1%}",
             f"{body.verdict.p_value:.4f}",
             "[bold red]yes[/]" if body.verdict.flagged else "no",
-            _plain(before.label) if before else "",
+            plain(before.label) if before else "",
         )
     if not as_json and table.row_count:
         Console().print(table)
@@ -189,7 +167,7 @@ def predict(
 
 
 @bundle_app.command()
-@_reported
+@reported
 def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
     """Print what a bundle says of itself."""
     manifest = read_manifest(path)
@@ -211,12 +189,12 @@ def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> N
         "policy": f"{manifest.policy.action} at alpha {manifest.policy.alpha:g}",
     }
     for name, value in rows.items():
-        table.add_row(name, _plain(value))
+        table.add_row(name, plain(value))
     Console().print(table)
 
 
 @bundle_app.command("verify")
-@_reported
+@reported
 def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
     """Check hashes, schema, calibration and graph signature, and run the graph once."""
     from gateway.engine import Engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from gateway.auth import Caller
 from gateway.dispatch import Dispatcher
 from gateway.errors import NotReady
 from gateway.registry import Registry
@@ -21,3 +22,9 @@ def dispatcher_of(request: Request) -> Dispatcher:
     """What takes images through the pipeline."""
     dispatcher: Dispatcher = request.app.state.dispatcher
     return dispatcher
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request (`AuthMiddleware` has let them in)."""
+    caller: Caller = request.state.caller
+    return caller

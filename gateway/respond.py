@@ -56,10 +56,12 @@ def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
 
 def model_detail(pipeline: Pipeline, *, default: bool) -> schemas.ModelDetail:
     """The body of `/v1/models/{name}`: summary, manifest and robustness card."""
+    manifest = pipeline.bundle.manifest
     return schemas.ModelDetail(
         **model_summary(pipeline, default=default).model_dump(),
-        manifest=pipeline.bundle.manifest.model_dump(mode="json"),
+        manifest=manifest.model_dump(mode="json"),
         card=pipeline.bundle.card(),
+        layer_band={layer.name: float(band) for layer, band in zip(manifest.layers, pipeline.layer_band, strict=True)},
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.keys import Disclosure, Role
 from gateway.pipeline import Action, Region, Stage
 
 
@@ -114,26 +115,87 @@ class PredictResponse(_Response):
     timing_ms: TimingMs
 
 
-class ModelSummary(_Response):
+class PlainVerdict(_Response):
+    """A verdict without its evidence; the p-value has two significant digits."""
+
+    flagged: bool
+    p_value: float
+    action: Action
+
+
+class PlainNeutralization(_Response):
+    applied: bool
+    served: bool
+    changed: bool
+
+
+class VerdictResponse(_Response):
+    """What a caller at disclosure `verdict` sees of a `PredictResponse`."""
+
+    id: str
+    model: ModelRef
+    prediction: ClassScore
+    top: list[ClassScore]
+    verdict: PlainVerdict
+    neutralization: PlainNeutralization
+    explanation: Explanation | None
+
+
+class ModelName(_Response):
     name: str
-    version: str
+
+
+class Label(_Response):
+    label: str
+    index: int
+
+
+class LabelResponse(_Response):
+    """What a caller at disclosure `label` sees of a `PredictResponse`."""
+
+    id: str
+    model: ModelName
+    prediction: Label
+
+
+Disclosed = PredictResponse | VerdictResponse | LabelResponse
+
+
+class ModelLabel(_Response):
+    """What a caller at disclosure `label` sees of a model."""
+
+    name: str
     default: bool
     description: str
-    created: date
     classes: int
+
+
+class ModelSummary(ModelLabel):
+    version: str
+    created: date
     provider: str
     policy: Action
     alpha: float
 
 
 class ModelList(_Response):
-    models: list[ModelSummary]
+    models: list[ModelSummary | ModelLabel]
 
 
 class ModelDetail(ModelSummary):
     manifest: dict[str, Any]
     card: dict[str, Any] | None
     layer_band: dict[str, float] = Field(description="Deviation that 95 % of benign images stay under, by layer.")
+
+
+class SessionInfo(_Response):
+    """Who is asking; `csrf` is the header X-CSRF-Token of a session's unsafe requests, null without a session."""
+
+    key_id: str | None
+    role: Role
+    disclosure: Disclosure
+    csrf: str | None
+    expires: datetime | None
 
 
 class Sample(_Response):

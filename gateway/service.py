@@ -9,12 +9,13 @@ import threading
 
 import bentoml
 
-from gateway import metrics, worker_metrics
+from gateway import metrics, store, worker_metrics
 from gateway.api import create_api
+from gateway.auth import check_access
 from gateway.errors import PalisadeError
 from gateway.middleware import PrintablePathMiddleware
 from gateway.registry import load_registry
-from gateway.serving import CHECKED, abort_server, log_to_stderr
+from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr
 from gateway.settings import load_settings
 
 log = logging.getLogger(__name__)
@@ -49,12 +50,16 @@ class Palisade:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Before any worker starts: settings and bundles must give something to serve."""
-        worker_metrics.make_folder()
-        if os.environ.get(CHECKED):
-            return
+        """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
         log_to_stderr()
+        worker_metrics.make_folder()
+        # Workers know by it whether they listen to more than this machine.
+        os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
+            store.make_folder(settings.state_dir)
+            if os.environ.get(CHECKED):
+                return
+            check_access(load_settings())
             load_registry(settings)
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
@@ -80,6 +85,7 @@ class Palisade:
     def close(self) -> None:
         """Let images in work finish."""
         api.state.dispatcher.close()
+        api.state.store.close()
 
 
 # Around BentoML's own router too, which would answer in its own shape what it can't match.

@@ -37,6 +37,14 @@ def server_environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
+def host_given_to_bentoml() -> str | None:
+    """The host that `bentoml serve` was told by option or variable, which outweighs our setting."""
+    for option, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if option == "--host" or option.startswith("--host="):
+            return value if option == "--host" else option.partition("=")[2]
+    return os.environ.get("BENTOML_HOST")
+
+
 def run_server(settings: Settings) -> None:
     """Replace this process by the server."""
     sys.stdout.flush()

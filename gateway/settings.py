@@ -82,12 +82,6 @@ class Settings(BaseSettings):
     state_dir: Path | None = None
     """Folder on a local disk for what the workers of this server share; unset: a temporary one."""
 
-    @field_validator("keys_file", "state_dir")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        # At once: BentoML changes the working directory.
-        return None if value is None else value.absolute()
-
     audit: bool = True
     """Keep flagged, changed and blocked requests, and a uniform sample, for review."""
     data_dir: Path | None = None
@@ -103,7 +97,7 @@ class Settings(BaseSettings):
     """Bytes of images and maps in the store; beyond it the oldest lose theirs, and their events stay."""
     audit_max_age_days: float = Field(default=30.0, gt=0.0)
     audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Bytes that may wait for a store that is gone; near it new events lose their images, beyond it they are dropped."""
+    """Bytes that may wait for a store that is gone; near it new events lose images, beyond it they are dropped."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -112,9 +106,10 @@ class Settings(BaseSettings):
             return [part for part in value.split(os.pathsep) if part]
         return value
 
-    @field_validator("data_dir")
+    @field_validator("keys_file", "state_dir", "data_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
+        # At once: BentoML changes the working directory.
         return None if value is None else value.expanduser().absolute()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -9,22 +10,26 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from gateway import metrics, schemas
-from gateway.context import dispatcher_of, registry_of
+from gateway.context import caller_of, dispatcher_of, registry_of
 from gateway.decode import check_content_type
 from gateway.errors import (
     BadParameter,
     BlockedByPolicy,
     EmptyBody,
+    Forbidden,
     ImageTooLarge,
     NotReady,
     Overloaded,
+    RateLimited,
     RequestTimeout,
+    Unauthorized,
     UndecodableImage,
     UnknownModel,
     UnsupportedMediaType,
 )
 from gateway.panel import panel_png
-from gateway.pipeline import Decision, Pipeline
+from gateway.pipeline import Decision
+from gateway.policy import LatencyQuantum, check_explain, disclose, disclose_model, refusal
 from gateway.problems import problem_docs
 from gateway.respond import Explain, model_detail, model_summary, predict_response
 
@@ -44,8 +49,8 @@ _BODY: dict[str, Any] = {
     }
 }
 _ERRORS = problem_docs(
-    EmptyBody, BlockedByPolicy, UnknownModel, RequestTimeout, ImageTooLarge, UnsupportedMediaType, UndecodableImage,
-    BadParameter, Overloaded, NotReady,
+    EmptyBody, Unauthorized, BlockedByPolicy, Forbidden, UnknownModel, RequestTimeout, ImageTooLarge,
+    UnsupportedMediaType, UndecodableImage, BadParameter, RateLimited, Overloaded, NotReady,
 )  # fmt: skip
 
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
@@ -54,7 +59,7 @@ TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the
 router = APIRouter(prefix="/v1")
 
 
-@router.post("/predict", response_model=schemas.PredictResponse, responses=_ERRORS, openapi_extra=_BODY)
+@router.post("/predict", response_model=schemas.Disclosed, responses=_ERRORS, openapi_extra=_BODY)
 async def predict(request: Request, model: Model = None, explain: Explain = "none", top_k: TopK = None) -> Response:
     """Classify an image, say how anomalous it is, and on request why."""
     return await _answer(request, model, top_k, explain)
@@ -62,7 +67,7 @@ async def predict(request: Request, model: Model = None, explain: Explain = "non
 
 @router.post(
     "/explain",
-    response_model=schemas.PredictResponse,
+    response_model=schemas.Disclosed,
     responses={200: {"content": {"image/png": {"schema": _IMAGE}}}, **_ERRORS},
     openapi_extra=_BODY,
 )
@@ -71,48 +76,57 @@ async def explain(request: Request, model: Model = None, top_k: TopK = None) -> 
     return await _answer(request, model, top_k, "all", picture=_prefers_png(request.headers.get("accept", "")))
 
 
-@router.get("/models", responses=problem_docs(NotReady))
+@router.get("/models", responses=problem_docs(Unauthorized, RateLimited, NotReady))
 async def models(request: Request) -> schemas.ModelList:
     """The models that are served."""
-    registry = registry_of(request)
-    return schemas.ModelList(
-        models=[model_summary(pipeline, default=pipeline.bundle.name == registry.default) for pipeline in registry]
-    )
+    registry, disclosure = registry_of(request), caller_of(request).disclosure
+    summaries = [model_summary(pipeline, default=pipeline.bundle.name == registry.default) for pipeline in registry]
+    return schemas.ModelList(models=[disclose_model(summary, disclosure) for summary in summaries])
 
 
-@router.get("/models/{name}", responses=problem_docs(UnknownModel, NotReady))
-async def model(request: Request, name: str) -> schemas.ModelDetail:
-    """One model: its manifest and its robustness card."""
+@router.get(
+    "/models/{name}",
+    response_model=schemas.ModelDetail | schemas.ModelSummary | schemas.ModelLabel,
+    responses=problem_docs(Unauthorized, UnknownModel, RateLimited, NotReady),
+)
+async def model(request: Request, name: str) -> schemas.ModelLabel:
+    """One model: at disclosure `full` with its manifest and its robustness card."""
     registry = registry_of(request)
-    return model_detail(registry.get(name), default=name == registry.default)
+    detail = model_detail(registry.get(name), default=name == registry.default)
+    return disclose_model(detail, caller_of(request).disclosure)
 
 
 async def _answer(
     request: Request, name: str | None, top_k: int | None, explain: Explain, *, picture: bool = False
 ) -> Response:
+    disclosure = caller_of(request).disclosure
+    check_explain(disclosure, explain, picture=picture)
     pipeline = registry_of(request).get(name)
     request.state.model = pipeline.bundle.name
     top_k = _check_top_k(top_k, len(pipeline.bundle.manifest.classes))
     data = await read_image(request)
+    start = time.perf_counter()
     dispatcher = dispatcher_of(request)
     explained = explain != "none"
     decision = await dispatcher.decide(pipeline, data, explain=explained)
+    quantum: LatencyQuantum = request.app.state.quantum
+    if not explained:
+        quantum.observe(decision, time.perf_counter() - start)
+    if disclosure == "label":
+        await quantum.release(start)
     if decision.blocked:
-        verdict = decision.raw.verdict
-        raise BlockedByPolicy(f"flagged: p-value {verdict.p_value:.4g} at alpha {verdict.alpha:g}")
+        raise refusal(decision, disclosure)
 
     def respond() -> Response:
         with metrics.stage_seconds.labels("respond").time():
             if picture:
                 return _picture(decision)
-            return _body(decision, pipeline, request.state.request_id, explain, top_k)
+            body = predict_response(
+                decision, pipeline, request_id=request.state.request_id, explain=explain, top_k=top_k
+            )
+            return Response(disclose(body, disclosure).model_dump_json(), media_type="application/json")
 
     return await dispatcher.in_thread(respond) if explained else respond()
-
-
-def _body(decision: Decision, pipeline: Pipeline, request_id: str, explain: Explain, top_k: int) -> Response:
-    body = predict_response(decision, pipeline, request_id=request_id, explain=explain, top_k=top_k)
-    return Response(body.model_dump_json(), media_type="application/json")
 
 
 def _picture(decision: Decision) -> Response:

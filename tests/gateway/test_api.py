@@ -42,7 +42,7 @@ def api(pipeline: Pipeline) -> Iterator[FastAPI]:
 def call(app: FastAPI, method: str, url: str, **request: Any) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, url, **request)
 
     return asyncio.run(send())
@@ -276,7 +276,7 @@ def test_a_full_house_is_overloaded(pipeline: Pipeline) -> None:
 
     async def several() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             both = list(await asyncio.gather(*(client.post("/v1/predict", content=CLEAN) for _ in range(2))))
             # The first one's thread is still at work, so its place is not free.
             return [*both, await client.post("/v1/predict", content=CLEAN)]
@@ -304,7 +304,7 @@ def test_a_poisoned_image_in_a_batch_fails_alone(api: FastAPI, pipeline: Pipelin
 
     async def together() -> list[httpx.Response]:
         transport = httpx.ASGITransport(api)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             images = [CLEAN, CLEAN, black, CLEAN, CLEAN]
             return list(await asyncio.gather(*(client.post("/v1/predict", content=image) for image in images)))
 
@@ -335,6 +335,6 @@ def test_slow_bodies_time_out(api: FastAPI) -> None:
 
 def test_openapi_names_every_route_and_error(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{name}"}
-    assert {"413", "415", "422", "503"} <= set(document["paths"]["/v1/predict"]["post"]["responses"])
+    assert {"/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{name}", "/v1/session"} <= set(document["paths"])
+    assert {"401", "403", "413", "415", "422", "429", "503"} <= set(document["paths"]["/v1/predict"]["post"]["responses"])
     assert call(api, "GET", "/").json()["links"]
