@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from gateway import __version__, login, metrics, v1
+from gateway import __version__, admin, login, metrics, oip, v1
 from gateway.auth import Auth, AuthMiddleware
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
@@ -21,7 +21,7 @@ from gateway.problems import from_http_exception, from_validation, problem_respo
 from gateway.settings import Settings
 from gateway.store import Store
 
-ROUTERS = (v1.router, login.router)
+ROUTERS = (v1.router, oip.router, login.router, admin.router)
 
 
 def create_api(settings: Settings) -> FastAPI:
@@ -36,6 +36,7 @@ def create_api(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.registry = None
+    app.state.rollout = None
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)
     app.state.auth = Auth(settings, app.state.store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -28,16 +29,23 @@ class Problem(BaseModel):
     instance: str | None = None
 
 
-PREDICT_ROUTES = ("/v1/predict", "/v1/explain")
+class OipProblem(Problem):
+    """The same with `error`, the detail once more, where clients of the Open Inference Protocol look for it."""
+
+    error: str
 
 
-def problem_docs(*errors: type[PalisadeError]) -> dict[int | str, dict[str, Any]]:
+PREDICT_ROUTES = re.compile(r"/v1/(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+OIP_ROUTES = re.compile(r"/v2(/.*)?")
+
+
+def problem_docs(*errors: type[PalisadeError], schema: type[Problem] = Problem) -> dict[int | str, dict[str, Any]]:
     """What `errors` look like, by status, for the OpenAPI document."""
-    schema = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": schema.model_json_schema()}}
     return {
         status: {
             "description": " or ".join(sorted(f"`{error.code}`" for error in errors if error.status == status)),
-            "content": schema,
+            "content": content,
         }
         for status in sorted({error.status for error in errors})
     }
@@ -48,10 +56,12 @@ def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> R
     state = scope.get("state", {})
     metrics.rejected_total.labels(error.code).inc()
     # A blocked input was decided on, and is counted with the decisions.
-    if scope["path"] in PREDICT_ROUTES and not isinstance(error, BlockedByPolicy):
+    if PREDICT_ROUTES.fullmatch(scope["path"]) and not isinstance(error, BlockedByPolicy):
         outcome = "rejected" if error.status < 500 else "failed"
         metrics.requests_total.labels(state.get("model", ""), outcome).inc()
     body = error.problem(f"urn:palisade:request:{state.get('request_id', 'unknown')}")
+    if OIP_ROUTES.fullmatch(scope["path"]):
+        body["error"] = error.detail
     return Response(json.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers)
 
 
