@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.bundle import MANIFEST, Manifest, load_bundle
+from gateway.bundle import MANIFEST, Manifest, load_bundle, read_manifest
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 
 
@@ -29,10 +29,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Refused:
-    """A folder with a manifest that must not be served, and why."""
+    """A folder with a manifest that must not be served, and why; name and version are its path's where it has none."""
 
     folder: Path
     reason: str
+    name: str
+    version: str
 
 
 class Catalogue:
@@ -63,19 +65,28 @@ class Catalogue:
                 refused.append(entry)
             elif (first := found.setdefault((entry.name, entry.version), entry)) is not entry:
                 reason = f"{entry.folder}: {entry.name} {entry.version} is in {first.folder} already"
-                refused.append(Refused(entry.folder, reason))
+                refused.append(Refused(entry.folder, reason, entry.name, entry.version))
         return sorted(found.values(), key=lambda bundle: (bundle.name, _newest_first(bundle.version))), refused
 
-    def find(self, name: str, version: str) -> Found:
-        """The bundle of one version; raises `UnknownModel` or `UnknownVersion`."""
+    def versions(self, name: str) -> list[Found]:
+        """The sound versions of a model, the newest first; raises `UnknownModel` if no folder says to be of it."""
         found, refused = self.look()
-        versions = {bundle.version: bundle for bundle in found if bundle.name == name}
-        if version in versions:
-            return versions[version]
-        broken = f"; refused: {', '.join(entry.reason for entry in refused)}" if refused else ""
-        if not versions:
-            raise UnknownModel(f"no sound bundle of model {name[:80]!r} is in the folders of bundles{broken}")
-        raise UnknownVersion(f"{name} {version[:80]!r} is not on disk (has {', '.join(versions)}){broken}")
+        if name not in {bundle.name for bundle in found} | {entry.name for entry in refused}:
+            names = ", ".join(sorted({bundle.name for bundle in found}))
+            raise UnknownModel(f"no bundle of a model {name[:80]!r} is on disk (has {names})")
+        return [bundle for bundle in found if bundle.name == name]
+
+    def find(self, name: str, version: str) -> Found:
+        """The bundle of one version; raises `UnknownModel`, `UnknownVersion`, or `BundleError` if it is broken."""
+        versions = self.versions(name)
+        for bundle in versions:
+            if bundle.version == version:
+                return bundle
+        for entry in self.look()[1]:
+            if (entry.name, entry.version) == (name, version):
+                raise BundleError(entry.reason)
+        have = ", ".join(bundle.version for bundle in versions)
+        raise UnknownVersion(f"{name} {version[:80]!r} is not on disk (has {have})")
 
 
 def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
@@ -108,14 +119,17 @@ def _state(folder: Path) -> object:
 
 
 def _check(root: Path, folder: Path) -> Found | Refused:
+    name, version = folder.parent.name, folder.name
     try:
         if not folder.resolve().is_relative_to(root.resolve()):
             raise BundleError(f"{folder}: a link that leads out of {root}")
+        manifest = read_manifest(folder)
+        name, version = manifest.name, manifest.version
         return Found(folder, load_bundle(folder).manifest)
     except BundleError as error:
-        return Refused(folder, error.detail)
+        return Refused(folder, error.detail, name, version)
     except OSError as error:
-        return Refused(folder, f"{folder}: unreadable: {error}")
+        return Refused(folder, f"{folder}: unreadable: {error}", name, version)
 
 
 def _newest_first(version: str) -> tuple[list[int], bool]:

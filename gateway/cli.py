@@ -17,6 +17,7 @@ from gateway import __version__
 from gateway.bundle import MANIFEST, load_bundle, read_manifest
 from gateway.errors import PalisadeError
 from gateway.keys_cli import app as keys_app
+from gateway.models_cli import app as models_app
 from gateway.settings import load_settings
 from gateway.terminal import fail, plain, reported
 
@@ -50,6 +51,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 bundle_app = typer.Typer(no_args_is_help=True, help="Look into bundles.")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(keys_app, name="keys")
+app.add_typer(models_app, name="models")
 
 Models = Annotated[
     list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
@@ -94,22 +96,28 @@ def serve(
     models: Models = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (3000).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes (1).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (1); with CUDA, one GPU each.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the graph runs (auto).")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a worker (cores divided by workers).")] = None,
     policy: Annotated[Literal["observe", "sanitize", "block"] | None, typer.Option(help="Action on flags.")] = None,
     alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
 ) -> None:
     """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
     from gateway.auth import check_access
     from gateway.registry import load_registry
+    from gateway.rollout import stored_wanted
     from gateway.serving import free_port, run_server, sample_image
 
-    given = {"host": host, "port": port, "workers": workers, "policy": policy, "alpha": alpha, "models": models}
+    given = {
+        "host": host, "port": port, "workers": workers, "device": device, "threads": threads, "policy": policy,
+        "alpha": alpha, "models": models,
+    }  # fmt: skip
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_access(settings)
     free_port(settings)
     # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
-    registry = load_registry(settings)
+    registry = load_registry(settings, stored_wanted(settings))
     where = f"http://{settings.host}:{settings.port}"
     served = ", ".join(f"{pipeline.bundle.name} {pipeline.bundle.version}" for pipeline in registry)
     typer.echo(f"palisade {__version__} serves {served} on {where}")

@@ -18,6 +18,7 @@ from gateway.batching import MicroBatcher
 from gateway.errors import Overloaded
 from gateway.pipeline import Decision, Pipeline, Screening
 from gateway.settings import Settings
+from gateway.shadow import Shadow
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings) -> None:
         self.batcher = MicroBatcher(in_flight=settings.batches_in_flight, window=settings.batch_window)
+        self.shadow: Shadow | None = None
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="palisade-decode")
         self._places = settings.max_waiting + settings.decode_threads
         self._timeout = settings.request_timeout
@@ -51,6 +53,11 @@ class Dispatcher:
         async with self._admitted() as deadline:
             return await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
 
+    async def parse(self, job: Callable[[], T]) -> T:
+        """Run `job`, which reads images out of a request's body, in the decoding threads; `Overloaded` as `decide`."""
+        async with self._admitted():
+            return await self.in_thread(job)
+
     async def in_thread(self, job: Callable[[], T]) -> T:
         """Run `job` in the decoding threads; its place stays taken until the thread is done, whoever gives up."""
         future = self._threads.submit(job)
@@ -67,6 +74,8 @@ class Dispatcher:
         """Let images in work finish."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
+        if self.shadow is not None:
+            self.shadow.close()
 
     async def _defend(
         self, pipeline: Pipeline, image: np.ndarray, deadline: float, *, explain: bool, decode_seconds: float
@@ -83,6 +92,8 @@ class Dispatcher:
             decode_seconds=decode_seconds,
         )
         metrics.observe(decision)
+        if self.shadow is not None:
+            self.shadow.offer(pipeline, image, decision)
         return decision
 
     @asynccontextmanager

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import sys
 import threading
+import time
 
 import bentoml
 
 from gateway import metrics, store, worker_metrics
 from gateway.api import create_api
 from gateway.auth import check_access
-from gateway.errors import PalisadeError
+from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.middleware import PrintablePathMiddleware
 from gateway.registry import load_registry
-from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr
+from gateway.rollout import Rollout, forget_workers, read_wanted
+from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
+from gateway.shadow import Shadow
+from gateway.supervisor import watch_closely
 
 log = logging.getLogger(__name__)
+
+_RESTART_SECONDS = 5.0
 
 try:
     settings = load_settings()
@@ -45,45 +53,87 @@ class Palisade:
     def __init__(self) -> None:
         log_to_stderr()
         worker_metrics.forget_dead_workers()
-        threading.Thread(target=self._load, name="palisade-load", daemon=True).start()
+        use_one_gpu(bentoml.server_context.worker_index)
+        self._rollout = Rollout(settings, api.state.store)
+        self._closing = threading.Event()
+        if self._others_serve():
+            # This worker replaces one that died: it takes no connection from the others before it can answer.
+            self._load()
+        threading.Thread(target=self._keep_up, name="palisade-models", daemon=True).start()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
         """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
         log_to_stderr()
+        watch_closely()
         worker_metrics.make_folder()
         # Workers know by it whether they listen to more than this machine.
         os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
             store.make_folder(settings.state_dir)
-            if os.environ.get(CHECKED):
-                return
-            check_access(load_settings())
-            load_registry(settings)
+            now = load_settings()
+            shared = store.Store(now.state_dir)
+            forget_workers(shared)
+            if not os.environ.get(CHECKED):
+                check_access(now)
+                load_registry(now, read_wanted(shared)[0])
+            shared.close()
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
 
+    def _keep_up(self) -> None:
+        """Load, then follow the changes that other workers make."""
+        if api.state.registry is None:
+            self._load()
+        while not self._closing.wait(store.POLL_SECONDS):
+            with contextlib.suppress(StoreUnavailable):  # which the store has logged and counted
+                self._rollout.follow()
+
     def _load(self) -> None:
+        # What was imported lives for ever: collections, which free replaced models, need not look at it.
+        gc.collect()
+        gc.freeze()
         try:
-            registry = load_registry(settings)
+            self._rollout.start()
         except PalisadeError as error:
-            abort_server(error.detail)
+            self._give_up(error.detail)
             return
         except Exception:
             log.exception("loading failed")
-            abort_server("loading failed")
+            self._give_up("loading failed")
             return
-        for pipeline in registry:
-            metrics.announce(pipeline)
-        api.state.registry = registry
+        api.state.dispatcher.shadow = Shadow(self._rollout.registry, api.state.dispatcher.batcher)
+        api.state.rollout = self._rollout
+        api.state.registry = self._rollout.registry
+
+    def _give_up(self, reason: str) -> None:
+        """A server that cannot start ends; a worker that cannot be replaced is tried again, while others serve."""
+        if self._others_serve():
+            log.critical("a worker cannot start, the others go on: %s", reason)
+            time.sleep(_RESTART_SECONDS)
+            os._exit(1)
+        abort_server(reason)
+
+    def _others_serve(self) -> bool:
+        try:
+            return self._rollout.others_serve()
+        except StoreUnavailable:
+            return False
 
     def __is_ready__(self) -> bool:
-        return api.state.registry is not None
+        if api.state.registry is None:
+            return False
+        try:
+            return self._rollout.all_ready()
+        except StoreUnavailable:
+            return True
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Let images in work finish."""
+        self._closing.set()
+        metrics.ready.set(0)
         api.state.dispatcher.close()
         api.state.store.close()
 

@@ -22,7 +22,14 @@ CHECKED = "PALISADE_CHECKED"
 def server_command(settings: Settings) -> list[str]:
     """The `bentoml serve` command of `settings`."""
     host = "127.0.0.1" if settings.host == "localhost" else settings.host
-    return [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(settings.port)]
+    options = {
+        "host": host,
+        "port": settings.port,
+        "timeout-keep-alive": settings.keep_alive,
+        "timeout-graceful-shutdown": settings.drain_timeout,
+    }
+    arguments = [part for option, value in options.items() for part in (f"--{option}", str(value))]
+    return [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
@@ -75,6 +82,17 @@ def log_to_stderr() -> None:
     # Pillow and the parser of forms warn about odd uploads; the answer tells the sender what matters.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def use_one_gpu(worker: int | None) -> None:
+    """In worker `worker` (from 1; None in no worker), before CUDA is touched: see only the GPU that is its turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        gpus = [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    else:
+        gpus = [gpu for gpu in visible.split(",") if gpu]
+    if worker is not None and gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[(worker - 1) % len(gpus)]
 
 
 def abort_server(reason: str) -> None:

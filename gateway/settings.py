@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     request_timeout: float = Field(default=30.0, gt=0.0)
     """Seconds from a complete body to an answer; beyond it the answer is 503 `overloaded`."""
 
+    keep_alive: int = Field(default=75, ge=1, le=3600)
+    """Seconds an idle connection stays open: longer than those that common load balancers reuse one after."""
+    drain_timeout: int = Field(default=25, ge=1, le=3600)
+    """Seconds that requests in flight get to finish when the server is told to stop (SIGTERM)."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads of one worker; 0: usable cores (affinity and container quota) divided by the workers."""

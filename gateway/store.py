@@ -27,6 +27,7 @@ from gateway.errors import ConfigError, Conflict, StoreUnavailable
 log = logging.getLogger(__name__)
 
 FOLDER = "PALISADE_STATE_DIR"
+FILE = "state.db"
 POLL_SECONDS = 0.5
 # Seconds that a call waits for another process's write.
 _BUSY_SECONDS = 0.1
@@ -57,7 +58,7 @@ class Store:
     """The store in `folder`, or in memory for a process of its own (None); used from any thread."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = ":memory:" if folder is None else str(folder / "state.db")
+        self._path = ":memory:" if folder is None else str(folder / FILE)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._takes = 0
@@ -168,7 +169,7 @@ def make_folder(chosen: Path | None) -> None:
             folder = Path(tempfile.mkdtemp(prefix="palisade-state-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "state.db").touch(mode=0o600)
+        (folder / FILE).touch(mode=0o600)
         store = Store(folder)
         store.start_afresh()
         store.close()
