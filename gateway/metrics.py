@@ -74,6 +74,10 @@ audit_spool_bytes = Gauge(
 audit_spool_age_seconds = Gauge(
     "palisade_audit_spool_age_seconds", "Age of the oldest audit event that waits.", multiprocess_mode="livemax"
 )
+shadow_total = Counter(
+    "palisade_shadow_total", "Images offered to a shadow version, by how its decision compares to the answer.",
+    ["model", "version", "agreement"],
+)  # fmt: skip
 ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
 model_info = Gauge(
     "palisade_model_info", "1 for each model served.", ["model", "version", "provider"], multiprocess_mode="livemax"
@@ -98,6 +102,11 @@ def announce(pipeline: Pipeline) -> None:
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:
         predictions_total.labels(model, label)
+
+
+def withdraw(pipeline: Pipeline) -> None:
+    """Say of a version that it is no longer the active one."""
+    model_info.labels(pipeline.bundle.name, pipeline.bundle.version, pipeline.engine.provider).set(0)
 
 
 def observe(decision: Decision) -> None:

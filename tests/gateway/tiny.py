@@ -21,6 +21,7 @@ from gateway.bundle import (
     Calibration,
     Cascade,
     Cutoff,
+    Guard,
     InputSpec,
     Manifest,
     MonitoredLayer,
@@ -41,15 +42,15 @@ SCREEN_SCORES = ["neuron_sensitivity", "margin_drop"]
 LAYERS = ["stem", "stage1"]
 
 
-def tiny_graph(size: int = SIZE) -> onnx.ModelProto:
-    """The graph; see the module's docstring."""
+def tiny_graph(size: int = SIZE, *, gain: float = 10.0) -> onnx.ModelProto:
+    """The graph; see the module's docstring. `gain` scales the logits, by which answers of versions can differ."""
     constants = {
         "one": np.float32(1.0),
         "half": np.float32(0.5),
         "two": np.float32(2.0),
         "high": np.float32(0.98),
         "ten": np.float32(10.0),
-        "weights": np.array([10.0, 10.0, 40.0], np.float32),
+        "weights": np.array([gain, gain, 4.0 * gain], np.float32),
         "channel": np.array([1], np.int64),
         "plane": np.array([2, 3], np.int64),
         "area": np.array([1, 2], np.int64),
@@ -117,14 +118,24 @@ def output_shapes(size: int = SIZE) -> dict[str, list[int | str]]:
     }
 
 
-def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", seed: int = 0, **policy: Any) -> Path:
+def write_bundle(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    version: str = "1.0.0",
+    seed: int = 0,
+    classes: list[str] = CLASSES,
+    gain: float = 10.0,
+    **policy: Any,
+) -> Path:
     """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
     folder.mkdir(parents=True)
-    parts = split_parts(tiny_graph())
+    parts = split_parts(tiny_graph(gain=gain))
     write_parts(parts, folder)
     rng = np.random.default_rng(seed)
     select, benign = (np.outer(rng.uniform(0.0, 0.02, n), [1.0, 10.0, 1.0]) for n in (200, 400))
-    fusion = Fusion.fit(select, [0, 1], guard=1, share=0.5)
+    guard = Guard(score=FUSED[1], share_below=0.5, share=0.5, knee=0.01)
+    fusion = Fusion.fit(select, SCORES, FUSED, guard)
     statistic, screen = fusion.statistic(benign), fisher(component_p(fusion.components[:, :2], benign[:, :2]))
     on = screen >= np.quantile(screen, 0.8)
     arrays = {
@@ -141,8 +152,7 @@ def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", se
         precision="fp32",
         graphs_sha256=graphs_sha256(hash_files(folder)),
         fused=FUSED,
-        guard=FUSED[1],
-        guard_share=0.5,
+        guard=guard,
         cutoffs=cutoffs,
         cascade=Cascade(
             scores=SCREEN_SCORES,
@@ -163,7 +173,7 @@ def write_bundle(folder: Path, *, name: str = "tiny", version: str = "1.0.0", se
         version=version,
         description="A colour classifier for tests.",
         created=date(2025, 1, 1),
-        classes=CLASSES,
+        classes=classes,
         input=InputSpec(height=SIZE, width=SIZE),
         graphs=graph_specs(parts),
         scores=SCORES,
