@@ -223,7 +223,7 @@ class AuditStore:
 
     def _remove_pictures(self, max_bytes: int) -> None:
         c = events.c
-        running = sa.func.sum(c.picture_bytes).over(order_by=c.id.desc()).label("running")
+        running = sa.func.sum(c.picture_bytes, type_=sa.BigInteger).over(order_by=c.id.desc()).label("running")
         kept = sa.select(c.id, running).where(c.picture_bytes > 0).subquery()
         beyond = sa.select(kept.c.id).where(kept.c.running > max_bytes).order_by(kept.c.id.desc())
         with self._database.reading() as connection:
