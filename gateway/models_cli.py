@@ -15,7 +15,7 @@ from gateway.terminal import plain, reported
 app = typer.Typer(no_args_is_help=True, help="Versions of models of a running gateway: list, load, activate, ...")
 
 Url = Annotated[str, typer.Option(envvar="PALISADE_URL", help="Address of the gateway.")]
-Key = Annotated[str | None, typer.Option(envvar="PALISADE_KEY", help="API key with the role admin.")]
+Key = Annotated[
     str | None, typer.Option(envvar="PALISADE_KEY", help="API key with the role admin.", show_default=False)
 ]
 Wait = Annotated[float, typer.Option(min=0.0, max=60.0, help="Seconds to wait until every worker runs the change.")]
@@ -68,7 +68,7 @@ def rollback(name: Name, url: Url = _URL, key: Key = None, wait: Wait = _WAIT) -
 def shadow(
     name: Name,
     version: Annotated[str | None, typer.Argument(help="Version to be scored on the same images.")] = None,
-    off: Annotated[bool, typer.Option("--off", help="End shadow mode.")] = False,  # noqa: FBT002
+    off: Annotated[bool, typer.Option("--off", help="End shadow mode.")] = False,
     url: Url = _URL,
     key: Key = None,
     wait: Wait = _WAIT,
