@@ -164,6 +164,11 @@ class Rollout:
             self._all_ready = sum(worker.ready for worker in self.workers()) >= self._settings.workers
         return self._all_ready
 
+    def served_before(self) -> bool:
+        """Whether a worker of this server was ready already, be it alive or not."""
+        rows, _ = self._store.get(_WORKERS)
+        return any(row["ready"] for row in (rows or {}).values())
+
     def others_serve(self) -> bool:
         """Whether another worker is ready."""
         return any(worker.ready for worker in self.workers() if worker.pid != self._me.pid)
@@ -211,6 +216,7 @@ class Rollout:
                     metrics.withdraw(was)
                 if active is not None:
                     metrics.announce(active)
+                    log.info("serving %s %s on %s", name, active.bundle.version, active.engine.provider)
         after = self.registry.loaded
         self._retired += [weakref.ref(pipeline) for key, pipeline in before.items() if key not in after]
         self._report(Worker(self._me.pid, ready=True, generation=generation))

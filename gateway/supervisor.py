@@ -1,4 +1,4 @@
-"""BentoML's supervisor process, so that it replaces a worker that died soon, in containers too."""
+"""BentoML's supervisor process: it replaces a worker that died soon, and when told to stop it stops listening."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 from bentoml._internal.utils import circus
+from circus.exc import ConflictError  # type: ignore[import-untyped]
 
 CHECK_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
 
 
 class _Arbiter(circus.Arbiter):  # type: ignore[misc]
@@ -15,6 +17,16 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "check_delay": CHECK_SECONDS})
+
+    def stop(self) -> Any:
+        try:
+            stopping = super().stop()
+        except ConflictError:  # a worker is being replaced right now; the signal would be lost
+            self.loop.call_later(_AGAIN_SECONDS, self.stop)
+            return None
+        # New connections are refused while workers finish, in place of waiting for nobody.
+        self.sockets.close_all()
+        return stopping
 
 
 def watch_closely() -> None:
