@@ -18,7 +18,7 @@ NEEDS := pyproject.toml constraints.txt
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SERVE)/.stamp $(TEST)/.stamp  ## Make both environments (serving without torch; training and tests).
 
@@ -68,7 +68,7 @@ constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
 	@rm -rf build/constraints && mkdir -p build/constraints
 	@$(PYTHON) -m venv build/constraints/serve && $(PYTHON) -m venv build/constraints/test
 	@echo "resolving the serving environment"
-	@build/constraints/serve/bin/python -m pip install --quiet --progress-bar off .
+	@build/constraints/serve/bin/python -m pip install --quiet --progress-bar off '.[postgres]'
 	@$(call frozen,serve)
 	@echo "resolving the training and test environment"
 	@build/constraints/test/bin/python -m pip install --quiet --progress-bar off \
@@ -83,3 +83,5 @@ define frozen
 	build/constraints/$(1)/bin/python -m pip list --format=freeze --exclude palisade-gateway --exclude pip \
 		--exclude setuptools | LC_ALL=C sort -f > build/constraints/$(1).txt
 endef
+
+include deploy/deploy.mk
