@@ -126,11 +126,12 @@ def write_bundle(
     seed: int = 0,
     classes: list[str] = CLASSES,
     gain: float = 10.0,
+    size: int = SIZE,
     **policy: Any,
 ) -> Path:
     """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
     folder.mkdir(parents=True)
-    parts = split_parts(tiny_graph(gain=gain))
+    parts = split_parts(tiny_graph(size, gain=gain))
     write_parts(parts, folder)
     rng = np.random.default_rng(seed)
     select, benign = (np.outer(rng.uniform(0.0, 0.02, n), [1.0, 10.0, 1.0]) for n in (200, 400))
@@ -174,7 +175,7 @@ def write_bundle(
         description="A colour classifier for tests.",
         created=date(2025, 1, 1),
         classes=classes,
-        input=InputSpec(height=SIZE, width=SIZE),
+        input=InputSpec(height=size, width=size),
         graphs=graph_specs(parts),
         scores=SCORES,
         screen_scores=SCREEN_SCORES,
