@@ -1,0 +1,98 @@
+// The gateway's routes. Every failure is an `ApiError` with a status and a text that can be shown.
+
+export class ApiError extends Error {
+  constructor(status, code, message, retryAfter = null) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+
+  /** The route does not exist in this gateway, or what it stands for is switched off. */
+  get absent() {
+    return this.status === 404 || this.status === 405 || this.status === 501;
+  }
+
+  get denied() {
+    return this.status === 401 || this.status === 403;
+  }
+}
+
+// Addresses are relative to the page, so that the console also works behind a path prefix.
+export const address = (path) => new URL(path, document.baseURI).href;
+
+let csrf = null;
+const SAFE = new Set(["GET", "HEAD"]);
+
+export async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
+  const all = { Accept: "application/json", ...headers };
+  if (!SAFE.has(method) && csrf) all["X-CSRF-Token"] = csrf;
+  let response;
+  try {
+    response = await fetch(address(path), { method, body, headers: all, signal, credentials: "same-origin", cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "unreachable", "The gateway cannot be reached. It may be restarting, or the network is down.");
+  }
+  if (!response.ok) throw await problem(response);
+  if (response.status === 204) return null;
+  return response.json();
+}
+
+async function problem(response) {
+  let code = "unknown";
+  let detail = response.statusText || `status ${response.status}`;
+  try {
+    const body = await response.json();
+    code = body.code ?? code;
+    detail = body.detail ?? detail;
+  } catch {
+    // Not one of the gateway's own answers: a proxy's, for instance.
+  }
+  const retry = Number(response.headers.get("Retry-After"));
+  return new ApiError(response.status, code, detail, retry > 0 ? retry : null);
+}
+
+const json = (method, value) => ({ method, body: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+const part = encodeURIComponent;
+
+function query(values) {
+  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+}
+
+export const models = () => request("v1/models");
+export const model = (name) => request(`v1/models/${part(name)}`);
+export const samples = (name) => request(`v1/models/${part(name)}/samples`);
+export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/samples/${part(file)}`);
+
+/** `explain`: none or all; who may not see explanations is refused if they ask for them. */
+export function predict(blob, { model, explain, signal }) {
+  const path = `v1/predict${query({ model, explain })}`;
+  return request(path, { method: "POST", body: blob, headers: { "Content-Type": blob.type || "application/octet-stream" }, signal });
+}
+
+export const events = (filters, signal) => request(`v1/events${query(filters)}`, { signal });
+export const event = (id, signal) => request(`v1/events/${part(id)}`, { signal });
+export const eventStats = (filters, signal) => request(`v1/events/stats${query(filters)}`, { signal });
+export const pictureAddress = (id, kind) => address(`v1/events/${part(id)}/image${query({ kind })}`);
+export const review = (id, change) => request(`v1/events/${part(id)}`, json("PATCH", change));
+export const streamAddress = () => address("v1/events/stream");
+
+export async function session() {
+  return remember(await request("v1/session"));
+}
+
+export async function logIn(key) {
+  return remember(await request("v1/session", json("POST", { key })));
+}
+
+export async function logOut() {
+  await request("v1/session", { method: "DELETE" });
+  csrf = null;
+}
+
+function remember(answer) {
+  csrf = answer.csrf;
+  return answer;
+}

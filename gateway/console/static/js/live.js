@@ -1,0 +1,38 @@
+// New events as they arrive: server-sent events, or polling where a stream cannot be had.
+import * as api from "./api.js";
+
+const POLL_MS = 5000;
+
+/**
+ * Calls `onEvent(event)` for each event of the stream, `onPoll()` whenever it is time to ask again, and
+ * `onState("live" | "polling" | "offline")`. Returns a function that ends it.
+ */
+export function follow({ onEvent, onPoll, onState }) {
+  let timer = null;
+  let lost = false;
+  const source = new EventSource(api.streamAddress());
+  source.addEventListener("open", () => {
+    clearInterval(timer);
+    timer = null;
+    onState("live");
+    // What came while the stream was down and its end was not known.
+    if (lost) onPoll();
+    lost = false;
+  });
+  source.addEventListener("event", (message) => onEvent(JSON.parse(message.data)));
+  source.addEventListener("error", () => {
+    lost = true;
+    // A refused stream is closed for good; a broken one tries again by itself.
+    timer ??= setInterval(poll, POLL_MS);
+    onState(source.readyState === EventSource.CLOSED ? "polling" : "offline");
+  });
+  return () => {
+    source.close();
+    clearInterval(timer);
+  };
+
+  async function poll() {
+    const reached = await onPoll();
+    if (source.readyState !== EventSource.OPEN) onState(reached ? "polling" : "offline");
+  }
+}

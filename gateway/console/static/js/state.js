@@ -1,0 +1,64 @@
+// What all views share: who is asking, which model is looked at, and what was learnt about models.
+import * as api from "./api.js";
+
+const listeners = new Set();
+const details = new Map();
+
+export const state = {
+  /** Answer of GET /v1/session; null while nobody is logged in and the gateway asks for a key. */
+  session: null,
+  models: [],
+  model: null,
+};
+
+/** Call `listener` after every change of `state`. */
+export function subscribe(listener) {
+  listeners.add(listener);
+}
+
+export function change(values) {
+  Object.assign(state, values);
+  for (const listener of listeners) listener(state);
+}
+
+/** Manifest, card and bands of a model; asked for once. */
+export function detailOf(name) {
+  if (!details.has(name)) {
+    const asked = api.model(name);
+    asked.catch(() => details.delete(name));
+    details.set(name, asked);
+  }
+  return details.get(name);
+}
+
+/** Learn who is asking and what is served; throws what the gateway answers other than 401. */
+export async function load() {
+  let session;
+  try {
+    session = await api.session();
+  } catch (error) {
+    if (error.status !== 401) throw error;
+    signOut();
+    return;
+  }
+  const { models } = await api.models();
+  const kept = models.find((model) => model.name === state.model?.name);
+  change({ session, models, model: kept ?? models.find((model) => model.default) ?? models[0] });
+}
+
+export async function logOut() {
+  await api.logOut();
+  signOut();
+}
+
+/** Forget what was learnt under a session that is over. */
+export function signOut() {
+  details.clear();
+  change({ session: null, models: [], model: null });
+}
+
+/** Without a log-in every view but that one would only show refusals. */
+export const needsLogIn = () => state.session === null;
+
+const RANKS = { client: 0, reviewer: 1, admin: 2 };
+export const may = (role) => RANKS[state.session?.role] >= RANKS[role];
