@@ -1,0 +1,158 @@
+"""Rewrites that keep an input gradient in the blocked layout (NCHWc) of ONNX Runtime's convolutions on CPU.
+
+There, convolutions, poolings, sums and products of tensors of the same known shape stay blocked; everything else is
+brought back to plain layout, at two more passes over memory each time. The rules say the same in terms that stay
+blocked. All operators are stock ONNX, so that other providers run the same graph; where a pattern is absent, nothing
+changes. Results agree to float rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from training.export.draft import Draft, Swaps, attribute, make, plain
+from training.export.filters import filters_as_products
+from training.export.phases import transposed_as_phases
+
+# Channels are blocked by 16 (AVX-512) or 8; a tensor with another number of channels is not kept blocked.
+BLOCK = 16
+# Smallest normal float times this is 1: a steep ramp, cut at 1, is the indicator of what is above zero.
+STEEP = np.float32(2.0**126)
+
+
+def keep_blocked(model: onnx.ModelProto) -> int:
+    """Rewrite `model` in place; returns how many places were changed."""
+    draft = Draft(model)
+    split_off_axis(draft)
+    fold_uniform(draft)
+    broadcast_late(draft)
+    masks_as_ramps(draft)
+    transposed_as_phases(draft, BLOCK)
+    few_channels_as_many(draft)
+    filters_as_products(draft, BLOCK)
+    if draft.changes:
+        draft.finish()
+    return draft.changes
+
+
+def split_off_axis(draft: Draft) -> None:
+    """Reshape of (N,) to (N, 1) as Unsqueeze, behind which the batch is still known."""
+    swaps: Swaps = {}
+    for node in draft.graph.node:
+        if node.op_type != "Reshape":
+            continue
+        target, shape = draft.value(node.input[1]), draft.shape(node.input[0])
+        if shape is not None and len(shape) == 1 and target is not None and target.tolist() == [-1, 1]:
+            axis = draft.constant("axis_1", np.array([1], np.int64))
+            swaps[node.output[0]] = [make("Unsqueeze", [node.input[0], axis], node.output[0])]
+    draft.replace(swaps)
+
+
+def fold_uniform(draft: Draft) -> None:
+    """Arithmetic with a tensor that holds one value everywhere takes that value as a scalar instead.
+
+    A gradient starts from such a tensor, expanded to the batch; behind it no inference knows the batch any more.
+    """
+    uniform: dict[str, np.ndarray] = {}
+    swaps: Swaps = {}
+    for node in draft.graph.node:
+        if node.op_type in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Neg"):
+            value = uniform.get(node.input[0], draft.scalar(node.input[0]))
+            if value is not None and draft.value(node.output[0]) is None:
+                uniform[node.output[0]] = -value if node.op_type == "Neg" else value
+        elif node.op_type in ("Add", "Sub", "Mul", "Div"):
+            name, shape = node.output[0], draft.shape(node.output[0])
+            for at, other in ((0, node.input[1]), (1, node.input[0])):
+                value = uniform.get(node.input[at])
+                if value is None or shape is None or draft.shape(other) != shape:
+                    continue
+                if value == 1 and (node.op_type == "Mul" or (node.op_type == "Div" and at == 1)):
+                    swaps[name] = [make("Identity", [other], name)]
+                else:
+                    scalar = draft.constant(f"{name}_uniform", value)
+                    swaps[name] = [make(node.op_type, [scalar, other] if at == 0 else [other, scalar], name)]
+                break
+    draft.replace(swaps)
+
+
+def broadcast_late(draft: Draft) -> None:
+    """`Expand(x) / c * y` as `x / c * y` where y has the expanded shape: the product broadcasts by itself."""
+    swaps: Swaps = {}
+    for node in draft.graph.node:
+        name, shape = node.output[0], draft.shape(node.output[0])
+        if node.op_type != "Mul" or shape is None:
+            continue
+        for small, full in (tuple(node.input), tuple(node.input)[::-1]):
+            scaled = draft.maker(small, "Div")
+            if scaled is not None and draft.scalar(scaled.input[1]) is None:
+                continue
+            expanded = draft.maker(small if scaled is None else scaled.input[0], "Expand")
+            if expanded is None or draft.shape(full) != shape:
+                continue
+            source = expanded.input[0]
+            before = [] if scaled is None else [make("Div", [source, scaled.input[1]], f"{name}_scaled")]
+            swaps[name] = [*before, make("Mul", [before[0].output[0] if before else source, full], name)]
+            break
+    draft.replace(swaps)
+
+
+def masks_as_ramps(draft: Draft) -> None:
+    """`Cast(x > 0)` of a ReLU's output as a steep channelwise convolution, clipped to [0, 1].
+
+    ONNX Runtime makes one node of the two. Exact but for values below the smallest normal float.
+    """
+    swaps: Swaps = {}
+    for node in draft.graph.node:
+        above = draft.maker(node.input[0], "Greater") if node.op_type == "Cast" else None
+        if above is None or attribute(node, "to", 0) != TensorProto.FLOAT:
+            continue
+        source, name = above.input[0], node.output[0]
+        level, size = draft.scalar(above.input[1]), draft.image(source)
+        if level is None or level != 0 or size is None or size[0] % BLOCK:
+            continue
+        if draft.maker(source, "Relu") is None or draft.kinds[source] != TensorProto.FLOAT:
+            continue
+        channels = size[0]
+        steep = draft.constant(f"steep_{channels}", np.full((channels, 1, 1, 1), STEEP))
+        limits = [draft.constant(f"ramp_{limit}", np.array(limit, np.float32)) for limit in (0, 1)]
+        swaps[name] = [
+            make("Conv", [source, steep], f"{name}_ramp", group=channels, kernel_shape=[1, 1]),
+            make("Clip", [f"{name}_ramp", *limits], name),
+        ]
+    draft.replace(swaps)
+
+
+def few_channels_as_many(draft: Draft) -> None:
+    """A convolution from many channels to a handful, computed for several pixels of a row at a time.
+
+    Output channels are filled up to a whole block: with 3 of 16 most work is void. Four pixels give 12, for a kernel
+    that is three wider and moves by four. With channels last they lie in memory as the pixels of the row do.
+    """
+    swaps: Swaps = {}
+    for node in draft.graph.node:
+        if node.op_type != "Conv" or len(node.input) > 2 or attribute(node, "group", 1) != 1 or not plain(node):
+            continue
+        name, weight, size = node.output[0], draft.value(node.input[1]), draft.image(node.output[0])
+        if weight is None or size is None or weight.shape[1] % BLOCK:
+            continue
+        made, height, width = size
+        taken, high, wide = weight.shape[1:]
+        steps = [step for step in range(1, BLOCK // made + 1) if width % step == 0]
+        step = min(steps, key=lambda step: (wide + step - 1) / step, default=1)
+        if step == 1:
+            continue
+        packed = np.zeros((step, made, taken, high, wide + step - 1), weight.dtype)
+        for pixel in range(step):
+            packed[pixel, ..., pixel : pixel + wide] = weight
+        kernel = draft.constant(f"{name}_packed_weight", packed.reshape(step * made, *packed.shape[2:]))
+        whole = draft.constant(f"{name}_whole", np.array([0, height, width, made], np.int64))
+        pads, extent = attribute(node, "pads", [0, 0, 0, 0]), list(packed.shape[3:])
+        swaps[name] = [
+            make("Conv", [node.input[0], kernel], f"{name}_packed", kernel_shape=extent, strides=[1, step], pads=pads),
+            make("Transpose", [f"{name}_packed"], f"{name}_packed_last", perm=[0, 2, 3, 1]),
+            make("Reshape", [f"{name}_packed_last", whole], f"{name}_last"),
+            make("Transpose", [f"{name}_last"], name, perm=[0, 3, 1, 2]),
+        ]
+    draft.replace(swaps)
