@@ -8,11 +8,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from gateway import __version__, admin, login, metrics, oip, v1
+from gateway.audit import routes as audit_routes
+from gateway.audit.trail import Audit
 from gateway.auth import Auth, AuthMiddleware
+from gateway.console import routes as console
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
 from gateway.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -21,7 +24,7 @@ from gateway.problems import from_http_exception, from_validation, problem_respo
 from gateway.settings import Settings
 from gateway.store import Store
 
-ROUTERS = (v1.router, oip.router, login.router, admin.router)
+ROUTERS = (v1.router, oip.router, login.router, admin.router, audit_routes.router, console.router)
 
 
 def create_api(settings: Settings) -> FastAPI:
@@ -40,6 +43,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)
     app.state.auth = Auth(settings, app.state.store)
+    app.state.audit = Audit(settings)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
     app.add_middleware(AuthMiddleware, auth=app.state.auth)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
@@ -65,9 +69,11 @@ def _add_operations(app: FastAPI) -> None:
         return app.openapi()
 
     @app.get("/", include_in_schema=False)
-    async def index() -> dict[str, object]:
+    async def index(request: Request) -> Response:
+        if console.wants_page(request):
+            return console.page(request)
         links = ["/v1/predict", "/v1/explain", "/v1/models", "/openapi.json", "/metrics", "/livez", "/readyz"]
-        return {"name": "palisade", "version": __version__, "links": links}
+        return JSONResponse({"name": "palisade", "version": __version__, "links": links}, headers={"Vary": "Accept"})
 
     @app.api_route(
         "/{path:path}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gateway import __version__
+from gateway import __version__, images_cli
 from gateway.bundle import MANIFEST, load_bundle, read_manifest
-from gateway.errors import PalisadeError
 from gateway.keys_cli import app as keys_app
 from gateway.models_cli import app as models_app
 from gateway.settings import load_settings
@@ -50,6 +48,8 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bundle_app = typer.Typer(no_args_is_help=True, help="Look into bundles.")
 app.add_typer(bundle_app, name="bundle")
+app.command()(images_cli.predict)
+app.command()(images_cli.scan)
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 
@@ -103,6 +103,7 @@ def serve(
     alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
 ) -> None:
     """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
+    from gateway.audit.trail import check_audit
     from gateway.auth import check_access
     from gateway.registry import load_registry
     from gateway.rollout import stored_wanted
@@ -115,6 +116,7 @@ def serve(
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_access(settings)
+    check_audit(settings)
     free_port(settings)
     # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
     registry = load_registry(settings, stored_wanted(settings))
@@ -125,53 +127,6 @@ def serve(
     typer.echo(f"  try      curl -s --data-binary @{sample} -H 'Content-Type: image/png' '{where}/v1/predict'")
     typer.echo(f"  see      {where}/v1/models  {where}/metrics  {where}/openapi.json")
     run_server(settings)
-
-
-@app.command()
-@reported
-def predict(
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
-    models: Models = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as HTTP answers.")] = False,
-    panel: Annotated[Path | None, typer.Option(help="Folder for a picture of each decision.")] = None,
-) -> None:
-    """Classify and judge image files on this machine, without a server; exit code 1 if one could not be read."""
-    from gateway.panel import panel_png
-    from gateway.registry import load_registry
-    from gateway.respond import predict_response
-
-    pipeline = load_registry(load_settings(**({"models": models} if models else {}))).get(model)
-    table = Table("file", "prediction", "probability", "p-value", "flagged", "before neutralisation", box=None)
-    failed = False
-    for file in files:
-        try:
-            decision = pipeline.decide(file.read_bytes())
-        except (OSError, PalisadeError) as error:
-            failed = True
-            reason = error.detail if isinstance(error, PalisadeError) else error.strerror or str(error)
-            Console(stderr=True, soft_wrap=True).print(f"[red]{plain(str(file))}:[/] {plain(reason)}")
-            continue
-        if panel is not None:
-            panel.mkdir(parents=True, exist_ok=True)
-            (panel / f"{file.stem}.panel.png").write_bytes(panel_png(decision))
-        body = predict_response(decision, pipeline, request_id=file.name, explain="none", top_k=1)
-        if as_json:
-            typer.echo(json.dumps({"file": str(file), **body.model_dump(mode="json", exclude={"id"})}))
-            continue
-        before = body.neutralization.before if body.neutralization.served else None
-        table.add_row(
-            plain(str(file)),
-            plain(body.prediction.label),
-            f"{body.prediction.probability:.1%}",
-            f"{body.verdict.p_value:.4f}",
-            "[bold red]yes[/]" if body.verdict.flagged else "no",
-            plain(before.label) if before else "",
-        )
-    if not as_json and table.row_count:
-        Console().print(table)
-    if failed:
-        raise typer.Exit(1)
 
 
 @bundle_app.command()
@@ -204,15 +159,25 @@ def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> N
 @bundle_app.command("verify")
 @reported
 def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
-    """Check hashes, schema, calibration and graph signature, and run the graph once."""
+    """Check hashes, schema, calibration and graph signature, run the graph, and answer the samples again.
+
+    Exit code 1 if an answer differs from the bundle's.
+    """
     from gateway.engine import Engine
+    from gateway.samples import replay
 
     bundle = load_bundle(path)
     engine = Engine.open(bundle, device="cpu")
     seconds = engine.warm_up()
+    count, differences = replay(bundle, engine)
     files = len(bundle.manifest.files)
     what = f"{bundle.name} {bundle.version}, {files} files sound"
-    typer.echo(f"{path / MANIFEST}: {what}, graph runs ({seconds * 1e3:.1f} ms)")
+    typer.echo(f"{path / MANIFEST}: {what}, graph runs ({seconds * 1e3:.1f} ms), {count} samples answered again")
+    for difference in differences:
+        sample, field = difference.sample, difference.field
+        typer.echo(f"{path}: {sample}: {field} is {difference.found!r}, the bundle tells {difference.told!r}", err=True)
+    if differences:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

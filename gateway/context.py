@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from gateway.audit.trail import Audit
 from gateway.auth import Caller
 from gateway.dispatch import Dispatcher
 from gateway.errors import NotReady
@@ -22,6 +23,12 @@ def dispatcher_of(request: Request) -> Dispatcher:
     """What takes images through the pipeline."""
     dispatcher: Dispatcher = request.app.state.dispatcher
     return dispatcher
+
+
+def audit_of(request: Request) -> Audit:
+    """Where events worth a review are kept."""
+    audit: Audit = request.app.state.audit
+    return audit
 
 
 def caller_of(request: Request) -> Caller:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway import __version__, metrics
 from gateway.bundle import InputSpec
-from gateway.context import caller_of, dispatcher_of, registry_of
+from gateway.context import audit_of, caller_of, dispatcher_of, registry_of
 from gateway.dispatch import Dispatcher
 from gateway.errors import (
     BadParameter,
@@ -218,6 +218,9 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     charge_images(request, len(images))
     explained = any(OUTPUTS[name].explained for name in names)
     decisions = await _decide(dispatcher, pipeline, images, explain=explained)
+    for i, (decision, image) in enumerate(zip(decisions, images, strict=True)):
+        sent = image if isinstance(image, bytes) else image.tobytes()
+        await audit_of(request).record(decision, caller_of(request), request.state.request_id, sent, index=i)
     quantum: LatencyQuantum = request.app.state.quantum
     if len(images) == 1 and not explained:
         quantum.observe(decisions[0], time.perf_counter() - start)

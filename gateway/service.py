@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import bentoml
 
 from gateway import metrics, store, worker_metrics
 from gateway.api import create_api
+from gateway.audit.trail import check_audit
 from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.middleware import PrintablePathMiddleware
@@ -22,7 +24,6 @@ from gateway.rollout import Rollout, forget_workers, read_wanted
 from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
 from gateway.shadow import Shadow
-from gateway.supervisor import watch_closely
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class Palisade:
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
         self._closing = threading.Event()
-        if self._others_serve():
-            # This worker replaces one that died: it takes no connection from the others before it can answer.
+        if _now(self._rollout.served_before):
+            # This worker replaces one that died: it takes no connection before it can answer.
             self._load()
         threading.Thread(target=self._keep_up, name="palisade-models", daemon=True).start()
 
@@ -65,6 +66,8 @@ class Palisade:
     @staticmethod
     def check() -> None:
         """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
+        from gateway.supervisor import watch_closely  # needs what workers need not import
+
         log_to_stderr()
         watch_closely()
         worker_metrics.make_folder()
@@ -78,6 +81,7 @@ class Palisade:
             if not os.environ.get(CHECKED):
                 check_access(now)
                 load_registry(now, read_wanted(shared)[0])
+                check_audit(now)
             shared.close()
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
@@ -96,6 +100,7 @@ class Palisade:
         gc.freeze()
         try:
             self._rollout.start()
+            api.state.audit.start()
         except PalisadeError as error:
             self._give_up(error.detail)
             return
@@ -109,25 +114,14 @@ class Palisade:
 
     def _give_up(self, reason: str) -> None:
         """A server that cannot start ends; a worker that cannot be replaced is tried again, while others serve."""
-        if self._others_serve():
+        if _now(self._rollout.others_serve):
             log.critical("a worker cannot start, the others go on: %s", reason)
             time.sleep(_RESTART_SECONDS)
             os._exit(1)
         abort_server(reason)
 
-    def _others_serve(self) -> bool:
-        try:
-            return self._rollout.others_serve()
-        except StoreUnavailable:
-            return False
-
     def __is_ready__(self) -> bool:
-        if api.state.registry is None:
-            return False
-        try:
-            return self._rollout.all_ready()
-        except StoreUnavailable:
-            return True
+        return api.state.registry is not None and _now(self._rollout.all_ready)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
@@ -135,7 +129,16 @@ class Palisade:
         self._closing.set()
         metrics.ready.set(0)
         api.state.dispatcher.close()
+        api.state.audit.close()
         api.state.store.close()
+
+
+def _now(question: Callable[[], bool]) -> bool:
+    """What the shared store says; no when it does not answer, which it has logged and counted."""
+    try:
+        return question()
+    except StoreUnavailable:
+        return False
 
 
 # Around BentoML's own router too, which would answer in its own shape what it can't match.

@@ -47,7 +47,7 @@ def start(models: Path, folder: Path, *, home: Path | None = None, **settings: o
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    chosen = Settings(models=[models], port=port, threads=1, **settings)
+    chosen = Settings(**{"models": [models], "port": port, "threads": 1, "data_dir": folder / "data", **settings})
     log = folder / "server.log"
     environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder), "BENTOML_DO_NOT_TRACK": "True"}
     with log.open("wb") as file:

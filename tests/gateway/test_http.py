@@ -121,7 +121,7 @@ def test_curl_sees_the_413(server: Server, tmp_path: Path) -> None:
 
 
 def test_slow_and_broken_off_uploads(server: Server) -> None:
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head + CLEAN[:20])
         answer = b"".join(iter(lambda: slow.recv(65_536), b""))
