@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import quote
+
+import httpx
 
 from gateway.errors import BadParameter, PalisadeError
 
 
 class GatewayAnswer(PalisadeError):
-    """A gateway answered with an error, or not at all."""
+    """A gateway answered with an error, whose `status` and `code` these are."""
 
-    code = "gateway_answer"
     title = "The gateway answered with an error"
+
+    def __init__(self, response: httpx.Response) -> None:
+        try:
+            problem = response.json()
+            self.code, detail = str(problem["code"]), f"{problem['detail']}"
+        except (ValueError, KeyError, TypeError):
+            self.code, detail = f"http_{response.status_code}", f"{response.url}: {response.reason_phrase}"
+        super().__init__(f"{detail} ({response.status_code} {self.code})")
+        self.status = response.status_code
+        told = response.headers.get("retry-after", "")
+        self.retry_after = float(told) if told.isdecimal() else 1.0
+
+
+class GatewayUnreachable(PalisadeError):
+    """No answer, or not that of a gateway."""
+
+    status, code, title = 502, "gateway_unreachable", "The gateway does not answer"
 
 
 class Gateway:
-    """A running gateway at `url` (http or https), asked with the API key `key` if there is one."""
+    """A running gateway at `url` (http or https), asked with the API key `key` if there is one; used from any thread.
+
+    Redirects are not followed: a key goes to the host that it was given for.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            parsed = httpx.URL(url)
+            self._client = httpx.Client(base_url=parsed, headers=headers)
+        except (httpx.InvalidURL, UnicodeEncodeError):
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host:
             raise BadParameter(f"--url {url!r}: expected http://host:port")
-        self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # A key goes to the host that it was given for.
-        self._opener = build_opener(_NoRedirects)
+        self.url = url.rstrip("/")
 
     def call(
         self, method: str, *path: str, query: dict[str, Any] | None = None, body: object = None, timeout: float = 30.0
     ) -> Any:
-        """The JSON answer to a request for the segments `path`; raises `GatewayAnswer` with the gateway's reason."""
-        url = "/".join([self._url, *(quote(part, safe="") for part in path)])
-        url += f"?{urlencode(query)}" if query else ""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {**self._headers, "Content-Type": "application/json"}
-        request = Request(url, data, headers, method=method)  # noqa: S310  # the scheme was checked
+        """The JSON answer to a request for the segments `path`; raises as `send` does."""
+        segments = "/".join(quote(part, safe="") for part in path)
+        response = self.send(method, segments, params=query, json=body, timeout=timeout)
         try:
-            with self._opener.open(request, timeout=timeout) as response:
-                return json.load(response)
-        except HTTPError as error:
-            raise GatewayAnswer(_reason(error)) from None
-        except URLError as error:
-            raise GatewayAnswer(f"{self._url} does not answer: {error.reason}") from None
-        except (OSError, ValueError) as error:
-            raise GatewayAnswer(f"{self._url} does not answer as a gateway does: {error}") from None
+            return response.json()
+        except ValueError:
+            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: no JSON") from None
 
-
-class _NoRedirects(HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _reason(error: HTTPError) -> str:
-    try:
-        problem = json.load(error)
-        return f"{problem['detail']} ({error.code} {problem['code']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{error.url}: {error.code} {error.reason}"
+    def send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """The answer to a request of httpx; raises `GatewayAnswer` for an error, `GatewayUnreachable` for none."""
+        try:
+            response = self._client.request(method, path, **request)
+        except httpx.TransportError as error:
+            raise GatewayUnreachable(f"{self.url} does not answer: {error or type(error).__name__}") from error
+        if not response.is_success:
+            raise GatewayAnswer(response)
+        return response

@@ -50,6 +50,15 @@ def check_content_type(declared: str | None) -> None:
         )
 
 
+def recognized(head: bytes) -> bool:
+    """Whether a file that begins with `head` (16 bytes are enough) is of a format that is decoded."""
+    try:
+        _sniff(head)
+    except UnsupportedMediaType:
+        return False
+    return True
+
+
 def decode_image(data: bytes, spec: InputSpec, limits: Limits = Limits()) -> np.ndarray:
     """Decode the first frame, upright and opaque, to uint8 (H, W, C) at the size of `spec`.
 

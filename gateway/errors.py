@@ -129,3 +129,9 @@ class UnknownEvent(PalisadeError):
 
 class AuditUnavailable(PalisadeError):
     status, code, title = 503, "audit_unavailable", "Audit store unavailable"
+
+
+class UnreadableFile(PalisadeError):
+    """Of the command line: the operating system does not give the file."""
+
+    status, code, title = 500, "unreadable_file", "Unreadable file"

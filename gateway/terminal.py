@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import NoReturn, ParamSpec
 
 from rich.console import Console
@@ -23,6 +24,12 @@ def fail(message: str) -> NoReturn:
 def plain(text: str) -> str:
     """Text that Rich prints as it is."""
     return text.replace("[", r"\[")
+
+
+def shown(path: Path) -> str:
+    """A file's name without what would steer the terminal, or what no encoding has."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:

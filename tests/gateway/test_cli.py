@@ -5,18 +5,27 @@ import json
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
-from gateway import __version__
+from gateway import __version__, images_cli
+from gateway.api import create_api
+from gateway.bundle import read_manifest, write_manifest
 from gateway.cli import TRAINING_COMMANDS, app
 from gateway.errors import ConfigError
+from gateway.keys import ApiKey, hash_key, new_key, write_keys
+from gateway.pipeline import Pipeline
+from gateway.registry import Registry
+from gateway.samples import sample_answer
 from gateway.serving import free_port, server_environment
-from gateway.settings import load_settings
-from tests.gateway.tiny import clean_image, encode, patched_image
+from gateway.settings import Settings, load_settings
+from tests.gateway.http_thread import serving
+from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
 
 runner = CliRunner()
 
@@ -32,7 +41,7 @@ def images(tmp_path: Path) -> tuple[str, str]:
 def test_help_lists_everything_without_training() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("serve", "predict", "bundle", *TRAINING_COMMANDS):
+    for command in ("serve", "predict", "scan", "bundle", *TRAINING_COMMANDS):
         assert command in result.output
     assert runner.invoke(app, ["--version"]).output.strip() == f"palisade {__version__}"
 
@@ -59,18 +68,70 @@ def test_predict_prints_a_table_json_and_panels(bundle_folder: Path, images: tup
     assert table.exit_code == 0
     assert "red" in table.output
     assert (tmp_path / "panels" / "patched.panel.png").read_bytes().startswith(b"\x89PNG")
-    lines = runner.invoke(app, ["predict", *images, *models, "--json"]).output.splitlines()
-    flagged = {Path(entry["file"]).name: entry["verdict"]["flagged"] for entry in map(json.loads, lines)}
-    assert flagged == {"clean.png": False, "patched.png": True}
+    lines = runner.invoke(app, ["predict", *images, *models, "--json", "--explain", "all"]).output.splitlines()
+    answers = {Path(entry["file"]).name: entry for entry in map(json.loads, lines)}
+    assert {name: entry["verdict"]["flagged"] for name, entry in answers.items()} == {
+        "clean.png": False,
+        "patched.png": True,
+    }
+    assert answers["patched.png"]["explanation"]["neutral_mask"]["height"] == 16
+
+
+def test_predict_walks_folders_and_puts_panels_in_the_same_places(bundle_folder: Path, tmp_path: Path) -> None:
+    folder, panels = tmp_path / "images", tmp_path / "panels"
+    for name in ("b/x.png", "a/x.png", "a/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"text" if name.endswith("txt") else encode(clean_image()))
+    arguments = ["predict", str(folder), "-m", str(bundle_folder), "--json", "--panel", str(panels)]
+    lines = runner.invoke(app, arguments).output.splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [str(folder / "a/x.png"), str(folder / "b/x.png")]
+    assert sorted(path.relative_to(panels).as_posix() for path in panels.rglob("*.png")) == [
+        "a/x.panel.png",
+        "b/x.panel.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("disclosure", "cells", "code"),
+    [
+        ("full", ["red", "86.1%", "0.0025", "[bold red]yes[/]", "blue"], 0),
+        ("verdict", ["red", "86.1%", "0.0025", "[bold red]yes[/]", ""], 2),
+        ("label", ["red", "-", "-", "-", ""], 2),
+    ],
+)
+def test_predict_by_a_gateway(
+    pipeline: Pipeline, images: tuple[str, str], tmp_path: Path, disclosure: str, cells: list[str], code: int
+) -> None:
+    keys, key = tmp_path / "keys.json", new_key()
+    entry = ApiKey(id="k", sha256=hash_key(key), role="client", disclosure=disclosure, created=datetime.now(UTC))
+    write_keys(keys, [entry])
+    api = create_api(Settings(keys_file=keys, audit=False, label_quantum=0.01))
+    api.state.registry = Registry([pipeline])
+    text, panels = tmp_path / "a.png", tmp_path / "panels"
+    text.write_text("text")
+    with serving(api) as url:
+        remote = ["--url", url, "--key", key]
+        table = runner.invoke(app, ["predict", *images, str(text), *remote])
+        assert table.exit_code == 1
+        assert "not PNG, JPEG, WebP or BMP" in table.stderr
+        assert "red" in table.stdout
+        answer = json.loads(runner.invoke(app, ["predict", images[1], *remote, "--json"]).stdout)
+        assert images_cli.table_cells(answer) == cells
+        # The picture shows evidence, which is for callers that see all of it.
+        pictured = runner.invoke(app, ["predict", images[1], *remote, "--panel", str(panels)])
+        assert (pictured.exit_code, (panels / "patched.panel.png").exists()) == (code, not code)
+        stranger = runner.invoke(app, ["predict", images[1], "--url", url])
+        assert (stranger.exit_code, "401" in stranger.stderr) == (2, True)
 
 
 def test_predict_reports_files_that_are_no_images(bundle_folder: Path, tmp_path: Path) -> None:
-    text = tmp_path / "a.txt"
+    text = tmp_path / "a\x1b[31m.txt"
     text.write_text("text")
     result = runner.invoke(app, ["predict", str(text), str(tmp_path / "absent"), "-m", str(bundle_folder)])
     assert result.exit_code == 1
     assert "not PNG, JPEG, WebP or BMP" in result.output
     assert "No such file" in result.output
+    assert "\x1b" not in result.output
 
 
 def test_bundle_commands(bundle_folder: Path, tmp_path: Path) -> None:
@@ -79,6 +140,30 @@ def test_bundle_commands(bundle_folder: Path, tmp_path: Path) -> None:
     failed = runner.invoke(app, ["bundle", "verify", str(tmp_path)])
     assert failed.exit_code == 2
     assert "manifest.json: missing" in failed.output
+
+
+def test_bundle_verify_answers_the_samples_again(tmp_path: Path, pipeline: Pipeline) -> None:
+    bundle = write_bundle(tmp_path / "tiny")
+    (bundle / "samples").mkdir()
+    answers = {}
+    for name, image in (("clean.png", clean_image()), ("patched.png", patched_image())):
+        (bundle / "samples" / name).write_bytes(encode(image))
+        answers[name] = sample_answer(pipeline.decide(encode(image)))
+    assert (answers["patched.png"]["before"], answers["patched.png"]["label"]) == ("blue", "red")
+
+    def verify() -> Result:
+        (bundle / "samples" / "answers.json").write_text(json.dumps(answers))
+        write_manifest(bundle, read_manifest(bundle))
+        return runner.invoke(app, ["bundle", "verify", str(bundle)])
+
+    assert (verify().exit_code, "2 samples" in verify().output) == (0, True)
+    answers["clean.png"] |= {"label": "green", "p_value": answers["clean.png"]["p_value"] - 0.1}
+    differing = verify()
+    assert differing.exit_code == 1
+    assert "clean.png: label is 'red', the bundle tells 'green'" in differing.stderr
+    assert "clean.png: p_value" in differing.stderr
+    answers["gone.png"] = answers["clean.png"]
+    assert (verify().exit_code, "gone.png" in verify().stderr) == (2, True)
 
 
 def test_serve_refuses_in_one_line(tmp_path: Path, bundle_folder: Path) -> None:
