@@ -24,7 +24,9 @@ def main() -> None:
     constraints = ["--constraint", str(HERE / "requirements.txt")]
     report = json.loads(subprocess.run([*pip, *constraints, wanted], check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
     packages = [package["metadata"] for package in report["install"]]
-    wheels = [f"{package['name']}=={package['version']}" for package in packages if package["name"].startswith("nvidia-")]
+    wheels = [
+        f"{package['name']}=={package['version']}" for package in packages if package["name"].startswith("nvidia-")
+    ]
     target = HERE / "requirements-cuda.txt"
     target.write_text("\n".join(sorted({*serving, *wheels}, key=str.lower)) + "\n", "utf-8")
     sys.stdout.write(f"{target.name}: {len(wheels)} wheels of CUDA\n")

@@ -1,5 +1,6 @@
-"""Every query of the dashboards: `python deploy/grafana/queries.py` prints them, with the address of a Prometheus it runs
-them there and fails if one gives nothing.
+"""Every query of the dashboards: `python deploy/grafana/queries.py [ADDRESS]`.
+
+Without the address of a Prometheus it prints them; with one it runs them there, and fails if one gives nothing.
 """  # noqa: INP001
 
 from __future__ import annotations

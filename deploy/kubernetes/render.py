@@ -1,7 +1,7 @@
-"""What `kubectl kustomize FOLDER` would print, for the part of kustomize that these manifests use, where it is not at hand.
+"""What `kubectl kustomize FOLDER` prints, where it is not at hand: `python deploy/kubernetes/render.py FOLDER`.
 
-`python deploy/kubernetes/render.py FOLDER`. Resources, namespace, images and JSON patches; anything else is an error, and so
-is a patch whose target or path does not exist.
+Knows the part of kustomize that these manifests use: resources, namespace, labels, images and JSON patches. Anything
+else is an error, and so is a patch whose target or path does not exist.
 """  # noqa: INP001
 
 from __future__ import annotations
