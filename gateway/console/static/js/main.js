@@ -55,7 +55,7 @@ function drawHeader() {
 function modelChoice() {
   if (!state.model) return null;
   const { name, version, provider } = state.model;
-  const facts = h("span", { class: "served wide-only" }, h("b", {}, name), version && ` ${version} · ${provider}`);
+  const facts = h("span", { class: "serving wide-only" }, h("b", {}, name), version && ` ${version} · ${provider}`);
   if (state.models.length < 2) return facts;
   const options = state.models.map((m) => h("option", { value: m.name, selected: m.name === name }, `${m.name} ${m.version ?? ""}`));
   const choose = (event) => change({ model: state.models.find((m) => m.name === event.target.value) });

@@ -22,7 +22,9 @@ const FIGURES = {
 export function cardSections(card) {
   const known = Object.keys(TITLES).filter((name) => name in card);
   const more = Object.keys(card).filter((name) => !OTHER.has(name) && !(name in TITLES) && isGroup(card[name]));
-  return [bounds(card), ...[...known, ...more].map((name) => section(name, card[name], card))];
+  const sections = [...known, ...more].map((name) => section(name, card[name], card));
+  // The worst first, then what was promised.
+  return "adaptive" in card ? [sections[0], bounds(card), ...sections.slice(1)] : [bounds(card), ...sections];
 }
 
 /** The highest share of wrong and unflagged answers: { share, where, n, seed }; null without an adaptive attack. */
@@ -56,7 +58,7 @@ function section(name, group, card) {
     { class: "panel" },
     h("h2", {}, title),
     text && h("p", { class: "hint" }, text),
-    !single && h("p", { class: "conditions" }, conditions.map(([key, value]) => h("span", {}, `${label(key)} ${shown(key, value)}`))),
+    !single && h("p", { class: "conditions" }, conditions.map(([key, value]) => h("span", {}, `${label(key).toLowerCase()} ${shown(key, value)}`))),
     single ? table(title, ["Figure", "Value"], Object.entries(rows[0].values).map(([key, value]) => [label(key), shown(key, value)])) : grid(title, rows),
   );
 }
@@ -106,5 +108,5 @@ function shown(key, value) {
 export function table(caption, columns, rows) {
   const head = columns.map((name, i) => h("th", { scope: "col", class: i ? "number" : null }, name || h("span", { class: "visually-hidden" }, "Measurement")));
   const line = (cells) => h("tr", {}, cells.map((cell, i) => (i ? h("td", { class: "number", "data-label": columns[i] }, cell) : h("th", { scope: "row" }, cell))));
-  return h("table", { class: "figures" }, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(line)));
+  return h("table", { class: columns.length > 2 ? "figures" : "" }, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(line)));
 }

@@ -89,7 +89,7 @@ function body(event) {
   drawLayers(layers, event);
   const evidence = Object.entries(event.evidence).map(([name, p_value]) => ({ name, p_value }));
   return [
-    verdictBanner(event, "h3"),
+    verdictBanner(event, { level: "h3" }),
     eventPictures(event),
     h("h3", {}, "Answers"),
     answers([

@@ -5,12 +5,13 @@ import { tag } from "./notices.js";
 import { shareBar } from "./scale.js";
 
 /** The sentence under the verdict. */
-export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff }) {
+export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, stage }) {
   if (flagged) {
     const threshold = cutoff === undefined ? "" : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
     return `More anomalous than ${fine(1 - p)} of benign images.${threshold} Evidence, not proof.`;
   }
-  return `${fine(p)} of benign images look at least as unusual. That nothing was flagged does not prove that the image is clean.`;
+  const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";
+  return `${fine(p)} of benign images look at least as unusual.${screened} That nothing was flagged does not prove that the image is clean.`;
 }
 
 /** What neutralisation did, from { applied, served, region, area, before, after, changed, p_value }. */
@@ -26,12 +27,12 @@ export function explainNeutralization(done, action) {
 }
 
 /** The heading of a verdict: state, sentence. */
-export function verdictBanner(verdict, level = "h2") {
+export function verdictBanner(verdict, { level = "h2", more = null } = {}) {
   return h(
     "div",
     { class: `banner ${verdict.flagged ? "flagged" : "calm"}` },
     h("span", { class: "badge", "aria-hidden": "true" }, icon(verdict.flagged ? "flag" : "check")),
-    h("div", {}, h(level, {}, verdict.flagged ? "Flagged as anomalous" : "Not flagged"), h("p", {}, explainVerdict(verdict))),
+    h("div", {}, h(level, {}, verdict.flagged ? "Flagged as anomalous" : "Not flagged"), h("p", {}, explainVerdict(verdict)), more),
   );
 }
 

@@ -35,7 +35,7 @@ export function viewer(sources, { description, unsuspected = false }) {
   // Pixels lie below maps, outlines above everything.
   for (const name of ["neutral", "saliency", "roi", "roa", "mask"]) if (holders[name]) stage.append(holders[name]);
   const controls = h("div", { class: "layer-controls" });
-  const element = h("figure", { class: `viewer ${unsuspected ? "unsuspected" : ""}` }, stage, controls);
+  const element = h("figure", { class: `viewer ${unsuspected ? "unsuspected" : ""}` }, h("div", { class: "viewer-body" }, stage, controls));
   draw(sources, holders).then((drawn) => fill(controls, toggles(layers, holders, drawn, unsuspected), slider(stage), legend()));
   return element;
 

@@ -34,14 +34,30 @@ export function eventsView() {
 
   return { element, show, hide };
 
-  function show(parameters) {
+  async function show(parameters) {
     const wanted = read(parameters);
     bar.draw(wanted, state.models.map((model) => model.name));
     if (!stop) begin();
     if (JSON.stringify(wanted) !== JSON.stringify(filters)) {
       filters = wanted;
-      reload();
+      await reload();
     }
+    if (parameters.get("id")) open(parameters.get("id"));
+  }
+
+  /** Select an event by its id; one that has just come may take a moment to reach the store. */
+  async function open(id, attempts = 6) {
+    if (!events.some((event) => event.id === id)) {
+      try {
+        merge([await api.event(id)]);
+      } catch (error) {
+        if (error.status === 404 && attempts > 1) setTimeout(() => open(id, attempts - 1), 500);
+        else fill(foot, failure(error));
+        return;
+      }
+      drawFoot();
+    }
+    select(id, true);
   }
 
   function begin() {

@@ -3,7 +3,7 @@ import * as api from "../api.js";
 import { announce } from "../announce.js";
 import { fill, h } from "../dom.js";
 import { bytes, milliseconds, percent } from "../format.js";
-import { state, subscribe } from "../state.js";
+import { may, state, subscribe } from "../state.js";
 import { disclosure, quoted } from "../parts/code.js";
 import { evidenceTable, layerBars } from "../parts/evidence.js";
 import { empty, failure, loading } from "../parts/notices.js";
@@ -99,7 +99,7 @@ function decision(answer, image) {
     h(
       "div",
       { class: "column findings" },
-      verdict && verdictBanner(verdict),
+      verdict && verdictBanner(verdict, { more: reviewLink(answer) }),
       panel("Answers", answers(steps(answer)), verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action))),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
       verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence)),
@@ -108,6 +108,12 @@ function decision(answer, image) {
       h("div", { class: "disclosures" }, disclosure("The same request with curl", () => command(answer, image)), disclosure("Raw answer (JSON)", () => JSON.stringify(shortened(answer), null, 1))),
     ),
   );
+}
+
+/** What was flagged or changed is in the audit trail, under the request's id. */
+function reviewLink({ id, verdict, neutralization }) {
+  if (!may("reviewer") || !(verdict.flagged || neutralization.changed)) return null;
+  return h("a", { href: `#/events?id=${encodeURIComponent(id)}` }, "Review it among the flagged inputs");
 }
 
 /** The answers on the way to the served one; a caller who sees little gets the served one alone. */
