@@ -51,6 +51,14 @@ class EngineError(PalisadeError):
     title = "Engine failure"
 
 
+class BadRequest(PalisadeError):
+    status, code, title = 400, "bad_request", "Not HTTP"
+
+
+class HeadTooLarge(PalisadeError):
+    status, code, title = 431, "head_too_large", "Request head too large"
+
+
 class EmptyBody(PalisadeError):
     status, code, title = 400, "empty_body", "Empty request body"
 

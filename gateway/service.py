@@ -19,6 +19,7 @@ from gateway.audit.trail import check_audit
 from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.middleware import PrintablePathMiddleware
+from gateway.protocol import guard_heads
 from gateway.registry import load_registry
 from gateway.rollout import Rollout, forget_workers, read_wanted
 from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
@@ -34,6 +35,7 @@ try:
 except PalisadeError as error:
     sys.exit(f"palisade: {error.detail}")
 api = create_api(settings)
+guard_heads(settings.body_timeout)
 
 
 @bentoml.service(

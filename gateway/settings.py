@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     # Above Pillow's own bound it would warn (and from twice that refuse) by itself.
     max_pixels: int = Field(default=16_000_000, ge=64, le=89_000_000)
     body_timeout: float = Field(default=20.0, gt=0.0)
-    """Seconds a client may take to send a request body."""
+    """Seconds a client may take to send the head of a request, and again its body."""
     request_timeout: float = Field(default=30.0, gt=0.0)
     """Seconds from a complete body to an answer; beyond it the answer is 503 `overloaded`."""
 

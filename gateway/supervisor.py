@@ -18,6 +18,12 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "check_delay": CHECK_SECONDS})
 
+    def manage_watchers(self) -> Any:
+        try:
+            return super().manage_watchers()
+        except ConflictError:  # still at it
+            return None
+
     def stop(self) -> Any:
         try:
             stopping = super().stop()
