@@ -86,6 +86,18 @@ class Cutoff(_Strict):
     confidence: Probability
 
 
+class Guard(_Strict):
+    """The score whose objection no other score outweighs, and its share of the false-positive budget.
+
+    Of every level up to `knee` it has `share_below`, of what lies beyond it `share`; Fisher's combination has the rest.
+    """
+
+    score: str
+    share_below: Probability
+    share: Probability
+    knee: Probability
+
+
 class Cascade(_Strict):
     """Calibration of the composite of the screen and the full verdict (docs/architecture.md, "Cascade").
 
@@ -103,9 +115,6 @@ class Cascade(_Strict):
 class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
-    `guard` names the score whose objection no other score outweighs; it has the share `guard_share` of the
-    false-positive budget, Fisher's combination of the `fused` scores has the rest.
-
     The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
     (n_select, S), `fisher` (n_select,), `layers` (n_select, L), `fused` (n,) and, with a cascade, `cascade` (n_on,).
     """
@@ -115,8 +124,7 @@ class Calibration(_Strict):
     graphs_sha256: Sha256
     file: Literal["calibration.npz"] = "calibration.npz"
     fused: list[str] = Field(min_length=1)
-    guard: str | None = None
-    guard_share: Probability | None = None
+    guard: Guard | None = None
     cutoffs: list[Cutoff] = Field(min_length=1)
     cascade: Cascade | None = None
     n: int = Field(ge=20)
@@ -125,12 +133,6 @@ class Calibration(_Strict):
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     date: date
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Calibration:
-        if (self.guard is None) != (self.guard_share is None):
-            raise ValueError("guard and guard_share belong together")
-        return self
 
     @property
     def key(self) -> str:
@@ -188,7 +190,7 @@ class Manifest(_Strict):
         if self.buckets != sorted(set(self.buckets)):
             raise ValueError("buckets must ascend")
         for calibration in self.calibrations:
-            unknown = {*calibration.fused, *([calibration.guard] if calibration.guard else [])} - set(self.scores)
+            unknown = {*calibration.fused, *([calibration.guard.score] if calibration.guard else [])} - set(self.scores)
             if unknown:
                 raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
             cascade = calibration.cascade

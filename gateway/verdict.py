@@ -8,11 +8,14 @@ conformal again on benign images that were not used for the first step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.bundle import Bundle, Calibration, Cascade
+from gateway.bundle import Bundle, Calibration, Cascade, Guard
+
+TAIL = 0.05
 
 
 def conformal_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -31,37 +34,88 @@ def fisher(p: np.ndarray) -> np.ndarray:
     return np.asarray(-2.0 * np.log(p).sum(axis=1))
 
 
+def tail_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """p-values (N,) that go on falling beyond the largest benign score, where `conformal_p` has come to its end.
+
+    Conformal up to the benign 95 % quantile, exponential with the benign mean excess above it. No law is claimed: what
+    comes of these p-values is made conformal again.
+    """
+    first = len(benign) - max(2, round(TAIL * len(benign)))
+    excess = max(float((benign[first:] - benign[first]).mean()), 1e-9)
+    end = (1.0 + len(benign) - first) / (len(benign) + 1.0)
+    beyond = np.maximum(scores - benign[first], 0.0)
+    return np.where(scores < benign[first], conformal_p(benign, scores), end * np.exp(-beyond / excess))
+
+
 @dataclass(frozen=True)
 class Fusion:
     """From the scores of an image to one statistic, against benign images of the select split.
 
-    `components` (n_select, S) and `fisher` (n_select,) ascend; `columns` are the fused scores, `guard` is the column
-    whose objection nothing outweighs, with the share `share` of the false-positive budget.
+    `components` (n_select, S) and `fisher` (n_select,) ascend; `columns` are the fused scores, `objecting` is the
+    guard's column.
     """
 
     components: np.ndarray
     fisher: np.ndarray
     columns: list[int]
-    guard: int | None = None
-    share: float = 0.0
+    guard: Guard | None = None
+    objecting: int = -1
 
     @classmethod
-    def fit(cls, benign: np.ndarray, columns: list[int], guard: int | None = None, share: float = 0.0) -> Fusion:
-        """The fusion whose benign images have the scores `benign` (n_select, S), in any order."""
-        components = np.sort(benign.astype(np.float64), axis=0)
-        fused = np.sort(fisher(component_p(components[:, columns], benign[:, columns])))
-        return cls(components, fused, columns, guard, share)
+    def fit(cls, benign: np.ndarray, names: Sequence[str], fused: Sequence[str], guard: Guard | None = None) -> Fusion:
+        """The fusion whose benign images have the scores `benign` (n_select, S), in any order, of these `names`."""
+        columns = [names.index(name) for name in fused]
+        combined = fisher(component_p(np.sort(benign[:, columns], axis=0), benign[:, columns]))
+        return cls.of(np.sort(benign.astype(np.float64), axis=0), np.sort(combined), names, fused, guard)
+
+    @classmethod
+    def of(
+        cls,
+        components: np.ndarray,
+        combined: np.ndarray,
+        names: Sequence[str],
+        fused: Sequence[str],
+        guard: Guard | None = None,
+    ) -> Fusion:
+        """The fusion of ascending benign `components` and Fisher statistics `combined`."""
+        columns = [names.index(name) for name in fused]
+        return cls(components, combined, columns, guard, -1 if guard is None else names.index(guard.score))
 
     def statistic(self, scores: np.ndarray) -> np.ndarray:
-        """-T (N,) of graph scores (N, S), larger is more unusual; T = min(p_fused / (1 - share), p_guard / share).
+        """-T (N,) of graph scores (N, S), larger is more unusual.
 
+        T is the lowest level whose budget, as the guard's shares divide it, the fused p-value or the guard's exhausts.
         Fisher's statistic adds evidence up, so that calm scores pay for an objection of the guard; a minimum does not.
         """
-        p = conformal_p(self.fisher, fisher(component_p(self.components[:, self.columns], scores[:, self.columns])))
+        level = tail_p(self.fisher, fisher(component_p(self.components[:, self.columns], scores[:, self.columns])))
         if self.guard is not None:
-            objection = conformal_p(self.components[:, self.guard], scores[:, self.guard])
-            p = np.minimum(p / (1 - self.share), objection / self.share)
-        return np.asarray(-p)
+            g, objection = self.guard, tail_p(self.components[:, self.objecting], scores[:, self.objecting])
+            level = np.minimum(
+                _level(level, 1 - g.share_below, 1 - g.share, g.knee), _level(objection, g.share_below, g.share, g.knee)
+            )
+        return np.asarray(-level)
+
+    def limits(self, level: float) -> tuple[float, float]:
+        """Fisher's statistic and guard score below which T stays above `level`; infinite without a guard."""
+        if self.guard is None:
+            return _score_at(self.fisher, level), np.inf
+        low, high = min(level, self.guard.knee), max(level - self.guard.knee, 0.0)
+        objection = self.guard.share_below * low + self.guard.share * high
+        return _score_at(self.fisher, level - objection), _score_at(self.components[:, self.objecting], objection)
+
+
+def _level(p: np.ndarray, below: float, above: float, knee: float) -> np.ndarray:
+    """The level at which a share `below` of it up to `knee`, and `above` beyond, comes to `p` (N,)."""
+    return np.where(p <= below * knee, p / below, knee + (p - below * knee) / above)
+
+
+def _score_at(benign: np.ndarray, p: float) -> float:
+    """The score at which `tail_p` falls to `p`, by bisection."""
+    low, high = float(benign[0]), float(benign[-1]) + 100 * float(benign[-1] - benign[0]) + 1.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail_p(benign, np.array([middle]))[0] > p else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)
@@ -88,11 +142,9 @@ class Judge:
 
         self.calibration = calibration
         self.alpha = manifest.policy.alpha if alpha is None else alpha
-        self.fusion = Fusion(
-            array("components"), array("fisher"), [manifest.scores.index(name) for name in calibration.fused],
-            None if calibration.guard is None else manifest.scores.index(calibration.guard),
-            calibration.guard_share or 0.0,
-        )  # fmt: skip
+        self.fusion = Fusion.of(
+            array("components"), array("fisher"), manifest.scores, calibration.fused, calibration.guard
+        )
         self._names = manifest.scores
         self._layers = [layer.name for layer in manifest.layers]
         self._fused = array("fused")
@@ -121,6 +173,11 @@ class Judge:
         if self.calibration.cascade is None:
             raise ValueError(f"calibration {self.calibration.key} has no cascade")
         return self.calibration.cascade
+
+    def level(self, alpha: float) -> float:
+        """The T (see `Fusion`) above which an image is not flagged at `alpha`."""
+        allowed = round(self.cutoff(alpha) * (len(self._fused) + 1)) - 1  # benign images at least as unusual
+        return float(-self._fused[len(self._fused) - 1 - allowed])
 
     def screen(self, screen_scores: np.ndarray) -> np.ndarray:
         """Which images (N,) of the part `screen`, scores (N, S1), need the full verdict; the others are benign."""

@@ -25,6 +25,7 @@ from gateway.bundle import (
     MANIFEST,
     Bundle,
     GraphSpec,
+    Guard,
     InputSpec,
     Manifest,
     MonitoredLayer,
@@ -36,11 +37,12 @@ from gateway.bundle import (
     graphs_sha256,
     hash_files,
     load_bundle,
+    read_manifest,
     write_manifest,
 )
 from gateway.engine import Engine
 from training.attacks.pgd import pgd
-from training.calibrate import ALPHAS, benign_scores, calibrate
+from training.calibrate import ALPHAS, GUARD, benign_scores, calibrate
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants, sensitive_neurons
 from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
@@ -53,7 +55,7 @@ from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import graph_specs, split_parts, write_parts
 from training.models.resnet import SmallResNet
 from training.modes import frozen, seeded
-from training.networks import NETWORKS, save_networks
+from training.networks import NETWORKS, ROLES, load_networks, save_networks
 from training.recipe import Recipe, load_recipe, read_yaml, validate
 from training.trainer import Trainer, load_run, to_tensor
 
@@ -85,6 +87,8 @@ class BundleRecipe(BaseModel):
     standard: str
     companion: str
     fused: list[str] = Field(default=list(SCORES), min_length=1, description="scores that Fisher's statistic combines")
+    guard: Guard | None = Field(GUARD, description="the score whose objection no other outweighs; null: none")
+    screened_by: list[str] = Field(list(SCREEN_SCORES), description="scores by which the cascade screens; []: none")
     policy: Policy = Policy()
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()
@@ -93,9 +97,12 @@ class BundleRecipe(BaseModel):
 def load_bundle_recipe(path: Path) -> BundleRecipe:
     """Read and validate; `RecipeError` names the key that is wrong."""
     recipe = validate(BundleRecipe, read_yaml(path), path)
-    unknown = set(recipe.fused) - set(SCORES)
-    if unknown:
-        raise RecipeError(f"{path}: fused: unknown scores {sorted(unknown)}; there are {', '.join(SCORES)}")
+    named = {"fused": (recipe.fused, SCORES), "screened_by": (recipe.screened_by, SCREEN_SCORES)}
+    if recipe.guard:
+        named["guard"] = ([recipe.guard.score], SCORES)
+    for key, (names, known) in named.items():
+        if unknown := set(names) - set(known):
+            raise RecipeError(f"{path}: {key}: unknown scores {sorted(unknown)}; there are {', '.join(known)}")
     for name in ("alpha", "gate_alpha"):
         if getattr(recipe.policy, name) not in ALPHAS:
             calibrated = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
@@ -103,11 +110,21 @@ def load_bundle_recipe(path: Path) -> BundleRecipe:
     return recipe
 
 
-def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, force: bool = False) -> Bundle:
+def build(
+    config: Path,
+    out: Path,
+    *,
+    runs: Path,
+    networks: Path | None = None,
+    card: bool = True,
+    report: Report | None = None,
+    force: bool = False,
+) -> Bundle:
     """Build the bundle that `config` describes into `out` and return it as the gateway loads it.
 
-    Raises `TrainingError` (its subclasses name the cause); `out` is replaced only by a finished bundle, and only if
-    `force`.
+    `networks` is a bundle's `networks.safetensors`: its networks are taken and nothing is trained. Without `card` the
+    attacks are left to `palisade evaluate`. Raises `TrainingError` (its subclasses name the cause); `out` is replaced
+    only by a finished bundle, and only if `force`.
     """
     report = report or Silent()
     recipe = load_bundle_recipe(config)
@@ -115,15 +132,20 @@ def build(config: Path, out: Path, *, runs: Path, report: Report | None = None, 
         raise TrainingError(f"{out} exists; choose another --out or pass --force")
     if out.exists() and not (out / MANIFEST).is_file():
         raise TrainingError(f"{out} is not a bundle and would be lost; --force replaces bundles alone")
-    recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ("standard", "companion")}
+    recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ROLES}
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"])
-    networks = {
-        role: train(recipes[role], data, runs=runs, report=report.training) for role in ("standard", "companion")
-    }
+    if networks is not None:
+        models = {role: recipes[role].model for role in ROLES}
+        made = load_networks(networks, models, classes=len(data.classes), channels=data.train.x.shape[3])
+    else:
+        made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     with draft_of(out) as draft:
-        _assemble(draft, recipe, recipes, networks, data, report)
+        _assemble(draft, recipe, recipes, made, data, report)
+        if card:
+            write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step))
+            write_manifest(draft, read_manifest(draft))
     return load_bundle(out)
 
 
@@ -183,7 +205,7 @@ def _assemble(
     )
     calibration = calibrate(
         scores, names=SCORES, fused=recipe.fused, provider="cpu", out=folder,
-        graphs_sha256=graphs_sha256(hash_files(folder)),
+        graphs_sha256=graphs_sha256(hash_files(folder)), guard=recipe.guard, screened_by=recipe.screened_by,
     )  # fmt: skip
     sensitive = _sensitive(standard, data)
     manifest = Manifest(
@@ -203,7 +225,8 @@ def _assemble(
         companion=True,
         calibrations=[calibration],
         policy=recipe.policy,
-        training={role: recipes[role].model_dump(mode="json") for role in recipes},
+        training={role: recipes[role].model_dump(mode="json") for role in recipes}
+        | {"evaluation": recipe.evaluation.model_dump(mode="json")},
         data=data.describe(),
         software={
             "python": platform.python_version(),
@@ -218,8 +241,6 @@ def _assemble(
     bundle = load_bundle(folder)
     report.step("samples", 0, 1)
     write_samples(bundle, data, seed=recipe.evaluation.seed, count=recipe.samples)
-    write_manifest(folder, manifest)
-    write_card(folder, evaluate(load_bundle(folder), data, recipe.evaluation, report.step))
     write_manifest(folder, manifest)
 
 
@@ -249,16 +270,13 @@ def _sensitive(network: SmallResNet, data: Dataset, pairs: int = 256) -> dict[st
 
 
 def recipe_of(bundle: Bundle) -> tuple[Recipe, Evaluation]:
-    """The data recipe and evaluation settings that a shipped bundle was made with, from its manifest and card."""
-    card = bundle.card()
-    if card is None:
-        raise TrainingError(f"{bundle.path}: the bundle has no card")
+    """The data recipe and evaluation settings that a bundle was made with, from its manifest."""
+    training = bundle.manifest.training
     try:
-        recipe = Recipe.model_validate(bundle.manifest.training["standard"])
-        return recipe, Evaluation.model_validate(card["settings"])
+        return Recipe.model_validate(training["standard"]), Evaluation.model_validate(training["evaluation"])
     except (KeyError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"{bundle.path}: manifest and card do not say how it was made: {reason}") from None
+        raise TrainingError(f"{bundle.path}: the manifest does not say how it was made: {reason}") from None
 
 
 def same_data(bundle: Bundle, data: Dataset) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from gateway.bundle import Calibration, Cascade, Cutoff, InputSpec
+from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec
 from gateway.engine import Engine, GraphOutputs
 from gateway.verdict import Fusion, component_p, fisher
 from training.data import Dataset, Split
@@ -27,6 +27,7 @@ ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
 GOES_ON = 0.13
+GUARD = Guard(score="companion_margin", share_below=0.2, share=0.9, knee=0.005)
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,8 +58,7 @@ def calibrate(
     provider: str,
     graphs_sha256: str,
     out: Path,
-    guard: str | None = None,
-    guard_share: float | None = None,
+    guard: Guard | None = None,
     screened_by: Sequence[str] = (),
     goes_on: float = GOES_ON,
     seed: int = 0,
@@ -66,16 +66,14 @@ def calibrate(
 ) -> Calibration:
     """Write `calibration.npz` into `out` and return its entry of the manifest.
 
-    `fused` names the scores that Fisher's statistic combines, `guard` the one that nothing outweighs, `screened_by`
-    those by which the cascade lets all but the share `goes_on` of benign images off. Raises `TrainingError` with fewer
-    than 20 images or 2 groups.
+    `fused` names the scores that Fisher's statistic combines, `screened_by` those by which the cascade lets all but the
+    share `goes_on` of benign images off. Raises `TrainingError` with fewer than 20 images or 2 groups.
     """
     select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
     n, groups = len(scores.groups), len(np.unique(scores.groups))
     if n < 20 or groups < 2 or len(select) < 20:
         raise TrainingError(f"calibration needs 20 images in 2 groups, has {n} in {groups}")
-    columns = [list(names).index(name) for name in fused]
-    fusion = Fusion.fit(select, columns, None if guard is None else list(names).index(guard), guard_share or 0.0)
+    fusion = Fusion.fit(select, names, fused, guard)
     statistic = fusion.statistic(benign)
     effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
     arrays = {
@@ -86,7 +84,7 @@ def calibrate(
     }
     cascade = None
     if screened_by:
-        screened = [list(names).index(name) for name in screened_by]
+        screened = [names.index(name) for name in screened_by]
         screen = fisher(component_p(fusion.components[:, screened], benign[:, screened]))
         threshold = float(np.quantile(screen, 1 - goes_on, method="higher"))
         on = screen >= threshold
@@ -105,7 +103,6 @@ def calibrate(
             "graphs_sha256": graphs_sha256,
             "fused": list(fused),
             "guard": guard,
-            "guard_share": guard_share,
             "cutoffs": _cutoffs(n, effect),
             "cascade": cascade,
             "n": n,

@@ -139,16 +139,19 @@ def build(
     config: Annotated[Path, typer.Argument(help="Bundle recipe, for example training/configs/gtsrb/bundle.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle, for example models/gtsrb.")],
     runs: Runs = Path("runs"),
+    networks: Annotated[
+        Path | None, typer.Option(help="Take the networks of this networks.safetensors and train none.")
+    ] = None,
+    card: Annotated[bool, typer.Option(help="Attack the bundle and write its card; else `evaluate` does.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     threads: Threads = None,
 ) -> None:
     """From data to a bundle that the gateway serves: train, export, calibrate, attack, write the card."""
     _threads(threads)
     with _bars() as bars:
-        bundle = build_bundle(config, out, runs=runs, report=bars, force=force)
-    console.print(
-        f"{out}: {bundle.name} {bundle.version}, card in {out / 'card.md'}; serve it: palisade serve --models {out}"
-    )
+        bundle = build_bundle(config, out, runs=runs, networks=networks, card=card, report=bars, force=force)
+    done = f"card in {out / 'card.md'}" if card else f"no card yet: palisade evaluate {out}"
+    console.print(f"{out}: {bundle.name} {bundle.version}, {done}; serve it: palisade serve --models {out}")
 
 
 @app.command()

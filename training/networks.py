@@ -6,6 +6,8 @@ are in the manifest. Serving never reads it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ from training.models import ModelSpec, build_model
 from training.models.resnet import SmallResNet
 
 NETWORKS = "networks.safetensors"
+ROLES = ("standard", "companion")
 
 
 def save_networks(path: Path, *, standard: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
@@ -35,19 +38,33 @@ def save_networks(path: Path, *, standard: SmallResNet, companion: SmallResNet, 
 def load_defence(bundle: Bundle) -> DefenceGraph:
     """The bundle's defence graph in torch, BatchNorm folded as in the served one; `TrainingError` if it ships none."""
     path, manifest = bundle.path / NETWORKS, bundle.manifest
-    try:
+    with _rebuilding(path):
+        models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in ROLES}
+        networks = load_networks(path, models, classes=len(manifest.classes), channels=manifest.input.channels)
+        constants = Constants(**_below(load_file(path), "constants/"))
+    return DefenceGraph(folded(networks["standard"]), folded(networks["companion"]), constants)
+
+
+def load_networks(
+    path: Path, models: Mapping[str, ModelSpec], *, classes: int, channels: int
+) -> dict[str, SmallResNet]:
+    """Both networks of a bundle's file, by role, BatchNorm and all; `TrainingError` if they are not such `models`."""
+    networks = {}
+    with _rebuilding(path):
         tensors = load_file(path)
-        networks = {}
-        for role in ("standard", "companion"):
-            spec = ModelSpec.model_validate(manifest.training[role]["model"])
-            channels = manifest.input.channels
-            network = build_model(spec, classes=len(manifest.classes), mean=[0.0] * channels, std=[1.0] * channels)
+        for role in ROLES:
+            network = build_model(models[role], classes=classes, mean=[0.0] * channels, std=[1.0] * channels)
             network.load_state_dict(_below(tensors, role + "/"))
-            networks[role] = folded(network)
-        constants = Constants(**_below(tensors, "constants/"))
+            networks[role] = network.eval()
+    return networks
+
+
+@contextmanager
+def _rebuilding(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot rebuild the networks: {str(error).splitlines()[0]}") from None
-    return DefenceGraph(networks["standard"], networks["companion"], constants)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.bundle import load_bundle
-from gateway.verdict import Judge, component_p, conformal_p, fisher
+from gateway.bundle import Guard, load_bundle
+from gateway.verdict import Fusion, Judge, component_p, conformal_p, fisher, tail_p
 
 
 def test_conformal_p_by_hand() -> None:
@@ -68,3 +70,74 @@ def test_judge_refuses_an_alpha_that_was_not_calibrated(bundle_folder: Path) -> 
     bundle = load_bundle(bundle_folder)
     with pytest.raises(ValueError, match=r"0\.02 \(has 0\.01, 0\.05, 0\.1\)"):
         Judge(bundle, bundle.calibration("cpu"), alpha=0.02)
+
+
+def test_tail_p_is_conformal_below_and_falls_on_above() -> None:
+    benign = np.sort(np.random.default_rng(0).exponential(size=1000))
+    below, beyond = np.linspace(0, benign[949], 50), benign[-1] + np.array([0.0, 1.0, 5.0])
+    np.testing.assert_array_equal(tail_p(benign, below), conformal_p(benign, below))
+    grid = tail_p(benign, np.linspace(0, 20, 500))
+    assert (np.diff(grid) <= 0).all()
+    assert (np.diff(tail_p(benign, beyond)) < 0).all()
+    assert tail_p(benign, beyond)[1] == pytest.approx(np.exp(-beyond[1]), rel=1.0)
+
+
+GUARDS = st.builds(
+    Guard, score=st.just("c"), share_below=st.floats(0.05, 0.95), share=st.floats(0.05, 0.95),
+    knee=st.floats(0.001, 0.2),
+)  # fmt: skip
+BENIGN = np.random.default_rng(3).normal(size=(800, 3))
+
+
+@settings(deadline=None)
+@given(GUARDS, st.floats(-6, 6), st.floats(-6, 6), st.floats(0.0005, 0.2), st.floats(0.01, 5))
+def test_no_calm_score_pays_for_the_guards_objection(guard: Guard, a: float, b: float, level: float, by: float) -> None:
+    """Beyond the guard's limit an image is at least as unusual as the level, whatever the other scores say."""
+    fusion = Fusion.fit(BENIGN, ["a", "b", "c"], ["a", "b"], guard)
+    _, objection = fusion.limits(level)
+    loud, calm = np.array([[a, b, objection + by]]), np.array([[-6.0, -6.0, objection - by]])
+    assert -fusion.statistic(loud)[0] <= level * (1 + 1e-9)
+    assert -fusion.statistic(calm)[0] >= level * (1 - 1e-9)
+
+
+def test_without_a_guard_calm_scores_do_pay() -> None:
+    """What the guard is for: Fisher's sum lets two calm scores outweigh an objection that none of 800 images has."""
+    fusion = Fusion.fit(BENIGN, ["a", "b", "c"], ["a", "b", "c"])
+    guarded = Fusion.fit(
+        BENIGN, ["a", "b", "c"], ["a", "b", "c"], Guard(score="c", share_below=0.5, share=0.5, knee=0.01)
+    )
+    attack = np.array([[-6.0, -6.0, 5.0]])
+    assert -fusion.statistic(attack)[0] > 0.02
+    assert -guarded.statistic(attack)[0] < 0.001
+
+
+def test_guarded_p_values_stay_valid() -> None:
+    rng = np.random.default_rng(5)
+
+    def scores(n: int) -> np.ndarray:
+        shared = rng.normal(size=(n, 1))
+        return shared + 0.5 * rng.normal(size=(n, 3))
+
+    fusion = Fusion.fit(
+        scores(1000), ["a", "b", "c"], ["a", "b"], Guard(score="c", share_below=0.2, share=0.9, knee=0.005)
+    )
+    benign = np.sort(fusion.statistic(scores(2000)))
+    p = conformal_p(benign, fusion.statistic(scores(20_000)))
+    for alpha in (0.01, 0.05, 0.2):
+        assert (p <= alpha).mean() == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / 2000))
+
+
+def test_the_composite_keeps_its_rate(bundle_folder: Path) -> None:
+    """Screened images are never flagged; of the others as many as the cutoff allows among all."""
+    bundle = load_bundle(bundle_folder)
+    judge = Judge(bundle, bundle.calibration("cpu"))
+    share = np.random.default_rng(9).uniform(0.0, 0.02, 20_000)
+    scores = np.outer(share, [1.0, 10.0, 1.0])
+    on = judge.screen(scores[:, :2])
+    assert on.mean() == pytest.approx(0.2, abs=0.05)
+    p = np.where(on, judge.p_values(scores, cascade=True), 1.0)
+    for alpha in (0.01, 0.05, 0.1):
+        cutoff = judge.cutoff(alpha, cascade=True)
+        assert (p <= cutoff).mean() == pytest.approx(cutoff, abs=4 * np.sqrt(alpha / 400))
+    flagged = [v.flagged for v in judge.judge(scores[:64], np.zeros((64, 2)), cascade=True)]
+    assert flagged == (judge.p_values(scores[:64], cascade=True) <= judge.p_cutoff).tolist()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from gateway.bundle import Guard
 from gateway.engine import GraphOutputs
-from gateway.verdict import Fusion, component_p, conformal_p, fisher
+from gateway.verdict import Fusion, component_p, conformal_p, fisher, tail_p
 from training.calibrate import ALPHAS, BenignScores, calibrate, design_effect, p_cutoff
 from training.errors import TrainingError
 
@@ -115,14 +116,14 @@ def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
     assert np.array_equal(arrays["cpu-fp32/components"], np.sort(scores.select.scores.astype(np.float64), axis=0))
     p = component_p(arrays["cpu-fp32/components"][:, [0, 2]], scores.calibrate.scores[:, [0, 2]].astype(np.float64))
-    assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(-conformal_p(arrays["cpu-fp32/fisher"], fisher(p))))
+    assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(-tail_p(arrays["cpu-fp32/fisher"], fisher(p))))
     assert arrays["cpu-fp32/layers"].shape == (200, 4)
 
 
 def test_fused_p_values_of_benign_images_are_uniform() -> None:
     rng = np.random.default_rng(0)
     select, calibrate_, fresh = (rng.standard_normal((n, 2)) @ [[1, 0.8], [0, 0.6]] for n in (2000, 2000, 4000))
-    fusion = Fusion.fit(select, [0, 1], guard=0, share=0.7)
+    fusion = Fusion.fit(select, ["a", "b"], ["a", "b"], Guard(score="a", share_below=0.5, share=0.7, knee=0.01))
     benign = np.sort(fusion.statistic(calibrate_))
     p = conformal_p(benign, fusion.statistic(fresh))
     for level in (0.01, 0.05, 0.2, 0.5):
@@ -150,3 +151,18 @@ def test_too_little_to_calibrate_on(tmp_path: Path, select: int, images: int, gr
     with pytest.raises(TrainingError, match="needs 20 images in 2 groups"):
         entry(scores, tmp_path)
     assert not (tmp_path / "calibration.npz").exists()
+
+
+def test_the_cascade_sends_its_share_on_and_keeps_the_rate(tmp_path: Path) -> None:
+    scores = BenignScores(outputs(500, 0), outputs(2000, 1), np.arange(2000))
+    made = entry(scores, tmp_path, screened_by=["a", "b"], goes_on=0.13)
+    cascade = made.cascade
+    assert cascade is not None
+    assert cascade.goes_on == pytest.approx(0.13, abs=0.002)
+    with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
+        on, fused = file["cpu-fp32/cascade"], file["cpu-fp32/fused"]
+    assert len(on) == cascade.n_on == round(cascade.goes_on * 2000)
+    assert set(on) <= set(fused)
+    # An image that goes on is less common than among all: no p-value is larger than without the screen.
+    p = (1 + len(on) - np.searchsorted(on, fused)) / 2001
+    assert (p <= conformal_p(fused, fused)).all()

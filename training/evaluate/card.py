@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.bundle import Bundle
 from gateway.pipeline import Pipeline
 from gateway.verdict import Judge
-from training.attacks.joint import Beaten, joint_attack
-from training.data import Dataset
-from training.defence.graph import DefenceGraph
+from training.attacks.joint import Beaten, Conditions, companion_says, joint_attack, screened, unflagged
+from training.data import Dataset, Split
+from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph
 from training.evaluate import measures
 from training.evaluate.served import open_pipeline
 from training.networks import load_defence
@@ -34,7 +34,7 @@ class Bound(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    figure: Literal["accuracy_answering", "accuracy_companion", "pgd50_4", "pgd50_8", "flagged_0.05"]
+    figure: Literal["accuracy_answering", "accuracy_companion", "pgd50_4", "pgd50_8", "flagged_0.05", "joint_excess_8"]
     kind: Literal["at_least", "at_most"]
     bound: float
 
@@ -61,15 +61,23 @@ FIGURES = {
     "pgd50_4": "companion under PGD-50, 4/255",
     "pgd50_8": "companion under PGD-50, 8/255",
     "flagged_0.05": "benign images flagged at alpha 5 %",
+    "joint_excess_8": "joint attack at 8/255 beyond the companion's own error, alpha 5 %",
 }
 
 
 def headline(
-    bundle: Bundle, data: Dataset, settings: Evaluation, progress: Progress, *, robust: int | None = None
+    bundle: Bundle,
+    data: Dataset,
+    settings: Evaluation,
+    progress: Progress,
+    *,
+    robust: int | None = None,
+    radii: tuple[int, ...] = (8,),
 ) -> dict[str, Any]:
-    """The figures that bounds are put on: {figure: {value, n, seed}}, plus the benign measurements they came from.
+    """The figures that bounds are put on: {figure: {value, n, seed}}, plus the measurements they came from.
 
-    `robust` limits the images of the PGD figures further than the card's own setting (a quick look).
+    `robust` limits the images that are attacked further than the card's own settings (a quick look); `radii` are those
+    of the joint attack, of 255.
     """
     pipeline, defence = open_pipeline(bundle), load_defence(bundle)
     benign, answers = measures.benign(pipeline, data.test, progress)
@@ -87,35 +95,38 @@ def headline(
         )
         figures[f"pgd50_{eps}"] = {"value": result["accuracy"], "n": count}
         pgd[f"eps_{eps}"] = result
-    return {
-        "figures": {name: figure | {"seed": settings.seed} for name, figure in figures.items()},
-        "benign": benign,
-        "companion_pgd": pgd,
-        "answers": answers,
-    }
+    found: dict[str, Any] = {"benign": benign, "companion_pgd": pgd, "answers": answers}
+    if settings.adaptive:
+        count = min(n for n in (robust, settings.adaptive, len(data.test)) if n is not None)
+        found["adaptive"] = adaptive(pipeline, defence, data.test.take(np.arange(count)), settings, radii, progress)
+        figures["joint_excess_8"] = {"value": found["adaptive"]["eps_8"]["excess_0.05"], "n": count}
+    return {"figures": {name: figure | {"seed": settings.seed} for name, figure in figures.items()}, **found}
 
 
 def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Progress) -> dict[str, Any]:
     """The whole card, as plain JSON content."""
     pipeline, defence = open_pipeline(bundle), load_defence(bundle)
-    head = headline(bundle, data, settings, progress)
+    head = headline(bundle, data, settings, progress, radii=(4, 8))
     answers = head.pop("answers")
     unaware: dict[str, Any] = {}
+    made: dict[str, tuple[np.ndarray, Split]] = {}
     attacked = measures.correct_first(answers, data.test, settings.unaware)
     for eps in (4, 8):
         name = f"PGD-{settings.steps} at {eps}/255 on the answering network"
         progress(name, 0, 1)
         images = measures.attack_answering(defence, attacked, eps=eps, steps=settings.steps, seed=settings.seed)
+        made[f"pgd_{eps}"] = images, attacked
         unaware[f"pgd_{eps}"] = measures.unaware(pipeline, images, attacked, answers, name=name, progress=progress)
     patched = measures.correct_first(answers, data.test, settings.patched)
     side = round(0.22 * bundle.manifest.input.height)
     progress("patches on the answering network", 0, 1)
     images = measures.patch_answering(defence, patched, side=side, seed=settings.seed)
+    made["patch"] = images, patched
     unaware["patch"] = {"side": side} | measures.unaware(
         pipeline, images, patched, answers, name="patched", progress=progress
     )
     card = {
-        "schema_version": 1,
+        "schema_version": 2,
         "bundle": bundle.name,
         "version": bundle.version,
         "date": datetime.now(UTC).date().isoformat(),
@@ -126,47 +137,93 @@ def evaluate(bundle: Bundle, data: Dataset, settings: Evaluation, progress: Prog
         **head,
         "unaware": unaware,
     }
+    if pipeline.can_screen:
+        card["cascade"] = measures.cascade(pipeline, data.test, made, progress)
     card["samples"] = json.loads((bundle.path / "samples" / "answers.json").read_text("utf-8"))
-    if settings.adaptive:
-        card["adaptive"] = adaptive(pipeline, defence, data, settings, progress)
     return card
 
 
 def adaptive(
-    pipeline: Pipeline, defence: DefenceGraph, data: Dataset, settings: Evaluation, progress: Progress
+    pipeline: Pipeline,
+    defence: DefenceGraph,
+    test: Split,
+    settings: Evaluation,
+    radii: Sequence[int],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """White-box joint attack on both networks and the detector: share of images answered wrong and not flagged."""
-    judge, bundle = pipeline.judge, pipeline.bundle
-    components = torch.from_numpy(bundle.arrays[f"{judge.calibration.key}/components"]).float()
-    level = components.quantile(0.5, dim=0)
-    scale = (components.quantile(0.9, dim=0) - level).clamp_min(1e-3)
-    test = data.test.take(np.arange(settings.adaptive))
+    """White-box joint attack on both networks and the detector: share of images answered wrong and not flagged.
+
+    Beside it, with the same effort: the companion attacked alone, whose error is what a flag cannot be asked to undo;
+    and the cascade, of which the attacker has to pass the screen or the verdict.
+    """
+    judge = pipeline.judge
     x, y = to_tensor(test.x), torch.from_numpy(test.y)
+    level = judge.level(max(measures.ALPHAS))
+    full = partial(_passes, judge)
     out: dict[str, Any] = {"n": len(test), "steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
-    beaten = judged_by(defence, judge)
-    for eps in (4, 8):
-        name = f"joint attack at {eps}/255"
-        won = joint_attack(
+    rates = [f"{alpha:g}" for alpha in measures.ALPHAS]
+
+    def attack(name: str, eps: int, conditions: Conditions, beaten: Beaten) -> torch.Tensor:
+        return joint_attack(
             defence, x, y, eps=eps / 255, steps=settings.adaptive_steps, targets=settings.adaptive_targets,
-            level=level, scale=scale, beaten=beaten, progress=partial(progress, name),
+            conditions=conditions, beaten=beaten, progress=partial(progress, f"{name} at {eps}/255"),
         )  # fmt: skip
-        out[f"eps_{eps}"] = {f"alpha_{a:g}": float(won[:, i].float().mean()) for i, a in enumerate(measures.ALPHAS)}
+
+    for eps in radii:
+        alone = attack("companion alone", eps, companion_says, partial(_companion_errs, defence))
+        error = float(alone[:, 0].float().mean())
+        row: dict[str, Any] = {"companion": error}
+        if pipeline.can_screen:
+            composite = partial(_passes_cascade, judge)
+            joint = attack("joint attack", eps, unflagged(judge.fusion, level), judged_by(defence, composite, full))
+            through = attack("joint attack on the screen", eps, _screen(judge), judged_by(defence, full, composite))
+            a = len(rates)
+            won = joint[:, a:] | through[:, :a]
+            lost = joint[:, :a] | through[:, a:]
+            row |= {f"cascade_{rate}": float(lost[:, i].float().mean()) for i, rate in enumerate(rates)}
+        else:
+            won = attack("joint attack", eps, unflagged(judge.fusion, level), judged_by(defence, full))
+        row |= {f"alpha_{rate}": float(won[:, i].float().mean()) for i, rate in enumerate(rates)}
+        row |= {f"excess_{rate}": row[f"alpha_{rate}"] - error for rate in rates}
+        out[f"eps_{eps}"] = row
     return out
 
 
-def judged_by(defence: DefenceGraph, judge: Judge) -> Beaten:
-    """Which images (N, A) are answered wrong and, as the gateway judges, not flagged at each of `measures.ALPHAS`."""
+def _screen(judge: Judge) -> Conditions:
+    cascade = judge.calibration.cascade
+    assert cascade is not None
+    return screened(judge.fusion, [SCORES.index(name) for name in cascade.scores], cascade.threshold)
+
+
+def _passes(judge: Judge, scores: np.ndarray) -> np.ndarray:
+    """Which images of scores (N, S) the gateway does not flag, (N, A), at each of `measures.ALPHAS`."""
     # p-values come in steps and cutoffs are some of them: in float32 a p-value at its cutoff would go unflagged.
-    cutoffs = torch.tensor([judge.cutoff(alpha) for alpha in measures.ALPHAS], dtype=torch.float64)
+    return judge.p_values(scores)[:, None] > np.array([judge.cutoff(alpha) for alpha in measures.ALPHAS])
+
+
+def _passes_cascade(judge: Judge, scores: np.ndarray) -> np.ndarray:
+    """The same for the composite of screen and verdict."""
+    on = judge.screen(scores[:, [SCORES.index(name) for name in SCREEN_SCORES]])
+    cutoffs = np.array([judge.cutoff(alpha, cascade=True) for alpha in measures.ALPHAS])
+    return ~on[:, None] | (judge.p_values(scores, cascade=True)[:, None] > cutoffs)
+
+
+def judged_by(defence: DefenceGraph, *rules: Callable[[np.ndarray], np.ndarray]) -> Beaten:
+    """Which images (N, sum of A) are answered wrong and pass each rule, (N, S) -> (N, A), in turn."""
 
     def beaten(adv: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             logits, taps = defence.network.taps(adv)
             scores, _ = defence.detector_scores(adv, logits, taps, defence.companion(adv))
-        p = torch.from_numpy(judge.p_values(scores.numpy()))
-        return (logits.argmax(1) != label)[:, None] & (p[:, None] > cutoffs)
+        passed = torch.from_numpy(np.concatenate([rule(scores.numpy()) for rule in rules], axis=1))
+        return (logits.argmax(1) != label)[:, None] & passed
 
     return beaten
+
+
+def _companion_errs(defence: DefenceGraph, adv: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return (defence.companion(adv).argmax(1) != label)[:, None]
 
 
 def check(figures: dict[str, Any], bounds: list[Bound]) -> list[dict[str, Any]]:
@@ -256,15 +313,19 @@ def markdown(card: dict[str, Any]) -> str:
                 f"{found['steps']} steps, n = {found['n']}): share of images answered wrong **and not flagged**."
             ),
             "",
-            "| eps | alpha 1 % | alpha 5 % |",
-            "| --- | --- | --- |",
-            *(
-                f"| {name[4:]}/255 | {_percent(found[name]['alpha_0.01'])} | {_percent(found[name]['alpha_0.05'])} |"
-                for name in ("eps_4", "eps_8")
+            "| eps | attacked | alpha 1 % | alpha 5 % |",
+            "| --- | --- | --- | --- |",
+            *(row for name in ("eps_4", "eps_8") for row in _adaptive_rows(name[4:], found[name])),
+            "",
+            (
+                "`companion alone`: the same attack with the companion's answer as its only condition; a wrong answer "
+                "that the companion shares cannot be told by its objection."
             ),
             "",
             "A stronger attack may find more. This is the figure to plan with.",
         ]
+    if "cascade" in card:
+        lines += _cascade(card["cascade"])
     if "samples" in card:
         lines += [
             "",
@@ -284,6 +345,34 @@ def markdown(card: dict[str, Any]) -> str:
             ),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _adaptive_rows(eps: str, row: dict[str, float]) -> list[str]:
+    systems = [("all together", "alpha_0.01", "alpha_0.05"), ("companion alone, same effort", "companion", "companion")]
+    if "cascade_0.05" in row:
+        systems.append(("all behind the cascade", "cascade_0.01", "cascade_0.05"))
+    return [f"| {eps}/255 | {name} | {_percent(row[one])} | {_percent(row[five])} |" for name, one, five in systems]
+
+
+def _cascade(found: dict[str, Any]) -> list[str]:
+    return [
+        "",
+        "## Behind the cascade",
+        "",
+        (
+            f"Off unless it is switched on. The screen lets {_percent(found['screened'])} of benign test images off "
+            f"(n = {found['n']:,}); the composite flags {_percent(found['flagged']['0.01'])} of them at alpha 1 %, "
+            f"{_percent(found['flagged']['0.05'])} at 5 %."
+        ),
+        "",
+        "| attack on the answering network | fooled | let off by the screen | flagged, alpha 1 % | alpha 5 % |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | {row['fooled']} | {_percent(row['screened'])} | {_percent(row['alpha_0.01'])} "
+            f"| {_percent(row['alpha_0.05'])} |"
+            for name, row in found["attacks"].items()
+        ),
+    ]
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

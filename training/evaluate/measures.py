@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,35 @@ def benign(pipeline: Pipeline, test: Split, progress: Progress) -> tuple[dict[st
     }, answers
 
 
-def flags(pipeline: Pipeline, p_value: np.ndarray, alpha: float) -> np.ndarray:
+def flags(pipeline: Pipeline, p_value: np.ndarray, alpha: float, *, cascade: bool = False) -> np.ndarray:
     """Which p-values (N,) the gateway flags at `alpha`."""
-    return p_value <= pipeline.judge.cutoff(alpha)
+    return p_value <= pipeline.judge.cutoff(alpha, cascade=cascade)
+
+
+def cascade(pipeline: Pipeline, test: Split, attacked: dict[str, tuple[np.ndarray, Split]], progress: Progress) -> Any:
+    """The composite of screen and verdict: what it lets off, what it flags wrongly, and which attacks it finds.
+
+    `attacked` are uint8 images (N, H, W, C) by attack with the split that they were made of; those that fool the
+    answering network count.
+    """
+
+    def served(name: str, images: np.ndarray) -> Served:
+        return serve(pipeline, images, partial(progress, f"cascade: {name}"), cascade=True)
+
+    answers = served("clean test images", test.x)
+    out: dict[str, Any] = {
+        "n": len(test),
+        "screened": float(answers.screened.mean()),
+        "flagged": {f"{a:g}": float(flags(pipeline, answers.p_value, a, cascade=True).mean()) for a in ALPHAS},
+        "attacks": {},
+    }
+    for name, (images, split) in attacked.items():
+        answers = served(name, images)
+        fooled = answers.raw != split.y
+        out["attacks"][name] = {"fooled": int(fooled.sum()), "screened": _share(answers.screened, fooled)} | {
+            f"alpha_{a:g}": _share(flags(pipeline, answers.p_value, a, cascade=True), fooled) for a in ALPHAS
+        }
+    return out
 
 
 def robust_accuracy(

@@ -1,9 +1,9 @@
-"""What the gateway answers to a set of images, image by image through its own pipeline."""
+"""What the gateway answers to a set of images, in batches through its own pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -11,14 +11,17 @@ from gateway.bundle import Bundle
 from gateway.engine import Engine
 from gateway.pipeline import Decision, Pipeline
 from gateway.verdict import Judge
-from training.scoring import png
+from training.scoring import batches, png
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Served:
-    """Answers to N images: raw, served and companion labels (N,), p-values (N,), and what neutralisation did."""
+    """Answers to N images: raw, served and companion labels (N,), p-values (N,), and what neutralisation did.
+
+    Through the cascade, `screened` images have the p-value 1; those of the others are the composite's.
+    """
 
     raw: np.ndarray
     served: np.ndarray
@@ -27,6 +30,7 @@ class Served:
     confidence: np.ndarray
     neutralised: np.ndarray
     after: np.ndarray
+    screened: np.ndarray
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -38,18 +42,26 @@ def open_pipeline(bundle: Bundle) -> Pipeline:
     return Pipeline(bundle, engine, Judge(bundle, bundle.calibration("cpu")), action="sanitize")
 
 
-def serve(pipeline: Pipeline, images: np.ndarray, progress: Progress = lambda _done, _total: None) -> Served:
-    """Send uint8 images (N, H, W, C) as PNG through `pipeline`."""
+def serve(
+    pipeline: Pipeline,
+    images: np.ndarray,
+    progress: Progress = lambda _done, _total: None,
+    *,
+    cascade: bool = False,
+    batch: int = 64,
+) -> Served:
+    """Send uint8 images (N, H, W, C) as PNG through `pipeline`, with `cascade` through its screen first."""
     rows = []
-    for number, image in enumerate(images, 1):
-        rows.append(_row(pipeline.decide(png(image))))
-        if number % 50 == 0 or number == len(images):
-            progress(number, len(images))
-    columns = list(zip(*rows, strict=True)) or [()] * 7
+    for some in batches(images, batch):
+        decoded = [pipeline.decode(png(image)) for image in some]
+        decisions = pipeline.decide_images(decoded, explain=False, screening="on" if cascade else "off")
+        rows += [_row(decision) for decision in decisions]
+        progress(len(rows), len(images))
+    columns = list(zip(*rows, strict=True)) or [()] * len(fields(Served))
     return Served(*(np.asarray(column) for column in columns))
 
 
-def _row(decision: Decision) -> tuple[int, int, int, float, float, bool, int]:
+def _row(decision: Decision) -> tuple[int, int, int, float, float, bool, int, bool]:
     """`after` is the neutralised prediction where there is one (served or not), else the raw one."""
     raw, changed = decision.raw, decision.neutralized
     return (
@@ -60,4 +72,5 @@ def _row(decision: Decision) -> tuple[int, int, int, float, float, bool, int]:
         raw.prediction.probability,
         changed is not None,
         changed.result.prediction.index if changed else raw.prediction.index,
+        decision.stage == "screen",
     )

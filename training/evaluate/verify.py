@@ -29,6 +29,8 @@ def verify(bundle: Bundle, progress: Progress, *, robust: int | None = None) -> 
     for row in rows:
         told = card["figures"][row["figure"]]
         row["card"] = told["value"]
-        row["agrees"] = told["n"] != row["n"] or abs(told["value"] - row["value"]) <= TOLERANCE
+        # Of few images, one or two may fall on the other side.
+        tolerance = max(TOLERANCE, 2.5 / row["n"])
+        row["agrees"] = told["n"] != row["n"] or abs(told["value"] - row["value"]) <= tolerance
         row["pass"] = row["pass"] and row["agrees"]
     return rows

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gateway.bundle import Guard
+from gateway.verdict import Fusion
 from tests.training.toy import Linear
-from training.attacks.joint import joint_attack
+from training.attacks.joint import companion_says, joint_attack, screened, unflagged
 from training.attacks.margin import margin
 from training.modes import seeded
 
-LEVEL, SCALE = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5])
+LEVEL = torch.tensor([1.0, 1.0])
+BENIGN = np.linspace([0.0, 0.0], [1.5, 1.5], 400)
+FUSION = Fusion.fit(BENIGN, ["a", "b"], ["a", "b"])
 SHAPE = (3, 4, 4)
 
 
@@ -55,7 +60,7 @@ def wrong(defence: Defence, rates: int = 1):
 
 
 def attack(defence: Defence, x: Tensor, y: Tensor, beaten, *, eps: float = 0.05, **changed: object) -> Tensor:
-    settings = {"steps": 20, "targets": 1, "level": LEVEL, "scale": SCALE} | changed
+    settings = {"steps": 20, "targets": 1, "conditions": unflagged(FUSION, 0.3)} | changed
     return joint_attack(defence, x, y, eps=eps, beaten=beaten, **settings)
 
 
@@ -140,3 +145,39 @@ def test_more_targets_than_classes_are_tried_once_each(weight: Tensor, images) -
     """Two classes leave one target; asking for three is no error and finds the same."""
     defence, (x, y) = Defence(weight), images
     assert torch.equal(attack(defence, x, y, wrong(defence), targets=3), attack(defence, x, y, wrong(defence)))
+
+
+def test_the_companion_alone_is_moved_by_its_own_condition(weight: Tensor, images) -> None:
+    defence, (x, y) = Defence(weight), images
+
+    def errs(adv: Tensor, label: Tensor) -> Tensor:
+        return (defence.companion(adv).argmax(1) != label)[:, None]
+
+    expected = margin(defence.companion(x + 0.02 * (weight[1 - y] - weight[y]).view_as(x).sign()), y) < 0
+    won = attack(defence, x, y, errs, eps=0.02, conditions=companion_says)
+    assert 0 < won.sum() < len(x)
+    assert torch.equal(won[:, 0], expected)
+
+
+def test_hinges_are_zero_just_where_the_system_does_not_object() -> None:
+    """The fused limit and the guard's, as `Fusion` draws them: no hinge below both, one for each that is crossed."""
+    fusion = Fusion.fit(BENIGN, ["a", "b"], ["a"], Guard(score="b", share_below=0.5, share=0.8, knee=0.01))
+    level = 0.1
+    _, objection = fusion.limits(level)
+    target = torch.zeros(4, dtype=torch.long)
+    answered = torch.tensor([[1.0, 0.0]]).expand(4, -1)
+    companion = torch.tensor([[-objection + 0.2, 0.0], [-objection + 0.05, 0.0]]).repeat(2, 1)
+    scores = torch.tensor([[0.5, 0.0], [0.5, 0.0], [1.6, 0.0], [1.6, 0.0]])
+    hinges = torch.stack(unflagged(fusion, level)(answered, companion, scores, target))
+    assert (hinges > 0).tolist() == [[False] * 4, [False, False, True, True], [False, True, False, True]]
+    calm, loud = fusion.statistic(np.array([[0.5, objection - 0.01], [0.5, objection + 0.01]]))
+    assert -calm > level > -loud
+    assert fusion.statistic(np.array([[1.6, 0.0]]))[0] > -level
+
+
+def test_the_screens_conditions_are_met_below_its_threshold() -> None:
+    answered = torch.tensor([[1.0, 0.0]])
+    target = torch.zeros(1, dtype=torch.long)
+    for score, met in ((0.1, True), (1.6, False)):
+        hinges = screened(FUSION, [0, 1], 5.0)(answered, answered, torch.full((1, 2), score), target)
+        assert (sum(hinges) == 0).item() is met

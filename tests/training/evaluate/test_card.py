@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from tests.training.toy import CLASSES, SIDE
-from training.evaluate.card import FIGURES, Bound, Evaluation, check, judged_by, markdown, write_card
+from training.evaluate.card import FIGURES, Bound, Evaluation, _passes, check, judged_by, markdown, write_card
 
 VALUES = {
     "accuracy_answering": 0.98, "accuracy_companion": 0.96, "pgd50_4": 0.7, "pgd50_8": 0.5, "flagged_0.05": 0.06,
+    "joint_excess_8": 0.01,
 }  # fmt: skip
 FIGURE_ROWS = {name: {"value": value, "n": 1000, "seed": 0} for name, value in VALUES.items()}
 
@@ -60,17 +62,25 @@ def test_the_page_has_every_bound_and_marks_the_missed_one() -> None:
 def test_tables_are_whole() -> None:
     """Rows of as many cells as their heading, whichever attacks were run."""
     found = {"n": 5, "steps": 3, "targets": 1} | {
-        f"eps_{eps}": {"alpha_0.01": eps / 100, "alpha_0.05": eps / 200} for eps in (4, 8)
+        f"eps_{eps}": {"alpha_0.01": eps / 100, "alpha_0.05": eps / 200, "companion": eps / 400} for eps in (4, 8)
     }
+    found["eps_8"] |= {"cascade_0.01": 0.5, "cascade_0.05": 0.25}
+    behind = {
+        "n": 1000, "screened": 0.87, "flagged": {"0.01": 0.008, "0.05": 0.041},
+        "attacks": {"pgd_4": {"fooled": 8, "screened": 0.0, "alpha_0.01": 1.0, "alpha_0.05": 1.0}},
+    }  # fmt: skip
     without = markdown(card([]))
-    page = markdown(card([Bound(figure="flagged_0.05", kind="at_most", bound=0.075)], adaptive=found))
+    page = markdown(card([Bound(figure="flagged_0.05", kind="at_most", bound=0.075)], adaptive=found, cascade=behind))
     for table in page.split("\n\n"):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1, table
     assert "| benign images flagged at alpha 5 % | 6.0 % | <= 7.5 % | yes | 1,000 |" in page
     assert "| patch 7x7 | 10 | 8 | 1 % | 1.0 % | 50.0 % | - | 12.5 % | 25.0 % |" in page
     assert "| PGD-50, 4/255 |" in page
-    assert "| 8/255 | 8.0 % | 4.0 % |" in page
+    assert "| 8/255 | all together | 8.0 % | 4.0 % |" in page
+    assert "| 8/255 | companion alone, same effort | 2.0 % | 2.0 % |" in page
+    assert "| 8/255 | all behind the cascade | 50.0 % | 25.0 % |" in page
+    assert "| pgd_4 | 8 | 0.0 % | 100.0 % | 100.0 % |" in page
     assert "wrong one on 0.15 %." in page
     assert "knows everything" not in without
 
@@ -87,7 +97,7 @@ def test_a_p_value_at_its_cutoff_is_flagged_as_in_the_gateway(defence) -> None:
 
     x = torch.rand(4, 3, SIDE, SIDE)
     right = defence.network(x).argmax(1)
-    beaten = judged_by(defence, AtCutoff())
+    beaten = judged_by(defence, partial(_passes, AtCutoff()))
     assert beaten(x, (right + 1) % CLASSES).tolist() == [[False, False], [True, False], [True, False], [True, True]]
     assert not beaten(x, right).any()
 
