@@ -65,6 +65,9 @@ audit_events_total = Counter(
 audit_pictures_dropped_total = Counter(
     "palisade_audit_pictures_dropped_total", "Audit events spooled without their pictures for want of room."
 )
+audit_late_total = Counter(
+    "palisade_audit_late_total", "Answers that went out before their audit event was in the spool: a slow disk."
+)
 audit_spool_damaged_total = Counter(
     "palisade_audit_spool_damaged_total", "Damaged records found in the spool, as a kill in the midst of a write leaves."
 )
@@ -139,6 +142,7 @@ def exposition() -> bytes:
     """The text that Prometheus scrapes, summed over workers when `PROMETHEUS_MULTIPROC_DIR` is set."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
+    worker_metrics.forget_dead_workers()
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

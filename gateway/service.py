@@ -29,6 +29,7 @@ from gateway.shadow import Shadow
 log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = 5.0
+_STORE_SECONDS = 10.0
 
 try:
     settings = load_settings()
@@ -101,7 +102,7 @@ class Palisade:
         gc.collect()
         gc.freeze()
         try:
-            self._rollout.start()
+            _patiently(self._rollout.start)
             api.state.audit.start()
         except PalisadeError as error:
             self._give_up(error.detail)
@@ -133,6 +134,18 @@ class Palisade:
         api.state.dispatcher.close()
         api.state.audit.close()
         api.state.store.close()
+
+
+def _patiently(job: Callable[[], None]) -> None:
+    """Do it again while the shared store does not answer, as when many workers start on a slow disk."""
+    deadline = time.monotonic() + _STORE_SECONDS
+    while True:
+        try:
+            return job()
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(store.POLL_SECONDS)
 
 
 def _now(question: Callable[[], bool]) -> bool:
