@@ -34,6 +34,8 @@ class Mover:
         self._limits = limits
         self._interval = interval
         self._prepared = False
+        self._segment: Path | None = None
+        self._records: list[Record] = []
         self._retain_at = 0.0
         self._trouble = ""
         self._stop = threading.Event()
@@ -81,11 +83,14 @@ class Mover:
         if not self._prepared:
             self._store.prepare()
             self._prepared = True
-        for segment in self._spool.sealed():
-            records = self._read(segment)
-            for start in range(0, len(records), _BATCH):
-                self._insert(records[start : start + _BATCH])
+        # The segment in whose midst the store failed goes first: what the store has is not offered to it again.
+        for segment in sorted(self._spool.sealed(), key=lambda path: path != self._segment):
+            if segment != self._segment:
+                self._segment, self._records = segment, self._read(segment)
+            while self._records:
+                self._insert(_BATCH)
             self._spool.remove(segment)
+            self._show()
 
     def _retain(self) -> None:
         if time.monotonic() < self._retain_at:
@@ -108,19 +113,22 @@ class Mover:
                 _count("refused", 1)
         return records
 
-    def _insert(self, records: list[Record]) -> None:
+    def _insert(self, n: int) -> None:
+        """Move the first n of the segment's records that wait; one by one if the store refuses any of them."""
+        batch = self._records[:n]
         try:
-            new = self._store.insert(records)
+            new = self._store.insert(batch)
         except (exc.IntegrityError, exc.DataError) as error:
-            if len(records) > 1:
-                for record in records:
-                    self._insert([record])
+            if len(batch) > 1:
+                for _ in batch:
+                    self._insert(1)
                 return
-            log.error("audit: the store refused event %s: %s", records[0].event.id, error.orig)  # noqa: TRY400
+            log.error("audit: the store refused event %s: %s", batch[0].event.id, error.orig)  # noqa: TRY400
             _count("refused", 1)
         else:
             _count("stored", new)
-            _count("duplicate", len(records) - new)
+            _count("duplicate", len(batch) - new)
+        del self._records[:n]
 
     def _note(self, trouble: str) -> None:
         """Log trouble when it begins and when it ends."""

@@ -102,7 +102,7 @@ class Audit:
             sampled=sampled,
             sample_probability=settings.audit_sample,
         )
-        return await self._writer.write(lambda: subject.record(settings.audit_privacy))
+        return await self._writer.write(lambda: subject.record(settings.audit_privacy), size=len(image))
 
     def close(self) -> None:
         """Write and move what waits, for some seconds; what cannot be moved stays in the spool for the next gateway."""

@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gateway import metrics
 from gateway.audit.event import Record
@@ -17,89 +18,85 @@ log = logging.getLogger(__name__)
 
 WAITING = 256
 """Records that may wait for the disk; beyond it they are given up."""
+WAITING_BYTES = 64 << 20
+"""Bytes of images that may wait with them."""
 PATIENCE = 0.5
-"""Seconds that an answer waits for its record; after it the answer goes out and the record is given up."""
+"""Seconds that an answer waits for its record; after it the answer goes out first."""
 
 
+@dataclass(frozen=True)
 class _Entry:
-    """A record on its way: taken by the thread or given up by the loop, whichever comes first."""
-
-    def __init__(self, make: Callable[[], Record], done: asyncio.Future[bool]) -> None:
-        self.make: Callable[[], Record] | None = make
-        self.finished = False
-        self.loop = done.get_loop()
-        self.done = done
+    make: Callable[[], Record]
+    size: int
+    done: asyncio.Future[bool]
 
     def finish(self, *, spooled: bool) -> None:
-        def settle() -> None:
-            if not self.done.done():
-                self.done.set_result(spooled)
-
         with contextlib.suppress(RuntimeError):  # the loop has ended, nobody waits
-            self.loop.call_soon_threadsafe(settle)
+            self.done.get_loop().call_soon_threadsafe(self._settle, spooled)
+
+    def _settle(self, spooled: bool) -> None:  # noqa: FBT001
+        if not self.done.done():
+            self.done.set_result(spooled)
 
 
 class SpoolWriter:
-    """Appends records to a spool, each counted once: spooled, dropped_spool_full, failed or unspooled."""
+    """Appends records to a spool, each counted once: spooled, dropped_spool_full, failed, or unspooled (given up)."""
 
     def __init__(self, spool: Spool, *, waiting: int = WAITING, patience: float = PATIENCE) -> None:
         self._spool = spool
+        self._waiting = waiting
         self._patience = patience
-        self._queue: queue.Queue[_Entry | None] = queue.Queue(waiting)
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._mutex = threading.Lock()
+        self._entries = self._bytes = 0
         self._stalled = False
+        self._failing = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="palisade-spool", daemon=True)
         self._thread.start()
 
-    async def write(self, make: Callable[[], Record]) -> bool:
+    async def write(self, make: Callable[[], Record], *, size: int = 0) -> bool:
         """Make a record in the thread and append it; True once it is in the spool, False if it is not (yet).
 
-        Takes at most `patience` seconds, and none while the disk has not answered an earlier record for that long.
+        `size` is what the record holds in memory until then, in bytes. Takes at most `patience` seconds, and none while
+        the disk has not answered for that long; what waits then is written when it answers again.
         """
-        entry = _Entry(make, asyncio.get_running_loop().create_future())
-        try:
-            if self._stalled or self._closed:
-                raise queue.Full
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            _count("unspooled")
-            return False
-        await asyncio.wait([entry.done], timeout=self._patience)
-        if not entry.done.done():
-            self._give_up(entry)
-            return False
-        return entry.done.result()
+        entry = _Entry(make, size, asyncio.get_running_loop().create_future())
+        with self._mutex:
+            full = self._entries >= self._waiting or (self._entries > 0 and self._bytes + size > WAITING_BYTES)
+            if full or self._closed:
+                _count("unspooled")
+                return False
+            self._entries += 1
+            self._bytes += size
+            stalled = self._stalled
+            self._queue.put(entry)
+        if not stalled:
+            await asyncio.wait([entry.done], timeout=self._patience)
+        if entry.done.done():
+            return entry.done.result()
+        metrics.audit_late_total.inc()
+        with self._mutex:
+            self._stalled = self._entries > 0
+        return False
 
     def close(self, seconds: float = 2.0) -> bool:
         """Write what waits, for at most `seconds`; whether that was enough."""
-        self._closed = True
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=seconds)
+        with self._mutex:
+            self._closed = True
+        self._queue.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _give_up(self, entry: _Entry) -> None:
-        with self._mutex:
-            if entry.finished:
-                return
-            self._stalled = True
-            if entry.make is not None:
-                entry.make = None
-                _count("unspooled")
-            # Else it is being written: it is counted when that ends, and may be kept yet.
-
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None:
+            result = self._append(entry.make)
             with self._mutex:
-                make, entry.make = entry.make, None
-            result = None if make is None else self._append(make)
-            with self._mutex:
-                entry.finished = True
+                self._entries -= 1
+                self._bytes -= entry.size
                 self._stalled = False
-            if result is not None:
-                _count(result)
-                entry.finish(spooled=result == "spooled")
+            _count(result)
+            entry.finish(spooled=result == "spooled")
 
     def _append(self, make: Callable[[], Record]) -> str:
         try:
@@ -108,11 +105,16 @@ class SpoolWriter:
         except SpoolFull:
             return "dropped_spool_full"
         except OSError as error:
-            log.warning("an audit event could not be spooled: %s", error)
+            if not self._failing:
+                log.warning("audit: events are lost, they cannot be spooled: %s", error)
+            self._failing = True
             return "failed"
         except Exception:
             log.exception("an audit event could not be made")
             return "failed"
+        if self._failing:
+            log.info("audit: events are spooled again")
+        self._failing = False
         return "spooled"
 
 

@@ -1,0 +1,28 @@
+"""The routes of the audit trail alone, in a real server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from gateway.audit.routes import router
+from gateway.audit.trail import Audit
+from gateway.auth import Caller
+from gateway.settings import Settings
+
+if __name__ == "__main__":
+    app = FastAPI()
+    app.state.audit = Audit(Settings(data_dir=Path(sys.argv[1])))
+    app.state.audit.start()
+
+    @app.middleware("http")
+    async def caller(request: Request, call_next: Any) -> Any:
+        request.state.caller = Caller(key_id=None, role="reviewer", disclosure="full")
+        return await call_next(request)
+
+    app.include_router(router)
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
