@@ -50,16 +50,17 @@ function bounds(card) {
 
 function section(name, group, card) {
   const [title, text] = TITLES[name] ?? [words(name), null];
-  const conditions = Object.entries({ seed: card.settings?.seed, ...scalars(group) });
   const rows = leaves(group, [], {});
   const single = rows.length === 1 && !rows[0].path.length;
+  const { n, ...figures } = rows[0].values;
+  const conditions = Object.entries({ seed: card.settings?.seed, ...(single ? { n } : scalars(group)) }).filter(([, value]) => value !== undefined);
   return h(
     "section",
     { class: "panel" },
     h("h2", {}, title),
     text && h("p", { class: "hint" }, text),
-    !single && h("p", { class: "conditions" }, conditions.map(([key, value]) => h("span", {}, `${label(key).toLowerCase()} ${shown(key, value)}`))),
-    single ? table(title, ["Figure", "Value"], Object.entries(rows[0].values).map(([key, value]) => [label(key), shown(key, value)])) : grid(title, rows),
+    h("p", { class: "conditions" }, conditions.map(([key, value]) => h("span", {}, `${label(key).toLowerCase()} ${shown(key, value)}`))),
+    single ? table(title, ["Figure", "Value"], Object.entries(figures).map(([key, value]) => [label(key), shown(key, value)])) : grid(title, rows),
   );
 }
 
@@ -108,5 +109,6 @@ function shown(key, value) {
 export function table(caption, columns, rows) {
   const head = columns.map((name, i) => h("th", { scope: "col", class: i ? "number" : null }, name || h("span", { class: "visually-hidden" }, "Measurement")));
   const line = (cells) => h("tr", {}, cells.map((cell, i) => (i ? h("td", { class: "number", "data-label": columns[i] }, cell) : h("th", { scope: "row" }, cell))));
-  return h("table", { class: columns.length > 2 ? "figures" : "" }, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(line)));
+  const made = h("table", { class: columns.length > 2 ? "figures" : null }, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(line)));
+  return h("div", { class: columns.length > 6 ? "fold wide" : "fold" }, made);
 }

@@ -25,13 +25,13 @@ export function evidenceTable(evidence) {
   return h("table", { class: "evidence" }, h("caption", { class: "visually-hidden" }, "Evidence by score"), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows));
 }
 
-/** Rows of { name, deviation, benign_95, p_value? }: bars against the band that 95 % of benign images stay under. */
+/** Rows of { name, deviation, benign_95, p_value? }: bars against the band that 95% of benign images stay under. */
 export function layerBars(layers) {
   const top = 1.08 * Math.max(...layers.map((layer) => Math.max(layer.deviation ?? 0, layer.benign_95 ?? 0)), 1e-9);
   const at = (value) => `${(100 * Math.max(0, value)) / top}%`;
   const rows = layers.map(({ name, deviation, benign_95: band, p_value: p }) => {
     const above = band !== undefined && deviation > band;
-    const said = `${name}: deviation ${decimal(deviation)}` + (band === undefined ? "" : `, 95 % of benign images stay under ${decimal(band)}`);
+    const said = `${name}: deviation ${decimal(deviation)}` + (band === undefined ? "" : `, 95% of benign images stay under ${decimal(band)}`);
     return h(
       "li",
       { class: above ? "above" : null },
@@ -53,6 +53,6 @@ export function layerBars(layers) {
     {},
     h("ul", { class: "layers" }, rows),
     layers.some((layer) => layer.benign_95 !== undefined) &&
-      h("p", { class: "key" }, h("span", { class: "swatch band", "aria-hidden": "true" }), "benign band: 95 % of benign images stay inside"),
+      h("p", { class: "key" }, h("span", { class: "swatch band", "aria-hidden": "true" }), "benign band: 95% of benign images stay inside"),
   );
 }

@@ -7,7 +7,7 @@ import { shareBar } from "./scale.js";
 /** The sentence under the verdict. */
 export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, stage }) {
   if (flagged) {
-    const threshold = cutoff === undefined ? "" : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
+    const threshold = cutoff === undefined ? "" : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
     return `More anomalous than ${fine(1 - p)} of benign images.${threshold} Evidence, not proof.`;
   }
   const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";

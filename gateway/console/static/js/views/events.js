@@ -168,7 +168,9 @@ export function eventsView() {
     return h("img", { class: "pixels", src: api.pictureAddress(event.id, "input"), alt: "", width: 40, height: 40, loading: "lazy" });
   }
 
-  const rowOf = (id) => rows.querySelector(`[data-id="${CSS.escape(id)}"]`);
+  function rowOf(id) {
+    return rows.querySelector(`[data-id="${CSS.escape(id)}"]`);
+  }
 
   function select(id, focus = false) {
     const closed = selected;

@@ -1,0 +1,385 @@
+"""The console in a real browser, against a real server with the shipped bundle.
+
+Needs Chromium (PALISADE_CHROMIUM, else /usr/bin/chromium), the package playwright, and npm for axe-core, which is
+fetched when the tests run. With PALISADE_SCREENSHOTS=FOLDER every view is saved there at three widths, light and dark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.keys import ApiKey, Role, hash_key, new_key, write_keys
+from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+Page, Browser, Route = Any, Any, Any
+
+pytestmark = pytest.mark.e2e
+
+SAMPLES = ROOT / "models" / "gtsrb" / "samples"
+VIEWPORTS = {360: 800, 768: 1024, 1440: 900}
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>label</b>"
+AXE = "axe-core@4"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = os.environ.get("PALISADE_CHROMIUM", "/usr/bin/chromium")
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _serving(tmp_path_factory.mktemp("open"))
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[Role, str]:
+    return {"client": new_key(), "reviewer": new_key()}
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, keys: dict[Role, str]) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("locked")
+    now = datetime.now(UTC)
+    entries = [ApiKey(id=f"the-{role}", sha256=hash_key(key), role=role, created=now) for role, key in keys.items()]
+    write_keys(folder / "keys.json", entries)
+    yield from _serving(folder, keys_file=folder / "keys.json")
+
+
+def _serving(folder: Path, **settings: object) -> Iterator[Server]:
+    started = start(ROOT / "models" / "gtsrb", folder, **settings)
+    try:
+        wait_until_ready(started)
+        yield started
+    finally:
+        stop(started)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages in contexts of their own; fails the test for any script error or violation of the policy."""
+    contexts, troubles = [], []
+
+    def note(message: Any) -> None:
+        # A refused request is told by the console itself, and is what some tests are about.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            troubles.append(message.text)
+
+    def opened(url: str, *, width: int = 1440, **context: Any) -> Page:
+        made = browser.new_context(viewport={"width": width, "height": VIEWPORTS[width]}, **context)
+        contexts.append(made)
+        page = made.new_page()
+        page.on("console", note)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not troubles
+
+
+def flag_something(server: Server, name: str = "attacked_0.png") -> str:
+    response = server.post(content=(SAMPLES / name).read_bytes(), headers={"Content-Type": "image/png"})
+    assert response.json()["verdict"]["flagged"]
+    return str(response.json()["id"])
+
+
+def upload(page: Page, name: str) -> None:
+    page.set_input_files("#file", SAMPLES / name)
+    expect(page.locator(".decision .facts")).to_contain_text(name)
+    expect(page.locator(".viewer .toggles")).to_be_visible()
+
+
+def rows(page: Page) -> Any:
+    return page.locator(".events-table tbody tr")
+
+
+def opacity_of(locator: Any) -> float:
+    return float(locator.evaluate("element => getComputedStyle(element).opacity"))
+
+
+def test_a_clean_upload(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    upload(page, "clean_0.png")
+    expect(page.locator(".banner")).to_contain_text("Not flagged")
+    expect(page.locator(".banner")).to_contain_text("does not prove")
+    expect(page.locator("#announcer")).to_contain_text("Not flagged")
+
+
+def test_a_patched_upload_shows_both_answers_and_the_evidence(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    upload(page, "patched_0.png")
+    told = server.post(content=(SAMPLES / "patched_0.png").read_bytes(), headers={"Content-Type": "image/png"}).json()
+    expect(page.locator(".banner h2")).to_have_text("Flagged as anomalous")
+    expect(page.locator(".banner")).to_contain_text("not proof")
+    answers = page.locator(".answers li")
+    expect(answers.nth(0)).to_contain_text(told["neutralization"]["before"]["label"])
+    expect(answers.nth(1)).to_contain_text(told["neutralization"]["after"]["label"])
+    expect(page.locator(".answers li.served")).to_contain_text(told["prediction"]["label"])
+    expect(page.locator(".evidence tbody tr")).to_have_count(len(told["verdict"]["evidence"]))
+    expect(page.locator(".layers li")).to_have_count(len(told["verdict"]["layers"]))
+    expect(page.locator(".layers li.above")).not_to_have_count(0)
+
+
+def test_overlays_and_their_opacity(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    upload(page, "patched_0.png")
+    page.get_by_label("Saliency").check()
+    layer = page.locator(".stage .layer", has=page.locator("canvas"))
+    expect(layer).to_be_visible()
+    slider = page.get_by_label("Opacity of overlays")
+    slider.fill("30")
+    assert opacity_of(layer) == pytest.approx(0.3)
+    slider.press("ArrowRight")
+    assert opacity_of(layer) == pytest.approx(0.35)
+    page.get_by_label("Saliency").uncheck()
+    expect(layer).to_be_hidden()
+
+
+def test_samples_are_offered_and_answered(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    for kind in ("Clean", "Attacked", "Patched"):
+        expect(page.get_by_role("heading", name=kind)).to_be_visible()
+    page.locator('[data-file="attacked_0.png"]').click()
+    expect(page.locator(".banner h2")).to_have_text("Flagged as anomalous")
+    page.get_by_text("The same request with curl").click()
+    command = page.locator(".disclosure pre").first.inner_text()
+    assert command.startswith("curl -s")
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=30)
+    assert json.loads(answer.stdout)["verdict"]["flagged"]
+
+
+def test_dropping_and_pasting(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    expect(page.locator(".drop")).to_be_visible()
+    data = list((SAMPLES / "clean_1.png").read_bytes())
+    script = """([type, name, bytes]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+      const event = type === "drop" ? new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true })
+                                    : new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+      document.body.dispatchEvent(event);
+    }"""
+    for kind in ("drop", "paste"):
+        page.evaluate(script, [kind, f"{kind}ped.png", data])
+        expect(page.locator(".decision .facts")).to_contain_text(f"{kind}ped.png")
+
+
+def test_what_is_no_image_is_an_error_that_can_be_read(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.locator(".notice.failure")).to_contain_text("not PNG")
+    upload(page, "clean_0.png")
+
+
+def test_the_list_updates_live(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/events")
+    expect(page.locator(".live-state")).to_have_text("Live")
+    identifier = flag_something(server)
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_be_visible(timeout=10_000)
+    expect(rows(page).first).to_have_attribute("data-id", identifier)
+
+
+def test_the_list_is_polled_where_no_stream_can_be_had(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    page.route("**/v1/events/stream", lambda route: route.fulfill(status=503))
+    page.goto(f"{server.url}/#/events")
+    expect(page.locator(".live-state")).to_contain_text("every 5 s")
+    identifier = flag_something(server)
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_be_visible(timeout=15_000)
+
+
+def test_a_review_persists(open_page: Callable[..., Page], server: Server) -> None:
+    identifier = flag_something(server)
+    page = open_page(f"{server.url}/#/events?id={identifier}")
+    page.get_by_label("Note").fill(HOSTILE)
+    page.get_by_role("button", name="Confirm attack").click()
+    row = page.locator(f'tr[data-id="{identifier}"]')
+    expect(row).to_contain_text("confirmed attack")
+    expect(page.locator("#announcer")).to_contain_text("Saved")
+    stored = httpx.get(f"{server.url}/v1/events/{identifier}").json()
+    assert (stored["review"], stored["note"]) == ("confirmed", HOSTILE)
+    page.reload()
+    expect(page.get_by_role("button", name="Confirm attack")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Note")).to_have_value(HOSTILE)
+    page.goto(f"{server.url}/#/events?review=confirmed")
+    expect(row).to_be_visible()
+
+
+def test_a_review_that_fails_is_taken_back(open_page: Callable[..., Page], server: Server) -> None:
+    identifier = flag_something(server)
+    page = open_page(f"{server.url}/#/events?id={identifier}")
+    refuse = lambda route: route.fulfill(status=503) if route.request.method == "PATCH" else route.continue_()  # noqa: E731
+    page.route(f"**/v1/events/{identifier}", refuse)
+    page.get_by_role("button", name="False positive").click()
+    expect(page.locator(".detail .failure")).to_contain_text("not saved")
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_contain_text("unreviewed")
+    page.unroute(f"**/v1/events/{identifier}")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_contain_text("false positive")
+
+
+def test_reviewing_by_keyboard(open_page: Callable[..., Page], server: Server) -> None:
+    older, newer = flag_something(server), flag_something(server)
+    page = open_page(f"{server.url}/#/events")
+    expect(page.locator(f'tr[data-id="{newer}"]')).to_be_visible(timeout=10_000)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(page.locator("tr[aria-current]")).to_have_attribute("data-id", older)
+    page.keyboard.press("k")
+    expect(page.locator("tr[aria-current]")).to_have_attribute("data-id", newer)
+    page.keyboard.press("f")
+    expect(page.locator(f'tr[data-id="{newer}"]')).to_contain_text("false positive")
+    page.keyboard.press("f")
+    expect(page.locator(f'tr[data-id="{newer}"]')).to_contain_text("unreviewed")
+    page.keyboard.press("Escape")
+    expect(page.locator("tr[aria-current]")).to_have_count(0)
+
+
+def test_labels_are_text_whatever_they_contain(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+
+    def poison(route: Route) -> None:
+        answer = route.fetch().json()
+        for part in (answer["prediction"], answer["neutralization"]["before"], answer["explanation"]["companion"]):
+            part["label"] = HOSTILE
+        answer["verdict"]["evidence"][0]["name"] = answer["verdict"]["layers"][0]["name"] = HOSTILE
+        route.fulfill(json=answer)
+
+    page.route("**/v1/predict*", poison)
+    page.set_input_files("#file", SAMPLES / "patched_0.png")
+    expect(page.locator(".answers li").first).to_contain_text("<b>label</b>")
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "owned"
+
+
+def test_log_in_with_a_key(open_page: Callable[..., Page], locked: Server, keys: dict[Role, str]) -> None:
+    page = open_page(f"{locked.url}/#/events")
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    page.get_by_label("API key").fill("pal_wrong")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator(".notice.failure")).to_contain_text("not known")
+    page.get_by_label("API key").fill(keys["reviewer"])
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator(".live-state")).to_have_text("Live")
+    page.get_by_role("link", name="Inspect", exact=True).click()
+    upload(page, "attacked_0.png")
+    page.get_by_role("link", name="Review it").click()
+    page.get_by_role("button", name="Confirm attack").click()
+    expect(page.locator(".review-state")).to_contain_text("by the-reviewer")
+    page.get_by_role("link", name="Session: the-reviewer").click()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    page.reload()
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_a_client_sees_predictions_alone(open_page: Callable[..., Page], locked: Server, keys: dict[Role, str]) -> None:
+    page = open_page(locked.url)
+    page.get_by_label("API key").fill(keys["client"])
+    page.get_by_role("button", name="Log in").click()
+    upload(page, "attacked_0.png")
+    expect(page.locator(".banner h2")).to_have_text("Flagged as anomalous")
+    expect(page.locator(".evidence")).to_have_count(0)
+    expect(page.get_by_role("link", name="Flagged inputs")).to_have_count(0)
+    page.goto(f"{locked.url}/#/model")
+    expect(page.locator(".model .notice, .model-head")).to_be_visible()
+
+
+def _show_inspect(page: Page) -> None:
+    page.locator('[data-file="patched_0.png"]').click()
+    expect(page.locator(".viewer .toggles")).to_be_visible()
+
+
+def _show_events(page: Page) -> None:
+    expect(rows(page)).not_to_have_count(0)
+
+
+def _show_event(page: Page) -> None:
+    rows(page).first.get_by_role("button").click()
+    expect(page.locator(".detail .toggles")).to_be_visible()
+
+
+VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "inspect": ("#/inspect", _show_inspect),
+    "events": ("#/events", _show_events),
+    "event": ("#/events", _show_event),
+    "model": ("#/model", lambda page: expect(page.locator(".headline")).to_be_visible()),
+    "session": ("#/session", lambda page: expect(page.locator(".session h1")).to_be_visible()),
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", VIEWPORTS)
+def test_every_view_fits(open_page: Callable[..., Page], server: Server, width: int, theme: str) -> None:
+    flag_something(server, "patched_0.png")
+    folder = os.environ.get("PALISADE_SCREENSHOTS")
+    for name, (path, show) in VIEWS.items():
+        page = open_page(f"{server.url}/{path}", width=width, color_scheme=theme)
+        show(page)
+        beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert beyond <= 0, f"{name} scrolls sideways by {beyond} pixels"
+        if folder:
+            page.screenshot(path=Path(folder) / f"{name}-{width}-{theme}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("axe")
+    packed = subprocess.run(["npm", "pack", "--silent", AXE], cwd=folder, check=True, capture_output=True, text=True)
+    with tarfile.open(folder / packed.stdout.split()[-1]) as archive:
+        source = archive.extractfile("package/axe.min.js")
+        assert source is not None
+        return source.read().decode()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_axe_finds_nothing_serious(
+    open_page: Callable[..., Page], server: Server, axe: str, width: int, theme: str
+) -> None:
+    flag_something(server, "patched_0.png")
+    for name, (path, show) in VIEWS.items():
+        # axe-core is not ours to admit: the page's policy is off while it looks.
+        page = open_page(f"{server.url}/{path}", width=width, color_scheme=theme, bypass_csp=True)
+        show(page)
+        page.evaluate(axe)
+        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+        serious = {
+            violation["id"]: [node["html"][:160] for node in violation["nodes"]]
+            for violation in found
+            if violation["impact"] in {"serious", "critical"}
+        }
+        assert not serious, f"{name}: {json.dumps(serious, indent=1)}"
+
+
+def test_a_chosen_theme_lasts(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url, color_scheme="light")
+    ground = lambda: page.evaluate("getComputedStyle(document.documentElement).backgroundColor")  # noqa: E731
+    light = ground()
+    button = page.get_by_role("button", name=re.compile("^Theme"))
+    button.click()
+    button.click()
+    expect(button).to_have_attribute("aria-label", re.compile("dark"))
+    dark = ground()
+    assert dark != light
+    page.reload()
+    assert ground() == dark
