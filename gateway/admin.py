@@ -6,6 +6,7 @@ Callers name models and versions, never paths: only bundles in the configured fo
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from datetime import date
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import require
 from gateway.catalogue import Found
+from gateway.context import caller_of
 from gateway.errors import (
     BadParameter,
     BundleError,
@@ -30,6 +32,8 @@ from gateway.errors import (
 from gateway.problems import problem_docs
 from gateway.registry import Versions
 from gateway.rollout import Rollout
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 
@@ -110,36 +114,31 @@ async def scan(request: Request) -> ServerState:
 @router.post("/{name}/load", responses=_CHANGING)
 async def load(request: Request, name: str, body: VersionRequest, wait: Wait = 0.0) -> ServerState:
     """Keep a version loaded and warm beside the active one, and addressable by its version."""
-    rollout = _rollout(request)
-    return await _change(rollout, lambda: rollout.load(name, body.version), wait)
+    return await _change(request, lambda rollout: rollout.load(name, body.version), wait)
 
 
 @router.post("/{name}/activate", responses=_CHANGING)
 async def activate(request: Request, name: str, body: VersionRequest, wait: Wait = 0.0) -> ServerState:
     """Let a version answer; requests in flight finish on the one they started on. Shadow mode ends."""
-    rollout = _rollout(request)
-    return await _change(rollout, lambda: rollout.activate(name, body.version), wait)
+    return await _change(request, lambda rollout: rollout.activate(name, body.version), wait)
 
 
 @router.post("/{name}/rollback", responses=_CHANGING)
 async def rollback(request: Request, name: str, wait: Wait = 0.0) -> ServerState:
     """Let the version answer that did so before."""
-    rollout = _rollout(request)
-    return await _change(rollout, lambda: rollout.rollback(name), wait)
+    return await _change(request, lambda rollout: rollout.rollback(name), wait)
 
 
 @router.post("/{name}/shadow", responses=_CHANGING)
 async def shadow(request: Request, name: str, body: ShadowRequest, wait: Wait = 0.0) -> ServerState:
     """Score a version on the same images as the active one, without answering; metric `palisade_shadow_total`."""
-    rollout = _rollout(request)
-    return await _change(rollout, lambda: rollout.shadow(name, body.version), wait)
+    return await _change(request, lambda rollout: rollout.shadow(name, body.version), wait)
 
 
 @router.post("/{name}/unload", responses=_CHANGING)
 async def unload(request: Request, name: str, body: VersionRequest, wait: Wait = 0.0) -> ServerState:
     """Undo `load`; what is active or the shadow stays."""
-    rollout = _rollout(request)
-    return await _change(rollout, lambda: rollout.unload(name, body.version), wait)
+    return await _change(request, lambda rollout: rollout.unload(name, body.version), wait)
 
 
 def _rollout(request: Request) -> Rollout:
@@ -149,8 +148,10 @@ def _rollout(request: Request) -> Rollout:
     return rollout
 
 
-async def _change(rollout: Rollout, change: Callable[[], int], wait: float) -> ServerState:
-    generation = await asyncio.to_thread(change)
+async def _change(request: Request, change: Callable[[Rollout], int], wait: float) -> ServerState:
+    rollout = _rollout(request)
+    generation = await asyncio.to_thread(change, rollout)
+    log.info("%s by %s: generation %d", request.url.path, caller_of(request).key_id or "this machine", generation)
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and not await asyncio.to_thread(rollout.converged, generation):
         await asyncio.sleep(_POLL_SECONDS)

@@ -1,7 +1,8 @@
-"""The HTTP protocol of uvicorn with bounds on a request's head, and its refusals in our one shape of error.
+"""The HTTP protocol of uvicorn with bounds on heads and on the end, and refusals in our one shape of error.
 
 Uvicorn itself closes connections that idle after an answer, but waits for ever for the first byte of a new connection
-or for the rest of a head, and buffers a head of any size.
+or for the rest of a head, and buffers a head of any size. What is in flight for too long at the end it cancels, which
+BentoML's layers turn into an answer 500 and a stack trace.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.errors import BadRequest, HeadTooLarge, PalisadeError, RequestTimeout
+from gateway.errors import BadRequest, HeadTooLarge, Overloaded, PalisadeError, RequestTimeout
 from gateway.ids import new_id
 from gateway.problems import problem_response
 
@@ -19,9 +20,13 @@ MAX_HEAD_BYTES = 65_536
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes a connection whose next head is not there `head_seconds` after it was begun, or grows too large."""
+    """Closes a connection whose next head is not there `head_seconds` after it was begun, or grows too large.
+
+    When the server stops, a request that is not answered within `drain_seconds` is refused with 503 `overloaded`.
+    """
 
     head_seconds = 20.0
+    drain_seconds = 25.0
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -52,6 +57,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self.transport.is_closing():
+            self.loop.call_later(self.drain_seconds, self._end)
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest(msg))
 
@@ -70,18 +80,26 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _end(self) -> None:
+        if self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self._refuse(Overloaded("the gateway is stopping", headers={"Retry-After": "1"}))
+
     def _refuse(self, error: PalisadeError) -> None:
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        response = problem_response(error, {"path": "", "state": {"request_id": new_id()}})
-        headers = [*response.raw_headers, (b"connection", b"close")]
+        request_id = new_id()
+        response = problem_response(error, {"path": "", "state": {"request_id": request_id}})
+        headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
         self.transport.close()
 
 
-def guard_heads(seconds: float) -> None:
+def guard_connections(*, head_seconds: float, drain_seconds: float) -> None:
     """Before uvicorn is configured: make it use this protocol."""
-    GuardedProtocol.head_seconds = seconds
+    GuardedProtocol.head_seconds = head_seconds
+    GuardedProtocol.drain_seconds = drain_seconds
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"

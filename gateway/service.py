@@ -19,7 +19,7 @@ from gateway.audit.trail import check_audit
 from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.middleware import PrintablePathMiddleware
-from gateway.protocol import guard_heads
+from gateway.protocol import guard_connections
 from gateway.registry import load_registry
 from gateway.rollout import Rollout, forget_workers, read_wanted
 from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
@@ -28,6 +28,7 @@ from gateway.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
+_LOAD_SECONDS = 180.0
 _RESTART_SECONDS = 5.0
 _STORE_SECONDS = 10.0
 
@@ -36,14 +37,14 @@ try:
 except PalisadeError as error:
     sys.exit(f"palisade: {error.detail}")
 api = create_api(settings)
-guard_heads(settings.body_timeout)
+guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.drain_timeout)
 
 
 @bentoml.service(
     name="palisade",
     workers=settings.workers,
-    # Our own deadlines come first; this one only ends what they could not.
-    traffic={"timeout": settings.body_timeout + settings.request_timeout + 10.0},
+    # Our own deadlines come first; this one only ends what they could not. Loading a version may take a while.
+    traffic={"timeout": settings.body_timeout + settings.request_timeout + _LOAD_SECONDS},
     http={"host": settings.host, "port": settings.port},
     # BentoML's HTTP metrics carry the raw path as a label, which a scanner could fill without bound, and its access
     # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).

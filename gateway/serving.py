@@ -15,6 +15,7 @@ from gateway.settings import Settings
 log = logging.getLogger(__name__)
 
 SERVICE = "gateway.service:Palisade"
+_LEFTOVER_SECONDS = 3
 # Set for the server when bundles were loaded once already, so that it need not try before it starts workers.
 CHECKED = "PALISADE_CHECKED"
 
@@ -26,7 +27,8 @@ def server_command(settings: Settings) -> list[str]:
         "host": host,
         "port": settings.port,
         "timeout-keep-alive": settings.keep_alive,
-        "timeout-graceful-shutdown": settings.drain_timeout,
+        # Later than our own end of what is in flight (gateway.protocol), for what that could not end.
+        "timeout-graceful-shutdown": settings.drain_timeout + _LEFTOVER_SECONDS,
     }
     arguments = [part for option, value in options.items() for part in (f"--{option}", str(value))]
     return [sys.executable, "-m", "bentoml", "serve", SERVICE, *arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -12,13 +13,14 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from gateway.protocol import MAX_HEAD_BYTES, GuardedProtocol, guard_heads
+from gateway.protocol import MAX_HEAD_BYTES, GuardedProtocol, guard_connections
 
 SECONDS = 0.4
 
 
 class Quick(GuardedProtocol):
     head_seconds = SECONDS
+    drain_seconds = SECONDS
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,15 +34,23 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{size:6}".encode()})
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@contextlib.contextmanager
+def served() -> Iterator[int]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(echo, http=Quick, log_config=None, lifespan="off", timeout_keep_alive=30))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with served() as port:
+        yield port
 
 
 def connect(port: int) -> socket.socket:
@@ -111,11 +121,26 @@ def test_bodies_and_requests_in_a_row_have_their_own_limits(port: int) -> None:
             answer += steady.recv(1000)
 
 
+def test_the_end_waits_for_what_is_in_flight_but_not_for_ever() -> None:
+    head = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nab"
+    with contextlib.ExitStack() as stack:
+        with served() as port:
+            silent, quick, slow = (stack.enter_context(connect(port)) for _ in range(3))
+            quick.sendall(head)
+            slow.sendall(head)
+            time.sleep(SECONDS / 4)
+            threading.Timer(SECONDS / 2, quick.sendall, [b"cd"]).start()
+        assert rest(silent) == b""
+        assert rest(quick).endswith(b"     4")
+        assert refusal(rest(slow)) == (503, "overloaded")
+
+
 def test_uvicorn_is_made_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    monkeypatch.setattr(GuardedProtocol, "head_seconds", GuardedProtocol.head_seconds)
-    guard_heads(3.0)
+    for name in ("head_seconds", "drain_seconds"):
+        monkeypatch.setattr(GuardedProtocol, name, getattr(GuardedProtocol, name))
+    guard_connections(head_seconds=3.0, drain_seconds=4.0)
     config = uvicorn.Config(echo)
     config.load()
     assert config.http_protocol_class is GuardedProtocol
-    assert GuardedProtocol.head_seconds == 3.0
+    assert (GuardedProtocol.head_seconds, GuardedProtocol.drain_seconds) == (3.0, 4.0)

@@ -43,7 +43,7 @@ def test_gpus_are_counted_where_no_variable_names_them(monkeypatch: pytest.Monke
 
 def test_time_outs_are_handed_to_the_server() -> None:
     command = " ".join(server_command(Settings(keep_alive=7, drain_timeout=8)))
-    assert "--timeout-keep-alive 7 --timeout-graceful-shutdown 8" in command
+    assert "--timeout-keep-alive 7 --timeout-graceful-shutdown 11" in command
 
 
 class _Arbiter(supervisor._Arbiter):
