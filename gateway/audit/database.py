@@ -145,6 +145,8 @@ class Database:
             cause = error.__cause__
             if isinstance(cause, exc.DatabaseError) and "not a database" in str(cause.orig):
                 raise ConfigError(f"audit: {self.name} is not a SQLite database") from None
+            if isinstance(cause, exc.ProgrammingError):  # as without the right to make tables
+                raise ConfigError(f"audit: {self.name}: {' '.join(str(cause.orig).split())[:200]}") from None
             raise
 
     def close(self) -> None:

@@ -20,7 +20,16 @@ from gateway.audit.event import Kind, PictureKind, Review
 from gateway.audit.store import AuditStore, Filter, Stats, StoredEvent
 from gateway.audit.trail import Audit
 from gateway.auth import Caller, require
-from gateway.errors import AuditUnavailable, BadParameter, Overloaded, UnknownEvent
+from gateway.errors import (
+    AuditUnavailable,
+    BadParameter,
+    Forbidden,
+    Overloaded,
+    RateLimited,
+    Unauthorized,
+    UnknownEvent,
+)
+from gateway.problems import problem_docs
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +54,10 @@ Reviewer = Annotated[Caller, Depends(require("reviewer"))]
 Since = Annotated[datetime | None, AfterValidator(lambda v: v and _utc(v)), Query(description="ISO 8601; UTC if bare.")]
 ReviewState = Literal["confirmed", "false_positive", "none"]
 
-router = APIRouter(prefix="/v1/events", tags=["audit"])
+router = APIRouter(
+    prefix="/v1/events", responses=problem_docs(Unauthorized, Forbidden, BadParameter, RateLimited, AuditUnavailable)
+)
+_ONE = problem_docs(UnknownEvent)
 
 
 class EventPage(BaseModel):
@@ -116,14 +128,14 @@ async def stream(
     return StreamingResponse(_follow(store, seq), media_type="text/event-stream", headers=headers)
 
 
-@router.get("/{event_id}")
+@router.get("/{event_id}", responses=_ONE)
 async def event(request: Request, _caller: Reviewer, event_id: str) -> StoredEvent:
     """One event."""
     store = _store(request)
     return _known(await _in_thread(lambda: store.get(event_id)), event_id)
 
 
-@router.get("/{event_id}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+@router.get("/{event_id}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}, **_ONE})
 async def image(request: Request, _caller: Reviewer, event_id: str, kind: PictureKind = "input") -> Response:
     """A picture of an event: pixels or maps at the network's size, encoded by the gateway, never what was sent."""
     store = _store(request)
@@ -134,7 +146,7 @@ async def image(request: Request, _caller: Reviewer, event_id: str, kind: Pictur
     return Response(png, media_type="image/png", headers=headers)
 
 
-@router.patch("/{event_id}")
+@router.patch("/{event_id}", responses=_ONE)
 async def review(request: Request, caller: Reviewer, event_id: str, body: ReviewBody) -> StoredEvent:
     """Confirm an event or call it a false positive; the last review counts."""
     store = _store(request)

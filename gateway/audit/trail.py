@@ -45,27 +45,10 @@ class Audit:
         no folder was chosen and the user's cannot be written, the trail stays off, with a warning.
         """
         settings = self._settings
-        if not settings.audit:
+        opened = _open(settings)
+        if opened is None:
             return
-        try:
-            folder = data_folder(settings)
-            spool = Spool(folder / "spool", max_bytes=settings.audit_spool_bytes)
-        except OSError as error:
-            reason = f"no folder for the audit trail: {error} (PALISADE_DATA_DIR)"
-            if settings.data_dir is not None or settings.audit_url is not None:
-                raise ConfigError(reason) from None
-            log.warning("%s: nothing is kept for review", reason)
-            return
-        prepared = True
-        try:
-            store = AuditStore(settings.audit_url or sqlite_url(folder / "audit.db"))
-            store.prepare()
-        except ConfigError:
-            spool.close()
-            raise
-        except AuditUnavailable as error:
-            log.warning("audit: %s, events wait in the spool: %s", store.name, " ".join(str(error.__cause__).split()))
-            prepared = False
+        spool, store, prepared = opened
         for result in _RESULTS:
             metrics.audit_events_total.labels(result)
         limits = Limits(
@@ -116,10 +99,40 @@ class Audit:
 
 
 def check_audit(settings: Settings) -> None:
-    """Start and close, to learn before any worker starts whether it would: raises as `Audit.start`."""
-    audit = Audit(settings)
-    audit.start()
-    audit.close()
+    """Learn before any worker starts whether its `Audit.start` would raise: does the same, and ends."""
+    opened = _open(settings)
+    if opened is not None:
+        spool, store, _ = opened
+        spool.close()
+        store.close()
+
+
+def _open(settings: Settings) -> tuple[Spool, AuditStore, bool] | None:
+    """Spool, store, and whether the store's tables could be checked; None when the trail is off."""
+    if not settings.audit:
+        return None
+    try:
+        folder = data_folder(settings)
+        spool = Spool(folder / "spool", max_bytes=settings.audit_spool_bytes)
+        if settings.audit_url is None:
+            # Made by us, as SQLite would let others read it; its companions get the same rights.
+            (folder / "audit.db").touch(mode=0o600)
+    except OSError as error:
+        reason = f"no folder for the audit trail: {error} (PALISADE_DATA_DIR)"
+        if settings.data_dir is not None or settings.audit_url is not None:
+            raise ConfigError(reason) from None
+        log.warning("%s: nothing is kept for review", reason)
+        return None
+    try:
+        store = AuditStore(settings.audit_url or sqlite_url(folder / "audit.db"))
+        store.prepare()
+    except ConfigError:
+        spool.close()
+        raise
+    except AuditUnavailable as error:
+        log.warning("audit: %s, events wait in the spool: %s", store.name, " ".join(str(error.__cause__).split()))
+        return spool, store, False
+    return spool, store, True
 
 
 def data_folder(settings: Settings) -> Path:

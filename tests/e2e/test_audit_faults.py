@@ -17,11 +17,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, Limits
 from gateway.audit.trail import Audit
+from gateway.errors import ConfigError
 from gateway.ids import new_id
 from gateway.pipeline import Decision
 from gateway.registry import load_pipeline
@@ -231,6 +233,13 @@ def test_a_spool_at_its_bound_gives_up_pictures_first(flagged: Decision, tmp_pat
     assert audit.store is not None
     stored = audit.store.page(EVERYTHING, limit=1000)
     assert sum(not event.pictures for event in stored) == bare
+
+
+def test_a_user_without_rights_stops_the_start(tmp_path: Path, postgres: Postgres) -> None:
+    with sa.create_engine(postgres.url.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+        connection.execute(sa.text("CREATE ROLE guest LOGIN"))
+    with pytest.raises(ConfigError, match="permission denied"):
+        started(tmp_path, audit_url=postgres.url.replace("palisade@", "guest@"))
 
 
 def test_gateways_on_one_postgresql_show_one_list(flagged: Decision, tmp_path: Path, postgres: Postgres) -> None:

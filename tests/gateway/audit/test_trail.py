@@ -25,7 +25,7 @@ from gateway.audit.event import Record, kind_of
 from gateway.audit.mover import Mover
 from gateway.audit.spool import Spool
 from gateway.audit.store import AuditStore, Filter, Limits, StoredEvent
-from gateway.audit.trail import Audit
+from gateway.audit.trail import Audit, check_audit
 from gateway.audit.writer import SpoolWriter
 from gateway.auth import Caller
 from gateway.errors import AuditUnavailable, ConfigError
@@ -332,7 +332,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     own = Audit(Settings())
     own.start()
     own.close()
-    assert (tmp_path / "own" / "palisade" / "audit.db").is_file()
+    folder = tmp_path / "own" / "palisade"
+    assert [(folder / name).stat().st_mode & 0o777 for name in ("", "audit.db", "spool")] == [0o700, 0o600, 0o700]
 
 
 def test_a_schema_of_another_version_stops_the_start(tmp_path: Path) -> None:
@@ -342,8 +343,9 @@ def test_a_schema_of_another_version_stops_the_start(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "audit.db") as connection:
         connection.execute("UPDATE audit_schema SET version = 9")
     connection.close()
-    with pytest.raises(ConfigError, match="schema version 9"):
-        Audit(settings(tmp_path)).start()
+    for begin in (Audit(settings(tmp_path)).start, lambda: check_audit(settings(tmp_path))):
+        with pytest.raises(ConfigError, match="schema version 9"):
+            begin()
     assert list((tmp_path / "spool").iterdir()) == []
 
 
