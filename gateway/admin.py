@@ -151,7 +151,7 @@ def _rollout(request: Request) -> Rollout:
 async def _change(request: Request, change: Callable[[Rollout], int], wait: float) -> ServerState:
     rollout = _rollout(request)
     generation = await asyncio.to_thread(change, rollout)
-    log.info("%s by %s: generation %d", request.url.path, caller_of(request).key_id or "this machine", generation)
+    log.info("%r by %s: generation %d", request.url.path, caller_of(request).key_id or "this machine", generation)
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and not await asyncio.to_thread(rollout.converged, generation):
         await asyncio.sleep(_POLL_SECONDS)
