@@ -224,16 +224,17 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     quantum: LatencyQuantum = request.app.state.quantum
     if len(images) == 1 and not explained:
         quantum.observe(decisions[0], time.perf_counter() - start)
-    if disclosure == "label":
-        await quantum.release(start)
     if len(decisions) == 1 and decisions[0].blocked:
+        await quantum.release(start, disclosure)
         raise refusal(decisions[0], disclosure)
 
     def respond() -> Response:
         with metrics.stage_seconds.labels("respond").time():
             return _response(parsed.id, names, decisions, pipeline, disclosure)
 
-    return await dispatcher.in_thread(respond) if explained or len(decisions) > 1 else respond()
+    response = await dispatcher.in_thread(respond) if explained or len(decisions) > 1 else respond()
+    await quantum.release(start, disclosure, len(images))
+    return response
 
 
 def read_images(inputs: dict[str, Input], spec: InputSpec, max_batch: int) -> Sequence[np.ndarray | bytes]:

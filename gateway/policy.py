@@ -113,10 +113,15 @@ class LatencyQuantum:
         doublings = math.ceil(math.log2(max(1.0, max(self._bounds.values()) / self._floor)))
         self.seconds = self._floor * 2.0**doublings
 
-    def wait(self, elapsed: float) -> float:
-        """Seconds from now until the answer to a request that took `elapsed` so far is released."""
-        return math.ceil(elapsed / self.seconds) * self.seconds - elapsed
+    def wait(self, elapsed: float, images: int = 1) -> float:
+        """Seconds from now until the answer to a request of `images` that took `elapsed` so far is released.
 
-    async def release(self, start: float) -> None:
-        """Wait until an answer that was begun at `start` (`time.perf_counter`) may go out."""
-        await asyncio.sleep(self.wait(time.perf_counter() - start))
+        A batch waits for multiples of as many quanta: else many copies of an image would add up what one hides.
+        """
+        step = images * self.seconds
+        return math.ceil(elapsed / step) * step - elapsed
+
+    async def release(self, start: float, disclosure: Disclosure, images: int = 1) -> None:
+        """At `label`, wait until an answer that was begun at `start` (`time.perf_counter`) and is ready may go out."""
+        if disclosure == "label":
+            await asyncio.sleep(self.wait(time.perf_counter() - start, images))

@@ -113,9 +113,8 @@ async def _answer(
     quantum: LatencyQuantum = request.app.state.quantum
     if not explained:
         quantum.observe(decision, time.perf_counter() - start)
-    if disclosure == "label":
-        await quantum.release(start)
     if decision.blocked:
+        await quantum.release(start, disclosure)
         raise refusal(decision, disclosure)
 
     def respond() -> Response:
@@ -127,7 +126,9 @@ async def _answer(
             )
             return Response(disclose(body, disclosure).model_dump_json(), media_type="application/json")
 
-    return await dispatcher.in_thread(respond) if explained else respond()
+    response = await dispatcher.in_thread(respond) if explained else respond()
+    await quantum.release(start, disclosure)
+    return response
 
 
 def _picture(decision: Decision) -> Response:

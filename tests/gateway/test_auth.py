@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,9 @@ def test_what_a_caller_sees(tmp_path: Path, pipeline: Pipeline) -> None:
     assert set(verdict["neutralization"]) == {"applied", "served", "changed"}
     assert set(label) == {"id", "model", "prediction"}
     assert (label["model"], set(label["prediction"])) == ({"name": "tiny"}, {"label", "index"})
+    begin = time.perf_counter()
+    gateway.call("POST", "/v1/predict", "label", content=CLEAN)
+    assert time.perf_counter() - begin >= 0.02
     explained = gateway.call("POST", "/v1/predict?explain=all", "client", content=PATCHED).json()["explanation"]
     assert explained["saliency"]
     assert explained["companion"] is None

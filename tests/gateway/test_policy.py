@@ -55,5 +55,13 @@ def test_the_quantum_follows_the_load_and_comes_back() -> None:
     assert quantum.seconds == pytest.approx(0.1)
 
 
+def test_copies_in_a_batch_do_not_add_up_what_one_hides() -> None:
+    quantum = LatencyQuantum(0.1)
+    for _ in range(50):
+        quantum.note("verdict", 0.008)
+    fast, slow = (64 * seconds for seconds in (0.008, 0.016))
+    assert fast + quantum.wait(fast, 64) == pytest.approx(slow + quantum.wait(slow, 64))
+
+
 def test_p_values_have_two_digits() -> None:
     assert [coarse_p_value(p) for p in (0.000234567, 0.0151, 1.0, 0.999)] == [0.00023, 0.015, 1.0, 1.0]
