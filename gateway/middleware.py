@@ -8,13 +8,16 @@ import logging
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import EngineError, ImageTooLarge, PalisadeError, RequestTimeout
+from gateway.errors import EngineError, ImageTooLarge, NotReady, PalisadeError, RequestTimeout
 from gateway.ids import new_id
-from gateway.problems import problem_response
+from gateway.problems import problem_response, uncounted_response
 
 log = logging.getLogger("gateway.access")
+
+PROBES = ("/livez", "/readyz", "/healthz")
 
 # How long a refused upload is still read (and thrown away), so that the client gets to see the answer.
 LINGER_SECONDS = 5.0
@@ -66,6 +69,31 @@ class PrintablePathMiddleware:
             path = "".join(letter if letter.isprintable() else "\ufffd" for letter in scope["path"])
             scope = {**scope, "path": path}
         await self._app(scope, receive, send)
+
+
+class ProbeMiddleware:
+    """Says `not_ready` in our shape where BentoML's own probes say it as plain text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in PROBES:
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def translated(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            if status != HTTP_503_SERVICE_UNAVAILABLE:
+                await send(message)
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                error = NotReady("not every worker has loaded its models", headers={"Retry-After": "1"})
+                await uncounted_response(error, scope)(scope, receive, send)
+
+        await self._app(scope, receive, translated)
 
 
 class BodyLimitMiddleware:

@@ -59,7 +59,13 @@ def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> R
     if PREDICT_ROUTES.fullmatch(scope["path"]) and not isinstance(error, BlockedByPolicy):
         outcome = "rejected" if error.status < 500 else "failed"
         metrics.requests_total.labels(state.get("model", ""), outcome).inc()
-    body = error.problem(f"urn:palisade:request:{state.get('request_id', 'unknown')}")
+    return uncounted_response(error, scope)
+
+
+def uncounted_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> Response:
+    """The same for what is no request of a caller: probes, which ask as often as they like."""
+    request_id = scope.get("state", {}).get("request_id")
+    body = error.problem(request_id and f"urn:palisade:request:{request_id}")
     if OIP_ROUTES.fullmatch(scope["path"]):
         body["error"] = error.detail
     return Response(json.dumps(body), status_code=error.status, media_type=MEDIA_TYPE, headers=error.headers)

@@ -18,7 +18,7 @@ from gateway.api import create_api
 from gateway.audit.trail import check_audit
 from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
-from gateway.middleware import PrintablePathMiddleware
+from gateway.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.protocol import guard_connections
 from gateway.registry import load_registry
 from gateway.rollout import Rollout, forget_workers, read_wanted
@@ -159,3 +159,4 @@ def _now(question: Callable[[], bool]) -> bool:
 
 # Around BentoML's own router too, which would answer in its own shape what it can't match.
 Palisade.add_asgi_middleware(PrintablePathMiddleware)  # type: ignore[attr-defined]
+Palisade.add_asgi_middleware(ProbeMiddleware)  # type: ignore[attr-defined]
