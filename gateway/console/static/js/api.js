@@ -1,20 +1,12 @@
 // The gateway's routes. Every failure is an `ApiError` with a status and a text that can be shown.
 
 export class ApiError extends Error {
-  constructor(status, code, message, retryAfter = null) {
+  constructor(status, code, message, { retryAfter = null, requestId = null } = {}) {
     super(message);
     this.status = status;
     this.code = code;
     this.retryAfter = retryAfter;
-  }
-
-  /** The route does not exist in this gateway, or what it stands for is switched off. */
-  get absent() {
-    return this.status === 404 || this.status === 405 || this.status === 501;
-  }
-
-  get denied() {
-    return this.status === 401 || this.status === 403;
+    this.requestId = requestId;
   }
 }
 
@@ -29,10 +21,21 @@ export async function request(path, { method = "GET", body, headers = {}, signal
   if (!SAFE.has(method) && csrf) all["X-CSRF-Token"] = csrf;
   let response;
   try {
-    response = await fetch(address(path), { method, body, headers: all, signal, credentials: "same-origin", cache: "no-store" });
+    response = await fetch(address(path), {
+      method,
+      body,
+      headers: all,
+      signal,
+      credentials: "same-origin",
+      cache: "no-store",
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "unreachable", "The gateway cannot be reached. It may be restarting, or the network is down.");
+    throw new ApiError(
+      0,
+      "unreachable",
+      "The gateway cannot be reached. It may be restarting, or the network is down.",
+    );
   }
   if (!response.ok) throw await problem(response);
   if (response.status === 204) return null;
@@ -50,10 +53,17 @@ async function problem(response) {
     // Not one of the gateway's own answers: a proxy's, for instance.
   }
   const retry = Number(response.headers.get("Retry-After"));
-  return new ApiError(response.status, code, detail, retry > 0 ? retry : null);
+  return new ApiError(response.status, code, detail, {
+    retryAfter: retry > 0 ? retry : null,
+    requestId: response.headers.get("X-Request-Id"),
+  });
 }
 
-const json = (method, value) => ({ method, body: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+const json = (method, value) => ({
+  method,
+  body: JSON.stringify(value),
+  headers: { "Content-Type": "application/json" },
+});
 const part = encodeURIComponent;
 
 function query(values) {
@@ -69,7 +79,12 @@ export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/sa
 /** `explain`: none or all; who may not see explanations is refused if they ask for them. */
 export function predict(blob, { model, explain, signal }) {
   const path = `v1/predict${query({ model, explain })}`;
-  return request(path, { method: "POST", body: blob, headers: { "Content-Type": blob.type || "application/octet-stream" }, signal });
+  return request(path, {
+    method: "POST",
+    body: blob,
+    headers: { "Content-Type": blob.type || "application/octet-stream" },
+    signal,
+  });
 }
 
 export const events = (filters, signal) => request(`v1/events${query(filters)}`, { signal });

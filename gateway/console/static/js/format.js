@@ -1,6 +1,8 @@
 // Numbers and times as people read them.
 
-const percents = [0, 1, 2, 3].map((d) => new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: d, maximumFractionDigits: d }));
+const percents = [0, 1, 2, 3].map(
+  (d) => new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: d, maximumFractionDigits: d }),
+);
 const counts = new Intl.NumberFormat("en");
 const dates = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
@@ -35,7 +37,11 @@ export const moment = (iso) => dates.format(new Date(iso));
 
 export function ago(iso, now = Date.now()) {
   const seconds = (new Date(iso).getTime() - now) / 1000;
-  for (const [unit, size] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
+  for (const [unit, size] of [
+    ["day", 86400],
+    ["hour", 3600],
+    ["minute", 60],
+  ]) {
     if (Math.abs(seconds) >= size) return relative.format(Math.round(seconds / size), unit);
   }
   return Math.abs(seconds) < 5 ? "just now" : relative.format(Math.round(seconds), "second");

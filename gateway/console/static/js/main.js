@@ -26,6 +26,8 @@ function route() {
 function show() {
   const wanted = route();
   const name = needsLogIn() ? "session" : wanted.name;
+  // What one key has seen is not for the next one.
+  if (needsLogIn()) made.clear();
   if (!made.has(name)) made.set(name, VIEWS[name].make());
   const view = made.get(name);
   if (shown !== view) {
@@ -57,15 +59,32 @@ function modelChoice() {
   const { name, version, provider } = state.model;
   const facts = h("span", { class: "serving wide-only" }, h("b", {}, name), version && ` ${version} · ${provider}`);
   if (state.models.length < 2) return facts;
-  const options = state.models.map((m) => h("option", { value: m.name, selected: m.name === name }, `${m.name} ${m.version ?? ""}`));
+  const options = state.models.map((m) =>
+    h("option", { value: m.name, selected: m.name === name }, `${m.name} ${m.version ?? ""}`),
+  );
   const choose = (event) => change({ model: state.models.find((m) => m.name === event.target.value) });
-  return h("label", { class: "model-choice" }, h("span", { class: "visually-hidden" }, "Model"), h("select", { onchange: choose }, options));
+  return h(
+    "label",
+    { class: "model-choice" },
+    h("span", { class: "visually-hidden" }, "Model"),
+    h("select", { onchange: choose }, options),
+  );
 }
 
 function sessionLink(current) {
   const who = needsLogIn() ? "log in" : (state.session.key_id ?? `no key, ${state.session.role}`);
-  const attributes = { class: "button quiet", href: "#/session", "aria-label": `Session: ${who}`, title: `Session: ${who}` };
-  return h("a", { ...attributes, "aria-current": current === "session" ? "page" : null }, icon("person"), h("span", { class: "wide-only" }, who));
+  const attributes = {
+    class: "button quiet",
+    href: "#/session",
+    "aria-label": `Session: ${who}`,
+    title: `Session: ${who}`,
+  };
+  return h(
+    "a",
+    { ...attributes, "aria-current": current === "session" ? "page" : null },
+    icon("person"),
+    h("span", { class: "wide-only" }, who),
+  );
 }
 
 async function start() {

@@ -4,13 +4,30 @@ import { count, percent, words } from "../format.js";
 import { tag } from "./notices.js";
 
 const TITLES = {
-  adaptive: ["An attacker who knows everything", "Share of images answered wrong and not flagged: the figure to plan with. A stronger attack may find more."],
-  unaware: ["Attackers who do not know the defence", "Only images that fool the answering network count. “Max softmax” rejects the least confident answers at the same false-positive rate; “undetected” is wrong and not flagged, of all."],
+  adaptive: [
+    "An attacker who knows everything",
+    "Share of images answered wrong and not flagged: the figure to plan with. A stronger attack may find more.",
+  ],
+  unaware: [
+    "Attackers who do not know the defence",
+    "Only images that fool the answering network count. “Max softmax” rejects the least confident answers at the same false-positive rate; “undetected” is wrong and not flagged, of all.",
+  ],
   companion_pgd: ["The companion alone under attack", "Accuracy of the adversarially trained network."],
   benign: ["Benign images", "What the defence costs those who attack nothing."],
 };
 // Not measurements, or shown elsewhere.
-const OTHER = new Set(["schema_version", "bundle", "version", "date", "command", "device", "software", "settings", "samples", "figures"]);
+const OTHER = new Set([
+  "schema_version",
+  "bundle",
+  "version",
+  "date",
+  "command",
+  "device",
+  "software",
+  "settings",
+  "samples",
+  "figures",
+]);
 const FIGURES = {
   accuracy_answering: "Clean accuracy, answering network",
   accuracy_companion: "Clean accuracy, companion",
@@ -31,7 +48,11 @@ export function cardSections(card) {
 export function worst(card) {
   if (!isGroup(card.adaptive)) return null;
   const levels = Object.entries(card.adaptive).flatMap(([eps, group]) =>
-    isGroup(group) ? Object.entries(group).filter(([, share]) => typeof share === "number").map(([alpha, share]) => ({ share, where: `${nameOf(eps)}, ${nameOf(alpha)}` })) : [],
+    isGroup(group)
+      ? Object.entries(group)
+          .filter(([, share]) => typeof share === "number")
+          .map(([alpha, share]) => ({ share, where: `${nameOf(eps)}, ${nameOf(alpha)}` }))
+      : [],
   );
   levels.sort((a, b) => b.share - a.share);
   return levels[0] ? { ...levels[0], n: card.adaptive.n, seed: card.settings?.seed } : null;
@@ -43,9 +64,22 @@ function bounds(card) {
   const rows = list.map(({ figure, kind, bound }) => {
     const { value, n, seed } = card.figures?.[figure] ?? {};
     const kept = kind === "at_least" ? value >= bound : value <= bound;
-    return [FIGURES[figure] ?? words(figure), percent(value ?? NaN), `${kind === "at_least" ? "≥" : "≤"} ${percent(bound)}`, tag(kept ? "kept" : "missed", kept ? "ok" : "alert", kept ? "check" : "cross"), count(n ?? 0), String(seed ?? "–")];
+    return [
+      FIGURES[figure] ?? words(figure),
+      percent(value ?? NaN),
+      `${kind === "at_least" ? "≥" : "≤"} ${percent(bound)}`,
+      tag(kept ? "kept" : "missed", kept ? "ok" : "alert", kept ? "check" : "cross"),
+      count(n ?? 0),
+      String(seed ?? "–"),
+    ];
   });
-  return h("section", { class: "panel" }, h("h2", {}, "Bounds"), h("p", { class: "hint" }, "What the build had to keep; make verify measures it again."), table("Bounds", ["Figure", "Value", "Bound", "Kept", "n", "Seed"], rows));
+  return h(
+    "section",
+    { class: "panel" },
+    h("h2", {}, "Bounds"),
+    h("p", { class: "hint" }, "What the build had to keep; make verify measures it again."),
+    table("Bounds", ["Figure", "Value", "Bound", "Kept", "n", "Seed"], rows),
+  );
 }
 
 function section(name, group, card) {
@@ -53,20 +87,36 @@ function section(name, group, card) {
   const rows = leaves(group, [], {});
   const single = rows.length === 1 && !rows[0].path.length;
   const { n, ...figures } = rows[0].values;
-  const conditions = Object.entries({ seed: card.settings?.seed, ...(single ? { n } : scalars(group)) }).filter(([, value]) => value !== undefined);
+  const conditions = Object.entries({ seed: card.settings?.seed, ...(single ? { n } : scalars(group)) }).filter(
+    ([, value]) => value !== undefined,
+  );
   return h(
     "section",
     { class: "panel" },
     h("h2", {}, title),
     text && h("p", { class: "hint" }, text),
-    h("p", { class: "conditions" }, conditions.map(([key, value]) => h("span", {}, `${label(key).toLowerCase()} ${shown(key, value)}`))),
-    single ? table(title, ["Figure", "Value"], Object.entries(figures).map(([key, value]) => [label(key), shown(key, value)])) : grid(title, rows),
+    h(
+      "p",
+      { class: "conditions" },
+      conditions.map(([key, value]) => h("span", {}, `${label(key).toLowerCase()} ${shown(key, value)}`)),
+    ),
+    single
+      ? table(
+          title,
+          ["Figure", "Value"],
+          Object.entries(figures).map(([key, value]) => [label(key), shown(key, value)]),
+        )
+      : grid(title, rows),
   );
 }
 
 function grid(title, rows) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row.values)))];
-  return table(title, ["", ...columns.map(label)], rows.map((row) => [row.path.map(nameOf).join(", "), ...columns.map((key) => shown(key, row.values[key]))]));
+  return table(
+    title,
+    ["", ...columns.map(label)],
+    rows.map((row) => [row.path.map(nameOf).join(", "), ...columns.map((key) => shown(key, row.values[key]))]),
+  );
 }
 
 /** The innermost groups, each with the figures of the groups around it (but the outermost, which are conditions). */
@@ -74,9 +124,21 @@ function leaves(group, path, inherited) {
   const values = path.length ? { ...inherited, ...scalars(group) } : {};
   const inner = Object.entries(group).filter(([, value]) => isGroup(value));
   if (!inner.length) return [{ path, values: path.length ? values : scalars(group) }];
-  if (!path.length && inner.every(([, value]) => Object.values(value).every((v) => !isGroup(v))) && Object.keys(scalars(group)).length > 3) {
+  if (
+    !path.length &&
+    inner.every(([, value]) => Object.values(value).every((v) => !isGroup(v))) &&
+    Object.keys(scalars(group)).length > 3
+  ) {
     // Figures with a breakdown or two of the same kind: one list.
-    return [{ path, values: Object.fromEntries([...Object.entries(scalars(group)), ...inner.flatMap(([key, value]) => Object.entries(value).map(([k, v]) => [`${key} at alpha ${k}`, v]))]) }];
+    return [
+      {
+        path,
+        values: Object.fromEntries([
+          ...Object.entries(scalars(group)),
+          ...inner.flatMap(([key, value]) => Object.entries(value).map(([k, v]) => [`${key} at alpha ${k}`, v])),
+        ]),
+      },
+    ];
   }
   return inner.flatMap(([key, value]) => leaves(value, [...path, key], values));
 }
@@ -91,14 +153,20 @@ function nameOf(key) {
   return words(key);
 }
 
-const label = (key) => (key === "n" ? "n" : nameOf(key).replace(/fpr/i, "FPR").replace(/alpha (0?\.\d+)/, (_, share) => `alpha ${percent(Number(share), 0)}`));
+const label = (key) =>
+  key === "n"
+    ? "n"
+    : nameOf(key)
+        .replace(/fpr/i, "FPR")
+        .replace(/alpha (0?\.\d+)/, (_, share) => `alpha ${percent(Number(share), 0)}`);
 
 const COUNTED = new Set(["eps", "steps", "restarts", "targets", "seed", "n", "side", "fooled"]);
 
 function shown(key, value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (Array.isArray(value)) return value.map((item) => (typeof item === "object" ? JSON.stringify(item) : item)).join(", ");
+  if (Array.isArray(value))
+    return value.map((item) => (typeof item === "object" ? JSON.stringify(item) : item)).join(", ");
   if (typeof value !== "number") return String(value);
   if (key === "eps") return `${value}/255`;
   if (COUNTED.has(key) || Math.abs(value) > 1) return Number.isInteger(value) ? count(value) : value.toFixed(2);
@@ -107,8 +175,27 @@ function shown(key, value) {
 
 /** A table whose cells name their column themselves where the screen is too narrow for columns. */
 export function table(caption, columns, rows) {
-  const head = columns.map((name, i) => h("th", { scope: "col", class: i ? "number" : null }, name || h("span", { class: "visually-hidden" }, "Measurement")));
-  const line = (cells) => h("tr", {}, cells.map((cell, i) => (i ? h("td", { class: "number", "data-label": columns[i] }, cell) : h("th", { scope: "row" }, cell))));
-  const made = h("table", { class: columns.length > 2 ? "figures" : null }, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(line)));
+  const head = columns.map((name, i) =>
+    h(
+      "th",
+      { scope: "col", class: i ? "number" : null },
+      name || h("span", { class: "visually-hidden" }, "Measurement"),
+    ),
+  );
+  const line = (cells) =>
+    h(
+      "tr",
+      {},
+      cells.map((cell, i) =>
+        i ? h("td", { class: "number", "data-label": columns[i] }, cell) : h("th", { scope: "row" }, cell),
+      ),
+    );
+  const made = h(
+    "table",
+    { class: columns.length > 2 ? "figures" : null },
+    h("caption", { class: "visually-hidden" }, caption),
+    h("thead", {}, h("tr", {}, head)),
+    h("tbody", {}, rows.map(line)),
+  );
   return h("div", { class: columns.length > 6 ? "fold wide" : "fold" }, made);
 }

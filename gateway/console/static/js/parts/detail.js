@@ -16,6 +16,7 @@ export function detailPanel({ onReview, onClose }) {
   const reviewing = h("div", { class: "reviewing" });
   const trouble = h("div", {});
   const note = h("textarea", { id: "note", rows: 2, maxlength: 1000, placeholder: "What is it? Why?" });
+  const save = h("button", { type: "button", class: "quiet", onclick: () => send({ note: note.value }) }, "Save note");
   let shown = null;
   draw(null);
   return { element, draw, update, act, focusIfCovering };
@@ -52,18 +53,42 @@ export function detailPanel({ onReview, onClose }) {
 
   function drawReview() {
     const { review, reviewer, reviewed_at: at } = shown;
-    const focused = reviewing.contains(document.activeElement) ? document.activeElement.dataset.verdict : null;
+    const focused = reviewing.contains(document.activeElement) ? document.activeElement : null;
     const button = (verdict, text, key, symbol) =>
-      h("button", { type: "button", "data-verdict": verdict, "aria-pressed": String(review === verdict), "aria-keyshortcuts": key, onclick: () => act(verdict) }, icon(symbol), text, h("kbd", { "aria-hidden": "true" }, key));
+      h(
+        "button",
+        {
+          type: "button",
+          "data-verdict": verdict,
+          "aria-pressed": String(review === verdict),
+          "aria-keyshortcuts": key,
+          onclick: () => act(verdict),
+        },
+        icon(symbol),
+        text,
+        h("kbd", { "aria-hidden": "true" }, key),
+      );
     fill(
       reviewing,
-      h("p", { class: "review-state" }, kindTag(shown.kind), reviewTag(review), at && h("span", { class: "hint" }, `${reviewer ? `by ${reviewer}, ` : ""}${moment(at)}`)),
-      h("div", { class: "review-buttons", role: "group", "aria-label": "Review" }, button("confirmed", "Confirm attack", "c", "check"), button("false_positive", "False positive", "f", "cross")),
+      h(
+        "p",
+        { class: "review-state" },
+        kindTag(shown.kind),
+        reviewTag(review),
+        at && h("span", { class: "hint" }, `${reviewer ? `by ${reviewer}, ` : ""}${moment(at)}`),
+      ),
+      h(
+        "div",
+        { class: "review-buttons", role: "group", "aria-label": "Review" },
+        button("confirmed", "Confirm attack", "c", "check"),
+        button("false_positive", "False positive", "f", "cross"),
+      ),
       h("label", { for: "note" }, "Note"),
       note,
-      h("div", { class: "note-save" }, h("button", { type: "button", class: "quiet", onclick: () => send({ note: note.value }) }, "Save note"), h("span", { class: "hint" }, "A second press of a review takes it back.")),
+      h("div", { class: "note-save" }, save, h("span", { class: "hint" }, "A second press of a review takes it back.")),
     );
-    if (focused) reviewing.querySelector(`[data-verdict="${focused}"]`)?.focus();
+    if (focused === note || focused === save) focused.focus();
+    else if (focused) reviewing.querySelector(`[data-verdict="${focused.dataset.verdict}"]`)?.focus();
   }
 
   function act(verdict) {
@@ -74,12 +99,26 @@ export function detailPanel({ onReview, onClose }) {
     const { id } = shown;
     fill(trouble);
     const error = await onReview(id, change);
-    if (error && shown?.id === id) fill(trouble, failure({ ...error, message: `The review was not saved. ${error.message}` }, () => send(change)));
+    if (error && shown?.id === id)
+      fill(
+        trouble,
+        failure({ ...error, message: `The review was not saved. ${error.message}` }, () => send(change)),
+      );
   }
 
   function keys() {
-    const pairs = [["j", "next"], ["k", "previous"], ["c", "confirm"], ["f", "false positive"], ["Esc", "close"]];
-    return h("p", { class: "keys" }, pairs.map(([key, what]) => h("span", {}, h("kbd", {}, key), ` ${what}`)));
+    const pairs = [
+      ["j", "next"],
+      ["k", "previous"],
+      ["c", "confirm"],
+      ["f", "false positive"],
+      ["Esc", "close"],
+    ];
+    return h(
+      "p",
+      { class: "keys" },
+      pairs.map(([key, what]) => h("span", {}, h("kbd", {}, key), ` ${what}`)),
+    );
   }
 }
 
@@ -94,9 +133,20 @@ function body(event) {
     h("h3", {}, "Answers"),
     answers([
       { title: "As it came", prediction: before, served: !event.blocked && !done?.served },
-      after && { title: "After neutralisation", prediction: after, served: !event.blocked && done.served, remark: done.changed ? "changed" : "unchanged" },
+      after && {
+        title: "Neutralised",
+        prediction: after,
+        served: !event.blocked && done.served,
+        remark: done.changed ? "changed" : "unchanged",
+      },
     ]),
-    h("p", { class: "prose" }, event.blocked ? "The policy “block” refused this input: no answer was given." : explainNeutralization(done && { ...done, applied: true }, event.action)),
+    h(
+      "p",
+      { class: "prose" },
+      event.blocked
+        ? "The policy “block” refused this input: no answer was given."
+        : explainNeutralization(done && { ...done, applied: true }, event.action),
+    ),
     h("h3", {}, "How unusual"),
     pScale(event),
     h("h3", {}, "Evidence by score"),
@@ -117,7 +167,11 @@ async function drawLayers(holder, event) {
   } catch {
     // The model is no longer served: bars without their band.
   }
-  fill(holder, h("h3", {}, "Deviation by layer"), layerBars(known.map(([name, deviation]) => ({ name, deviation, benign_95: band[name] }))));
+  fill(
+    holder,
+    h("h3", {}, "Deviation by layer"),
+    layerBars(known.map(([name, deviation]) => ({ name, deviation, benign_95: band[name] }))),
+  );
 }
 
 function facts(event) {
@@ -130,5 +184,9 @@ function facts(event) {
     ["Request", h("code", {}, event.id)],
     event.sampled && ["Drawn at random", `with probability ${percent(event.sample_probability, 2)}`],
   ];
-  return h("dl", { class: "facts" }, list.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "facts" },
+    list.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }

@@ -4,9 +4,13 @@ import { empty } from "./notices.js";
 import { viewer } from "./viewer.js";
 
 export function eventPictures(event) {
-  if (!event.pictures.includes("input")) return empty("No pictures", "They were never kept (privacy setting), or retention has removed them.");
+  if (!event.pictures.includes("input"))
+    return empty("No pictures", "They were never kept (privacy setting), or retention has removed them.");
   // What the trail calls neutral is the mask of what was inpainted.
   const names = { input: "input", saliency: "saliency", roi: "roi", roa: "roa", neutral: "mask" };
   const sources = Object.fromEntries(event.pictures.map((kind) => [names[kind], pictureAddress(event.id, kind)]));
-  return viewer(sources, { description: `The input as the network saw it; answered as ${event.before.label}`, unsuspected: !event.neutralization });
+  return viewer(sources, {
+    description: `The input as the network saw it; answered as ${event.before.label}`,
+    unsuspected: !event.neutralization,
+  });
 }

@@ -4,7 +4,12 @@ import { tag } from "./notices.js";
 export const KINDS = { flagged: "Flagged", blocked: "Blocked", changed: "Changed", sample: "Sample" };
 export const REVIEWS = { none: "unreviewed", confirmed: "confirmed attack", false_positive: "false positive" };
 
-const KIND_LOOKS = { flagged: ["alert", "flag"], blocked: ["alert", "block"], changed: ["warn", "swap"], sample: ["plain", "dot"] };
+const KIND_LOOKS = {
+  flagged: ["alert", "flag"],
+  blocked: ["alert", "block"],
+  changed: ["warn", "swap"],
+  sample: ["plain", "dot"],
+};
 const REVIEW_LOOKS = { none: ["plain", null], confirmed: ["alert", "check"], false_positive: ["ok", "cross"] };
 
 export const kindTag = (kind) => tag(KINDS[kind], ...KIND_LOOKS[kind]);

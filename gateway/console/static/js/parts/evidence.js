@@ -16,13 +16,27 @@ export function evidenceTable(evidence) {
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, words(name), layer && h("span", { class: "faint" }, ` in ${layer}`), MEANINGS[name] && h("span", { class: "hint" }, MEANINGS[name])),
+      h(
+        "th",
+        { scope: "row" },
+        words(name),
+        layer && h("span", { class: "faint" }, ` in ${layer}`),
+        MEANINGS[name] && h("span", { class: "hint" }, MEANINGS[name]),
+      ),
       h("td", { class: "bar-cell" }, pBar(p)),
       h("td", { class: "number" }, pValue(p)),
     ),
   );
-  const head = ["Score", "", "p-value"].map((text, i) => h("th", { scope: "col", class: i ? "number" : null }, text || h("span", { class: "visually-hidden" }, "Bar")));
-  return h("table", { class: "evidence" }, h("caption", { class: "visually-hidden" }, "Evidence by score"), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows));
+  const head = ["Score", "", "p-value"].map((text, i) =>
+    h("th", { scope: "col", class: i ? "number" : null }, text || h("span", { class: "visually-hidden" }, "Bar")),
+  );
+  return h(
+    "table",
+    { class: "evidence" },
+    h("caption", { class: "visually-hidden" }, "Evidence by score"),
+    h("thead", {}, h("tr", {}, head)),
+    h("tbody", {}, rows),
+  );
 }
 
 /** Rows of { name, deviation, benign_95, p_value? }: bars against the band that 95% of benign images stay under. */
@@ -31,7 +45,9 @@ export function layerBars(layers) {
   const at = (value) => `${(100 * Math.max(0, value)) / top}%`;
   const rows = layers.map(({ name, deviation, benign_95: band, p_value: p }) => {
     const above = band !== undefined && deviation > band;
-    const said = `${name}: deviation ${decimal(deviation)}` + (band === undefined ? "" : `, 95% of benign images stay under ${decimal(band)}`);
+    const said =
+      `${name}: deviation ${decimal(deviation)}` +
+      (band === undefined ? "" : `, 95% of benign images stay under ${decimal(band)}`);
     return h(
       "li",
       { class: above ? "above" : null },
@@ -45,7 +61,12 @@ export function layerBars(layers) {
         band !== undefined && svg("line", { class: "limit", x1: at(band), x2: at(band), y1: 1, y2: 21 }),
       ),
       h("span", { class: "number" }, decimal(deviation)),
-      h("span", { class: "state" }, above ? "above band" : "within", p !== undefined && h("span", { class: "faint" }, ` p ${pValue(p)}`)),
+      h(
+        "span",
+        { class: "state" },
+        above ? "above band" : "within",
+        p !== undefined && h("span", { class: "faint" }, ` p ${pValue(p)}`),
+      ),
     );
   });
   return h(
@@ -53,6 +74,11 @@ export function layerBars(layers) {
     {},
     h("ul", { class: "layers" }, rows),
     layers.some((layer) => layer.benign_95 !== undefined) &&
-      h("p", { class: "key" }, h("span", { class: "swatch band", "aria-hidden": "true" }), "benign band: 95% of benign images stay inside"),
+      h(
+        "p",
+        { class: "key" },
+        h("span", { class: "swatch band", "aria-hidden": "true" }),
+        "benign band: 95% of benign images stay inside",
+      ),
   );
 }

@@ -1,14 +1,22 @@
 // Loading, empty and failed, the same everywhere.
 import { h, icon } from "../dom.js";
 
-export const loading = (text) => h("p", { class: "notice", role: "status" }, h("span", { class: "spinner", "aria-hidden": "true" }), `${text} …`);
+export const loading = (text) =>
+  h("p", { class: "notice", role: "status" }, h("span", { class: "spinner", "aria-hidden": "true" }), `${text} …`);
 
-export const empty = (title, text) => h("div", { class: "notice empty" }, h("p", { class: "strong" }, title), h("p", {}, text));
+export const empty = (title, text) =>
+  h("div", { class: "notice empty" }, h("p", { class: "strong" }, title), h("p", {}, text));
 
 /** What went wrong, and a button that tries again where that can help. */
 export function failure(error, again = null) {
   if (error.status === 401) window.dispatchEvent(new Event("palisade:signed-out"));
-  const titles = { 0: "No connection", 401: "Log in first", 403: error.code === "blocked_by_policy" ? "Blocked by policy" : "Not allowed", 429: "Too many requests", 503: "Busy" };
+  const titles = {
+    0: "No connection",
+    401: "Log in first",
+    403: error.code === "blocked_by_policy" ? "Blocked by policy" : "Not allowed",
+    429: "Too many requests",
+    503: "Busy",
+  };
   const retry = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   return h(
     "div",

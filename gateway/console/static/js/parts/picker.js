@@ -22,14 +22,24 @@ export function picker({ onFile, onSample }) {
     "label",
     { class: "drop", for: "file" },
     icon("upload"),
-    h("span", {}, h("b", {}, "Choose an image"), h("span", { class: "hint" }, "or drop or paste one; PNG, JPEG, WebP, BMP")),
+    h(
+      "span",
+      {},
+      h("b", {}, "Choose an image"),
+      h("span", { class: "hint" }, "or drop or paste one; PNG, JPEG, WebP, BMP"),
+    ),
   );
   const shelf = h("div", { class: "shelf" });
   accept(zone, onFile);
-  return { element: h("div", { class: "picker" }, input, zone, shelf), offer: (model, samples) => fill(shelf, offered(model, samples, onSample)), mark };
+  return {
+    element: h("div", { class: "picker" }, input, zone, shelf),
+    offer: (model, samples) => fill(shelf, offered(model, samples, onSample)),
+    mark,
+  };
 
   function mark(file) {
-    for (const button of shelf.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.file === file));
+    for (const button of shelf.querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String(button.dataset.file === file));
   }
 }
 
@@ -39,7 +49,8 @@ function accept(zone, onFile) {
     event.preventDefault();
     zone.classList.toggle("over", event.type === "dragover");
   };
-  for (const type of ["dragover", "dragleave"]) document.addEventListener(type, (event) => zone.isConnected && over(event));
+  for (const type of ["dragover", "dragleave"])
+    document.addEventListener(type, (event) => zone.isConnected && over(event));
   document.addEventListener("drop", (event) => {
     if (!zone.isConnected) return;
     over(event);
@@ -63,7 +74,11 @@ function offered(model, samples, onSample) {
       "section",
       { "aria-labelledby": id },
       h("h3", { id }, words(kind), h("span", { class: "hint" }, KIND_HINTS[kind])),
-      h("div", { class: "thumbs" }, own.map((sample, i) => thumb(model, sample, i + 1, onSample))),
+      h(
+        "div",
+        { class: "thumbs" },
+        own.map((sample, i) => thumb(model, sample, i + 1, onSample)),
+      ),
     );
   });
 }
@@ -72,7 +87,21 @@ function thumb(model, sample, number, onSample) {
   const name = `${words(sample.kind)} sample ${number}${sample.truth ? `: ${sample.truth}` : ""}`;
   return h(
     "button",
-    { type: "button", "aria-pressed": "false", "aria-label": name, title: name, "data-file": sample.file, onclick: () => onSample(sample) },
-    h("img", { class: "pixels", src: sampleAddress(model, sample.file), alt: "", width: 48, height: 48, loading: "lazy" }),
+    {
+      type: "button",
+      "aria-pressed": "false",
+      "aria-label": name,
+      title: name,
+      "data-file": sample.file,
+      onclick: () => onSample(sample),
+    },
+    h("img", {
+      class: "pixels",
+      src: sampleAddress(model, sample.file),
+      alt: "",
+      width: 48,
+      height: 48,
+      loading: "lazy",
+    }),
   );
 }

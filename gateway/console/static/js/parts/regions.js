@@ -37,8 +37,16 @@ export function heat({ width, height, values }) {
 
 const PATTERNS = {
   roi: (unit) => [svg("circle", { cx: unit / 2, cy: unit / 2, r: unit / 6 })],
-  roa: (unit) => [svg("path", { d: `M0 ${unit}L${unit} 0M${-unit / 4} ${unit / 4}L${unit / 4} ${-unit / 4}M${unit * 0.75} ${unit * 1.25}L${unit * 1.25} ${unit * 0.75}` })],
-  mask: (unit) => [svg("path", { d: `M0 0L${unit} ${unit}M${unit * 0.75} ${-unit / 4}L${unit * 1.25} ${unit / 4}M${-unit / 4} ${unit * 0.75}L${unit / 4} ${unit * 1.25}` })],
+  roa: (unit) => [
+    svg("path", {
+      d: `M0 ${unit}L${unit} 0M${-unit / 4} ${unit / 4}L${unit / 4} ${-unit / 4}M${unit * 0.75} ${unit * 1.25}L${unit * 1.25} ${unit * 0.75}`,
+    }),
+  ],
+  mask: (unit) => [
+    svg("path", {
+      d: `M0 0L${unit} ${unit}M${unit * 0.75} ${-unit / 4}L${unit * 1.25} ${unit / 4}M${-unit / 4} ${unit * 0.75}L${unit / 4} ${unit * 1.25}`,
+    }),
+  ],
 };
 let patterns = 0;
 
@@ -63,7 +71,11 @@ export function region({ width, height, values }, kind) {
   return svg(
     "svg",
     { class: `region ${kind}`, viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-    svg("defs", {}, svg("pattern", { id, width: unit, height: unit, patternUnits: "userSpaceOnUse" }, PATTERNS[kind](unit))),
+    svg(
+      "defs",
+      {},
+      svg("pattern", { id, width: unit, height: unit, patternUnits: "userSpaceOnUse" }, PATTERNS[kind](unit)),
+    ),
     svg("path", { class: "fill", d: cells, fill: `url(#${id})` }),
     svg("path", { class: "halo", d: edges }),
     svg("path", { class: "edge", d: edges }),

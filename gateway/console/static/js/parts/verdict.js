@@ -7,7 +7,10 @@ import { shareBar } from "./scale.js";
 /** The sentence under the verdict. */
 export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, stage }) {
   if (flagged) {
-    const threshold = cutoff === undefined ? "" : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
+    const threshold =
+      cutoff === undefined
+        ? ""
+        : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
     return `More anomalous than ${fine(1 - p)} of benign images.${threshold} Evidence, not proof.`;
   }
   const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";
@@ -16,13 +19,17 @@ export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, s
 
 /** What neutralisation did, from { applied, served, region, area, before, after, changed, p_value }. */
 export function explainNeutralization(done, action) {
-  if (!done?.applied) return "Nothing was suspicious enough to be inpainted: the answer is that of the image as it came.";
-  if (done.region === undefined) return `A region was inpainted and the network asked again. The answer ${done.changed ? "changed" : "stayed the same"}; ${done.served ? "that answer is served" : "the first answer is served"}.`;
+  if (!done?.applied)
+    return "Nothing was suspicious enough to be inpainted: the answer is that of the image as it came.";
+  if (done.region === undefined)
+    return `A region was inpainted and the network asked again. The answer ${done.changed ? "changed" : "stayed the same"}; ${done.served ? "that answer is served" : "the first answer is served"}.`;
   const what = done.region === "roa" ? "the region of attack" : "the region of attack without the region of importance";
   const start = `${percent(done.area)} of the image (${what}) was inpainted and the network asked again`;
   const effect = done.changed ? "The answer changed" : "The answer stayed the same";
-  if (done.served) return `${start}. ${effect}; it is served, as the result is no longer anomalous (p = ${pValue(done.p_value)}).`;
-  if (action === "observe") return `${start}. ${effect}; the policy “observe” only reports that and serves the first answer.`;
+  if (done.served)
+    return `${start}. ${effect}; it is served, as the result is no longer anomalous (p = ${pValue(done.p_value)}).`;
+  if (action === "observe")
+    return `${start}. ${effect}; the policy “observe” only reports that and serves the first answer.`;
   return `${start}. ${effect}, but the result is still anomalous (p = ${pValue(done.p_value)}): the first answer stands.`;
 }
 
@@ -32,7 +39,13 @@ export function verdictBanner(verdict, { level = "h2", more = null } = {}) {
     "div",
     { class: `banner ${verdict.flagged ? "flagged" : "calm"}` },
     h("span", { class: "badge", "aria-hidden": "true" }, icon(verdict.flagged ? "flag" : "check")),
-    h("div", {}, h(level, {}, verdict.flagged ? "Flagged as anomalous" : "Not flagged"), h("p", {}, explainVerdict(verdict)), more),
+    h(
+      "div",
+      {},
+      h(level, {}, verdict.flagged ? "Flagged as anomalous" : "Not flagged"),
+      h("p", {}, explainVerdict(verdict)),
+      more,
+    ),
   );
 }
 
@@ -47,8 +60,17 @@ function answer({ title, prediction, served = false, remark = null }) {
   return h(
     "li",
     { class: served ? "served" : null },
-    h("span", { class: "step" }, title, served && tag("served", "accent", "check"), remark && tag(remark, LOUD.has(remark) ? "warn" : "plain")),
+    h(
+      "span",
+      { class: "step" },
+      title,
+      served && tag("served", "accent", "check"),
+      remark && tag(remark, LOUD.has(remark) ? "warn" : "plain"),
+    ),
     h("span", { class: "label" }, prediction.label),
-    prediction.probability !== undefined && [h("span", { class: "share" }, probability(prediction.probability)), shareBar(prediction.probability)],
+    prediction.probability !== undefined && [
+      h("span", { class: "share" }, probability(prediction.probability)),
+      shareBar(prediction.probability),
+    ],
   );
 }

@@ -26,22 +26,41 @@ const HINTS = {
  * `unsuspected`: the region of attack is only the likeliest window, nothing speaks against it.
  */
 export function viewer(sources, { description, unsuspected = false }) {
-  const stage = h("div", { class: "stage", role: "img", "aria-label": description, style: { "--overlay": opacity / 100 } });
+  const stage = h("div", {
+    class: "stage",
+    role: "img",
+    "aria-label": description,
+    style: { "--overlay": opacity / 100 },
+  });
   const base = h("img", { class: "pixels", src: sources.input, alt: "", draggable: "false" });
-  base.addEventListener("load", () => stage.style.setProperty("aspect-ratio", `${base.naturalWidth} / ${base.naturalHeight}`));
+  base.addEventListener("load", () =>
+    stage.style.setProperty("aspect-ratio", `${base.naturalWidth} / ${base.naturalHeight}`),
+  );
   stage.append(base);
   const layers = Object.keys(NAMES).filter((name) => sources[name]);
   const holders = Object.fromEntries(layers.map((name) => [name, h("div", { class: "layer", hidden: !chosen[name] })]));
   // Pixels lie below maps, outlines above everything.
   for (const name of ["neutral", "saliency", "roi", "roa", "mask"]) if (holders[name]) stage.append(holders[name]);
   const controls = h("div", { class: "layer-controls" });
-  const element = h("figure", { class: `viewer ${unsuspected ? "unsuspected" : ""}` }, h("div", { class: "viewer-body" }, stage, controls));
-  draw(sources, holders).then((drawn) => fill(controls, toggles(layers, holders, drawn, unsuspected), slider(stage), legend()));
+  const element = h(
+    "figure",
+    { class: `viewer ${unsuspected ? "unsuspected" : ""}` },
+    h("div", { class: "viewer-body" }, stage, controls),
+  );
+  draw(sources, holders).then((drawn) =>
+    fill(controls, toggles(layers, holders, drawn, unsuspected), slider(stage), legend()),
+  );
   return element;
 
   function legend() {
     if (!sources.saliency) return null;
-    return h("p", { class: "scale-legend" }, h("span", {}, "saliency: low"), h("span", { class: "ramp", "aria-hidden": "true", style: { background: scaleGradient } }), h("span", {}, "high"));
+    return h(
+      "p",
+      { class: "scale-legend" },
+      h("span", {}, "saliency: low"),
+      h("span", { class: "ramp", "aria-hidden": "true", style: { background: scaleGradient } }),
+      h("span", {}, "high"),
+    );
   }
 }
 
@@ -72,7 +91,9 @@ function toggles(layers, holders, drawn, unsuspected) {
       holders[name].hidden = !chosen[name];
     };
     const usable = drawn[name] === "drawn";
-    const hint = { empty: "none on this image", failed: "could not be read" }[drawn[name]] ?? (name === "roa" && unsuspected ? "likeliest window, not suspected" : HINTS[name]);
+    const hint =
+      { empty: "none on this image", failed: "could not be read" }[drawn[name]] ??
+      (name === "roa" && unsuspected ? "likeliest window, not suspected" : HINTS[name]);
     return h(
       "label",
       { class: "toggle" },
@@ -91,5 +112,19 @@ function slider(stage) {
     stage.style.setProperty("--overlay", opacity / 100);
     output.textContent = `${opacity}%`;
   };
-  return h("label", { class: "slider" }, h("span", {}, "Opacity"), h("input", { type: "range", min: 0, max: 100, step: 5, value: opacity, oninput: set, "aria-label": "Opacity of overlays" }), output);
+  return h(
+    "label",
+    { class: "slider" },
+    h("span", {}, "Opacity"),
+    h("input", {
+      type: "range",
+      min: 0,
+      max: 100,
+      step: 5,
+      value: opacity,
+      oninput: set,
+      "aria-label": "Opacity of overlays",
+    }),
+    output,
+  );
 }

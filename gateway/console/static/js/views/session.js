@@ -22,14 +22,26 @@ export function sessionView() {
 }
 
 function form() {
-  const key = h("input", { type: "password", id: "key", name: "key", required: true, autocomplete: "current-password", spellcheck: "false", "aria-describedby": "key-hint" });
+  const key = h("input", {
+    type: "password",
+    id: "key",
+    name: "key",
+    required: true,
+    autocomplete: "current-password",
+    spellcheck: "false",
+    "aria-describedby": "key-hint",
+  });
   const button = h("button", { type: "submit", class: "primary" }, "Log in");
   const trouble = h("div", {});
   return h(
     "form",
     { onsubmit: submit },
     h("h1", {}, "Log in"),
-    h("p", { class: "prose", id: "key-hint" }, "This gateway asks for an API key. The browser keeps a session cookie in its place; the key itself is not stored."),
+    h(
+      "p",
+      { class: "prose", id: "key-hint" },
+      "This gateway asks for an API key. The browser keeps a session cookie in its place; the key itself is not stored.",
+    ),
     h("label", { for: "key" }, "API key"),
     h("div", { class: "field" }, key, button),
     trouble,
@@ -44,7 +56,8 @@ function form() {
       key.value = "";
       await load();
     } catch (error) {
-      const known = error.status === 401 ? { status: -1, message: "This key is not known here, or it was disabled." } : error;
+      const known =
+        error.status === 401 ? { status: -1, message: "This key is not known here, or it was disabled." } : error;
       fill(trouble, failure(known));
       key.focus();
     } finally {
@@ -58,7 +71,12 @@ function whoAmI() {
   const facts = [
     ["Key", id ?? "none: no key is asked for here"],
     ["Role", `${role}: ${ROLES[role] ?? ""}`],
-    disclosure && ["Sees", { full: "answers, verdicts and explanations", verdict: "answers and verdicts", label: "answers alone" }[disclosure] ?? disclosure],
+    disclosure && [
+      "Sees",
+      { full: "answers, verdicts and explanations", verdict: "answers and verdicts", label: "answers alone" }[
+        disclosure
+      ] ?? disclosure,
+    ],
     expires && ["Session ends", moment(expires)],
   ];
   const trouble = h("div", {});
@@ -71,7 +89,11 @@ function whoAmI() {
   };
   return [
     h("h1", {}, "Session"),
-    h("dl", { class: "facts" }, facts.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+    h(
+      "dl",
+      { class: "facts" },
+      facts.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    ),
     id && h("button", { type: "button", onclick: leave }, "Log out"),
     trouble,
   ];
