@@ -14,7 +14,7 @@ from starlette.routing import Match
 from gateway import __version__, admin, login, metrics, oip, v1
 from gateway.audit import routes as audit_routes
 from gateway.audit.trail import Audit
-from gateway.auth import Auth, AuthMiddleware
+from gateway.auth import Auth, AuthMiddleware, describe
 from gateway.console import routes as console
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
@@ -27,9 +27,15 @@ from gateway.store import Store
 ROUTERS = (v1.router, oip.router, login.router, admin.router, audit_routes.router, console.router)
 
 
+class Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the ways to authenticate."""
+        return describe(super().openapi())
+
+
 def create_api(settings: Settings) -> FastAPI:
     """The application; it answers 503 `not_ready` until `app.state.registry` is set."""
-    app = FastAPI(
+    app = Api(
         title="Palisade",
         version=__version__,
         docs_url=None,

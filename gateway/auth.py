@@ -7,6 +7,7 @@ import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
@@ -161,6 +162,17 @@ def require(role: Role) -> Callable[[Request], Awaitable[Caller]]:
         return caller
 
     return check
+
+
+def describe(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document with the ways to authenticate."""
+    schemes = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key (`palisade keys create`)."},
+        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "Made by `POST /v1/session`."},
+    }
+    components = {**document.get("components", {}), "securitySchemes": schemes}
+    # The empty one is for a gateway without keys.
+    return {**document, "components": components, "security": [{"key": []}, {"session": []}, {}]}
 
 
 def check_access(settings: Settings) -> None:

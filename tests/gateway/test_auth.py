@@ -139,6 +139,16 @@ def test_metrics_ask_for_their_token(tmp_path: Path) -> None:
     assert code(gateway.call("GET", "/v1/models", "scrape-me")) == (401, "unauthorized")
 
 
+def test_the_document_tells_how_to_authenticate(gateway: Gateway) -> None:
+    document = gateway.call("GET", "/openapi.json", "client").json()
+    assert set(document["components"]["securitySchemes"]) == {"key", "session"}
+    assert {"key": []} in document["security"]
+    answers = document["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert [option["$ref"].rpartition("/")[2] for option in answers["anyOf"]] == [
+        "PredictResponse", "VerdictResponse", "LabelResponse"
+    ]  # fmt: skip
+
+
 def test_nothing_of_a_strangers_body_is_read(gateway: Gateway) -> None:
     async def body() -> AsyncIterator[dict[str, Any]]:
         reads.append(1)
