@@ -128,6 +128,7 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
     companion = served.companion
     return explanation.model_copy(
         update={
+            "input_pixels": _encoded(image_png(decision.pixels), *decision.pixels.shape[1:]),
             # The regions are those that the decision rested on: of the input as it came.
             "roi": _picture(decision.raw.outputs.need("roi")),
             "roa": _picture(decision.raw.outputs.need("roa")),
