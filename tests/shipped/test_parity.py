@@ -62,8 +62,33 @@ def test_batch_equals_singles(engine, pixels, outputs):
         np.testing.assert_allclose(single.saliency[0], outputs.saliency[i], atol=1e-3)
 
 
-def test_stock_operators_and_no_batch_norm(bundle):
-    model = onnx.load(str(bundle.path / "defense.onnx"))
+@pytest.mark.parametrize("part", ["screen", "verdict"])
+def test_parts_agree_with_the_whole(bundle, engine, judge, pixels, outputs, part):
+    found = engine.run(pixels, part=part)
+    np.testing.assert_allclose(found.logits, outputs.logits, atol=1e-4)
+    np.testing.assert_allclose(found.companion_logits, outputs.companion_logits, atol=1e-4)
+    if part == "screen":
+        columns = [bundle.manifest.scores.index(name) for name in bundle.manifest.screen_scores]
+        np.testing.assert_allclose(found.screen_scores, outputs.scores[:, columns], rtol=1e-3, atol=1e-3)
+        return
+    assert (found.neutral_pixels == pixels).all()
+    np.testing.assert_allclose(found.scores, outputs.scores, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.layer_deviation, outputs.layer_deviation, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(found.roa, outputs.roa)
+    assert (found.roi != outputs.roi).mean() < 1e-4
+    flag, expected = (judge.p_values(o.scores) <= judge.p_cutoff for o in (found, outputs))
+    assert (flag == expected).mean() >= 0.99
+
+
+def test_the_screen_lets_benign_images_off_and_attacked_ones_not(engine, judge, pixels, images):
+    needs = judge.screen(engine.run(pixels, part="screen").screen_scores)
+    assert needs[images["kind"] == 0].mean() < 0.3
+    assert needs[images["kind"] == 1].mean() > 0.9
+
+
+@pytest.mark.parametrize("part", ["screen", "verdict", "full"])
+def test_stock_operators_and_no_batch_norm(bundle, part):
+    model = onnx.load(str(bundle.path / bundle.manifest.graphs[part].file))
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
