@@ -88,7 +88,7 @@ class BundleRecipe(BaseModel):
     companion: str
     fused: list[str] = Field(default=list(SCORES), min_length=1, description="scores that Fisher's statistic combines")
     guard: Guard | None = Field(GUARD, description="the score whose objection no other outweighs; null: none")
-    screened_by: list[str] = Field(list(SCREEN_SCORES), description="scores by which the cascade screens; []: none")
+    screened_by: list[str] = Field(["companion_margin"], description="scores by which the cascade screens; []: none")
     policy: Policy = Policy()
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()

@@ -54,7 +54,7 @@ def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Condit
         return [
             _says(logits, target),
             (evidence(scores) - threshold + _FISHER).relu(),
-            (_GUARD - margin(companion, target)).relu(),
+            _says(companion, target),
         ]
 
     return conditions
