@@ -141,7 +141,7 @@ def test_marks(store: Store, tmp_path: Path) -> None:
 
 
 def test_the_supervisor_makes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.setenv(FOLDER, "")  # restores what was there
     folder = tmp_path / "a" / "state"
     make_folder(folder)
     assert os.environ[FOLDER] == str(folder)
@@ -154,7 +154,6 @@ def test_the_supervisor_makes_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="PALISADE_STATE_DIR"):
         make_folder(tmp_path / "file" / "below")
-    monkeypatch.setenv(FOLDER, "")  # what was set is restored
 
 
 @pytest.mark.parametrize(
