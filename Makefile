@@ -14,11 +14,11 @@ PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraint
 NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test verify lint bench fuzz load constraints
+.PHONY: help setup serve test verify lint bench fuzz load e2e constraints
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SERVE)/.stamp $(TEST)/.stamp  ## Make both environments (serving without torch; training and tests).
 
@@ -44,6 +44,11 @@ fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for e
 
 load: $(TEST)/.stamp  ## Twice the capacity for two minutes, killed workers, hot swaps (loopback only).
 	@$(TEST)/bin/python -m pytest tests/load -m load -s -q $(ARGS)
+
+e2e: $(TEST)/.stamp  ## Real Prometheus, Alertmanager, PostgreSQL and Chromium around real gateways (root; ARGS='-k audit').
+	@tests/e2e/install.sh
+	@$(TEST)/bin/python $(PIP_INSTALL) --editable '.[e2e]'
+	@$(TEST)/bin/python -m pytest tests/e2e -m e2e -q $(ARGS)
 
 $(SERVE)/.stamp: $(NEEDS)
 	@$(call make_venv,$(SERVE))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway import worker_metrics
+from gateway.errors import PalisadeError
 
 if TYPE_CHECKING:
     from gateway.pipeline import Decision, Pipeline
@@ -59,7 +60,7 @@ store_failures_total = Counter(
 )
 audit_events_total = Counter(
     "palisade_audit_events_total",
-    "Audit events: spooled, or lost before it (unspooled, failed, dropped_spool_full); then stored, duplicate, refused.",
+    "Audit events: spooled, or lost before (unspooled, failed, dropped_spool_full); then stored, duplicate, refused.",
     ["result"],
 )
 audit_pictures_dropped_total = Counter(
@@ -69,7 +70,8 @@ audit_late_total = Counter(
     "palisade_audit_late_total", "Answers that went out before their audit event was in the spool: a slow disk."
 )
 audit_spool_damaged_total = Counter(
-    "palisade_audit_spool_damaged_total", "Damaged records found in the spool, as a kill in the midst of a write leaves."
+    "palisade_audit_spool_damaged_total",
+    "Damaged records found in the spool, as a kill in the midst of a write leaves.",
 )
 audit_spool_bytes = Gauge(
     "palisade_audit_spool_bytes", "Bytes of audit events that wait for the store.", multiprocess_mode="livesum"
@@ -94,17 +96,34 @@ expected_flag_rate = Gauge(
 
 
 def announce(pipeline: Pipeline) -> None:
-    """Create the series of a model that is now served, so that rates exist before the first request."""
+    """Create the series of a model that is now served, and of errors, at zero.
+
+    To Prometheus a series that begins at 1 has not increased: the first of anything would raise no alert.
+    """
     model = pipeline.bundle.name
+    for code in sorted(_codes(PalisadeError)):
+        rejected_total.labels(code)
+    for operation in ("get", "put", "take"):
+        store_failures_total.labels(operation)
     model_info.labels(model, pipeline.bundle.version, pipeline.engine.provider).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
-    for outcome in ("ok", "flagged", "blocked"):
+    for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
     p_value.labels(model)
     for evidence in pipeline.judge.calibration.fused:
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:
         predictions_total.labels(model, label)
+    for stage in ("screen", "verdict", "audit"):
+        cascade_total.labels(model, stage)
+    cascade_missed_total.labels(model)
+    for yes in ("true", "false"):
+        neutralized_total.labels(model, yes)
+        companion_total.labels(model, yes)
+
+
+def _codes(error: type[PalisadeError]) -> set[str]:
+    return {error.code}.union(*(_codes(kind) for kind in error.__subclasses__()))
 
 
 def withdraw(pipeline: Pipeline) -> None:

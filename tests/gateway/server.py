@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import signal
 import socket
@@ -43,10 +45,19 @@ class Server:
         return max(peaks)
 
 
-def start(models: Path, folder: Path, *, home: Path | None = None, **settings: object) -> Server:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def free_port() -> int:
+    """A free port, below those that outgoing connections take while a server still starts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def start(
+    models: Path, folder: Path, *, home: Path | None = None, port: int | None = None, **settings: object
+) -> Server:
+    port = port or free_port()
     chosen = Settings(**{"models": [models], "port": port, "threads": 1, "data_dir": folder / "data", **settings})
     log = folder / "server.log"
     environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder), "BENTOML_DO_NOT_TRACK": "True"}
