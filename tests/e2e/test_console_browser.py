@@ -1,6 +1,6 @@
 """The console in a real browser, against a real server with the shipped bundle.
 
-Needs Chromium (PALISADE_CHROMIUM, else /usr/bin/chromium), the package playwright, and npm for axe-core, which is
+Needs Chromium (PALISADE_CHROMIUM, else `chromium` of the path), the package playwright, and npm for axe-core, which is
 fetched when the tests run. With PALISADE_SCREENSHOTS=FOLDER every view is saved there at three widths, light and dark.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ AXE = "axe-core@4"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
-        chromium = os.environ.get("PALISADE_CHROMIUM", "/usr/bin/chromium")
+        chromium = os.environ.get("PALISADE_CHROMIUM") or shutil.which("chromium")
         launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield launched
         launched.close()
@@ -322,7 +323,7 @@ VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "inspect": ("#/inspect", _show_inspect),
     "events": ("#/events", _show_events),
     "event": ("#/events", _show_event),
-    "model": ("#/model", lambda page: expect(page.locator(".headline")).to_be_visible()),
+    "model": ("#/model", lambda page: expect(page.locator(".model-head")).to_be_visible()),
     "session": ("#/session", lambda page: expect(page.locator(".session h1")).to_be_visible()),
 }
 

@@ -4,10 +4,10 @@ import { decimal, pValue, words } from "../format.js";
 import { pBar } from "./scale.js";
 
 const MEANINGS = {
-  margin_drop: "The answer's lead shrinks when the image is shifted by a pixel.",
-  neuron_sensitivity: "Neurons change more under harmless shifts than they do for benign images.",
-  class_distance: "Features lie far from those of the class that was answered.",
-  companion_margin: "The adversarially trained companion speaks against the answer.",
+  margin_drop: "How much the answer's lead shrinks when the image is shifted by a pixel.",
+  neuron_sensitivity: "How much neurons change under harmless shifts.",
+  class_distance: "How far features lie from those of the class that was answered.",
+  companion_margin: "How much the adversarially trained companion objects to the answer.",
 };
 
 /** Rows of { name, p_value, layer? }, the strongest first. */

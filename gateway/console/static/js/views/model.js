@@ -2,9 +2,10 @@
 import { fill, h } from "../dom.js";
 import { count, decimal, percent, pValue, words } from "../format.js";
 import { detailOf, state } from "../state.js";
-import { cardSections, table, worst } from "../parts/card.js";
+import { cardSections, worst } from "../parts/card.js";
 import { disclosure } from "../parts/code.js";
 import { empty, failure, loading } from "../parts/notices.js";
+import { table } from "../parts/table.js";
 
 export function modelView() {
   const element = h("div", { class: "model" });
