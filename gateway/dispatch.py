@@ -91,7 +91,7 @@ class Dispatcher:
             deadline=deadline,
             decode_seconds=decode_seconds,
         )
-        metrics.observe(decision)
+        metrics.observe(decision, pipeline)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)
         return decision

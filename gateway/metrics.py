@@ -6,6 +6,7 @@ Label values are bounded: names of loaded models, their classes, scores and laye
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -131,12 +132,12 @@ def withdraw(pipeline: Pipeline) -> None:
     model_info.labels(pipeline.bundle.name, pipeline.bundle.version, pipeline.engine.provider).set(0)
 
 
-def observe(decision: Decision) -> None:
-    """Count one decision."""
+def observe(decision: Decision, pipeline: Pipeline) -> None:
+    """Count one decision, which `pipeline` made."""
     model, verdict = decision.model, decision.raw.verdict
     outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
     requests_total.labels(model, outcome).inc()
-    p_value.labels(model).observe(verdict.p_value)
+    p_value.labels(model).observe(_uniform_p(decision, pipeline))
     if decision.raw.outputs.layer_deviation is not None:
         for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
             layer_deviation.labels(model, layer).observe(float(deviation))
@@ -155,6 +156,18 @@ def observe(decision: Decision) -> None:
         neutralized_total.labels(model, str(changed).lower()).inc()
     for stage in ("decode", "queue", "engine"):
         stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+
+
+def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:
+    """The p-value, uniform over benign images also where a screen answers for most of them.
+
+    Of what it lets through no more is known than that every image that goes on is more unusual; such ties are broken at
+    random (Vovk et al. 2005, smoothed conformal predictors).
+    """
+    cascade = pipeline.judge.calibration.cascade
+    if decision.stage == "verdict" or cascade is None:
+        return decision.raw.verdict.p_value
+    return random.uniform(cascade.goes_on, 1.0)
 
 
 def exposition() -> bytes:
