@@ -15,7 +15,8 @@ printf 'postgresql://palisade:%s@postgres/palisade' "$password" > secrets/audit_
 random > secrets/metrics_token
 random > secrets/grafana_password
 for role in client reviewer admin; do
-    printf '%s key: %s\n' "$role" "$("$PALISADE" keys create --id "first-$role" --role "$role" --file secrets/palisade_keys 2> /dev/null)"
+    key=$("$PALISADE" keys create --id "first-$role" --role "$role" --file "$PWD/secrets/palisade_keys")
+    printf '%s key: %s\n' "$role" "$key"
 done
 chmod 644 secrets/*
 printf 'Grafana, user admin: %s\n' "$(cat secrets/grafana_password)"
