@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import origin
-from benchmarks.subgraph import INPAINTING, STAGES, cut, inpainting_part, macs
-from gateway.bundle import GraphSpec, InputSpec, file_sha256, load_bundle
-from gateway.cores import threads_per_worker
+from benchmarks.subgraph import INPAINTING, STAGES, macs
+from gateway.bundle import InputSpec, Part, graphs_sha256, hash_files, load_bundle
 from gateway.engine import Engine, Provider, _open
+from training.export.parts import OUTPUTS, cut, cut_masked, graph_specs, split_parts, write_parts
 
 BATCHES = (1, 8, 32)
 WARM_UP = 3
@@ -54,38 +54,35 @@ class Times:
 
 @dataclass(frozen=True)
 class Served:
-    """The graph under measurement: its file, its engine, and how to open a part of it in the same way."""
+    """The graph under measurement: its engine, the whole of it as a model, and how to open a stage in the same way."""
 
-    path: Path
     engine: Engine
     spec: InputSpec
     model: onnx.ModelProto
-    provider: Provider
-    threads: int
+    digest: str
 
-    def part(self, name: str, model: onnx.ModelProto, folder: Path) -> Any:
+    def stage(self, name: str, model: onnx.ModelProto, folder: Path) -> Any:
         """An ONNX Runtime session of `model`, with the engine's own options."""
         path = folder / f"{name.replace(' ', '-')}.onnx"
         onnx.save(model, str(path))
-        return _open(path, self.provider, self.threads)
+        return _open(path, self.engine.provider, self.engine.threads)
 
 
-def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads: int) -> Served:
-    """The graph of a bundle, or a bare `graph` file."""
+def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads: int, folder: Path) -> Served:
+    """The graphs of a bundle, or a bare exported `graph` file, whose parts are then written into `folder`."""
     if graph is None:
         loaded = load_bundle(bundle)
-        graph, spec, signature = bundle / loaded.manifest.graph.file, loaded.manifest.input, loaded.manifest.graph
-        model = onnx.load(str(graph))
+        spec, graphs, place = loaded.manifest.input, loaded.manifest.graphs, bundle
+        model = onnx.load(str(bundle / graphs["full"].file))
     else:
-        from training.export.onnx_file import tensor_specs
-
         model = onnx.load(str(graph))
-        inputs, outputs = tensor_specs(model)
-        signature = GraphSpec.model_validate({"inputs": inputs, "outputs": outputs})
-        _, channels, height, width = next(t.shape for t in signature.inputs if t.name == "pixels")
+        parts = split_parts(model)
+        write_parts(parts, folder)
+        graphs, place = graph_specs(parts), folder
+        _, channels, height, width = next(t.shape for t in graphs["full"].inputs if t.name == "pixels")
         spec = InputSpec.model_validate({"height": height, "width": width, "channels": channels})
-    engine = Engine(graph, signature, spec, provider=provider, threads=threads)
-    return Served(graph, engine, spec, model, provider, threads_per_worker(threads, 1))
+    engine = Engine(place, graphs, spec, provider=provider, threads=threads)
+    return Served(engine, spec, model, graphs_sha256(hash_files(place)))
 
 
 def in_turns(calls: dict[str, Callable[[], object]], *, repeats: int, seconds: float) -> dict[str, Times]:
@@ -115,9 +112,9 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
     window[:, 4 : 4 + side, 4 : 4 + side] = 1.0
 
     names = [output.name for output in served.model.graph.output]
-    parts = {name: cut(served.model, wanted) for name, wanted in STAGES.items() if set(wanted) <= set(names)}
-    sessions = {name: served.part(name, model, folder) for name, model in parts.items()}
-    inpainting = served.part(INPAINTING, inpainting_part(served.model), folder)
+    stages = {name: cut(served.model, wanted) for name, wanted in STAGES.items() if set(wanted) <= set(names)}
+    sessions = {name: served.stage(name, model, folder) for name, model in stages.items()}
+    inpainting = served.stage(INPAINTING, cut_masked(served.model, ["neutral_pixels"]), folder)
     forward = next(iter(sessions))
     difference = np.abs(
         sessions[forward].run(["logits"], {"pixels": pixels})[0] - served.engine.run(pixels).logits
@@ -128,37 +125,48 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
     def run(name: str) -> Callable[[], object]:
         return lambda: sessions[name].run(STAGES[name], {"pixels": pixels})
 
-    pair = in_turns(
-        {"defence": lambda: served.engine.run(pixels), "forward": run(forward)}, repeats=repeats, seconds=0.5 * seconds
-    )
+    def run_part(part: Part) -> Callable[[], object]:
+        return lambda: served.engine.run(pixels, part=part)
+
+    main = in_turns(
+        {"forward": run(forward), **{part: run_part(part) for part in served.engine.parts}},
+        repeats=repeats, seconds=0.5 * seconds,
+    )  # fmt: skip
     calls = {name: run(name) for name in sessions}
     calls[INPAINTING] = lambda: inpainting.run(None, {"pixels": pixels, "mask": mask})
     calls["second call, a window inpainted"] = lambda: served.engine.run(pixels, window)
-    stages = in_turns(calls, repeats=repeats, seconds=0.5 * seconds)
-    unit = macs(parts[forward], batch)
-    # Everything behind inpainting, which has no convolution of its own.
-    theory = macs(cut(served.model, [name for name in names if name != "neutral_pixels"]), batch) / unit
-    ratio = pair["defence"].median / pair["forward"].median
-    processor = statistics.median(pair["defence"].processor) / statistics.median(pair["forward"].processor)
+    timed = in_turns(calls, repeats=repeats, seconds=0.5 * seconds)
+    unit = macs(stages[forward], batch)
+
+    def figures(part: Part) -> dict[str, Any]:
+        # Everything behind inpainting, which has no convolution of its own.
+        wanted = [name for name in names if name in OUTPUTS[part] and name not in ("neutral_pixels", "screen_scores")]
+        theory = macs(cut(served.model, wanted), batch) / unit
+        ratio = main[part].median / main["forward"].median
+        processor = statistics.median(main[part].processor) / statistics.median(main["forward"].processor)
+        return {
+            **main[part].summary(),
+            "forwards_measured": round(ratio, 3),
+            "forwards_measured_min": round(min(main[part].seconds) / min(main["forward"].seconds), 3),
+            "forwards_measured_processor": round(processor, 3),
+            "forwards_run": round(theory, 3),
+            "measured_over_run": round(ratio / theory, 3),
+        }
+
     return {
         "batch": batch,
-        "repeats": len(pair["defence"].seconds),
-        "defence": pair["defence"].summary(),
-        "forward": pair["forward"].summary(),
-        "forwards_measured": round(ratio, 3),
-        "forwards_measured_min": round(min(pair["defence"].seconds) / min(pair["forward"].seconds), 3),
-        "forwards_measured_processor": round(processor, 3),
-        "forwards_run": round(theory, 3),
-        "measured_over_run": round(ratio / theory, 3),
+        "repeats": len(main["forward"].seconds),
+        "forward": main["forward"].summary(),
+        "parts": {part: figures(part) for part in served.engine.parts},
         "forward_macs_per_image": unit // batch,
         "logits_difference": float(difference),
         "stages": {
             name: {
                 **times.summary(),
-                "forwards": round(times.median / stages[forward].median, 3),
-                "forwards_run": round(macs(parts[name], batch) / unit, 3) if name in parts else None,
+                "forwards": round(times.median / timed[forward].median, 3),
+                "forwards_run": round(macs(stages[name], batch) / unit, 3) if name in stages else None,
             }
-            for name, times in stages.items()
+            for name, times in timed.items()
         },
     }
 
@@ -166,16 +174,15 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as two tables."""
     table = Table(title=f"Cost of the defence, {report['device']['cpu']}, {report['threads']} thread(s)")
-    for column in ("batch", "forward ms", "defence ms", "forwards", "minima", "CPU time", "run", "overhead"):
+    for column in ("batch", "part", "forward ms", "part ms", "forwards", "minima", "CPU time", "run", "overhead"):
         table.add_column(column, justify="right")
     for row in report["batches"]:
-        ratios = [row[f"forwards_{name}"] for name in ("measured", "measured_min", "measured_processor", "run")]
-        table.add_row(
-            str(row["batch"]),
-            *(f"{row[name]['median_ms']:.2f}" for name in ("forward", "defence")),
-            *(f"{ratio:.2f}" for ratio in ratios),
-            f"{(row['measured_over_run'] - 1) * 100:+.0f} %",
-        )
+        for part, found in row["parts"].items():
+            ratios = [found[f"forwards_{name}"] for name in ("measured", "measured_min", "measured_processor", "run")]
+            table.add_row(
+                str(row["batch"]), part, f"{row['forward']['median_ms']:.2f}", f"{found['median_ms']:.2f}",
+                *(f"{ratio:.2f}" for ratio in ratios), f"{(found['measured_over_run'] - 1) * 100:+.0f} %",
+            )  # fmt: skip
     console.print(table)
     stages = Table(title="Stages in forwards of the same run: measured (run)")
     stages.add_column("stage")
@@ -199,19 +206,19 @@ def main(
     repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 200,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time at most for each batch size.")] = 20.0,
 ) -> None:
-    """Measure the defence graph in forwards of the network it defends, at batch 1, 8 and 32."""
+    """Measure the parts of a defence graph in forwards of the network it defends, at batch 1, 8 and 32."""
     if provider not in ("cpu", "cuda"):
         raise typer.BadParameter("cpu or cuda", param_hint="--provider")
-    served = open_served(bundle=bundle, graph=graph, provider=provider, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
+        served = open_served(bundle=bundle, graph=graph, provider=provider, threads=threads, folder=Path(folder))
         rows = [measure(served, n, Path(folder), repeats=repeats, seconds=seconds) for n in BATCHES]
     report = {
         "what": "cost of the defence in forwards of the answering network",
         **origin(),
-        "graph_sha256": file_sha256(served.path),
+        "graphs_sha256": served.digest,
         "graph_nodes": len(served.model.graph.node),
         "provider": provider,
-        "threads": served.threads,
+        "threads": served.engine.threads,
         "batches": rows,
     }
     show(report, Console())
