@@ -6,7 +6,7 @@ from fastapi import Request
 
 from gateway.audit.trail import Audit
 from gateway.auth import Caller
-from gateway.dispatch import Dispatcher
+from gateway.dispatch import Dispatcher, Record
 from gateway.errors import NotReady
 from gateway.registry import Registry
 
@@ -25,10 +25,11 @@ def dispatcher_of(request: Request) -> Dispatcher:
     return dispatcher
 
 
-def audit_of(request: Request) -> Audit:
-    """Where events worth a review are kept."""
+def recorder(request: Request, data: bytes, *, index: int = 0) -> Record:
+    """What keeps the decision on `data`, the image `index` of a request, for review."""
     audit: Audit = request.app.state.audit
-    return audit
+    caller, request_id = caller_of(request), request.state.request_id
+    return lambda decision: audit.record(decision, caller, request_id, data, index=index)
 
 
 def caller_of(request: Request) -> Caller:

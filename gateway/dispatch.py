@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -21,6 +21,8 @@ from gateway.settings import Settings
 from gateway.shadow import Shadow
 
 T = TypeVar("T")
+Record = Callable[[Decision], Awaitable[object]]
+"""Keeps what is to be kept of a decision; its place in a queue is taken before it first waits."""
 
 
 class Dispatcher:
@@ -36,8 +38,8 @@ class Dispatcher:
         self._images = 0
         self._abandoned = 0
 
-    async def decide(self, pipeline: Pipeline, data: bytes, *, explain: bool) -> Decision:
-        """Decode and defend one image.
+    async def decide(self, pipeline: Pipeline, data: bytes, *, explain: bool, record: Record) -> Decision:
+        """Decode and defend one image; what is counted of it is recorded, whatever becomes of the request.
 
         Raises the decoder's errors, `EngineError`, and `Overloaded` when no place is free, when the wait would outlast
         the deadline, or when the deadline passes.
@@ -46,12 +48,16 @@ class Dispatcher:
             start = time.perf_counter()
             image = await self.in_thread(lambda: pipeline.decode(data))
             decoded = time.perf_counter() - start
-            return await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=decoded)
+            decision = await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=decoded)
+            await record(decision)
+            return decision
 
-    async def decide_image(self, pipeline: Pipeline, image: np.ndarray, *, explain: bool) -> Decision:
+    async def decide_image(self, pipeline: Pipeline, image: np.ndarray, *, explain: bool, record: Record) -> Decision:
         """Defend an image that is decoded already: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
         async with self._admitted() as deadline:
-            return await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
+            decision = await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
+            await record(decision)
+            return decision
 
     async def parse(self, job: Callable[[], T]) -> T:
         """Run `job`, which reads images out of a request's body, in the decoding threads; `Overloaded` as `decide`."""

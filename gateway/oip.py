@@ -14,8 +14,7 @@ from starlette.responses import Response
 
 from gateway import __version__, metrics
 from gateway.bundle import InputSpec
-from gateway.context import audit_of, caller_of, dispatcher_of, registry_of
-from gateway.dispatch import Dispatcher
+from gateway.context import caller_of, dispatcher_of, recorder, registry_of
 from gateway.errors import (
     BadParameter,
     BlockedByPolicy,
@@ -217,10 +216,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     parsed, names, images = await dispatcher.parse(read)
     charge_images(request, len(images))
     explained = any(OUTPUTS[name].explained for name in names)
-    decisions = await _decide(dispatcher, pipeline, images, explain=explained)
-    for i, (decision, image) in enumerate(zip(decisions, images, strict=True)):
-        sent = image if isinstance(image, bytes) else image.tobytes()
-        await audit_of(request).record(decision, caller_of(request), request.state.request_id, sent, index=i)
+    decisions = await _decide(request, pipeline, images, explain=explained)
     quantum: LatencyQuantum = request.app.state.quantum
     if len(images) == 1 and not explained:
         quantum.observe(decisions[0], time.perf_counter() - start)
@@ -273,18 +269,21 @@ def read_images(inputs: dict[str, Input], spec: InputSpec, max_batch: int) -> Se
 
 
 async def _decide(
-    dispatcher: Dispatcher, pipeline: Pipeline, images: Sequence[np.ndarray | bytes], *, explain: bool
+    request: Request, pipeline: Pipeline, images: Sequence[np.ndarray | bytes], *, explain: bool
 ) -> list[Decision]:
     """The decisions of a batch, whose images go through the micro-batcher at once; the first that fails ends all."""
+    dispatcher = dispatcher_of(request)
 
-    def work(image: np.ndarray | bytes) -> Coroutine[Any, Any, Decision]:
+    def work(i: int, image: np.ndarray | bytes) -> Coroutine[Any, Any, Decision]:
         if isinstance(image, bytes):
-            return dispatcher.decide(pipeline, image, explain=explain)
-        return dispatcher.decide_image(pipeline, image, explain=explain)
+            record = recorder(request, image, index=i)
+            return dispatcher.decide(pipeline, image, explain=explain, record=record)
+        record = recorder(request, image.tobytes(), index=i)
+        return dispatcher.decide_image(pipeline, image, explain=explain, record=record)
 
     async def numbered(i: int, image: np.ndarray | bytes) -> Decision:
         try:
-            return await work(image)
+            return await work(i, image)
         except PalisadeError as error:
             if len(images) == 1:
                 raise

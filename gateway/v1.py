@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from gateway import metrics, schemas
-from gateway.context import audit_of, caller_of, dispatcher_of, registry_of
+from gateway.context import caller_of, dispatcher_of, recorder, registry_of
 from gateway.decode import check_content_type
 from gateway.errors import (
     BadParameter,
@@ -108,8 +108,7 @@ async def _answer(
     start = time.perf_counter()
     dispatcher = dispatcher_of(request)
     explained = explain != "none"
-    decision = await dispatcher.decide(pipeline, data, explain=explained)
-    await audit_of(request).record(decision, caller_of(request), request.state.request_id, data)
+    decision = await dispatcher.decide(pipeline, data, explain=explained, record=recorder(request, data))
     quantum: LatencyQuantum = request.app.state.quantum
     if not explained:
         quantum.observe(decision, time.perf_counter() - start)
