@@ -11,14 +11,14 @@ from PIL import Image
 from gateway.bundle import Bundle
 from gateway.errors import NotFound
 from gateway.render import png
+from gateway.samples import ANSWERS, FOLDER
 from gateway.schemas import Sample
 
-_FOLDER = "samples"
-_ANSWERS = f"{_FOLDER}/answers.json"
+_ANSWERS = f"{FOLDER}/{ANSWERS}"
 
 
 def samples_of(bundle: Bundle) -> list[Sample]:
-    """The samples in the manifest's order; `kind` is the first word of a file's name."""
+    """The samples by file name; `kind` is the first word of a file's name."""
     files = sorted(name for name in bundle.manifest.files if _is_sample(name))
     answers = _answers(bundle)
     samples = []
@@ -38,7 +38,7 @@ def samples_of(bundle: Bundle) -> list[Sample]:
 
 def sample_png(bundle: Bundle, file: str) -> bytes:
     """PNG of the pixels of one sample; `NotFound` for any name that the manifest does not list as one."""
-    name = f"{_FOLDER}/{file}"
+    name = f"{FOLDER}/{file}"
     if not _is_sample(name) or name not in bundle.manifest.files:
         raise NotFound(f"model {bundle.name!r} has no sample {file[:80]!r}")
     with Image.open(io.BytesIO((bundle.path / name).read_bytes()), formats=["PNG"]) as image:
@@ -47,7 +47,7 @@ def sample_png(bundle: Bundle, file: str) -> bytes:
 
 def _is_sample(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.parent.as_posix() == _FOLDER and path.suffix == ".png"
+    return path.parent.as_posix() == FOLDER and path.suffix == ".png"
 
 
 def _answers(bundle: Bundle) -> dict[str, dict[str, object]]:

@@ -301,8 +301,10 @@ def test_a_client_sees_predictions_alone(open_page: Callable[..., Page], locked:
     expect(page.locator(".banner h2")).to_have_text("Flagged as anomalous")
     expect(page.locator(".evidence")).to_have_count(0)
     expect(page.get_by_role("link", name="Flagged inputs")).to_have_count(0)
+    page.goto(f"{locked.url}/#/events")
+    expect(page.locator(".list-foot")).to_contain_text("Not for this key")
     page.goto(f"{locked.url}/#/model")
-    expect(page.locator(".model .notice, .model-head")).to_be_visible()
+    expect(page.locator(".model")).to_be_visible()
 
 
 def _show_inspect(page: Page) -> None:

@@ -16,6 +16,7 @@ const VIEWS = {
 };
 const main = document.getElementById("main");
 const made = new Map();
+const STARTING_MS = 1000;
 let shown = null;
 
 function route() {
@@ -93,7 +94,10 @@ async function start() {
   try {
     await load();
   } catch (error) {
-    fill(main, failure(error, start));
+    if (error.code === "not_ready") {
+      fill(main, loading("The gateway loads its models"));
+      setTimeout(start, STARTING_MS);
+    } else fill(main, failure(error, start));
     return;
   }
   subscribe(() => show());

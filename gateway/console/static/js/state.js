@@ -21,14 +21,18 @@ export function change(values) {
   for (const listener of listeners) listener(state);
 }
 
-/** Manifest, card and bands of a model; asked for once. */
-export function detailOf(name) {
-  if (!details.has(name)) {
+/**
+ * Manifest, card and bands of a model. The answer is of the version that is active now; it is kept for `version`, the
+ * one that the caller has in mind, so that another version asks anew.
+ */
+export function detailOf(name, version) {
+  const key = `${name} ${version}`;
+  if (!details.has(key)) {
     const asked = api.model(name);
-    asked.catch(() => details.delete(name));
-    details.set(name, asked);
+    asked.catch(() => details.delete(key));
+    details.set(key, asked);
   }
-  return details.get(name);
+  return details.get(key);
 }
 
 /** Learn who is asking and what is served; throws what the gateway answers other than 401. */

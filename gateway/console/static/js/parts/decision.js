@@ -71,7 +71,7 @@ const panel = (title, ...content) => h("section", { class: "panel" }, h("h3", {}
 
 function pictures(answer, image) {
   const { explanation, neutralization } = answer;
-  if (!explanation) return empty("No pictures", "This key sees verdicts, but no explanations.");
+  if (!explanation) return empty("No pictures", "This key sees answers, but no explanations.");
   const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
   const sources = {
     input: data(explanation.input_pixels) ?? data(explanation.saliency),
@@ -126,7 +126,9 @@ function ranking(top) {
 
 function command(answer, image) {
   const key = state.session?.key_id ? ' -H "Authorization: Bearer $PALISADE_KEY"' : "";
-  const target = address(`v1/predict?explain=all&model=${encodeURIComponent(answer.model.name)}`);
+  const target = address(
+    `v1/predict?explain=${answer.explanation ? "all" : "none"}&model=${encodeURIComponent(answer.model.name)}`,
+  );
   return `${image.command} -H ${quoted(`Content-Type: ${image.type || "application/octet-stream"}`)}${key} ${quoted(target)}`;
 }
 

@@ -162,7 +162,7 @@ async function drawLayers(holder, event) {
   if (!known.length) return;
   let band = {};
   try {
-    const model = await detailOf(event.model);
+    const model = await detailOf(event.model, event.version);
     if (model.version === event.version) band = model.layer_band ?? {};
   } catch {
     // The model is no longer served: bars without their band.

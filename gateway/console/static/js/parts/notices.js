@@ -7,22 +7,27 @@ export const loading = (text) =>
 export const empty = (title, text) =>
   h("div", { class: "notice empty" }, h("p", { class: "strong" }, title), h("p", {}, text));
 
+const TITLES = {
+  unreachable: "No connection",
+  blocked_by_policy: "Blocked by policy",
+  overloaded: "Busy",
+  audit_unavailable: "No audit trail",
+  401: "Log in first",
+  403: "Not allowed",
+  429: "Too many requests",
+  503: "Not available",
+};
+
 /** What went wrong, and a button that tries again where that can help. */
-export function failure(error, again = null) {
+export function failure(error, again = null, more = null) {
   if (error.status === 401) window.dispatchEvent(new Event("palisade:signed-out"));
-  const titles = {
-    0: "No connection",
-    401: "Log in first",
-    403: error.code === "blocked_by_policy" ? "Blocked by policy" : "Not allowed",
-    429: "Too many requests",
-    503: "Busy",
-  };
   const retry = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   return h(
     "div",
     { class: "notice failure", role: "alert" },
-    h("p", { class: "strong" }, icon("alert"), titles[error.status] ?? "That did not work"),
+    h("p", { class: "strong" }, icon("alert"), TITLES[error.code] ?? TITLES[error.status] ?? "That did not work"),
     h("p", {}, `${error.message}${retry}`),
+    more,
     again && h("button", { type: "button", onclick: () => again() }, "Try again"),
   );
 }

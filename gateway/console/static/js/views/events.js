@@ -3,7 +3,7 @@ import * as api from "../api.js";
 import { announce } from "../announce.js";
 import { fill, h } from "../dom.js";
 import { follow } from "../live.js";
-import { state } from "../state.js";
+import { may, state } from "../state.js";
 import { detailPanel } from "../parts/detail.js";
 import { eventSummary, liveState } from "../parts/eventstatus.js";
 import { eventTable } from "../parts/eventtable.js";
@@ -47,6 +47,10 @@ export function eventsView() {
   return { element, show, hide };
 
   async function show(parameters) {
+    if (!may("reviewer")) {
+      fill(foot, empty("Not for this key", "Flagged inputs are for keys with the role reviewer."));
+      return;
+    }
     const wanted = read(parameters);
     bar.draw(
       wanted,

@@ -79,10 +79,10 @@ export function inspectView() {
       announce(spoken(answer));
     } catch (error) {
       if (error.name === "AbortError" || run !== running) return;
+      const link = error.code === "blocked_by_policy" && reviewLink(error.requestId);
       fill(
         result,
-        failure(error, () => inspect(image)),
-        error.code === "blocked_by_policy" && reviewLink(error.requestId),
+        failure(error, () => inspect(image), link),
       );
     } finally {
       if (run === running) {

@@ -1,7 +1,8 @@
 // Model: what is served, and how robust it was measured to be, the worst first.
 import { fill, h } from "../dom.js";
 import { count, decimal, percent, pValue, words } from "../format.js";
-import { detailOf, state } from "../state.js";
+import * as api from "../api.js";
+import { load, state } from "../state.js";
 import { cardSections, worst } from "../parts/card.js";
 import { disclosure } from "../parts/code.js";
 import { empty, failure, loading } from "../parts/notices.js";
@@ -10,7 +11,7 @@ import { table } from "../parts/table.js";
 export function modelView() {
   const element = h("div", { class: "model" });
   let drawn = null;
-  return { element, show: draw };
+  return { element, show: draw, hide: () => (drawn = null) };
 
   async function draw() {
     const name = state.model?.name;
@@ -18,8 +19,10 @@ export function modelView() {
     drawn = name;
     fill(element, loading("Reading manifest and card"));
     try {
-      const model = await detailOf(name);
+      const model = await api.model(name);
       if (drawn === name) fill(element, content(model));
+      // Another version was made active since the console was opened.
+      if (model.version !== state.model?.version) await load();
     } catch (error) {
       if (drawn !== name) return;
       drawn = null;
@@ -41,12 +44,15 @@ function content(model) {
     h(
       "div",
       { class: "cards" },
-      card
-        ? cardSections(card)
-        : empty("No card", "This bundle was not evaluated: nothing is known of its robustness."),
+      card ? cardSections(card) : noCard(model),
       manifest && manifestSections(model, manifest),
     ),
   ];
+}
+
+function noCard({ manifest }) {
+  if (!manifest) return empty("Not for this key", "Manifest and robustness card are for keys that see everything.");
+  return empty("No card", "This bundle was not evaluated: nothing is known of its robustness.");
 }
 
 function headline(card, model) {
