@@ -89,9 +89,9 @@ def coarse_p_value(p_value: float) -> float:
 class LatencyQuantum:
     """Releases answers at whole multiples of a quantum that the slowest path's time fits into.
 
-    The quantum is `floor`, doubled until a high quantile of the recent times of each path, scaled to the slowest path,
-    fits with a margin; it is the process's, moved by all traffic and not by one request. What takes longer than one
-    quantum goes out at the next multiple.
+    The quantum is `floor`, doubled until a high quantile of each path's recent times, and the work that the slowest
+    path has more, fit with a margin; it is the process's, moved by all traffic and not by one request. What takes
+    longer than one quantum goes out at the next multiple.
     """
 
     def __init__(self, floor: float) -> None:
@@ -108,8 +108,10 @@ class LatencyQuantum:
         """Take note of the time of one path: `screen`, `verdict` or `neutralized`."""
         times = self._recent[path]
         times.append(elapsed)
-        high = sorted(times)[math.ceil(_QUANTILE * len(times)) - 1]
-        self._bounds[path] = high * _SLOWEST[path] * _MARGIN
+        ordered = sorted(times)
+        high, median = ordered[math.ceil(_QUANTILE * len(times)) - 1], ordered[len(times) // 2]
+        # What the slowest path has more of is work, not waiting for others.
+        self._bounds[path] = _MARGIN * (high + (_SLOWEST[path] - 1.0) * median)
         doublings = math.ceil(math.log2(max(1.0, max(self._bounds.values()) / self._floor)))
         self.seconds = self._floor * 2.0**doublings
 
