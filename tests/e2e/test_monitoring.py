@@ -200,7 +200,7 @@ def test_counts_survive_a_replaced_worker_and_a_restart(site: Site, benign: list
     replace.start()
     site.send(benign[:600])
     replace.join()
-    eventually(lambda: len(workers(site.gateway) - before) == 1)
+    eventually(lambda: len(workers(site.gateway) - before) == 1, 60)
     site.send(benign[600:700])
     check_counts(site)
     site.restart(cascade=True)
