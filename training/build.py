@@ -50,6 +50,7 @@ from training.drafts import draft_of
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
 from training.evaluate.samples import write_samples
+from training.export.blocked import keep_blocked
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import graph_specs, split_parts, write_parts
@@ -256,6 +257,7 @@ def export_defence(
             defence, Path(temporary) / "whole.onnx", inputs={"pixels": pixels, "mask": mask},
             outputs=list(DefenceOutputs._fields),
         )  # fmt: skip
+    keep_blocked(model)
     parts = split_parts(model)
     write_parts(parts, folder)
     return graph_specs(parts)
