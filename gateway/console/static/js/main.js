@@ -57,8 +57,8 @@ function drawHeader() {
 
 function modelChoice() {
   if (!state.model) return null;
-  const { name, version, provider } = state.model;
-  const facts = h("span", { class: "serving wide-only" }, h("b", {}, name), version && ` ${version} · ${provider}`);
+  const { name, version, provider, precision = "" } = state.model;
+  const facts = h("span", { class: "serving wide-only" }, h("b", {}, name), version && ` ${version} · ${provider} ${precision}`);
   if (state.models.length < 2) return facts;
   const options = state.models.map((m) =>
     h("option", { value: m.name, selected: m.name === name }, `${m.name} ${m.version ?? ""}`),

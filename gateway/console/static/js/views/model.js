@@ -111,7 +111,7 @@ function manifestSections(model, manifest) {
     ],
     ["Classes", count(manifest.classes.length)],
     ["Networks", manifest.companion ? "answering network and adversarially trained companion" : "answering network"],
-    ["Served on", model.provider],
+    ["Served on", `${model.provider} ${model.precision ?? ""}`],
     ["Policy", `${model.policy} (bundle's default: ${policy.action})`],
     ["Flag at alpha", `${percent(model.alpha, 1)} (gate of neutralisation: ${percent(policy.gate_alpha, 1)})`],
     ["Scores", manifest.scores.map(words).join(", ")],
