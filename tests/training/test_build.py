@@ -88,10 +88,31 @@ def test_the_gateway_serves_it(folder):
     assert not (folder / "out.part").exists()
 
 
+def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
+    """The same networks give the same scores and cutoffs; nothing is trained."""
+    again = build(
+        folder / "bundle.yaml", folder / "again", runs=folder / "no-runs",
+        networks=folder / "out" / "networks.safetensors", card=False,
+    )  # fmt: skip
+    first = load_bundle(folder / "out")
+    assert not (folder / "no-runs").exists()
+    assert again.card() is None
+    (old,), (new,) = first.manifest.calibrations, again.manifest.calibrations
+    # An exporter names its nodes anew every time.
+    assert new.model_copy(update={"graphs_sha256": old.graphs_sha256}) == old
+    assert recipe_of(again) == recipe_of(first)
+    done = CliRunner().invoke(app, ["evaluate", str(folder / "again")])
+    assert done.exit_code == 0, done.output
+    told, found = first.card(), load_bundle(folder / "again").card()
+    assert told["figures"] == found["figures"]
+    with pytest.raises(TrainingError, match="cannot rebuild the networks"):
+        build(folder / "bundle.yaml", folder / "never", runs=folder / "r", networks=folder / "squares.npz")
+
+
 def test_card_and_samples(folder):
     card = json.loads((folder / "out" / "card.json").read_text())
     assert card["figures"]["accuracy_answering"]["n"] == 40
-    assert {"benign", "companion_pgd", "unaware", "adaptive", "figures", "date", "settings"} <= set(card)
+    assert {"benign", "companion_pgd", "unaware", "adaptive", "cascade", "figures", "date", "settings"} <= set(card)
     assert "Robustness card: squares" in (folder / "out" / "card.md").read_text()
     assert (folder / "out" / "samples" / "clean_0.png").is_file()
 
@@ -116,6 +137,8 @@ def test_force_replaces_bundles_alone(folder):
         ({"name": "Not A Name"}, "name"),
         ({"version": "1.0"}, "version"),
         ({"fused": []}, "fused"),
+        ({"guard": {"score": "luck", "share_below": 0.5, "share": 0.5, "knee": 0.01}}, "guard: unknown scores"),
+        ({"screened_by": ["margin_drop"]}, "screened_by: unknown scores"),
         ({"policy": {"alpha": 0.03}}, "policy.alpha"),
         ({"policy": {"gate_alpha": 0.2}}, "policy.gate_alpha"),
     ],
@@ -130,8 +153,8 @@ def test_what_the_manifest_would_refuse_is_refused_before_training(folder, chang
 
 def test_a_bundle_that_does_not_say_how_it_was_made(folder):
     bundle = load_bundle(folder / "out")
-    for training, card in (({}, bundle.robustness), (bundle.manifest.training, {"settings": {"luck": 1}})):
-        other = replace(bundle, manifest=bundle.manifest.model_copy(update={"training": training}), robustness=card)
+    for training in ({}, bundle.manifest.training | {"evaluation": {"luck": 1}}):
+        other = replace(bundle, manifest=bundle.manifest.model_copy(update={"training": training}))
         with pytest.raises(TrainingError, match="how it was made"):
             recipe_of(other)
 
