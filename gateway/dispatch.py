@@ -19,6 +19,7 @@ from gateway.errors import Overloaded
 from gateway.pipeline import Decision, Pipeline, Screening
 from gateway.settings import Settings
 from gateway.shadow import Shadow
+from gateway.tracing import trace_stages
 
 T = TypeVar("T")
 Record = Callable[[Decision], Awaitable[object]]
@@ -98,6 +99,7 @@ class Dispatcher:
             decode_seconds=decode_seconds,
         )
         metrics.observe(decision, pipeline)
+        trace_stages(decision)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)
         return decision

@@ -54,8 +54,16 @@ class RequestMiddleware:
             await problem_response(EngineError("unexpected failure, see the log"), scope)(scope, receive, tagged)
         finally:
             milliseconds = (time.perf_counter() - start) * 1e3
+            caller = scope["state"].get("caller")
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(milliseconds, 1),
+            }
             # %r: a path is the client's text and must not forge lines of the log.
-            log.info("%s %s %r %d %.1f ms", request_id, scope["method"], scope["path"], status, milliseconds)
+            log.info("%s %s %r %d %s ms", *fields.values(), extra=fields | {"key": caller and caller.key_id})
 
 
 class PrintablePathMiddleware:

@@ -25,6 +25,7 @@ from gateway.rollout import Rollout, forget_workers, read_wanted
 from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
 from gateway.shadow import Shadow
+from gateway.tracing import tracing_options
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _STORE_SECONDS = 10.0
 
 try:
     settings = load_settings()
+    tracing = tracing_options(settings)
 except PalisadeError as error:
     sys.exit(f"palisade: {error.detail}")
 api = create_api(settings)
@@ -50,13 +52,14 @@ guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.dra
     # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
+    tracing=tracing,
 )
 @bentoml.asgi_app(api, path="/")
 class Palisade:
     """Loads the bundles in the background: alive at once, ready after warm-up."""
 
     def __init__(self) -> None:
-        log_to_stderr()
+        log_to_stderr(settings.log_format)
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
@@ -72,7 +75,7 @@ class Palisade:
         """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
         from gateway.supervisor import watch_closely  # needs what workers need not import
 
-        log_to_stderr()
+        log_to_stderr(settings.log_format)
         watch_closely()
         worker_metrics.make_folder()
         # Workers know by it whether they listen to more than this machine.

@@ -8,6 +8,9 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
+
+from pythonjsonlogger.json import JsonFormatter
 
 from gateway.errors import ConfigError
 from gateway.settings import Settings
@@ -71,19 +74,28 @@ def sample_image(bundle: Path) -> Path:
     return image.relative_to(Path.cwd()) if image.is_relative_to(Path.cwd()) else image
 
 
-def log_to_stderr() -> None:
-    """Show the gateway's log in the shape of BentoML's, which configures its own loggers only."""
+def log_to_stderr(form: Literal["text", "json"] = "text") -> None:
+    """Show the gateway's log: as text in the shape of BentoML's, which configures its own loggers only, or as JSON."""
     logger = logging.getLogger("gateway")
     if logger.handlers:
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    handler.setFormatter(log_formatter(form))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     # Pillow and the parser of forms warn about odd uploads; the answer tells the sender what matters.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def log_formatter(form: Literal["text", "json"]) -> logging.Formatter:
+    """A line, or a JSON object with `time`, `level`, `logger`, `message` and what the record has beside them."""
+    time_format = "%Y-%m-%dT%H:%M:%S%z"
+    if form == "text":
+        return logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s", time_format)
+    names = {"asctime": "time", "levelname": "level", "name": "logger"}
+    return JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", time_format, rename_fields=names)
 
 
 def use_one_gpu(worker: int | None) -> None:

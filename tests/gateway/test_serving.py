@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from bentoml._internal.utils import circus
 from circus.exc import ConflictError
 
 from gateway import supervisor
-from gateway.serving import server_command, use_one_gpu
+from gateway.serving import log_formatter, server_command, use_one_gpu
 from gateway.settings import Settings
 
 
@@ -84,3 +86,13 @@ def test_dead_workers_are_replaced_in_containers_too(monkeypatch: pytest.MonkeyP
     supervisor.watch_closely()
     assert circus.Arbiter is supervisor._Arbiter
     assert "BENTOML_CONTAINERIZED" not in os.environ
+
+
+def test_a_line_of_the_json_log_is_an_object_whatever_the_path() -> None:
+    record = logging.LogRecord("gateway.access", logging.INFO, __file__, 1, "%s %r", ("id1", "/a\n\"b"), None)
+    record.request_id, record.path = "id1", "/a\n\"b"
+    line = log_formatter("json").format(record)
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert (fields["level"], fields["logger"], fields["request_id"]) == ("INFO", "gateway.access", "id1")
+    assert fields["path"] == "/a\n\"b"
