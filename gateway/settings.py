@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Seconds that requests in flight get to finish when the server is told to stop (SIGTERM)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    """`auto`: fp16 on CUDA where the bundle was calibrated for it, else fp32."""
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads of one worker; 0: usable cores (affinity and container quota) divided by the workers."""
     workers: int = Field(default=1, ge=1, le=64)
@@ -66,6 +68,13 @@ class Settings(BaseSettings):
     """Run no views on images that a screen finds plainly benign, where the bundle was calibrated for it."""
     cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of images that the screen lets through and that get the whole verdict all the same."""
+
+    log_format: Literal["text", "json"] = "text"
+    """`json`: an object a line, with the request's id, route, status and key."""
+    trace_endpoint: str | None = None
+    """OTLP address (HTTP) that spans are sent to, such as `http://collector:4318/v1/traces`; unset: none are made."""
+    trace_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Share of requests that are traced, where the caller has not decided it."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65_535)

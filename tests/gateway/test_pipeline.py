@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.decode import to_pixels
 from gateway.batching import MicroBatcher
+from gateway.decode import to_pixels
 from gateway.engine import Engine, Part
 from gateway.errors import EngineError
 from gateway.pipeline import Decision, Pass, Pipeline, Work, softmax
