@@ -77,7 +77,7 @@ constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
 	@$(call frozen,serve)
 	@echo "resolving the training and test environment"
 	@build/constraints/test/bin/python -m pip install --quiet --progress-bar off \
-		--constraint build/constraints/serve.txt '.[training,test,lint]'
+		--constraint build/constraints/serve.txt '.[training,test,lint,e2e]'
 	@$(call frozen,test)
 	@sort -u build/constraints/serve.txt build/constraints/test.txt > constraints.txt
 	@sed "s/^\(onnxruntime\)-gpu==.*/&; platform_machine == 'x86_64'\n\1>=1.23; platform_machine != 'x86_64'/" \
