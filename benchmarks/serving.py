@@ -218,7 +218,7 @@ def main(
     images = png_images()
     loaded = load_bundle(bundle)
     engine = Engine.open(loaded, device="auto", threads=threads)
-    pipeline = Pipeline(loaded, engine, Judge(loaded, loaded.calibration(engine.provider)))
+    pipeline = Pipeline(loaded, engine, Judge(loaded, loaded.calibration(engine.provider, engine.precision)))
     limits = {part: engine_limit(pipeline, part, 2.0) for part in engine.parts}
     _print_limits(console, limits)
     servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {

@@ -26,6 +26,7 @@ MAX_BUNDLE_BYTES = 25_000_000
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 Part = Literal["screen", "verdict", "full"]
+Precision = Literal["fp32", "fp16"]
 PART_FILES: dict[Part, str] = {"screen": "screen.onnx", "verdict": "verdict.onnx", "full": "defense.onnx"}
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -63,9 +64,9 @@ class TensorSpec(_Strict):
 
 
 class GraphSpec(_Strict):
-    """One part of the defence graph: its file and signature; its larger weights lie in `weights.bin`."""
+    """One part of the defence graph: its file and signature; its larger weights lie in a file that parts share."""
 
-    file: Literal["screen.onnx", "verdict.onnx", "defense.onnx"]
+    file: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
@@ -120,7 +121,7 @@ class Calibration(_Strict):
     """
 
     provider: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     graphs_sha256: Sha256
     file: Literal["calibration.npz"] = "calibration.npz"
     fused: list[str] = Field(min_length=1)
@@ -133,6 +134,8 @@ class Calibration(_Strict):
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     date: date
+    evaluated: bool = True
+    """Whether the card's figures are those of the system with this calibration."""
 
     @property
     def key(self) -> str:
@@ -156,6 +159,7 @@ class Manifest(_Strict):
     classes: list[str] = Field(min_length=2)
     input: InputSpec
     graphs: dict[Part, GraphSpec]
+    variants: dict[Literal["fp16"], dict[Part, GraphSpec]] = {}
     buckets: list[Annotated[int, Field(ge=1, le=1024)]] = Field(list(BUCKETS), min_length=1)
     scores: list[str] = Field(min_length=1)
     screen_scores: list[str] = []
@@ -181,8 +185,9 @@ class Manifest(_Strict):
     def _consistent(self) -> Manifest:
         if missing := {"verdict", "full"} - set(self.graphs):
             raise ValueError(f"graphs lacks the part {min(missing)!r}")
-        for part, graph in self.graphs.items():
-            self._check_graph(part, graph)
+        self._check_graphs("fp32")
+        for precision in self.variants:
+            self._check_graphs(precision)
         if ("screen" in self.graphs) != bool(self.screen_scores):
             raise ValueError("screen_scores and the graph 'screen' belong together")
         if unknown := set(self.screen_scores) - set(self.scores):
@@ -190,20 +195,36 @@ class Manifest(_Strict):
         if self.buckets != sorted(set(self.buckets)):
             raise ValueError("buckets must ascend")
         for calibration in self.calibrations:
-            unknown = {*calibration.fused, *([calibration.guard.score] if calibration.guard else [])} - set(self.scores)
-            if unknown:
-                raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
-            cascade = calibration.cascade
-            if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
-                raise ValueError(f"the cascade of {calibration.key} uses scores {sorted(unknown)} that no screen gives")
-            for cutoffs in [calibration.cutoffs, *([cascade.cutoffs] if cascade else [])]:
-                if not {self.policy.alpha, self.policy.gate_alpha} <= {cutoff.alpha for cutoff in cutoffs}:
-                    raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")
+            self._check_calibration(calibration)
         return self
 
-    def _check_graph(self, part: Part, graph: GraphSpec) -> None:
-        if graph.file != PART_FILES[part]:
-            raise ValueError(f"graphs.{part}.file is {graph.file}, expected {PART_FILES[part]}")
+    def graphs_of(self, precision: Precision) -> dict[Part, GraphSpec]:
+        """The parts in that precision; none if the bundle has no such variant."""
+        return self.graphs if precision == "fp32" else self.variants.get(precision, {})
+
+    def _check_calibration(self, calibration: Calibration) -> None:
+        if not self.graphs_of(calibration.precision):
+            raise ValueError(f"calibration {calibration.key}: variants lacks {calibration.precision}")
+        unknown = {*calibration.fused, *([calibration.guard.score] if calibration.guard else [])} - set(self.scores)
+        if unknown:
+            raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
+        cascade = calibration.cascade
+        if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
+            raise ValueError(f"the cascade of {calibration.key} uses scores {sorted(unknown)} that no screen gives")
+        for cutoffs in [calibration.cutoffs, *([cascade.cutoffs] if cascade else [])]:
+            if not {self.policy.alpha, self.policy.gate_alpha} <= {cutoff.alpha for cutoff in cutoffs}:
+                raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")
+
+    def _check_graphs(self, precision: Precision) -> None:
+        graphs = self.graphs_of(precision)
+        if set(graphs) != set(self.graphs):
+            raise ValueError(f"variants.{precision} has the parts {sorted(graphs)}, not {sorted(self.graphs)}")
+        for part, graph in graphs.items():
+            self._check_graph(part, graph, precision)
+
+    def _check_graph(self, part: Part, graph: GraphSpec, precision: Precision) -> None:
+        if graph.file != (expected := variant_file(PART_FILES[part], precision)):
+            raise ValueError(f"graphs.{part}.file is {graph.file}, expected {expected}")
         if graph.file not in self.files:
             raise ValueError(f"files lacks {graph.file}")
         inputs = {t.name: t.shape for t in graph.inputs}
@@ -213,13 +234,13 @@ class Manifest(_Strict):
             if tensor.dtype != "float32":
                 raise ValueError(f"graph tensor {tensor.name!r} is {tensor.dtype}, expected float32")
         outputs = {t.name: t.shape for t in graph.outputs}
-        expected = expected_outputs(self, part)
-        for name, shape in expected.items():
+        shapes = expected_outputs(self, part)
+        for name, shape in shapes.items():
             if name not in outputs:
                 raise ValueError(f"graphs.{part}.outputs lacks {name!r}")
             if outputs[name] != shape:
                 raise ValueError(f"graph output {name!r} has shape {outputs[name]}, expected {shape}")
-        if extra := sorted(set(outputs) - set(expected)):
+        if extra := sorted(set(outputs) - set(shapes)):
             raise ValueError(f"graphs.{part}.outputs has {extra[0]!r}, which the part has not")
 
 
@@ -250,9 +271,16 @@ def expected_outputs(manifest: Manifest, part: Part = "full") -> dict[str, list[
     }
 
 
-def graphs_sha256(files: dict[str, str]) -> str:
-    """One digest of the hashes of all graph files and `weights.bin`; what a calibration is bound to."""
-    names = sorted(name for name in files if name in {*PART_FILES.values(), WEIGHTS})
+def variant_file(file: str, precision: Precision) -> str:
+    """Name of a graph's or weights' file in that precision: `screen.onnx`, `screen-fp16.onnx`."""
+    path = PurePosixPath(file)
+    return file if precision == "fp32" else f"{path.stem}-{precision}{path.suffix}"
+
+
+def graphs_sha256(files: dict[str, str], precision: Precision = "fp32") -> str:
+    """One digest of the hashes of all files of the graphs and their weights; what a calibration is bound to."""
+    wanted = {variant_file(name, precision) for name in (*PART_FILES.values(), WEIGHTS)}
+    names = sorted(name for name in files if name in wanted)
     return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in names).encode()).hexdigest()
 
 
@@ -279,7 +307,10 @@ class Bundle:
             if (calibration.provider, calibration.precision) == (provider, precision):
                 return calibration
         have = ", ".join(c.key for c in self.manifest.calibrations)
-        raise BundleError(f"{self.path / MANIFEST}: no calibration for {provider}-{precision} (has {have})")
+        raise BundleError(
+            f"{self.path / MANIFEST}: no calibration for {provider}-{precision} (has {have}); "
+            "`palisade calibrate` makes one where it will serve"
+        )
 
     def card(self) -> dict[str, Any] | None:
         """The robustness card whose hash was checked, or None if the bundle ships none."""
@@ -352,7 +383,7 @@ def load_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder}: {total} bytes, a bundle may have {MAX_BUNDLE_BYTES}")
     arrays: dict[str, np.ndarray] = {}
     for calibration in manifest.calibrations:
-        if calibration.graphs_sha256 != graphs_sha256(manifest.files):
+        if calibration.graphs_sha256 != graphs_sha256(manifest.files, calibration.precision):
             raise BundleError(f"{folder / calibration.file}: calibration {calibration.key} belongs to another graph")
         arrays |= _calibration_arrays(folder / calibration.file, calibration, manifest)
     return Bundle(path=folder, manifest=manifest, arrays=arrays, robustness=_card(folder / CARD))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gateway.bundle import BUCKETS, Bundle, GraphSpec, InputSpec, Part, TensorSpec
+from gateway.bundle import BUCKETS, Bundle, GraphSpec, InputSpec, Part, Precision, TensorSpec
 from gateway.cores import threads_per_worker
 from gateway.errors import BundleError, ConfigError
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"]
 Provider = Literal["cpu", "cuda"]
+WantedPrecision = Literal["auto", "fp32", "fp16"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -71,19 +72,21 @@ class Engine:
         spec: InputSpec,
         *,
         provider: Provider = "cpu",
+        precision: Precision = "fp32",
         threads: int = 0,
         buckets: Sequence[int] = BUCKETS,
         binding: bool | None = None,
     ) -> None:
         """Open the `graphs` in `folder`, which must have the signatures told; so before a bundle exists, too.
 
+        `precision` says what the graphs are in; they are run as they are.
         `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
         IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
         """
         self._spec = spec
         self._folder = folder
         self.provider: Provider = provider
-        self.precision: Literal["fp32"] = "fp32"
+        self.precision: Precision = precision
         self.threads = threads_per_worker(threads, 1)
         self.buckets = tuple(buckets)
         self._binding = provider == "cuda" if binding is None else binding
@@ -92,25 +95,33 @@ class Engine:
         }
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: Device = "auto", threads: int = 0) -> Engine:
-        """The engine of a bundle, on a provider that it was calibrated for; `auto` falls back to the CPU."""
-        manifest = bundle.manifest
-        provider = choose_provider(bundle, device)
+    def open(
+        cls, bundle: Bundle, *, device: Device = "auto", precision: WantedPrecision = "auto", threads: int = 0
+    ) -> Engine:
+        """The engine of a bundle, on a provider and in a precision that it was calibrated for.
 
-        def opened(provider: Provider) -> Engine:
+        `auto` falls back to the CPU, and takes fp16 on CUDA alone. Raises `BundleError` where nothing fitting was
+        calibrated, and `ConfigError` when ONNX Runtime does not give the provider asked for.
+        """
+        manifest = bundle.manifest
+
+        def opened(provider: Provider, precision: Precision) -> Engine:
             return cls(
-                bundle.path, manifest.graphs, manifest.input, provider=provider, threads=threads,
-                buckets=manifest.buckets,
+                bundle.path, manifest.graphs_of(precision), manifest.input, provider=provider, precision=precision,
+                threads=threads, buckets=manifest.buckets,
             )  # fmt: skip
 
+        provider, chosen = choose(bundle, device, precision)
         try:
-            return opened(provider)
+            engine = opened(provider, chosen)
         except ConfigError as error:
             if device != "auto" or provider == "cpu":
                 raise
             log.warning("%s; using the CPU", error.detail)
-            bundle.calibration("cpu")
-            return opened("cpu")
+            engine = opened(*choose(bundle, "cpu", precision))
+        if (engine.provider, engine.precision) == ("cpu", "fp16"):
+            log.warning("%s: the CPU computes fp16 slower than fp32, as it casts forth and back", bundle.path)
+        return engine
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -210,16 +221,26 @@ def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     return np.concatenate([values, np.zeros((rows, *values.shape[1:]), values.dtype)]) if rows else values
 
 
-def choose_provider(bundle: Bundle, device: Device) -> Provider:
-    """`cuda` where asked for, or where a GPU, the provider and a calibration for it exist; else `cpu`."""
-    if device != "auto":
-        bundle.calibration(device)
-        return device
-    calibrated = any(calibration.provider == "cuda" for calibration in bundle.manifest.calibrations)
+def choose(bundle: Bundle, device: Device, precision: WantedPrecision = "auto") -> tuple[Provider, Precision]:
+    """What to serve with, among what the bundle was calibrated for; `BundleError` if nothing of it fits.
+
+    `cuda` where asked for, or where a GPU and the provider exist; fp16 where asked for, or on CUDA.
+    """
+    calibrated = {(calibration.provider, calibration.precision) for calibration in bundle.manifest.calibrations}
+    providers: list[Provider] = ["cuda", "cpu"] if device == "auto" else [device]
+    wanted: list[tuple[Provider, Precision]] = []
+    for provider in providers:
+        best: list[Precision] = ["fp16", "fp32"] if provider == "cuda" else ["fp32"]
+        wanted += [(provider, known) for known in (best if precision == "auto" else [precision])]
+    possible = (pair for pair in wanted if pair in calibrated and (device != "auto" or pair[0] == "cpu" or _has_cuda()))
+    chosen = next(possible, wanted[-1])
+    bundle.calibration(*chosen)
+    return chosen
+
+
+def _has_cuda() -> bool:
     # ONNX Runtime built for CUDA lists its provider on any machine and prints an error when it finds no GPU.
-    if not calibrated or not Path("/dev/nvidiactl").exists():
-        return "cpu"
-    return "cuda" if _PROVIDERS["cuda"] in _onnxruntime().get_available_providers() else "cpu"
+    return Path("/dev/nvidiactl").exists() and _PROVIDERS["cuda"] in _onnxruntime().get_available_providers()
 
 
 def _onnxruntime() -> Any:

@@ -86,7 +86,10 @@ shadow_total = Counter(
 )  # fmt: skip
 ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
 model_info = Gauge(
-    "palisade_model_info", "1 for each model served.", ["model", "version", "provider"], multiprocess_mode="livemax"
+    "palisade_model_info",
+    "1 for each model served.",
+    ["model", "version", "provider", "precision"],
+    multiprocess_mode="livemax",
 )
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
@@ -106,7 +109,7 @@ def announce(pipeline: Pipeline) -> None:
         rejected_total.labels(code)
     for operation in ("get", "put", "take"):
         store_failures_total.labels(operation)
-    model_info.labels(model, pipeline.bundle.version, pipeline.engine.provider).set(1)
+    _info(pipeline).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
@@ -129,7 +132,12 @@ def _codes(error: type[PalisadeError]) -> set[str]:
 
 def withdraw(pipeline: Pipeline) -> None:
     """Say of a version that it is no longer the active one."""
-    model_info.labels(pipeline.bundle.name, pipeline.bundle.version, pipeline.engine.provider).set(0)
+    _info(pipeline).set(0)
+
+
+def _info(pipeline: Pipeline) -> Gauge:
+    bundle, engine = pipeline.bundle, pipeline.engine
+    return model_info.labels(bundle.name, bundle.version, engine.provider, engine.precision)
 
 
 def observe(decision: Decision, pipeline: Pipeline) -> None:

@@ -124,7 +124,8 @@ class Registry:
 def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     """Load, check and warm up one bundle; `BundleError` names the file, `ConfigError` the setting that is wrong."""
     bundle = load_bundle(folder)
-    engine = Engine.open(bundle, device=settings.device, threads=threads_per_worker(settings.threads, settings.workers))
+    threads = threads_per_worker(settings.threads, settings.workers)
+    engine = Engine.open(bundle, device=settings.device, precision=settings.precision, threads=threads)
     calibration = bundle.calibration(engine.provider, engine.precision)
     try:
         judge = Judge(bundle, calibration, alpha=settings.alpha)
@@ -133,7 +134,12 @@ def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     limits = Limits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
     pipeline = Pipeline(bundle, engine, judge, action=settings.policy, limits=limits)
     seconds = engine.warm_up()
-    log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, engine.provider, seconds * 1e3)
+    log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, calibration.key, seconds * 1e3)
+    if not calibration.evaluated:
+        log.warning(
+            "%s %s on %s: calibrated, but the card's figures were not measured so", bundle.name, bundle.version,
+            calibration.key,
+        )  # fmt: skip
     return pipeline
 
 

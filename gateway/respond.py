@@ -49,6 +49,7 @@ def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
         created=manifest.created,
         classes=len(manifest.classes),
         provider=pipeline.engine.provider,
+        precision=pipeline.engine.precision,
         policy=pipeline.action,
         alpha=pipeline.judge.alpha,
     )

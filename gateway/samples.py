@@ -32,7 +32,9 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
     path = bundle.path / FOLDER / ANSWERS
     if not path.is_file():
         return 0, []
-    pipeline = Pipeline(bundle, engine, Judge(bundle, bundle.calibration(engine.provider)), action="sanitize")
+    pipeline = Pipeline(
+        bundle, engine, Judge(bundle, bundle.calibration(engine.provider, engine.precision)), action="sanitize"
+    )
     try:
         answers: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
         found = {name: sample_answer(pipeline.decide((path.parent / name).read_bytes())) for name in answers}

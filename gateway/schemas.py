@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.bundle import Precision
 from gateway.keys import Disclosure, Role
 from gateway.pipeline import Action, Region, Stage
 
@@ -174,6 +175,7 @@ class ModelSummary(ModelLabel):
     version: str
     created: date
     provider: str
+    precision: Precision
     policy: Action
     alpha: float
 

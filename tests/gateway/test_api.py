@@ -244,7 +244,7 @@ def test_decisions_and_refusals_are_counted(api: FastAPI) -> None:
         "empty": 1,
     }
     text = call(api, "GET", "/metrics").text
-    assert 'palisade_model_info{model="tiny",provider="cpu",version="1.0.0"} 1.0' in text
+    assert 'palisade_model_info{model="tiny",precision="fp32",provider="cpu",version="1.0.0"} 1.0' in text
     assert 'palisade_expected_flag_rate{model="tiny"} 0.01' in text
 
 
@@ -336,5 +336,6 @@ def test_slow_bodies_time_out(api: FastAPI) -> None:
 def test_openapi_names_every_route_and_error(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
     assert {"/v1/predict", "/v1/explain", "/v1/models", "/v1/models/{name}", "/v1/session"} <= set(document["paths"])
-    assert {"401", "403", "413", "415", "422", "429", "503"} <= set(document["paths"]["/v1/predict"]["post"]["responses"])
+    responses = document["paths"]["/v1/predict"]["post"]["responses"]
+    assert {"401", "403", "413", "415", "422", "429", "503"} <= set(responses)
     assert call(api, "GET", "/").json()["links"]

@@ -159,7 +159,7 @@ def test_metrics_count_what_was_sent(server: Server) -> None:
     assert grown('palisade_neutralized_total{changed="true",model="tiny"}') == 1
     assert grown('palisade_p_value_count{model="tiny"}') == 4
     assert grown('palisade_rejected_total{code="unsupported_media_type"}') == 1
-    assert after['palisade_model_info{model="tiny",provider="cpu",version="1.0.0"}'] == 1
+    assert after['palisade_model_info{model="tiny",precision="fp32",provider="cpu",version="1.0.0"}'] == 1
 
 
 def test_a_scanner_cannot_create_series(server: Server) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.bundle import load_bundle
 from gateway.cores import quota, threads_per_worker, usable_cores
-from gateway.engine import choose_provider
+from gateway.engine import choose
 from gateway.errors import BundleError, ConfigError, UnknownModel
 from gateway.ids import new_id
 from gateway.registry import load_registry
@@ -72,9 +72,9 @@ def test_alpha_must_have_been_calibrated(bundle_folder: Path) -> None:
 
 def test_cuda_without_a_calibration_is_refused(bundle_folder: Path) -> None:
     bundle = load_bundle(bundle_folder)
-    assert choose_provider(bundle, "auto") == "cpu"
+    assert choose(bundle, "auto") == ("cpu", "fp32")
     with pytest.raises(BundleError, match="no calibration for cuda"):
-        choose_provider(bundle, "cuda")
+        choose(bundle, "cuda")
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_a_switch_reaches_the_other_worker_and_back(server: Server) -> None:
     assert [active(one), active(two)] == ["2.0.0", "2.0.0"]
     info = {
         version: REGISTRY.get_sample_value(
-            "palisade_model_info", {"model": "tiny", "version": version, "provider": "cpu"}
+            "palisade_model_info", {"model": "tiny", "version": version, "provider": "cpu", "precision": "fp32"}
         )
         for version in ("1.0.0", "2.0.0")
     }

@@ -92,7 +92,7 @@ def test_a_switch_under_load_fails_nothing_and_mixes_nothing(server: Server) -> 
     }
     metrics = server.metrics()
     info = {
-        version: metrics[f'palisade_model_info{{model="tiny",provider="cpu",version="{version}"}}']
+        version: metrics[f'palisade_model_info{{model="tiny",precision="fp32",provider="cpu",version="{version}"}}']
         for version in probability
     }
     assert info == {"1.0.0": 0.0, "2.0.0": 1.0}

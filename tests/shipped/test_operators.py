@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from gateway.bundle import PART_FILES
+from training.export.half import halved
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = json.loads((ROOT / "tests" / "data" / "cuda_operators.json").read_text("utf-8"))
@@ -48,9 +49,13 @@ def test_there_are_graphs_of_every_part() -> None:
     assert {path.name for path in GRAPHS} == set(PART_FILES.values())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_the_cuda_provider_runs_every_operator(path: Path) -> None:
+def test_the_cuda_provider_runs_every_operator(path: Path, precision: str) -> None:
     model = onnx.load(str(path))
+    if precision == "fp16":
+        model = halved(model)
+        assert ("Conv", "float16") in operators(model)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", LIST["opset"])]
     missing = {(name, kind) for name, kind in operators(model) if kind not in LIST["operators"].get(name, [])}
     assert not missing

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from gateway.bundle import PART_FILES, WEIGHTS, GraphSpec, Part
+from gateway.bundle import PART_FILES, WEIGHTS, GraphSpec, Part, Precision, variant_file
 
 # Smaller tensors (shapes, axes, scalars) stay in the graphs: ONNX Runtime wants them while it infers shapes.
 SHARED_BYTES = 1024
@@ -40,11 +40,12 @@ def split_parts(model: onnx.ModelProto) -> dict[Part, onnx.ModelProto]:
     return parts
 
 
-def write_parts(parts: Mapping[Part, onnx.ModelProto], folder: Path) -> None:
-    """Write each part's file and `weights.bin`; a tensor lies there once, whichever parts read it.
+def write_parts(parts: Mapping[Part, onnx.ModelProto], folder: Path, precision: Precision = "fp32") -> None:
+    """Write each part's file and their weights' one; a tensor lies there once, whichever parts read it.
 
     Raises `ValueError` if a name means different weights in two parts.
     """
+    shared = variant_file(WEIGHTS, precision)
     weights, places = bytearray(), dict[str, tuple[int, bytes]]()
     for part, whole in parts.items():
         model = onnx.ModelProto.FromString(whole.SerializeToString())
@@ -62,18 +63,19 @@ def write_parts(parts: Mapping[Part, onnx.ModelProto], folder: Path) -> None:
             del tensor.external_data[:]
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", WEIGHTS), ("offset", offset), ("length", len(content))):
+            for key, value in (("location", shared), ("offset", offset), ("length", len(content))):
                 tensor.external_data.add(key=key, value=str(value))
-        (folder / PART_FILES[part]).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / WEIGHTS).write_bytes(bytes(weights))
+        (folder / variant_file(PART_FILES[part], precision)).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / shared).write_bytes(bytes(weights))
 
 
-def graph_specs(parts: Mapping[Part, onnx.ModelProto]) -> dict[Part, GraphSpec]:
+def graph_specs(parts: Mapping[Part, onnx.ModelProto], precision: Precision = "fp32") -> dict[Part, GraphSpec]:
     """The parts as the manifest describes them."""
     specs = {}
     for part, model in parts.items():
         inputs, outputs = tensor_specs(model)
-        specs[part] = GraphSpec.model_validate({"file": PART_FILES[part], "inputs": inputs, "outputs": outputs})
+        file = variant_file(PART_FILES[part], precision)
+        specs[part] = GraphSpec.model_validate({"file": file, "inputs": inputs, "outputs": outputs})
     return specs
 
 

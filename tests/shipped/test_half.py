@@ -1,0 +1,30 @@
+"""The shipped graphs in fp16 against themselves in fp32, on committed images, with every result rounded to float16."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from gateway.bundle import InputSpec
+from gateway.engine import Engine
+from tests.training.rounded import rounded
+from training.export.half import halved
+from training.export.parts import graph_specs, write_parts
+
+
+def test_fp16_agrees(bundle, engine, pixels, tmp_path):
+    some = pixels[::12]  # clean, attacked and patched ones
+    parts = {"full": rounded(halved(onnx.load(bundle.path / bundle.manifest.graphs["full"].file)))}
+    write_parts(parts, tmp_path)
+    spec = InputSpec(height=some.shape[2], width=some.shape[3])
+    found, expected = Engine(tmp_path, graph_specs(parts), spec).run(some), engine.run(some)
+    assert found.finite.all()
+    assert np.abs(found.logits - expected.logits).max() < 0.01 * np.abs(expected.logits).max()
+    top = np.sort(expected.logits, axis=1)
+    clear = top[:, -1] - top[:, -2] > 0.01 * np.abs(expected.logits).max()
+    np.testing.assert_array_equal(found.logits.argmax(1)[clear], expected.logits.argmax(1)[clear])
+    assert (np.abs(found.scores - expected.scores).max(0) < 0.02 * expected.scores.std(0)).all()
+    assert (np.abs(found.roa_score - expected.roa_score) < 0.01).all()
+    for ours, theirs in zip(found.saliency, expected.saliency, strict=True):
+        assert ours.max() == 1
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
