@@ -23,6 +23,7 @@ TRAINING_COMMANDS = {
     "train": "Train a network by a recipe.",
     "analyse": "Measure how sensitive layers and neurons are.",
     "build": "From data to a bundle, in one command.",
+    "calibrate": "Calibrate a bundle on the machine that will serve it.",
     "evaluate": "Attack the system as served and write its card.",
     "verify": "Compute the headline figures again, against their bounds.",
 }
@@ -98,6 +99,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on (3000).")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes (1); with CUDA, one GPU each.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the graph runs (auto).")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "fp16"] | None, typer.Option(help="What the graph computes in (auto).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a worker (cores divided by workers).")] = None,
     policy: Annotated[Literal["observe", "sanitize", "block"] | None, typer.Option(help="Action on flags.")] = None,
     alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
@@ -110,8 +114,8 @@ def serve(
     from gateway.serving import free_port, run_server, sample_image
 
     given = {
-        "host": host, "port": port, "workers": workers, "device": device, "threads": threads, "policy": policy,
-        "alpha": alpha, "models": models,
+        "host": host, "port": port, "workers": workers, "device": device, "precision": precision,
+        "threads": threads, "policy": policy, "alpha": alpha, "models": models,
     }  # fmt: skip
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

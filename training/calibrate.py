@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec
-from gateway.engine import Engine, GraphOutputs
+from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision
+from gateway.engine import Engine, GraphOutputs, Provider
 from gateway.verdict import Fusion, component_p, fisher
 from training.data import Dataset, Split
 from training.errors import TrainingError
 from training.scoring import run_images
 
+CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
@@ -42,10 +43,11 @@ class BenignScores:
 
 
 def benign_scores(engine: Engine, spec: InputSpec, data: Dataset, progress: Progress) -> BenignScores:
-    """Both splits through decoder and session."""
+    """Both splits through decoder and session, in batches of a size that is served."""
 
     def run(name: str, split: Split) -> GraphOutputs:
-        return run_images(engine, split.x, spec, part="verdict", progress=partial(progress, name))
+        batch = engine.buckets[-1]
+        return run_images(engine, split.x, spec, part="verdict", batch=batch, progress=partial(progress, name))
 
     return BenignScores(run("select", data.select), run("calibrate", data.calibrate), data.calibrate.group)
 
@@ -55,19 +57,22 @@ def calibrate(
     *,
     names: Sequence[str],
     fused: Sequence[str],
-    provider: str,
+    provider: Provider,
+    precision: Precision = "fp32",
     graphs_sha256: str,
     out: Path,
     guard: Guard | None = None,
     screened_by: Sequence[str] = (),
     goes_on: float = GOES_ON,
+    evaluated: bool = True,
     seed: int = 0,
     today: date | None = None,
 ) -> Calibration:
-    """Write `calibration.npz` into `out` and return its entry of the manifest.
+    """Put the arrays into `calibration.npz` of `out`, beside other calibrations, and return the manifest's entry.
 
     `fused` names the scores that Fisher's statistic combines, `screened_by` those by which the cascade lets all but the
-    share `goes_on` of benign images off. Raises `TrainingError` with fewer than 20 images or 2 groups.
+    share `goes_on` of benign images off. Not `evaluated`: the card's figures are those of another calibration. Raises
+    `TrainingError` with fewer than 20 images or 2 groups.
     """
     select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
     n, groups = len(scores.groups), len(np.unique(scores.groups))
@@ -94,12 +99,13 @@ def calibrate(
             scores=list(screened_by), threshold=threshold, goes_on=float(on.mean()), n_on=int(on.sum()),
             cutoffs=_cutoffs(n, composite),
         )  # fmt: skip
-    key = f"{provider}-fp32"
-    np.savez(out / "calibration.npz", allow_pickle=False, **{f"{key}/{name}": array for name, array in arrays.items()})
+    key = f"{provider}-{precision}"
+    made = {f"{key}/{name}": array for name, array in arrays.items()}
+    np.savez(out / CALIBRATION, allow_pickle=False, **_other_arrays(out / CALIBRATION, key), **made)
     return Calibration.model_validate(
         {
             "provider": provider,
-            "precision": "fp32",
+            "precision": precision,
             "graphs_sha256": graphs_sha256,
             "fused": list(fused),
             "guard": guard,
@@ -111,6 +117,7 @@ def calibrate(
             "design_effect": effect,
             "roa_threshold": float(np.quantile(_needed(scores.calibrate, "roa_score"), ROA_QUANTILE)),
             "date": today or datetime.now(UTC).date(),
+            "evaluated": evaluated,
         }
     )
 
@@ -119,6 +126,14 @@ def _cutoffs(n: int, effect: float) -> list[Cutoff]:
     return [
         Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
     ]
+
+
+def _other_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
+    """Arrays of the calibrations in `path`, which need not exist, but of that `key`."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if not name.startswith(f"{key}/")}
 
 
 def _needed(outputs: GraphOutputs, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Training's commands of `palisade`: train, analyse, build, evaluate, verify."""
+"""Training's commands of `palisade`: train, analyse, build, calibrate, evaluate, verify."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import torch
 import typer
@@ -35,6 +35,7 @@ from training.evaluate.card import evaluate as evaluate_bundle
 from training.evaluate.card import write_card
 from training.evaluate.verify import verify as verify_bundle
 from training.networks import load_defence
+from training.recalibrate import card_measured, recalibrate
 from training.recipe import load_recipe
 from training.trainer import accuracy, to_tensor
 
@@ -154,6 +155,27 @@ def build(
     console.print(f"{out}: {bundle.name} {bundle.version}, {done}; serve it: palisade serve --models {out}")
 
 
+@app.command("calibrate")
+@_command
+def calibrate_bundle(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    version: Annotated[str, typer.Option(help="Version of the new bundle, for example 1.2.0-gpu.")],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What will serve it.")] = "cuda",
+    precision: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="fp16 graphs are made where the bundle has none.")
+    ] = "fp32",
+) -> None:
+    """Calibrate a bundle on the machine that will serve it, beside or in place of what it has, into a new bundle.
+
+    The benign images are those that the bundle was made with. The card stays as it is, and tells of the CPU and fp32.
+    """
+    with _bars() as bars:
+        made = recalibrate(bundle, out, version=version, provider=device, precision=precision, progress=bars.step)
+    have = ", ".join(calibration.key for calibration in made.manifest.calibrations)
+    console.print(f"{out}: {made.name} {made.version}, calibrated for {have}; serve it: palisade serve --models {out}")
+
+
 @app.command()
 @_command
 def evaluate(bundle: BundlePath = Path("models/gtsrb"), threads: Threads = None) -> None:
@@ -167,7 +189,7 @@ def evaluate(bundle: BundlePath = Path("models/gtsrb"), threads: Threads = None)
         card = evaluate_bundle(loaded, data, settings, bars.step)
     with draft_of(bundle, copy=True) as draft:
         write_card(draft, card)
-        write_manifest(draft, loaded.manifest)
+        write_manifest(draft, card_measured(loaded.manifest, loaded.calibration("cpu")))
     console.print((bundle / "card.md").read_text("utf-8"), markup=False, highlight=False)
 
 
