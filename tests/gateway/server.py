@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,3 +90,15 @@ def stop(server: Server) -> None:
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()
+
+
+@contextmanager
+def served(models: Path, folder: Path, **settings: object) -> Iterator[Server]:
+    """A server that is ready, and is stopped at the end; its log must hold no traceback."""
+    server = start(models, folder, **settings)
+    try:
+        wait_until_ready(server)
+        yield server
+        assert "Traceback" not in server.log.read_text()
+    finally:
+        stop(server)

@@ -22,7 +22,7 @@ from gateway.decode import to_pixels
 from gateway.pipeline import Pipeline
 from gateway.registry import Registry
 from gateway.settings import Settings
-from tests.gateway.server import Server, start, stop, wait_until_ready
+from tests.gateway.server import Server, served
 from tests.gateway.tiny import SIZE, clean_image, encode, patched_image, write_bundle
 
 CLEAN, PATCHED, GREEN = clean_image(), patched_image(), clean_image((0, 120, 0))
@@ -35,13 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("served")
     write_bundle(models / "tiny")
     write_bundle(models / "blocking", name="blocking", action="block")
-    running = start(models, tmp_path_factory.mktemp("server"), max_body_bytes=1_000_000)
-    try:
-        wait_until_ready(running)
+    with served(models, tmp_path_factory.mktemp("server"), max_body_bytes=1_000_000) as running:
         yield running
-        assert "Traceback" not in running.log.read_text()
-    finally:
-        stop(running)
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,10 @@ def test_dead_workers_are_replaced_in_containers_too(monkeypatch: pytest.MonkeyP
 
 
 def test_a_line_of_the_json_log_is_an_object_whatever_the_path() -> None:
-    record = logging.LogRecord("gateway.access", logging.INFO, __file__, 1, "%s %r", ("id1", "/a\n\"b"), None)
-    record.request_id, record.path = "id1", "/a\n\"b"
+    record = logging.LogRecord("gateway.access", logging.INFO, __file__, 1, "%s %r", ("id1", '/a\n"b'), None)
+    record.request_id, record.path = "id1", '/a\n"b'
     line = log_formatter("json").format(record)
     assert "\n" not in line
     fields = json.loads(line)
     assert (fields["level"], fields["logger"], fields["request_id"]) == ("INFO", "gateway.access", "id1")
-    assert fields["path"] == "/a\n\"b"
+    assert fields["path"] == '/a\n"b'

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from tests.gateway.server import Server, start, stop, wait_until_ready
+from tests.gateway.server import Server, served
 from tests.gateway.tiny import CLASSES, clean_image, encode, write_bundle
 
 CLEAN = encode(clean_image())
@@ -28,13 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("versions")
     write_bundle(models / "tiny" / "1.0.0")
     write_bundle(models / "tiny" / "2.0.0", version="2.0.0", classes=NEW_CLASSES, gain=30.0)
-    running = start(models, tmp_path_factory.mktemp("server"), workers=2)
-    try:
-        wait_until_ready(running)
+    with served(models, tmp_path_factory.mktemp("server"), workers=2) as running:
         yield running
-        assert "Traceback" not in running.log.read_text()
-    finally:
-        stop(running)
 
 
 def state(server: Server) -> dict[str, object]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
+from tests.gateway.server import ROOT, Server, served
 
 SAMPLES = ROOT / "models" / "gtsrb" / "samples"
 PNG = {"Content-Type": "image/png"}
@@ -20,13 +20,8 @@ PNG = {"Content-Type": "image/png"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start(ROOT / "models", tmp_path_factory.mktemp("server"))
-    try:
-        wait_until_ready(running)
+    with served(ROOT / "models", tmp_path_factory.mktemp("server")) as running:
         yield running
-        assert "Traceback" not in running.log.read_text()
-    finally:
-        stop(running)
 
 
 def test_predict_with_everything(server: Server) -> None:
