@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +13,18 @@ import yaml
 from typer.testing import CliRunner
 
 from gateway.bundle import Bundle, load_bundle
-from gateway.engine import Engine
+from gateway.engine import Engine, GraphOutputs
 from gateway.pipeline import Pipeline
 from gateway.verdict import Judge
 from tests.training.toy import CLASSES, gratings, random_network, toy_dataset
+from training import recalibrate
 from training.build import build
 from training.cli import app
 from training.defence.constants import fit_constants
 from training.evaluate.served import serve
-from training.export import half
 from training.networks import NETWORKS, save_networks
 from training.recalibrate import card_measured
+from training.scoring import run_images
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +114,22 @@ def test_one_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
     assert card_measured(made.manifest, calibration).calibrations == bundle.manifest.calibrations
 
 
+def without_saliency(*args: Any, **options: Any) -> GraphOutputs:
+    """Outputs whose gradient has vanished."""
+    outputs = run_images(*args, **options)
+    return replace(outputs, saliency=np.zeros_like(outputs.need("saliency")))
+
+
 def test_what_cannot_be_is_one_line(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old").mkdir()
     assert "2 error:" in (said := calibrate(bundle, tmp_path / "old"))
     assert "exists; choose another --out" in said
     assert "is version 1.0.0 already" in calibrate(bundle, tmp_path / "new", version="1.0.0")
     assert "--version newest: expected three numbers" in calibrate(bundle, tmp_path / "new", version="newest")
-    monkeypatch.setattr(half, "GRADIENT_SCALE", 2.0**100)
-    said = calibrate(bundle, tmp_path / "new", "--precision", "fp16")
+    with monkeypatch.context() as patched:
+        # Whether ONNX Runtime's CPU provider really rounds to float16 hangs on what it fuses.
+        patched.setattr(recalibrate, "run_images", lambda *args, **options: without_saliency(*args, **options))
+        said = calibrate(bundle, tmp_path / "new", "--precision", "fp16")
     assert "fp16 cannot hold this network's values" in said
     monkeypatch.setenv("PALISADE_DATA", str(tmp_path))
     assert "gratings" in calibrate(bundle, tmp_path / "new")

@@ -9,7 +9,7 @@ from training.attacks.margin import margin
 from training.data import Dataset
 from training.defence.constants import fit_constants, sensitive_neurons, window_logs
 from training.defence.deviation import top_mean, view_change
-from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
 from training.defence.inpaint import inpaint
 from training.defence.saliency import saliency_map
 from training.defence.views import reference_views, shift
@@ -39,7 +39,7 @@ def test_shapes(out: DefenceOutputs) -> None:
     assert {name: tuple(value.shape) for name, value in out._asdict().items()} == {
         "logits": (6, CLASSES), "companion_logits": (6, CLASSES), "saliency": maps, "roi": maps, "roa": maps,
         "roa_score": (6,), "neutral_pixels": (6, 3, SIDE, SIDE), "layer_deviation": (6, channels),
-        "scores": (6, len(SCORES)),
+        "scores": (6, len(SCORES)), "screen_scores": (6, len(SCREEN_SCORES)),
     }  # fmt: skip
     assert all(value.isfinite().all() and not value.requires_grad for value in out)
 
