@@ -128,7 +128,7 @@ def test_what_cannot_be_is_one_line(bundle: Bundle, tmp_path: Path, monkeypatch:
     assert "--version newest: expected three numbers" in calibrate(bundle, tmp_path / "new", version="newest")
     with monkeypatch.context() as patched:
         # Whether ONNX Runtime's CPU provider really rounds to float16 hangs on what it fuses.
-        patched.setattr(recalibrate, "run_images", lambda *args, **options: without_saliency(*args, **options))
+        patched.setattr(recalibrate, "run_images", without_saliency)
         said = calibrate(bundle, tmp_path / "new", "--precision", "fp16")
     assert "fp16 cannot hold this network's values" in said
     monkeypatch.setenv("PALISADE_DATA", str(tmp_path))
