@@ -214,7 +214,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
 ) -> None:
     """Measure the shipped gateway over HTTP."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     images = png_images()
     loaded = load_bundle(bundle)
     engine = Engine.open(loaded, device="auto", threads=threads)

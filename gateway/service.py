@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 
 import bentoml
+from bentoml._internal.server.http import traffic
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import metrics, store, worker_metrics
 from gateway.api import create_api
@@ -29,7 +31,22 @@ from gateway.tracing import tracing_options
 
 log = logging.getLogger(__name__)
 
-_LOAD_SECONDS = 180.0
+
+class _Untimed:
+    """In place of BentoML's time-out, whose timer keeps 5 kB of each request until it would have gone off.
+
+    Our own deadlines (`Dispatcher`, `BodyLimitMiddleware`, `GuardedProtocol`) bound every step of a request.
+    """
+
+    def __init__(self, app: ASGIApp, timeout: float) -> None:  # noqa: ARG002  # BentoML's signature
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+traffic.TimeoutMiddleware = _Untimed
+
 _RESTART_SECONDS = 5.0
 _STORE_SECONDS = 10.0
 
@@ -45,8 +62,6 @@ guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.dra
 @bentoml.service(
     name="palisade",
     workers=settings.workers,
-    # Our own deadlines come first; this one only ends what they could not. Loading a version may take a while.
-    traffic={"timeout": settings.body_timeout + settings.request_timeout + _LOAD_SECONDS},
     http={"host": settings.host, "port": settings.port},
     # BentoML's HTTP metrics carry the raw path as a label, which a scanner could fill without bound, and its access
     # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).

@@ -18,7 +18,8 @@ STAGES = ("decode", "queue", "engine")
 def tracing_options(settings: Settings) -> dict[str, Any]:
     """BentoML's `tracing` option; `ConfigError` when an endpoint is set and the exporter is not installed."""
     if settings.trace_endpoint is None:
-        return {}
+        # Otherwise BentoML records a span of every request, to throw it away.
+        return {"excluded_urls": ".*"}
     if find_spec("opentelemetry.exporter") is None:
         raise ConfigError("PALISADE_TRACE_ENDPOINT: install the exporter, `pip install palisade-gateway[tracing]`")
     otlp = {"protocol": "http", "endpoint": settings.trace_endpoint}

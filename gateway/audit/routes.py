@@ -47,7 +47,12 @@ _streams = 0
 
 
 def _utc(value: datetime) -> datetime:
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    if value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC this lies outside the years 1 to 9999") from None
 
 
 Reviewer = Annotated[Caller, Depends(require("reviewer"))]

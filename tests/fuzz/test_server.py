@@ -18,7 +18,7 @@ from tests.fuzz.hostile import content_types, uploads
 from tests.gateway.server import Server, start, stop, wait_until_ready
 from tests.gateway.tiny import clean_image, encode, write_bundle
 
-GROWTH_BYTES = 150_000_000
+GROWTH_BYTES = 60_000_000
 CLIENT = httpx.Client(timeout=30)
 ROUTES = st.sampled_from(["/v1/predict", "/v1/explain", "/v1/predict?explain=all", "/v2/models/tiny/infer", "/v1/none"])
 

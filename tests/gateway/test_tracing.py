@@ -40,7 +40,7 @@ def test_stages_are_spans_below_the_requests(pipeline: Pipeline) -> None:
 
 
 def test_without_an_endpoint_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracing.tracing_options(Settings()) == {}
+    assert tracing.tracing_options(Settings()) == {"excluded_urls": ".*"}
     monkeypatch.setattr(tracing, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="PALISADE_TRACE_ENDPOINT"):
         tracing.tracing_options(Settings(trace_endpoint="http://localhost:4318/v1/traces"))

@@ -91,6 +91,8 @@ def test_filters_and_times(api: FastAPI) -> None:
         "review=maybe",
         "flagged=perhaps",
         "since=yesterday",
+        "since=0001-01-01T00:00:00%2B01:01",
+        "until=9999-12-31T23:59:59-01:00",
         "model=a%00b",
         "cursor=" + "x" * 41,
     ],
