@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 import schemathesis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 
@@ -81,6 +81,7 @@ def test_the_openapi_document(server: Server) -> None:
     for operation in schema.get_all_operations():
         case_strategy = operation.ok().as_strategy()
 
+        @settings(max_examples=max(1, CASES // 25))
         @given(case_strategy)
         def one(case: schemathesis.Case) -> None:
             case.call_and_validate(base_url=server.url, checks=[not_a_server_error])
