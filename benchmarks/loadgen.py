@@ -67,11 +67,11 @@ async def drive(
     seconds: float,
     limit: int | None = None,
     keep_bodies: bool = False,
-    back_off: bool = False,
+    rate: float | None = None,
 ) -> Tally:
     """Let `clients` connections send `requests` in turn for `seconds`, or until `limit` were sent.
 
-    With `back_off` a client that is told Retry-After waits that long, as a polite one does.
+    `rate` bounds the requests a second of all clients together, however fast they are answered.
     """
     parts = urlsplit(url)
     tally = Tally()
@@ -84,6 +84,8 @@ async def drive(
             number = next(turn)
             if limit is not None and number >= limit:
                 break
+            if rate is not None:
+                await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
             try:
                 if connection is None:
                     connection = await asyncio.open_connection(parts.hostname, parts.port)
@@ -101,8 +103,6 @@ async def drive(
                 tally.bodies.append(body)
             if status in (429, 503):
                 tally.without_retry_after += "retry-after" not in headers
-                if back_off:
-                    await asyncio.sleep(float(headers.get("retry-after", "1")))
             if headers.get("connection", "").lower() == "close":
                 connection[1].close()
                 connection = None

@@ -52,7 +52,12 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.audit = Audit(settings)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
     app.add_middleware(AuthMiddleware, auth=app.state.auth)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=settings.max_body_bytes,
+        timeout=settings.body_timeout,
+        refusal=app.state.dispatcher.refusal,
+    )
     app.add_middleware(RequestMiddleware)
     app.add_exception_handler(PalisadeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

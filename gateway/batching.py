@@ -79,9 +79,14 @@ class MicroBatcher:
         """Items that no batch has taken yet."""
         return self._waiting
 
+    @property
+    def pace(self) -> float:
+        """Seconds an item takes of all engine threads together, in recent batches."""
+        return self._item_seconds / self._in_flight
+
     def expected_wait(self) -> float:
         """Seconds that a new item would wait, from the pace of recent batches."""
-        return self._waiting * self._item_seconds / self._in_flight
+        return self._waiting * self.pace
 
     async def submit(self, lane: Lane[T, R], value: T, *, deadline: float = math.inf) -> Done[R]:
         """The result of one item; `deadline` is on the clock of `time.monotonic`.

@@ -22,6 +22,8 @@ from gateway.shadow import Shadow
 from gateway.tracing import trace_stages
 
 T = TypeVar("T")
+# Share of the deadline that the expected wait may take: the rest is for what the estimate does not see.
+_FULL = 0.35
 Record = Callable[[Decision], Awaitable[object]]
 """Keeps what is to be kept of a decision; its place in a queue is taken before it first waits."""
 
@@ -65,6 +67,14 @@ class Dispatcher:
         async with self._admitted():
             return await self.in_thread(job)
 
+    def refusal(self) -> Overloaded | None:
+        """Why another image would not be taken now, if it would not."""
+        images = self._images + self._abandoned
+        wait = max(self.batcher.expected_wait(), images * self.batcher.pace)
+        if images < self._places and wait < _FULL * self._timeout:
+            return None
+        return Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
+
     async def in_thread(self, job: Callable[[], T]) -> T:
         """Run `job` in the decoding threads; its place stays taken until the thread is done, whoever gives up."""
         future = self._threads.submit(job)
@@ -107,9 +117,9 @@ class Dispatcher:
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[float]:
         """A place in the house and a deadline (`time.monotonic`), or `Overloaded` at once."""
-        wait = self.batcher.expected_wait()
-        if self._images + self._abandoned >= self._places or wait >= self._timeout:
-            raise Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
+        refused = self.refusal()
+        if refused is not None:
+            raise refused
         self._images += 1
         deadline = time.monotonic() + self._timeout
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import EngineError, ImageTooLarge, NotReady, PalisadeError, RequestTimeout
 from gateway.ids import new_id
-from gateway.problems import problem_response, uncounted_response
+from gateway.problems import PREDICT_ROUTES, problem_response, uncounted_response
 
 log = logging.getLogger("gateway.access")
 
@@ -111,10 +112,14 @@ class BodyLimitMiddleware:
     reset the connection, and the client would see that in place of the answer.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, timeout: float, refusal: Callable[[], PalisadeError | None]
+    ) -> None:
+        """`refusal` says why no image can be taken now: asked first, so that saying no costs little."""
         self._app = app
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,6 +128,10 @@ class BodyLimitMiddleware:
         body = _Body(scope, receive, self._max_bytes, self._timeout)
         reply = body.lingering(send)
         error = body.declared_too_large()
+        if error is None and PREDICT_ROUTES.fullmatch(scope["path"]):
+            error = self._refusal()
+            if error is not None:
+                await body.drain()
         if error is None:
             await self._app(scope, body.receive, reply)
         else:
@@ -167,14 +176,15 @@ class _Body:
                 await send(message)
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                await self._drain()
+                await self.drain()
                 await send({"type": "http.response.body", "body": b""})
             else:
                 await send(message)
 
         return reply
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Read the rest and drop it, for a while."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while not self._complete:

@@ -48,6 +48,8 @@ class _Untimed:
 traffic.TimeoutMiddleware = _Untimed
 
 _RESTART_SECONDS = 5.0
+# Threads that decode and run batches wait that long for the event loop to let go of the interpreter; 5 ms by default.
+_SWITCH_SECONDS = 0.0005
 _STORE_SECONDS = 10.0
 
 try:
@@ -75,6 +77,7 @@ class Palisade:
 
     def __init__(self) -> None:
         log_to_stderr(settings.log_format)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
