@@ -41,7 +41,10 @@ def create_api(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        description="Image classification with a verdict, an explanation and neutralisation of what is suspected.",
+        description="Image classification with a verdict, an explanation and neutralisation of what is suspected.\n\n"
+        "Every error is problem+json with a stable `code`. Beside those of each route, any request may be answered "
+        "`bad_request` (400), `not_found` (404), `method_not_allowed` (405), `request_timeout` (408), `head_too_large` "
+        "(431) or `internal_error` (500).",
     )
     app.state.settings = settings
     app.state.registry = None

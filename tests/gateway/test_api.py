@@ -339,3 +339,11 @@ def test_openapi_names_every_route_and_error(api: FastAPI) -> None:
     responses = document["paths"]["/v1/predict"]["post"]["responses"]
     assert {"401", "403", "413", "415", "422", "429", "503"} <= set(responses)
     assert call(api, "GET", "/").json()["links"]
+
+
+def test_every_code_that_can_be_answered_is_in_the_openapi_document(api: FastAPI) -> None:
+    document = call(api, "GET", "/docs.json").text
+    classes = [PalisadeError, *PalisadeError.__subclasses__()]
+    never_answered = {"invalid_configuration", "unreadable_file"}
+    missing = {error.code for error in classes if f"`{error.code}`" not in document}
+    assert missing <= never_answered
