@@ -129,7 +129,7 @@ def serve(
     typer.echo(f"palisade {__version__} serves {served} on {where}")
     sample = sample_image(registry.get().bundle.path)
     typer.echo(f"  try      curl -s --data-binary @{sample} -H 'Content-Type: image/png' '{where}/v1/predict'")
-    typer.echo(f"  see      {where}/v1/models  {where}/metrics  {where}/openapi.json")
+    typer.echo(f"  see      {where}/ in a browser; {where}/docs.json, {where}/metrics")
     run_server(settings)
 
 
