@@ -57,8 +57,9 @@ from training.export.parts import graph_specs, split_parts, write_parts
 from training.models.resnet import SmallResNet
 from training.modes import frozen, seeded
 from training.networks import NETWORKS, ROLES, load_networks, save_networks
+from training.pixels import to_tensor
 from training.recipe import Recipe, load_recipe, read_yaml, validate
-from training.trainer import Trainer, load_run, to_tensor
+from training.trainer import Trainer, load_run
 
 
 class Report(Protocol):

@@ -35,9 +35,10 @@ from training.evaluate.card import evaluate as evaluate_bundle
 from training.evaluate.card import write_card
 from training.evaluate.verify import verify as verify_bundle
 from training.networks import load_defence
+from training.pixels import to_tensor
 from training.recalibrate import card_measured, recalibrate
 from training.recipe import load_recipe
-from training.trainer import accuracy, to_tensor
+from training.trainer import accuracy
 
 P = ParamSpec("P")
 R = TypeVar("R")

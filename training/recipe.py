@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from training.augment import Augmentation
 from training.errors import RecipeError
 from training.models import ModelSpec
+from training.terms import Terms
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -44,39 +45,6 @@ class MaskAugmentation(_Strict):
     share: float = Field(0.3, gt=0, lt=1, description="side of a window, as a share of the image's side")
     count: int = Field(2, ge=1, le=8)
     fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
-
-
-class Jacobian(_Strict):
-    """`training.losses.jacobian`; the weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
-
-    weight: float = Field(gt=0)
-    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
-
-
-class Selective(_Strict):
-    """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency."""
-
-    weight: float = Field(gt=0)
-    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
-    mass: float = Field(0.5, gt=0, lt=1)
-    grid: int = Field(8, ge=2, le=64)
-
-
-class Sns(_Strict):
-    """`training.losses.sns`: share of each layer's neurons, and pairs that choose them, re-ranked every epoch."""
-
-    weight: float = Field(gt=0)
-    share: float = Field(0.1, gt=0, le=1)
-    pairs: int = Field(512, ge=16)
-
-
-class Terms(_Strict):
-    """Penalties of a stage; `fraction` of each batch carries them."""
-
-    jacobian: Jacobian | None = None
-    selective: Selective | None = None
-    sns: Sns | None = None
-    fraction: float = Field(0.5, gt=0, le=1)
 
 
 class Stage(_Strict):

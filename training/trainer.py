@@ -7,39 +7,29 @@ from its last checkpoint ends with the same weights as one that was not.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.attacks.pgd import training_pgd
 from training.augment import augment, mask_windows
-from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights, write_tensors
+from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from training.data import Dataset, Split
 from training.errors import TrainingError
-from training.losses.jacobian import jacobian_penalty, jacobian_penalty_fd
-from training.losses.perturbation_saliency import important_mask, perturbation_saliency
-from training.losses.selective import selective_penalty, selective_penalty_fd
-from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
 from training.models import build_model
 from training.models.resnet import SmallResNet
 from training.modes import freeze_batchnorm, frozen, seeded
+from training.penalties import penalties, rank_neurons, teacher_maps
+from training.pixels import to_tensor
 from training.recipe import Recipe, Stage
 
 Report = Callable[[dict[str, Any]], None]
-
-
-def to_tensor(x: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
 class Trainer:
@@ -102,33 +92,19 @@ class Trainer:
     def _claim_folder(self) -> None:
         """A run folder belongs to one recipe and one data set: refuse to resume another one's checkpoint."""
         contents = {
-            "recipe": self.recipe.model_dump_json(indent=1),
-            "data": json.dumps(self.data.describe(), indent=1),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": json.loads(json.dumps(self.data.describe())),
         }
         for name, content in contents.items():
             path = self.out / f"{name}.json"
-            if path.is_file() and path.read_text("utf-8") != content:
+            if path.is_file() and _known(name, path) != content:
                 raise TrainingError(f"{self.out} holds a run of another {name}; use another --runs or delete it")
-            path.write_text(content, "utf-8")
+            path.write_text(json.dumps(content, indent=1), "utf-8")
 
     def _teacher_maps(self, grid: int) -> Tensor:
-        """Perturbation saliency (N, grid, grid) of the training images by the frozen teacher, computed once."""
         if self.teacher is None:
             raise TrainingError("the selective term needs a teacher: name its run folder in the recipe (`teacher:`)")
-        teacher, digest = self.teacher, hashlib.sha256(self.x.tobytes())
-        for tensor in teacher.state_dict().values():
-            digest.update(tensor.numpy().tobytes())
-        path = self.out / f"teacher-maps-{grid}-{digest.hexdigest()[:16]}.safetensors"
-        if path.is_file():
-            return load_file(path)["maps"]
-        with frozen(teacher), torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            parts = [
-                perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=grid)
-                for part in np.array_split(self.x, max(1, len(self.x) // 256))
-            ]
-        maps = torch.cat(parts)
-        write_tensors(path, {"maps": maps})
-        return maps
+        return teacher_maps(self.teacher, self.x, grid=grid, precision=self.recipe.precision, cache=self.out)
 
     def _lr(self, stage: Stage, epoch: int, batch: int, batches: int) -> float:
         """One cycle by stage: a linear warm-up over the first tenth, then a cosine to zero."""
@@ -139,7 +115,11 @@ class Trainer:
         generator = seeded(self.recipe.seed, number)
         self.maps = self._teacher_maps(stage.terms.selective.grid) if stage.terms.selective else None
         if stage.terms.sns:
-            self.sensitive = self._rank_neurons(stage, number)
+            assert stage.adversary is not None
+            self.sensitive = rank_neurons(
+                stage.terms.sns, self.model, self._predict, self.data.train,
+                eps=stage.adversary.eps / 255, seed=self.recipe.seed, epoch=number,
+            )  # fmt: skip
         order = torch.randperm(len(self.y), generator=generator)
         batches = max(1, len(order) // self.recipe.batch)
         sums: dict[str, float] = {}
@@ -147,7 +127,8 @@ class Trainer:
             index = order[batch * self.recipe.batch : (batch + 1) * self.recipe.batch]
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr(stage, epoch, batch, batches)
-            for name, value in self._step(stage, index, generator).items():
+            step = epoch * batches + batch
+            for name, value in self._step(stage, index, generator, step=step, progress=step / batches).items():
                 sums[name] = sums.get(name, 0.0) + value / batches
             report(
                 {
@@ -159,7 +140,9 @@ class Trainer:
             )
         return {"stage": stage.name, **sums}
 
-    def _step(self, stage: Stage, index: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def _step(
+        self, stage: Stage, index: Tensor, generator: torch.Generator, *, step: int, progress: float
+    ) -> dict[str, float]:
         x, maps = to_tensor(self.x[index.numpy()]), None if self.maps is None else self.maps[index]
         y = self.y[index]
         if maps is not None:
@@ -171,7 +154,10 @@ class Trainer:
         if stage.batchnorm == "frozen":
             freeze_batchnorm(self.model)
         losses = self._task(stage, x.contiguous(memory_format=torch.channels_last), y, generator)
-        losses |= self._penalties(stage, x, y, maps, losses.pop("adversarial", x), generator)
+        losses |= penalties(
+            stage.terms, self.model, x, y, losses.pop("adversarial", x), None if maps is None else maps[:, 0],
+            self.sensitive, generator, progress=progress, step=step,
+        )  # fmt: skip
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise TrainingError(f"loss is {loss.item()} in stage {stage.name}; lower `lr` or the terms' weights")
@@ -205,40 +191,6 @@ class Trainer:
             losses["ce_adv"] = F.cross_entropy(self._predict(adv), y, label_smoothing=smoothing)
         return losses
 
-    def _penalties(
-        self, stage: Stage, x: Tensor, y: Tensor, maps: Tensor | None, adv: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Penalties in fp32 on the first `fraction` of the batch; NCHW, which double backprop prefers on a CPU."""
-        terms, losses = stage.terms, {}
-        part = max(2, round(terms.fraction * len(x)))
-        x, y, adv = x[:part].contiguous(), y[:part], adv[:part].contiguous()
-        if jacobian := terms.jacobian:
-            penalty = jacobian_penalty if jacobian.method == "double_backprop" else jacobian_penalty_fd
-            losses["jacobian"] = jacobian.weight * penalty(self.model, x, generator=generator)
-        if selective := terms.selective:
-            assert maps is not None
-            important = important_mask(maps[:part, 0], size=(x.shape[2], x.shape[3]), mass=selective.mass)
-            form = selective_penalty if selective.method == "double_backprop" else selective_penalty_fd
-            losses["selective"] = selective.weight * form(self.model, x, y, important)
-        if sns := terms.sns:
-            clean_taps, adversarial_taps = self.model.taps(x)[1], self.model.taps(adv)[1]
-            losses["sns"] = sns.weight * sns_penalty(clean_taps, adversarial_taps, self.sensitive)
-        return losses
-
-    def _rank_neurons(self, stage: Stage, number: int) -> dict[str, Tensor]:
-        """The most sensitive neurons now, from a fixed set of clean/adversarial pairs of training images."""
-        assert stage.terms.sns is not None
-        assert stage.adversary is not None
-        rng = np.random.default_rng(self.recipe.seed)
-        index = rng.permutation(len(self.y))[: stage.terms.sns.pairs]
-        x, y = to_tensor(self.x[index]), self.y[torch.from_numpy(index)]
-        with frozen(self.model):
-            generator = seeded(self.recipe.seed, number, 1)
-            adv = training_pgd(self._predict, x, y, eps=stage.adversary.eps / 255, steps=10, generator=generator)
-            with torch.no_grad():
-                sensitivity = neuron_sensitivity(self.model.taps(x)[1], self.model.taps(adv)[1], relative=True)
-        return select_sensitive(sensitivity, share=stage.terms.sns.share)
-
     def _update_average(self) -> None:
         """Exponential moving average of weights and running statistics; without `ema` the network itself."""
         with torch.no_grad():
@@ -247,6 +199,15 @@ class Trainer:
                     mine.lerp_(theirs, 1 - self.recipe.ema)
                 else:
                     mine.copy_(theirs)
+
+
+def _known(name: str, path: Path) -> object:
+    """What a run folder holds; a recipe with the defaults of keys that did not exist when it was written."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return Recipe.model_validate(content).model_dump(mode="json") if name == "recipe" else content
+    except ValueError:
+        return None
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.models import build_model
 from training.models.resnet import SmallResNet
-from training.trainer import to_tensor
+from training.pixels import to_tensor
 
 
 @pytest.fixture(autouse=True)

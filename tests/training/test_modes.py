@@ -11,8 +11,9 @@ from training.data import Dataset
 from training.errors import RecipeError
 from training.models.resnet import SmallResNet
 from training.modes import batchnorm_stats_kept, freeze_batchnorm, frozen, seeded
+from training.pixels import to_tensor
 from training.recipe import Recipe, Stage, Terms, validate
-from training.trainer import Trainer, accuracy, to_tensor
+from training.trainer import Trainer, accuracy
 
 
 def statistics(network: nn.Module) -> list[torch.Tensor]:

@@ -15,8 +15,9 @@ from tests.training.toy import CLASSES, gratings, toy_dataset
 from training.data import Dataset
 from training.errors import TrainingError
 from training.models.resnet import SmallResNet
+from training.pixels import to_tensor
 from training.recipe import Recipe
-from training.trainer import Trainer, accuracy, load_run, to_tensor
+from training.trainer import Trainer, accuracy, load_run
 
 PENALTIES = {
     "name": "penalties",

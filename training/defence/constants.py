@@ -15,7 +15,7 @@ from training.defence.views import reference_views
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.models.resnet import SmallResNet
 from training.modes import frozen
-from training.trainer import to_tensor
+from training.pixels import to_tensor
 
 
 @dataclass(frozen=True)

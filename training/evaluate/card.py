@@ -24,7 +24,7 @@ from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph
 from training.evaluate import measures
 from training.evaluate.served import open_pipeline
 from training.networks import load_defence
-from training.trainer import to_tensor
+from training.pixels import to_tensor
 
 Progress = Callable[[str, int, int], None]
 

@@ -19,8 +19,8 @@ from training.data import Split
 from training.defence.graph import DefenceGraph
 from training.evaluate.served import Served, serve
 from training.modes import seeded
+from training.pixels import to_tensor
 from training.scoring import to_uint8
-from training.trainer import to_tensor
 
 Progress = Callable[[str, int, int], None]
 ALPHAS = (0.01, 0.05)

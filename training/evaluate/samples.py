@@ -16,8 +16,8 @@ from training.data import Dataset
 from training.evaluate.served import open_pipeline
 from training.modes import seeded
 from training.networks import load_defence
+from training.pixels import to_tensor
 from training.scoring import png, to_uint8
-from training.trainer import to_tensor
 
 POOL = 120
 

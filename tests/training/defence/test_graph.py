@@ -13,7 +13,7 @@ from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceO
 from training.defence.inpaint import inpaint
 from training.defence.saliency import saliency_map
 from training.defence.views import reference_views, shift
-from training.trainer import to_tensor
+from training.pixels import to_tensor
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,109 @@
+"""The penalties of a training step, as the recipe's terms say, and what they need: sensitive neurons, teacher maps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
+
+from training.attacks.pgd import training_pgd
+from training.checkpoint import write_tensors
+from training.data import Split
+from training.losses.jacobian import Predict, jacobian_penalty, jacobian_penalty_fd
+from training.losses.perturbation_saliency import important_mask, perturbation_saliency
+from training.losses.selective import selective_penalty, selective_penalty_fd
+from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
+from training.models.resnet import SmallResNet
+from training.modes import frozen, seeded
+from training.pixels import to_tensor
+from training.terms import Sns, Term, Terms
+
+
+def due(term: Term | None, *, progress: float, step: int) -> float:
+    """The weight of `term` in this step: 0 where it is not computed.
+
+    `progress` is in epochs (with fractions) and `step` in steps since the start of the stage.
+    """
+    if term is None or step % term.every:
+        return 0.0
+    ramp = min(1.0, progress / term.ramp_epochs) if term.ramp_epochs else 1.0
+    return term.weight * term.every * ramp
+
+
+def penalties(
+    terms: Terms,
+    network: SmallResNet,
+    x: Tensor,
+    y: Tensor,
+    adversarial: Tensor,
+    saliency: Tensor | None,
+    sensitive: dict[str, Tensor],
+    generator: Generator,
+    *,
+    progress: float = math.inf,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """Weighted penalties (scalars, fp32) by term, of those that are `due`, on the first `fraction` of the batch.
+
+    Images `x` and `adversarial` (N, C, H, W) in [0, 1], labels `y` (N,), the teacher's `saliency` (N, H, W) of the
+    same images (for the selective term), and the `sensitive` neurons by layer (for SNS). NCHW, which double backprop
+    prefers on a CPU.
+    """
+    losses = {}
+    part = max(2, round(terms.fraction * len(x)))
+    x, y, adversarial = x[:part].contiguous(), y[:part], adversarial[:part].contiguous()
+    jacobian, selective = terms.jacobian, terms.selective
+    if jacobian and (weight := due(jacobian, progress=progress, step=step)):
+        penalty = jacobian_penalty if jacobian.method == "double_backprop" else jacobian_penalty_fd
+        losses["jacobian"] = weight * penalty(network, x, generator=generator)
+    if selective and (weight := due(selective, progress=progress, step=step)):
+        assert saliency is not None
+        important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=selective.mass)
+        form = selective_penalty if selective.method == "double_backprop" else selective_penalty_fd
+        losses["selective"] = weight * form(network, x, y, important)
+    if weight := due(terms.sns, progress=progress, step=step):
+        clean_taps, adversarial_taps = network.taps(x)[1], network.taps(adversarial)[1]
+        losses["sns"] = weight * sns_penalty(clean_taps, adversarial_taps, sensitive)
+    return losses
+
+
+def rank_neurons(
+    sns: Sns, network: SmallResNet, predict: Predict, data: Split, *, eps: float, seed: int, epoch: int
+) -> dict[str, Tensor]:
+    """The most sensitive neurons now, {layer: channels}, from a fixed set of clean/adversarial pairs of `data`.
+
+    PGD-10 of Linf radius `eps` (of 1) through `predict`, the network in the precision that training uses.
+    """
+    index = np.random.default_rng(seed).permutation(len(data))[: sns.pairs]
+    x, y = to_tensor(data.x[index]), torch.from_numpy(data.y[index])
+    with frozen(network):
+        adversarial = training_pgd(predict, x, y, eps=eps, steps=10, generator=seeded(seed, epoch, 1))
+        with torch.no_grad():
+            sensitivity = neuron_sensitivity(network.taps(x)[1], network.taps(adversarial)[1], relative=True)
+    return select_sensitive(sensitivity, share=sns.share)
+
+
+def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path) -> Tensor:
+    """Perturbation saliency (N, grid, grid) of uint8 images (N, H, W, C) by the frozen teacher, computed once.
+
+    The maps are kept in the folder `cache` under a hash of images and teacher.
+    """
+    digest = hashlib.sha256(x.tobytes())
+    for tensor in teacher.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    path = cache / f"teacher-maps-{grid}-{digest.hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        return load_file(path)["maps"]
+    with frozen(teacher), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        parts = [
+            perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=grid)
+            for part in np.array_split(x, max(1, len(x) // 256))
+        ]
+    maps = torch.cat(parts)
+    write_tensors(path, {"maps": maps})
+    return maps

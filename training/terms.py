@@ -1,0 +1,52 @@
+"""Settings of the penalties that a stage of training may add to its task loss; `training.penalties` applies them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Term(BaseModel):
+    """What every penalty has: a weight, a linear ramp from 0 at the start of its stage, and a cadence.
+
+    With `every` = k the term is computed in every k-th step alone, with k times its weight.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(gt=0)
+    ramp_epochs: int = Field(0, ge=0)
+    every: int = Field(1, ge=1)
+
+
+class Jacobian(Term):
+    """`training.losses.jacobian`; the weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
+
+    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+
+
+class Selective(Term):
+    """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency."""
+
+    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+    mass: float = Field(0.5, gt=0, lt=1)
+    grid: int = Field(8, ge=2, le=64)
+
+
+class Sns(Term):
+    """`training.losses.sns`: share of each layer's neurons, and pairs that choose them, re-ranked every epoch."""
+
+    share: float = Field(0.1, gt=0, le=1)
+    pairs: int = Field(512, ge=16)
+
+
+class Terms(BaseModel):
+    """Penalties of a stage; `fraction` of each batch carries them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jacobian: Jacobian | None = None
+    selective: Selective | None = None
+    sns: Sns | None = None
+    fraction: float = Field(0.5, gt=0, le=1)
