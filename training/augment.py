@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training.draws import integers, uniform
+
 
 class Augmentation(BaseModel):
     """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast."""
@@ -30,21 +32,22 @@ def augment(
     """Augment images (N, C, H, W) in [0, 1] and, by the same geometry, maps (N, M, H, W); colours of `x` only."""
     n = len(x)
 
-    def uniform(half: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * 2 - 1) * half
+    def within(half: float) -> Tensor:
+        return (uniform((n,), generator) * 2 - 1) * half
 
-    angle, zoom = uniform(math.radians(settings.rotate)), 1 + uniform(settings.scale)
-    shear, dx, dy = uniform(settings.shear), uniform(2 * settings.translate), uniform(2 * settings.translate)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(n)
+    angle, zoom = within(math.radians(settings.rotate)), 1 + within(settings.scale)
+    shear, dx, dy = within(settings.shear), within(2 * settings.translate), within(2 * settings.translate)
+    mirror = torch.where(uniform((n,), generator) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(n)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     theta = torch.stack([torch.stack([cos * mirror, -sin + shear, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1)
     stacked = x if maps is None else torch.cat([x, maps], 1)
-    grid = F.affine_grid(theta, list(stacked.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(x.device), list(stacked.shape), align_corners=False)
     moved = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)
     images, moved_maps = moved[:, : x.shape[1]], moved[:, x.shape[1] :]
-    gain, offset = 1 + uniform(settings.contrast), uniform(settings.brightness) * 0.5
+    gain, offset = 1 + within(settings.contrast), within(settings.brightness) * 0.5
+    gain, offset = (t.to(x.device)[:, None, None, None] for t in (gain, offset))
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = (images - mean) * gain[:, None, None, None] + mean * (1 + 2 * offset[:, None, None, None])
+    images = (images - mean) * gain + mean * (1 + 2 * offset)
     return images.clamp(0, 1), (None if maps is None else moved_maps)
 
 
@@ -60,11 +63,11 @@ def mask_windows(x: Tensor, generator: torch.Generator, *, share: float, count: 
     rows, columns = torch.arange(h), torch.arange(w)
     mask = torch.zeros(n, h, w)
     for number in range(count):
-        top = torch.randint(0, h - side_h + 1, (n,), generator=generator)[:, None]
-        left = torch.randint(0, w - side_w + 1, (n,), generator=generator)[:, None]
+        top = integers(h - side_h + 1, n, generator)[:, None]
+        left = integers(w - side_w + 1, n, generator)[:, None]
         in_rows, in_columns = (rows >= top) & (rows < top + side_h), (columns >= left) & (columns < left + side_w)
         inside = in_rows[:, :, None] & in_columns[:, None]
-        use = torch.rand(n, generator=generator) < (1.0 if number == 0 else 0.5)
+        use = uniform((n,), generator) < (1.0 if number == 0 else 0.5)
         mask = torch.maximum(mask, inside.float() * use[:, None, None])
-    chosen = torch.rand(n, generator=generator) < fraction
-    return inpaint(x, mask * chosen[:, None, None].float())
+    chosen = uniform((n,), generator) < fraction
+    return inpaint(x, (mask * chosen[:, None, None].float()).to(x.device))

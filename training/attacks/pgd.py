@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
+from training.draws import normal, uniform
 
 Norm = Literal["linf", "l2"]
 Predict = Callable[[Tensor], Tensor]
@@ -95,8 +96,8 @@ def project(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
 def random_start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
     """A random point of the `eps` ball (Linf: uniform in it; L2: on its sphere), as a perturbation like `x`."""
     if norm == "linf":
-        return (torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1) * eps
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return (uniform(x.shape, generator, dtype=x.dtype).to(x.device) * 2 - 1) * eps
+    noise = normal(x.shape, generator, dtype=x.dtype).to(x.device)
     return noise / noise.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None] * eps
 
 
