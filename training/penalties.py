@@ -14,14 +14,18 @@ from torch import Generator, Tensor, nn
 from training.attacks.pgd import training_pgd
 from training.checkpoint import write_tensors
 from training.data import Split
-from training.losses.jacobian import Predict, jacobian_penalty, jacobian_penalty_fd
+from training.losses.align import align_probe
+from training.losses.input_gradient import Method, Predict, Probe, penalise
+from training.losses.jacobian import jacobian_probe
 from training.losses.perturbation_saliency import important_mask, perturbation_saliency
-from training.losses.selective import selective_penalty, selective_penalty_fd
+from training.losses.selective import selective_probe
 from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
-from training.models.resnet import SmallResNet
+from training.models.resnet import SmallResNet as Network
 from training.modes import frozen, seeded
 from training.pixels import to_tensor
 from training.terms import Sns, Term, Terms
+
+NAMES = ("jacobian", "selective", "align", "sns")
 
 
 def due(term: Term | None, *, progress: float, step: int) -> float:
@@ -37,7 +41,7 @@ def due(term: Term | None, *, progress: float, step: int) -> float:
 
 def penalties(
     terms: Terms,
-    network: SmallResNet,
+    network: Network,
     x: Tensor,
     y: Tensor,
     adversarial: Tensor,
@@ -51,29 +55,36 @@ def penalties(
     """Weighted penalties (scalars, fp32) by term, of those that are `due`, on the first `fraction` of the batch.
 
     Images `x` and `adversarial` (N, C, H, W) in [0, 1], labels `y` (N,), the teacher's `saliency` (N, H, W) of the
-    same images (for the selective term), and the `sensitive` neurons by layer (for SNS). NCHW, which double backprop
-    prefers on a CPU.
+    same images (for the selective and the alignment term), and the `sensitive` neurons by layer (for SNS). All terms
+    share one clean forward. NCHW, which double backprop prefers on a CPU.
     """
-    losses = {}
+    weights = {name: due(getattr(terms, name), progress=progress, step=step) for name in NAMES}
     part = max(2, round(terms.fraction * len(x)))
-    x, y, adversarial = x[:part].contiguous(), y[:part], adversarial[:part].contiguous()
-    jacobian, selective = terms.jacobian, terms.selective
-    if jacobian and (weight := due(jacobian, progress=progress, step=step)):
-        penalty = jacobian_penalty if jacobian.method == "double_backprop" else jacobian_penalty_fd
-        losses["jacobian"] = weight * penalty(network, x, generator=generator)
-    if selective and (weight := due(selective, progress=progress, step=step)):
+    x, y, adversarial = x[:part].detach().contiguous().requires_grad_(True), y[:part], adversarial[:part].contiguous()
+    if not any(weights.values()):
+        return {}
+    logits, taps = network.taps(x)
+    probes: dict[str, tuple[Probe, Method]] = {}
+    if terms.jacobian and weights["jacobian"]:
+        probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian.method
+    if terms.selective and weights["selective"]:
         assert saliency is not None
-        important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=selective.mass)
-        form = selective_penalty if selective.method == "double_backprop" else selective_penalty_fd
-        losses["selective"] = weight * form(network, x, y, important)
-    if weight := due(terms.sns, progress=progress, step=step):
-        clean_taps, adversarial_taps = network.taps(x)[1], network.taps(adversarial)[1]
-        losses["sns"] = weight * sns_penalty(clean_taps, adversarial_taps, sensitive)
+        important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=terms.selective.mass)
+        probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective.method
+    if terms.align and weights["align"]:
+        assert saliency is not None
+        probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align.method
+    losses = {
+        name: weights[name] * penalise(probe, network, x, logits, method=method)
+        for name, (probe, method) in probes.items()
+    }
+    if weights["sns"]:
+        losses["sns"] = weights["sns"] * sns_penalty(taps, network.taps(adversarial)[1], sensitive)
     return losses
 
 
 def rank_neurons(
-    sns: Sns, network: SmallResNet, predict: Predict, data: Split, *, eps: float, seed: int, epoch: int
+    sns: Sns, network: Network, predict: Predict, data: Split, *, eps: float, seed: int, epoch: int
 ) -> dict[str, Tensor]:
     """The most sensitive neurons now, {layer: channels}, from a fixed set of clean/adversarial pairs of `data`.
 

@@ -68,7 +68,7 @@ class Stage(_Strict):
             raise ValueError(
                 "terms.sns needs an adversary: neuron sensitivity is a property of clean/adversarial pairs"
             )
-        if any((self.terms.jacobian, self.terms.selective, self.terms.sns)) and self.batchnorm != "frozen":
+        if self.terms.active and self.batchnorm != "frozen":
             raise ValueError("terms need `batchnorm: frozen` (see docs/methods.md, BatchNorm)")
         return self
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.losses.input_gradient import Method
 
 
 class Term(BaseModel):
@@ -23,14 +25,22 @@ class Term(BaseModel):
 class Jacobian(Term):
     """`training.losses.jacobian`; the weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
 
-    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+    method: Method = "finite_difference"
 
 
 class Selective(Term):
-    """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency."""
+    """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency on a `grid` x `grid` map."""
 
-    method: Literal["double_backprop", "finite_difference"] = "finite_difference"
+    method: Method = "finite_difference"
+    form: Literal["absolute", "ratio"] = "absolute"
     mass: float = Field(0.5, gt=0, lt=1)
+    grid: int = Field(8, ge=2, le=64)
+
+
+class Align(Term):
+    """`training.losses.align`, with the teacher's perturbation saliency on a `grid` x `grid` map."""
+
+    method: Method = "finite_difference"
     grid: int = Field(8, ge=2, le=64)
 
 
@@ -48,5 +58,22 @@ class Terms(BaseModel):
 
     jacobian: Jacobian | None = None
     selective: Selective | None = None
+    align: Align | None = None
     sns: Sns | None = None
     fraction: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> Terms:
+        if self.selective and self.align and self.selective.grid != self.align.grid:
+            raise ValueError("selective.grid and align.grid differ: both read the same maps of the teacher")
+        return self
+
+    @property
+    def active(self) -> bool:
+        return bool(self.jacobian or self.selective or self.align or self.sns)
+
+    @property
+    def grid(self) -> int | None:
+        """Cells on a side of the teacher's maps; None where no term reads them."""
+        reader = self.selective or self.align
+        return reader.grid if reader else None

@@ -6,44 +6,20 @@ estimator is Hoffman et al.'s and the combination with the selective term is `tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor], Tensor]
+from training.draws import normal
+from training.losses.input_gradient import Predict, Probe, squared_norm
 
 
-def jacobian_penalty(
-    predict: Predict, x: Tensor, *, projections: int = 1, generator: torch.Generator | None = None
-) -> Tensor:
-    """Unbiased estimate of R_J (scalar) by exact double backprop: K/2 mean ||d(v . f)/dx||^2, v uniform on the sphere.
+def jacobian_probe(logits: Tensor, generator: torch.Generator | None) -> Probe:
+    """Unbiased estimate of R_J: K/2 mean ||d(v . f)/dx||^2, one v by image, uniform on the unit sphere of R^K.
 
-    `predict` maps pixels (N, C, H, W) in [0, 1] to logits (N, K); the result is differentiable in its weights.
+    `logits` (N, K) are of the images that will be penalised; only their shape and device are used.
     """
-    x = x.detach().requires_grad_(True)
-    logits = predict(x)
-    total = x.new_zeros(())
-    for _ in range(projections):
-        v = random_directions(logits, generator)
-        (gradient,) = torch.autograd.grad((v * logits).sum(), x, create_graph=True)
-        total = total + gradient.flatten(1).pow(2).sum(1).mean()
-    return 0.5 * logits.shape[1] * total / projections
-
-
-def jacobian_penalty_fd(
-    predict: Predict, x: Tensor, *, h: float = 0.05, generator: torch.Generator | None = None
-) -> Tensor:
-    """R_J by a finite difference along one projected gradient (Finlay and Oberman 2019, arXiv 1905.11468).
-
-    ||g|| = (v . f(x + h g/||g||) - v . f(x)) / h up to O(h); `h` is an L2 length in pixels of [0, 1].
-    """
-    x = x.detach().requires_grad_(True)
-    logits = predict(x)
-    v = random_directions(logits, generator)
-    (gradient,) = torch.autograd.grad((v * logits).sum(), x, retain_graph=True)
-    slope = ((v * predict(step_along(x, gradient, h))).sum(1) - (v * logits).sum(1)) / h
-    return 0.5 * logits.shape[1] * slope.pow(2).mean()
+    v, classes = random_directions(logits, generator), logits.shape[1]
+    return Probe(lambda z: (v * z).sum(1), lambda gradient: 0.5 * classes * squared_norm(gradient).mean())
 
 
 def jacobian_norm(predict: Predict, x: Tensor) -> Tensor:
@@ -53,17 +29,11 @@ def jacobian_norm(predict: Predict, x: Tensor) -> Tensor:
     total = x.new_zeros(len(x))
     for k in range(logits.shape[1]):
         (gradient,) = torch.autograd.grad(logits[:, k].sum(), x, retain_graph=True)
-        total = total + gradient.flatten(1).pow(2).sum(1)
+        total = total + squared_norm(gradient)
     return 0.5 * total
 
 
 def random_directions(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """One direction for each row of logits (N, K), uniform on the unit sphere of R^K."""
-    v = torch.randn(logits.shape, generator=generator).to(logits)
+    v = normal(logits.shape, generator).to(logits)
     return v / v.norm(dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def step_along(x: Tensor, gradient: Tensor, h: float) -> Tensor:
-    """x plus a constant step of L2 length `h` along `gradient` (no gradient flows through the direction)."""
-    size = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-    return (x + h * gradient / size).detach()

@@ -1,0 +1,69 @@
+"""Penalties of an input gradient, phi(g) with g = dq/dx, and the two ways to differentiate them in the weights.
+
+d phi / d theta = <u, dg / d theta> with u = d phi / d g. Double backprop differentiates g itself. The finite difference
+(after Finlay and Oberman 2019, arXiv 1905.11468, who do so for the norm) holds u constant and takes the derivative of
+q along it, <u, g> = ||u|| (q(x + h u / ||u||) - q(x)) / h up to O(h), from one more forward. Both return phi(g) itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor], Tensor]
+Method = Literal["double_backprop", "finite_difference"]
+STEP = 0.05
+
+
+class Probe(NamedTuple):
+    """What is penalised: `form` (gradient (N, C, H, W) -> scalar) of the input gradient of `score`.
+
+    `score` maps logits (N, K) to (N,), each entry by its own row.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    form: Callable[[Tensor], Tensor]
+
+
+def gradient_penalty(probe: Probe, predict: Predict, x: Tensor, *, method: Method, h: float = STEP) -> Tensor:
+    """The penalty (scalar) of pixels (N, C, H, W) in [0, 1]; differentiable in the weights of `predict`."""
+    x = x.detach().requires_grad_(True)
+    return penalise(probe, predict, x, predict(x), method=method, h=h)
+
+
+def penalise(probe: Probe, predict: Predict, x: Tensor, logits: Tensor, *, method: Method, h: float = STEP) -> Tensor:
+    """`gradient_penalty` where the logits of `x`, which requires a gradient, are known already.
+
+    `h` is the L2 length of the finite difference, in pixels of [0, 1].
+    """
+    score = probe.score(logits)
+    if method == "double_backprop":
+        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        return probe.form(gradient)
+    value, direction = _slope(probe, score, x)
+    change = (probe.score(predict(step_along(x, direction, h))) - score) / h
+    slope = (change * direction.flatten(1).norm(dim=1)).sum()
+    return value + (slope - slope.detach())
+
+
+def step_along(x: Tensor, direction: Tensor, h: float) -> Tensor:
+    """x plus a constant step of L2 length `h` along `direction` (no gradient flows through the direction)."""
+    size = direction.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+    return (x + h * direction / size).detach()
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Sum of squares of each image's entries, (N,)."""
+    return gradient.flatten(1).pow(2).sum(1)
+
+
+def _slope(probe: Probe, score: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(g) and u = d phi / d g (N, C, H, W), both constant."""
+    (gradient,) = torch.autograd.grad(score.sum(), x, retain_graph=True)
+    gradient = gradient.detach().requires_grad_(True)
+    value = probe.form(gradient)
+    (direction,) = torch.autograd.grad(value, gradient)
+    return value.detach(), direction
