@@ -34,9 +34,9 @@ def pgd_until_fooled(
         raise ValueError(
             f"eps {eps}, steps {steps}, restarts {restarts}: eps >= 0, steps >= 1, restarts >= 1 are needed"
         )
-    adversarial, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    adversarial, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for start in range(0, len(x), batch):
-        part = torch.arange(start, min(start + batch, len(x)))
+        part = torch.arange(start, min(start + batch, len(x)), device=x.device)
         for _ in range(restarts):
             part = part[~fooled[part]]
             if len(part) == 0:
@@ -70,7 +70,7 @@ def _run(
         if len(alive) == 0:
             return
         adv = project(adv + 2.5 * eps / steps * direction(gradient, "linf"), x[alive], eps, "linf")
-    stay = ~_judge(predict, adv, y, alive, torch.ones(len(alive), dtype=torch.bool), adversarial, fooled)
+    stay = ~_judge(predict, adv, y, alive, torch.ones_like(alive, dtype=torch.bool), adversarial, fooled)
     adversarial[alive[stay]] = adv[stay]
 
 
@@ -78,7 +78,7 @@ def _judge(
     predict: Predict, adv: Tensor, y: Tensor, alive: Tensor, suspects: Tensor, adversarial: Tensor, fooled: Tensor
 ) -> Tensor:
     """Which of `adv` fool the network for sure; they are written down."""
-    hit = torch.zeros(len(adv), dtype=torch.bool)
+    hit = torch.zeros_like(suspects)
     if suspects.any():
         with torch.no_grad():
             hit[suspects] = margin(predict(adv[suspects]).float(), y[alive[suspects]]) < 0

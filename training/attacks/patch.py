@@ -1,15 +1,84 @@
 """Adversarial patches: a square whose pixels are free, placed where it hurts (Brown et al. 2017, arXiv 1712.09665).
 
-Location-optimised: several random places are tried for a few steps, the best one is worked on to the end.
+Location-optimised: several random places are tried for a few steps, the best one is worked on to the end. A noisy patch
+has a free colour for each pixel; a low-frequency one is a coarse grid of colours, blown up bilinearly, which detectors
+of busy regions don't see.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
 from training.attacks.pgd import Predict
+
+Kind = Literal["noisy", "low_frequency"]
+GRID = 3
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A square for each of N images: colours (N, C, cells, cells) in [0, 1], upper left corners (N,), side in pixels."""
+
+    colours: Tensor
+    top: Tensor
+    left: Tensor
+    side: int
+
+    def content(self) -> Tensor:
+        """The square's pixels (N, C, side, side)."""
+        return F.interpolate(self.colours, (self.side, self.side), mode="bilinear", align_corners=True)
+
+    def on(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) with the patches on them; differentiable in the colours and in `x`."""
+        images, rows, columns = self._where(x)
+        patched = x.clone().movedim(1, -1)
+        patched[images, rows, columns] = self.content().movedim(1, -1)
+        return patched.movedim(-1, 1)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """{0, 1} (N, H, W): where the patches lie on images like `x`."""
+        mask = x.new_zeros(len(x), *x.shape[2:])
+        mask[self._where(x)] = 1.0
+        return mask
+
+    def _where(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        steps = torch.arange(self.side, device=x.device)
+        return (
+            torch.arange(len(x), device=x.device)[:, None, None],
+            (self.top[:, None] + steps)[:, :, None],
+            (self.left[:, None] + steps)[:, None, :],
+        )
+
+    def painted(self, colours: Tensor) -> Patches:
+        """The same places in other colours."""
+        return Patches(colours, self.top, self.left, self.side)
+
+    def where(self, chosen: Tensor, other: Patches) -> Patches:
+        """These patches where `chosen` (N,), the `other` ones elsewhere."""
+        return Patches(
+            torch.where(chosen[:, None, None, None], self.colours, other.colours),
+            torch.where(chosen, self.top, other.top),
+            torch.where(chosen, self.left, other.left),
+            self.side,
+        )
+
+
+def random_patches(x: Tensor, side: int, kind: Kind, generator: torch.Generator | None) -> Patches:
+    """Uniformly random places and colours for images like `x` (N, C, H, W)."""
+    n, channels, h, w = x.shape
+    if not 1 <= side <= min(h, w):
+        raise ValueError(f"a patch of {side} pixels on images of {h} x {w}: 1 to {min(h, w)} are possible")
+    cells = side if kind == "noisy" else min(GRID, side)
+    top = torch.randint(0, h - side + 1, (n,), generator=generator)
+    left = torch.randint(0, w - side + 1, (n,), generator=generator)
+    colours = torch.rand(n, channels, cells, cells, generator=generator)
+    return Patches(colours.to(x), top.to(x.device), left.to(x.device), side)
 
 
 def patch_attack(
@@ -18,51 +87,41 @@ def patch_attack(
     y: Tensor,
     *,
     side: int,
+    kind: Kind = "noisy",
     places: int = 6,
     probe_steps: int = 8,
     steps: int = 50,
     step_size: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Patched images (N, C, H, W) and the patches' masks {0, 1} (N, H, W). `side` is the patch's side in pixels."""
-    n, _, h, w = x.shape
-    best_margin, best_mask, best_patch = torch.full((n,), torch.inf), torch.zeros(n, h, w), x.clone()
+    """Patched images (N, C, H, W) and the patches' masks {0, 1} (N, H, W). `side` is the patch's side in pixels.
+
+    Of `places` random places and colours, each tried for `probe_steps`, the one of the smallest margin is worked on for
+    `steps` more. `low_frequency` patches are grids of 3 x 3 colours.
+    """
+    best: Patches | None = None
+    lowest = torch.full((len(x),), torch.inf, device=x.device)
     for _ in range(places):
-        mask = _random_squares(n, h, w, side, generator)
-        patch = torch.rand(x.shape, generator=generator)
-        patch, reached = _optimise(predict, x, y, mask, patch, steps=probe_steps, step_size=step_size)
-        better = reached < best_margin
-        best_margin = torch.where(better, reached, best_margin)
-        best_mask = torch.where(better[:, None, None], mask, best_mask)
-        best_patch = torch.where(better[:, None, None, None], patch, best_patch)
-    best_patch, _ = _optimise(predict, x, y, best_mask, best_patch, steps=steps, step_size=step_size / 2)
-    return _apply(x, best_patch, best_mask), best_mask
+        patches, reached = _optimise(predict, x, y, random_patches(x, side, kind, generator), probe_steps, step_size)
+        best = patches if best is None else patches.where(reached < lowest, best)
+        lowest = torch.minimum(lowest, reached)
+    if best is None:
+        raise ValueError("places 0: at least one is needed")
+    best, _ = _optimise(predict, x, y, best, steps, step_size / 2)
+    return best.on(x), best.mask(x)
 
 
 def _optimise(
-    predict: Predict, x: Tensor, y: Tensor, mask: Tensor, patch: Tensor, *, steps: int, step_size: float
-) -> tuple[Tensor, Tensor]:
-    """Signed gradient descent on the margin; returns the best patch seen and its margin."""
-    best, best_margin = patch, torch.full((len(x),), torch.inf)
+    predict: Predict, x: Tensor, y: Tensor, patches: Patches, steps: int, step_size: float
+) -> tuple[Patches, Tensor]:
+    """Signed gradient descent on the margin; the best patches seen and their margins (N,)."""
+    best, lowest = patches, torch.full((len(x),), torch.inf, device=x.device)
     for _ in range(steps + 1):
-        patch = patch.detach().requires_grad_(True)
-        now = margin(predict(_apply(x, patch, mask)), y)
-        (gradient,) = torch.autograd.grad(now.sum(), patch)
-        better = now.detach() < best_margin
-        best = torch.where(better[:, None, None, None], patch.detach(), best)
-        best_margin = torch.where(better, now.detach(), best_margin)
-        patch = (patch.detach() - step_size * gradient.sign()).clamp(0, 1)
-    return best, best_margin
-
-
-def _apply(x: Tensor, patch: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask[:, None] > 0.5, patch, x)
-
-
-def _random_squares(n: int, h: int, w: int, side: int, generator: torch.Generator | None) -> Tensor:
-    top = torch.randint(0, h - side + 1, (n, 1), generator=generator)
-    left = torch.randint(0, w - side + 1, (n, 1), generator=generator)
-    rows, columns = torch.arange(h), torch.arange(w)
-    inside_rows = (rows >= top) & (rows < top + side)
-    inside_columns = (columns >= left) & (columns < left + side)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :]).float()
+        colours = patches.colours.detach().requires_grad_(True)
+        now = margin(predict(patches.painted(colours).on(x)).float(), y)
+        (gradient,) = torch.autograd.grad(now.sum(), colours)
+        colours, now = colours.detach(), now.detach()
+        best = patches.painted(colours).where(now < lowest, best)
+        lowest = torch.minimum(lowest, now)
+        patches = patches.painted((colours - step_size * gradient.sign()).clamp(0, 1))
+    return best, lowest

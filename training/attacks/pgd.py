@@ -17,6 +17,7 @@ from training.attacks.margin import margin
 from training.draws import normal, uniform
 
 Norm = Literal["linf", "l2"]
+Loss = Literal["ce", "margin"]
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -30,7 +31,7 @@ def pgd(
     norm: Norm = "linf",
     step_size: float | None = None,
     restarts: int = 1,
-    loss: Literal["ce", "margin"] = "margin",
+    loss: Loss = "margin",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Adversarial images (N, C, H, W) in the `eps` ball of `x`, in [0, 1].
@@ -50,17 +51,22 @@ def pgd(
     for _ in range(restarts):
         adv = project(x + random_start(x, eps, norm, generator), x, eps, norm)
         for _ in range(steps):
-            adv.requires_grad_(True)
-            logits = predict(adv)
-            now = margin(logits.float(), y)
-            objective = -now if loss == "margin" else F.cross_entropy(logits.float(), y, reduction="none")
-            (gradient,) = torch.autograd.grad(objective.sum(), adv)
-            adv = adv.detach()
-            best, best_margin = _keep(best, best_margin, adv, now.detach())
+            gradient, now = loss_gradient(predict, adv, y, loss)
+            best, best_margin = _keep(best, best_margin, adv, now)
             adv = project(adv + alpha * direction(gradient, norm), x, eps, norm)
         with torch.no_grad():
             best, best_margin = _keep(best, best_margin, adv, margin(predict(adv), y))
     return best
+
+
+def loss_gradient(predict: Predict, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Gradient (N, C, H, W) of the loss to raise, cross-entropy or minus the margin of `y`, and the margin (N,)."""
+    x = x.detach().requires_grad_(True)
+    logits = predict(x).float()
+    now = margin(logits, y)
+    objective = -now if loss == "margin" else F.cross_entropy(logits, y, reduction="none")
+    (gradient,) = torch.autograd.grad(objective.sum(), x)
+    return gradient, now.detach()
 
 
 def training_pgd(
