@@ -23,7 +23,7 @@ GRID = 3
 
 @dataclass(frozen=True)
 class Patches:
-    """A square for each of N images: colours (N, C, cells, cells) in [0, 1], upper left corners (N,), side in pixels."""
+    """A square on each of N images: colours (N, C, cells, cells) in [0, 1], upper left corners (N,), side."""
 
     colours: Tensor
     top: Tensor
