@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
@@ -15,7 +17,7 @@ from training.attacks.pgd import training_pgd
 from training.checkpoint import write_tensors
 from training.data import Split
 from training.losses.align import align_probe
-from training.losses.input_gradient import Method, Predict, Probe, penalise
+from training.losses.input_gradient import Predict, Probe, penalise
 from training.losses.jacobian import jacobian_probe
 from training.losses.perturbation_saliency import important_mask, perturbation_saliency
 from training.losses.selective import selective_probe
@@ -23,7 +25,7 @@ from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalt
 from training.models.resnet import SmallResNet as Network
 from training.modes import frozen, seeded
 from training.pixels import to_tensor
-from training.terms import Sns, Term, Terms
+from training.terms import GradientTerm, Sns, Term, Terms
 
 NAMES = ("jacobian", "selective", "align", "sns")
 
@@ -64,19 +66,19 @@ def penalties(
     if not any(weights.values()):
         return {}
     logits, taps = network.taps(x)
-    probes: dict[str, tuple[Probe, Method]] = {}
+    probes: dict[str, tuple[Probe, GradientTerm]] = {}
     if terms.jacobian and weights["jacobian"]:
-        probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian.method
+        probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian
     if terms.selective and weights["selective"]:
         assert saliency is not None
         important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=terms.selective.mass)
-        probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective.method
+        probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective
     if terms.align and weights["align"]:
         assert saliency is not None
-        probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align.method
+        probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align
     losses = {
-        name: weights[name] * penalise(probe, network, x, logits, method=method)
-        for name, (probe, method) in probes.items()
+        name: weights[name] * penalise(probe, network, x, logits, method=term.method, h=term.h)
+        for name, (probe, term) in probes.items()
     }
     if weights["sns"]:
         losses["sns"] = weights["sns"] * sns_penalty(taps, network.taps(adversarial)[1], sensitive)
@@ -102,19 +104,32 @@ def rank_neurons(
 def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path) -> Tensor:
     """Perturbation saliency (N, grid, grid) of uint8 images (N, H, W, C) by the frozen teacher, computed once.
 
-    The maps are kept in the folder `cache` under a hash of images and teacher.
+    The maps are kept in the folder `cache`, which may be shared, in a file that is named after the settings and a hash
+    of images and teacher. A file that can't be read, or holds something else, is written anew.
     """
     digest = hashlib.sha256(x.tobytes())
     for tensor in teacher.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    path = cache / f"teacher-maps-{grid}-{digest.hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        return load_file(path)["maps"]
-    with frozen(teacher), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        digest.update(tensor.cpu().numpy().tobytes())
+    path = cache / f"teacher-maps-{grid}-{precision}-{digest.hexdigest()[:16]}.safetensors"
+    if (known := _read_maps(path, (len(x), grid, grid))) is not None:
+        return known
+    device = next(teacher.parameters()).device
+    with frozen(teacher), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         parts = [
-            perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part), grid=grid)
+            perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part).to(device), grid=grid).cpu()
             for part in np.array_split(x, max(1, len(x) // 256))
         ]
     maps = torch.cat(parts)
-    write_tensors(path, {"maps": maps})
+    cache.mkdir(parents=True, exist_ok=True)
+    mine = cache / f"{os.getpid()}-{path.name}"  # several runs may make the same maps at the same time
+    write_tensors(mine, {"maps": maps})
+    mine.replace(path)
     return maps
+
+
+def _read_maps(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    try:
+        maps = load_file(path)["maps"]
+    except (OSError, KeyError, SafetensorError):
+        return None
+    return maps if maps.shape == shape and bool(maps.isfinite().all()) else None

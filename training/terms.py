@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from training.losses.input_gradient import Method
+from training.losses.input_gradient import STEP, Method
 
 
 class Term(BaseModel):
@@ -22,25 +22,31 @@ class Term(BaseModel):
     every: int = Field(1, ge=1)
 
 
-class Jacobian(Term):
+class GradientTerm(Term):
+    """A penalty of an input gradient: how it is differentiated (`training.losses.input_gradient`).
+
+    `h` is the length of the finite difference, L2 in pixels of [0, 1].
+    """
+
+    method: Method = "finite_difference"
+    h: float = Field(STEP, gt=0)
+
+
+class Jacobian(GradientTerm):
     """`training.losses.jacobian`; the weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
 
-    method: Method = "finite_difference"
 
-
-class Selective(Term):
+class Selective(GradientTerm):
     """`training.losses.selective`; M keeps `mass` of the teacher's perturbation saliency on a `grid` x `grid` map."""
 
-    method: Method = "finite_difference"
     form: Literal["absolute", "ratio"] = "absolute"
     mass: float = Field(0.5, gt=0, lt=1)
     grid: int = Field(8, ge=2, le=64)
 
 
-class Align(Term):
+class Align(GradientTerm):
     """`training.losses.align`, with the teacher's perturbation saliency on a `grid` x `grid` map."""
 
-    method: Method = "finite_difference"
     grid: int = Field(8, ge=2, le=64)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Predict = Callable[[Tensor], Tensor]
 Method = Literal["double_backprop", "finite_difference"]
-STEP = 0.05
+STEP = 0.5
 
 
 class Probe(NamedTuple):

@@ -17,7 +17,7 @@ Predict = Callable[[Tensor], Tensor]
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (N, C, H, W) with replicated borders; `sigma` in pixels."""
     radius = max(1, round(3 * sigma))
-    t = torch.arange(-radius, radius + 1, dtype=x.dtype)
+    t = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-(t**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     c = x.shape[1]
@@ -34,7 +34,7 @@ def perturbation_saliency(predict: Predict, x: Tensor, *, grid: int = 8, sigma: 
     """Saliency (N, grid, grid) of pixels (N, C, H, W): grid * grid forwards of the batch."""
     n, _, h, w = x.shape
     clean, blurred = predict(x), gaussian_blur(x, sigma)
-    rows, columns = torch.arange(h, dtype=x.dtype), torch.arange(w, dtype=x.dtype)
+    rows, columns = (torch.arange(extent, dtype=x.dtype, device=x.device) for extent in (h, w))
     radius = 0.5 * max(h, w) / grid
     out = x.new_zeros(n, grid, grid)
     for i in range(grid):

@@ -25,10 +25,14 @@ def neuron_sensitivity(clean: Taps, other: Taps, *, relative: bool = False) -> T
     for name, activation in clean.items():
         change = channel_change(activation, other[name]).mean(0)
         if relative:
-            size = channel_change(activation, torch.zeros_like(activation)).mean(0)
-            change = torch.where(size > 1e-8, change / size.clamp_min(1e-8), torch.ones_like(change))
+            change = relative_change(change, channel_change(activation, torch.zeros_like(activation)).mean(0))
         out[name] = change
     return out
+
+
+def relative_change(change: Tensor, size: Tensor) -> Tensor:
+    """Mean change of neurons over their mean absolute clean activation `size`; 1 where that is 0 (dead neurons)."""
+    return torch.where(size > 1e-8, change / size.clamp_min(1e-8), torch.ones_like(change))
 
 
 def select_sensitive(sensitivity: Taps, *, share: float = 0.1) -> dict[str, Tensor]:
