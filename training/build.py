@@ -51,15 +51,15 @@ from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
 from training.evaluate.samples import write_samples
 from training.export.blocked import keep_blocked
-from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import graph_specs, split_parts, write_parts
-from training.models.resnet import SmallResNet
+from training.models.network import Network
 from training.modes import frozen, seeded
-from training.networks import NETWORKS, ROLES, load_networks, save_networks
+from training.networks import NETWORKS, ROLES, defence_graph, load_networks, save_networks
 from training.pixels import to_tensor
 from training.recipe import Recipe, load_recipe, read_yaml, validate
-from training.trainer import Trainer, load_run
+from training.runs import load_run
+from training.trainer import Trainer
 
 
 class Report(Protocol):
@@ -140,7 +140,7 @@ def build(
     data = load_data(recipes["standard"])
     if networks is not None:
         models = {role: recipes[role].model for role in ROLES}
-        made = load_networks(networks, models, classes=len(data.classes), channels=data.train.x.shape[3])
+        made = load_networks(networks, models, classes=len(data.classes), spec=input_spec(data))
     else:
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     with draft_of(out) as draft:
@@ -165,7 +165,7 @@ def train(
     *,
     runs: Path,
     report: Callable[[str, dict[str, Any]], None] = lambda _run, _event: None,
-) -> SmallResNet:
+) -> Network:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
     if (folder / "weights.safetensors").is_file():
@@ -176,7 +176,7 @@ def train(
             )
         return network
 
-    def named(role: str) -> SmallResNet | None:
+    def named(role: str) -> Network | None:
         name = getattr(recipe, role)
         return load_run(runs / name, data)[1] if name else None
 
@@ -188,7 +188,7 @@ def _assemble(
     folder: Path,
     recipe: BundleRecipe,
     recipes: dict[str, Recipe],
-    networks: dict[str, SmallResNet],
+    networks: dict[str, Network],
     data: Dataset,
     report: Report,
 ) -> None:
@@ -196,11 +196,10 @@ def _assemble(
     report.step("fitting benign constants", 0, 1)
     constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
     save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
-    defence = DefenceGraph(folded(standard), folded(companion), constants)
+    spec = input_spec(data)
+    defence = defence_graph(networks, constants, side=spec.height)
     report.step("exporting the defence graph", 0, 1)
-    height, width, channels = data.train.x.shape[1:]
-    graphs = export_defence(defence, folder, channels=channels, height=height, width=width)
-    spec = InputSpec(height=height, width=width, channels=channels, resize=Resize())
+    graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu")
     scores = benign_scores(
         engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total)
@@ -246,6 +245,12 @@ def _assemble(
     write_manifest(folder, manifest)
 
 
+def input_spec(data: Dataset) -> InputSpec:
+    """The images that a network trained on `data` takes."""
+    height, width, channels = data.train.x.shape[1:]
+    return InputSpec(height=height, width=width, channels=channels, resize=Resize())
+
+
 def export_defence(
     defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
 ) -> dict[Part, GraphSpec]:
@@ -264,7 +269,7 @@ def export_defence(
     return graph_specs(parts)
 
 
-def _sensitive(network: SmallResNet, data: Dataset, pairs: int = 256) -> dict[str, list[int]]:
+def _sensitive(network: Network, data: Dataset, pairs: int = 256) -> dict[str, list[int]]:
     """Sensitive neurons from clean/adversarial pairs of the select split (PGD-10, 8/255)."""
     x, y = to_tensor(data.select.x[:pairs]), torch.from_numpy(data.select.y[:pairs])
     with frozen(network):

@@ -2,8 +2,9 @@
 
 Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional group_train, or track_train
 within the class; no pickled objects),
-`torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/*, PATH/test/<class>/*). Relative paths
-are looked up below the folder that the environment variable PALISADE_DATA names (default `data/`).
+`torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/* and PATH/test/<class>/*, or
+PATH/<class>/*; `training.folders`). Relative paths are looked up below the folder that the environment variable
+PALISADE_DATA names (default `data/`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from gateway.bundle import Resize
 from training.errors import DataError
+from training.folders import TEST_SHARE, Files, Progress, alike, classes_of, has_test_part, list_files, read_images
 
 SPLITS = ("train", "select", "calibrate", "test")
 TORCHVISION = {"CIFAR10": "CIFAR10", "CIFAR100": "CIFAR100"}
@@ -41,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The four splits; no group is in two of train, select and calibrate."""
+    """The four splits; no group is in two of train, select and calibrate. `notes` tell what loading left out."""
 
     name: str
     classes: list[str]
@@ -49,6 +52,7 @@ class Dataset:
     select: Split
     calibrate: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, object]:
         """Sizes, groups and SHA-256 (of images, labels and group ids) of each split, for manifests and run folders.
@@ -66,6 +70,25 @@ class Dataset:
         }
         kind, _, source = self.name.partition(":")
         return {"name": f"{kind}:{Path(source).name}"} | splits
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A source's training and test part, its class names where it has any, and notes."""
+
+    train: Split
+    test: Split
+    classes: list[str] | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Options:
+    size: int | None
+    resize: Resize
+    images_per_class: int | None
+    seed: int
+    progress: Progress
 
 
 def _digest(split: Split) -> str:
@@ -87,17 +110,29 @@ def load_dataset(
     fractions: tuple[float, float, float] = (0.74, 0.08, 0.18),
     classes: list[str] | None = None,
     per_class: int | None = None,
+    size: int | None = None,
+    resize: Resize = Resize(),
+    images_per_class: int | None = None,
+    held_out: bool = False,
+    progress: Progress = lambda _name, _done, _total: None,
 ) -> Dataset:
     """Load `source` and split its training part by group into train, select and calibrate (`fractions`).
 
-    `per_class` keeps at most that many groups of each class in training and images of each class in test (smoke runs).
-    Raises `DataError` with the way to get what is missing.
+    Image folders are resized to `size`, as the gateway would, and at most `images_per_class` files of each are read.
+    `held_out`: a network has seen the whole training part already, so it stays train, and the test part is split into
+    test, select and calibrate. `per_class` keeps at most that many groups of each class in training and images of each
+    class in test (smoke runs). Raises `DataError` with the way to get what is missing.
     """
     kind, _, name = source.partition(":")
-    loaders = {"npz": _load_npz, "torchvision": _load_torchvision, "folder": _load_folder}
+    options = _Options(size, resize, images_per_class, seed, progress)
+    loaders = {
+        "npz": lambda: _load_npz(name), "torchvision": lambda: _load_torchvision(name),
+        "folder": lambda: _load_folder(name, options),
+    }  # fmt: skip
     if kind not in loaders or not name:
         raise DataError(f"unknown data source {source!r}; use npz:NAME, torchvision:CIFAR10 or folder:PATH")
-    official, test, found = loaders[kind](name)
+    loaded = loaders[kind]()
+    official, test, found = loaded.train, loaded.test, loaded.classes
     if official.x.shape[1:] != test.x.shape[1:]:
         raise DataError(f"{source}: training images are {official.x.shape[1:]}, test images {test.x.shape[1:]} in size")
     count = int(max(official.y.max(), test.y.max())) + 1
@@ -107,35 +142,40 @@ def load_dataset(
     if per_class is not None:
         official = official.take(_few_groups(official, per_class))
         test = test.take(_few_images(test, per_class))
-    parts = split_by_group(official.y, official.group, fractions=fractions, seed=seed)
-    train, select, calibrate = (official.take(part) for part in parts)
-    return Dataset(source, classes, train, select, calibrate, test)
+    seen = test if held_out else official
+    parts = deal(seen.y, seen.group, fractions=fractions, seed=seed, names=classes)
+    first, select, calibrate = (seen.take(part) for part in parts)
+    train, test = (official, first) if held_out else (first, test)
+    return Dataset(source, classes, train, select, calibrate, test, loaded.notes)
 
 
-def split_by_group(
-    y: np.ndarray, group: np.ndarray, *, fractions: tuple[float, float, float], seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index arrays of train, select and calibrate: whole groups, stratified by class, each class in every part.
+def deal(
+    y: np.ndarray, group: np.ndarray, *, fractions: Sequence[float], seed: int, names: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """Index arrays of as many parts as `fractions`: whole groups, stratified by class, each class in every part.
 
-    Raises `DataError` if a class has fewer than three groups, or a group more than one class: it would be dealt twice.
+    Raises `DataError` if a class has fewer groups than parts, or a group more than one class: it would be dealt twice.
     """
     rng = np.random.default_rng(seed)
-    parts: list[list[int]] = [[], [], []]
+    parts: list[list[int]] = [[] for _ in fractions]
     if len(np.unique(np.stack([group, y]), axis=1).T) > len(np.unique(group)):
         raise DataError("a group has images of two classes; groups must be of one class each")
     for label in np.unique(y):
         groups = rng.permutation(np.unique(group[y == label]))
-        if len(groups) < 3:
-            raise DataError(f"class {label} has {len(groups)} group(s); three are needed for disjoint splits")
-        select = max(1, round(fractions[1] * len(groups)))
-        calibrate = max(1, round(fractions[2] * len(groups)))
-        while select + calibrate >= len(groups):  # rounding of few groups must leave one to train on
-            select, calibrate = (select - 1, calibrate) if select > calibrate else (select, calibrate - 1)
-        cuts = [len(groups) - select - calibrate, len(groups) - calibrate]
+        if len(groups) < len(parts):
+            name = label if names is None else repr(names[label])
+            raise DataError(
+                f"class {name} has {len(groups)} group(s) of images (a track, or images that are nearly the same, are "
+                f"one); {len(parts)} are needed for disjoint splits"
+            )
+        counts = [max(1, round(fraction * len(groups))) for fraction in fractions[1:]]
+        while sum(counts) >= len(groups):  # rounding of few groups must leave one for the first part
+            largest = max(counts)
+            counts[len(counts) - 1 - counts[::-1].index(largest)] -= 1
+        cuts = len(groups) - np.cumsum(counts[::-1])[::-1]
         for part, members in zip(parts, np.split(groups, cuts), strict=True):
             part.extend(members.tolist())
-    train, select_, calibrate_ = (np.flatnonzero(np.isin(group, part)) for part in parts)
-    return train, select_, calibrate_
+    return [np.flatnonzero(np.isin(group, part)) for part in parts]
 
 
 def _few_groups(split: Split, per_class: int) -> np.ndarray:
@@ -151,7 +191,7 @@ def _colour(x: np.ndarray) -> np.ndarray:
     return x if x.ndim == 4 else np.repeat(x[..., None], 3, axis=3)
 
 
-def _load_npz(name: str) -> tuple[Split, Split, list[str] | None]:
+def _load_npz(name: str) -> _Loaded:
     path = data_dir() / f"{name}.npz"
     if not path.is_file():
         raise DataError(
@@ -178,10 +218,10 @@ def _load_npz(name: str) -> tuple[Split, Split, list[str] | None]:
         group = np.arange(len(y_train))
     known = json.loads((Path(__file__).parent / "classes.json").read_text("utf-8"))
     classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else known.get(Path(name).name)
-    return Split(x_train, y_train, group), Split(x_test, y_test, np.arange(len(y_test))), classes
+    return _Loaded(Split(x_train, y_train, group), Split(x_test, y_test, np.arange(len(y_test))), classes)
 
 
-def _load_torchvision(name: str) -> tuple[Split, Split, list[str] | None]:
+def _load_torchvision(name: str) -> _Loaded:
     from torchvision import datasets
 
     if name not in TORCHVISION:
@@ -193,32 +233,38 @@ def _load_torchvision(name: str) -> tuple[Split, Split, list[str] | None]:
     splits = [
         Split(np.asarray(s.data), np.asarray(s.targets, np.int64), np.arange(len(s.targets))) for s in (train, test)
     ]
-    return splits[0], splits[1], list(train.classes)
+    return _Loaded(splits[0], splits[1], list(train.classes))
 
 
-def _load_folder(name: str) -> tuple[Split, Split, list[str] | None]:
+def _load_folder(name: str, options: _Options) -> _Loaded:
     root = Path(name) if Path(name).is_absolute() else data_dir() / name
-    if not (root / "train").is_dir() or not (root / "test").is_dir():
-        raise DataError(f"{root} needs the folders train/<class>/ and test/<class>/ with images in them")
-    classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-    train, test = (_read_folder(root / part, classes) for part in ("train", "test"))
-    return train, test, classes
+    classes = classes_of(root)
+
+    def read(part: Path) -> tuple[np.ndarray, Files]:
+        files = list_files(part, classes, per_class=options.images_per_class)
+        return read_images(files.paths, size=options.size, resize=options.resize, progress=options.progress), files
+
+    if not has_test_part(root):
+        x, files = read(root)
+        return _carved(Split(x, files.labels, alike(x, files.labels, _groups(files))), classes, options.seed)
+    (x_train, train), (x_test, test) = read(root / "train"), read(root / "test")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(f"{root}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]} in size")
+    n = len(x_train)
+    group = np.concatenate([_groups(train), _groups(test) + _groups(train).max() + 1])
+    group = alike(np.concatenate([x_train, x_test]), np.concatenate([train.labels, test.labels]), group)
+    fresh = ~np.isin(group[:n], group[n:])
+    notes = [f"{(~fresh).sum()} training images are left out, as the test part has nearly the same"]
+    official = Split(x_train, train.labels, group[:n]).take(np.flatnonzero(fresh))
+    return _Loaded(official, Split(x_test, test.labels, group[n:]), classes, () if fresh.all() else tuple(notes))
 
 
-def _read_folder(root: Path, classes: list[str]) -> Split:
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(p for p in (root / name).glob("*") if p.is_file())
-        if not files:
-            raise DataError(f"{root / name}: class has no images")
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    images.append(np.asarray(image.convert("RGB")))
-            except OSError as error:
-                raise DataError(f"{file}: not an image: {error}") from None
-            labels.append(label)
-    sizes = {image.shape for image in images}
-    if len(sizes) > 1:
-        raise DataError(f"{root}: images of {len(sizes)} sizes; resize them to one size first")
-    return Split(np.stack(images), np.asarray(labels, np.int64), np.arange(len(labels)))
+def _groups(files: Files) -> np.ndarray:
+    """Tracks, numbered within their class, or single images."""
+    return np.arange(len(files.labels)) if files.track is None else files.labels * 10_000_000 + files.track
+
+
+def _carved(split: Split, classes: list[str], seed: int) -> _Loaded:
+    """`split` with a fifth of its groups as the test part."""
+    rest, test = deal(split.y, split.group, fractions=(1 - TEST_SHARE, TEST_SHARE), seed=seed, names=classes)
+    return _Loaded(split.take(rest), split.take(test), classes)

@@ -14,24 +14,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gateway.bundle import Bundle
+from gateway.bundle import Bundle, InputSpec
 from training.defence.constants import Constants
 from training.defence.graph import DefenceGraph
 from training.errors import TrainingError
 from training.export.fold import folded
 from training.models import ModelSpec, build_model
-from training.models.resnet import SmallResNet
+from training.models.network import Network
 
 NETWORKS = "networks.safetensors"
 ROLES = ("standard", "companion")
 
 
-def save_networks(path: Path, *, standard: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
-    """Write both networks and the constants of a defence graph."""
+def save_networks(path: Path, *, standard: Network, companion: Network | None, constants: Constants) -> None:
+    """Write the networks and the constants of a defence graph; `TrainingError` if there is no room."""
     tensors = {f"standard/{key}": value for key, value in standard.state_dict().items()}
-    tensors |= {f"companion/{key}": value for key, value in companion.state_dict().items()}
+    if companion is not None:
+        tensors |= {f"companion/{key}": value for key, value in companion.state_dict().items()}
     tensors |= {f"constants/{key}": value for key, value in constants.tensors().items()}
-    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, path)
+    try:
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
+    except SafetensorError as error:
+        raise TrainingError(f"{path}: cannot be written: {error}") from None
     path.chmod(0o644)  # safetensors makes private files; a bundle is read by other users (containers)
 
 
@@ -39,21 +43,29 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
     """The bundle's defence graph in torch, BatchNorm folded as in the served one; `TrainingError` if it ships none."""
     path, manifest = bundle.path / NETWORKS, bundle.manifest
     with _rebuilding(path):
-        models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in ROLES}
-        networks = load_networks(path, models, classes=len(manifest.classes), channels=manifest.input.channels)
+        roles = ROLES if manifest.companion else ROLES[:1]
+        models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
+        networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
         constants = Constants(**_below(load_file(path), "constants/"))
-    return DefenceGraph(folded(networks["standard"]), folded(networks["companion"]), constants)
+    return defence_graph(networks, constants, side=manifest.input.height)
 
 
-def load_networks(
-    path: Path, models: Mapping[str, ModelSpec], *, classes: int, channels: int
-) -> dict[str, SmallResNet]:
-    """Both networks of a bundle's file, by role, BatchNorm and all; `TrainingError` if they are not such `models`."""
+def defence_graph(networks: Mapping[str, Network], constants: Constants, *, side: int) -> DefenceGraph:
+    """The defence graph of networks by role, with BatchNorm folded; `side` is the images'."""
+    companion = networks.get("companion")
+    return DefenceGraph(
+        folded(networks["standard"], side=side), None if companion is None else folded(companion, side=side), constants
+    )
+
+
+def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:
+    """The networks of a bundle's file, by role, BatchNorm and all; `TrainingError` if they are not such `models`."""
     networks = {}
     with _rebuilding(path):
         tensors = load_file(path)
-        for role in ROLES:
-            network = build_model(models[role], classes=classes, mean=[0.0] * channels, std=[1.0] * channels)
+        mean, std = [0.0] * spec.channels, [1.0] * spec.channels
+        for role, model in models.items():
+            network = build_model(model, classes=classes, mean=mean, std=std, side=spec.height)
             network.load_state_dict(_below(tensors, role + "/"))
             networks[role] = network.eval()
     return networks
@@ -63,6 +75,8 @@ def load_networks(
 def _rebuilding(path: Path) -> Iterator[None]:
     try:
         yield
+    except TrainingError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot rebuild the networks: {str(error).splitlines()[0]}") from None
 

@@ -22,7 +22,7 @@ from training.losses.jacobian import jacobian_probe
 from training.losses.perturbation_saliency import important_mask, perturbation_saliency
 from training.losses.selective import selective_probe
 from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
-from training.models.resnet import SmallResNet as Network
+from training.models.network import Network
 from training.modes import frozen, seeded
 from training.pixels import to_tensor
 from training.terms import GradientTerm, Sns, Term, Terms

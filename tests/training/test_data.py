@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from training.data import load_dataset, split_by_group
+from training.data import deal, load_dataset
 from training.errors import DataError
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -65,7 +64,7 @@ def test_track_numbers_are_by_class(folder: Path) -> None:
 def test_seed_decides_the_split() -> None:
     y = np.repeat(np.arange(4), 50)
     group = np.arange(200) // 2
-    a, b, c = (split_by_group(y, group, fractions=FRACTIONS, seed=s) for s in (0, 0, 1))
+    a, b, c = (deal(y, group, fractions=FRACTIONS, seed=s) for s in (0, 0, 1))
     assert all(np.array_equal(i, j) for i, j in zip(a, b, strict=True))
     assert not np.array_equal(a[0], c[0])
     assert [len(p) for p in a] == [120, 40, 40]
@@ -75,7 +74,7 @@ def test_seed_decides_the_split() -> None:
 @pytest.mark.parametrize("groups", [3, 4, 5, 7])
 def test_each_class_is_in_each_part_however_few_its_groups(fractions, groups: int) -> None:
     y = np.repeat(np.arange(3), groups)
-    parts = split_by_group(y, np.arange(len(y)), fractions=fractions, seed=0)
+    parts = deal(y, np.arange(len(y)), fractions=fractions, seed=0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(y)))
     for part in parts:
         assert set(y[part].tolist()) == {0, 1, 2}
@@ -83,14 +82,14 @@ def test_each_class_is_in_each_part_however_few_its_groups(fractions, groups: in
 
 def test_too_few_groups_are_named() -> None:
     with pytest.raises(DataError, match=r"class 1 has 2 group"):
-        split_by_group(np.array([0, 0, 0, 1, 1]), np.arange(5), fractions=FRACTIONS, seed=0)
+        deal(np.array([0, 0, 0, 1, 1]), np.arange(5), fractions=FRACTIONS, seed=0)
 
 
 def test_group_of_two_classes_is_refused() -> None:
     """It would be dealt once for each class, perhaps to two parts."""
     y, group = np.tile(np.arange(2), 20), np.arange(40) // 2
     with pytest.raises(DataError, match="group"):
-        split_by_group(y, group, fractions=FRACTIONS, seed=0)
+        deal(y, group, fractions=FRACTIONS, seed=0)
 
 
 def test_missing_file_says_where_to_put_it(folder: Path) -> None:
@@ -178,59 +177,3 @@ def test_description_does_not_tell_where_the_data_lay(folder: Path) -> None:
     write(folder)
     data = load_dataset("npz:small", fractions=FRACTIONS)
     assert replace(data, name="folder:/home/someone/signs").describe()["name"] == "folder:signs"
-
-
-def tree(root: Path, *, per_class: int = 5, size: tuple[int, int] = (6, 5)) -> Path:
-    for part in ("train", "test"):
-        for label, name in enumerate(["stop", "yield"]):
-            (root / part / name).mkdir(parents=True)
-            for i in range(per_class):
-                Image.new("RGB", size, (label * 100, i, 7)).save(root / part / name / f"{i}.png")
-    return root
-
-
-def test_folder_of_images(folder: Path) -> None:
-    tree(folder / "signs")
-    data = load_dataset("folder:signs", fractions=FRACTIONS)
-    assert data.classes == ["stop", "yield"]
-    assert data.train.x.shape == (6, 5, 6, 3)
-    assert data.train.x.dtype == np.uint8
-    assert (data.train.x[:, 0, 0, 0] // 100 == data.train.y).all()
-    assert len(data.test) == 10
-    absolute = load_dataset(f"folder:{folder / 'signs'}", fractions=FRACTIONS)
-    assert np.array_equal(absolute.train.x, data.train.x)
-
-
-def test_folder_with_an_empty_class(folder: Path) -> None:
-    root = tree(folder / "signs")
-    (root / "train" / "bare").mkdir()
-    with pytest.raises(DataError, match="bare: class has no images"):
-        load_dataset("folder:signs")
-
-
-def test_folder_without_parts(folder: Path) -> None:
-    (folder / "signs" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match="train/<class>/"):
-        load_dataset("folder:signs")
-
-
-def test_folder_with_mixed_sizes(folder: Path) -> None:
-    root = tree(folder / "signs")
-    Image.new("RGB", (9, 9)).save(root / "train" / "stop" / "9.png")
-    with pytest.raises(DataError, match="2 sizes"):
-        load_dataset("folder:signs")
-
-
-def test_folder_whose_test_images_have_another_size(folder: Path) -> None:
-    root = tree(folder / "signs")
-    for path in (root / "test").rglob("*.png"):
-        Image.new("RGB", (9, 9)).save(path)
-    with pytest.raises(DataError, match="size"):
-        load_dataset("folder:signs", fractions=FRACTIONS)
-
-
-def test_folder_with_a_file_that_is_no_image(folder: Path) -> None:
-    root = tree(folder / "signs")
-    (root / "test" / "stop" / "notes.txt").write_text("not an image")
-    with pytest.raises(DataError, match=r"notes\.txt: not an image"):
-        load_dataset("folder:signs")

@@ -21,7 +21,8 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
     spec = {"model": SPEC.model_dump(mode="json") if model is None else model}
     manifest = SimpleNamespace(
         training={"standard": spec, "companion": spec},
-        input=SimpleNamespace(channels=3),
+        companion=True,
+        input=SimpleNamespace(channels=3, height=SIDE),
         classes=[str(k) for k in range(classes)],
     )
     return Bundle(path=folder, manifest=manifest, arrays={})

@@ -20,26 +20,29 @@ from training.defence.regions import (
     attack_maps,
     best_window,
     class_activation_map,
+    gradient_activation_map,
     region_of_importance,
     window_mask,
     window_side,
 )
 from training.defence.saliency import saliency_map
 from training.defence.views import SHIFTS, reference_views
-from training.models.resnet import SmallResNet
+from training.models.network import Network
 
 SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")
 SCREEN_SCORES = ("class_distance", "companion_margin")  # those that need no view
+ALONE_SCORES = SCORES[:-1]  # those of a network without a companion, which has no screen
 
 
 class DefenceOutputs(NamedTuple):
     """Outputs by image; see docs/architecture.md for shapes. Order is the graph's.
 
-    `screen_scores` are the columns of `scores` that need no view; only the part `screen` gives them out.
+    `screen_scores` are the columns of `scores` that need no view; only the part `screen` gives them out. Without a
+    companion there are neither its logits nor a screen.
     """
 
     logits: Tensor
-    companion_logits: Tensor
+    companion_logits: Tensor | None
     saliency: Tensor
     roi: Tensor
     roa: Tensor
@@ -47,11 +50,11 @@ class DefenceOutputs(NamedTuple):
     neutral_pixels: Tensor
     layer_deviation: Tensor
     scores: Tensor
-    screen_scores: Tensor
+    screen_scores: Tensor | None
 
 
 class DefenceGraph(nn.Module):
-    """Answering network, companion and benign constants as one function of (pixels, mask)."""
+    """Answering network, companion (where there is one) and benign constants as one function of (pixels, mask)."""
 
     change_mean: Tensor
     change_std: Tensor
@@ -60,9 +63,10 @@ class DefenceGraph(nn.Module):
     roa_mean: Tensor
     roa_std: Tensor
 
-    def __init__(self, network: SmallResNet, companion: SmallResNet, constants: Constants) -> None:
+    def __init__(self, network: Network, companion: Network | None, constants: Constants) -> None:
         super().__init__()
-        self.network, self.companion = network.eval(), companion.eval()
+        self.network = network.eval()
+        self.companion = None if companion is None else companion.eval()
         self.requires_grad_(False)
         for name, tensor in constants.tensors().items():
             self.register_buffer(name, tensor)
@@ -75,14 +79,17 @@ class DefenceGraph(nn.Module):
             leaf = x.detach().requires_grad_(True)
             logits, taps = self.network.taps(leaf)
             label = served_one_hot(logits.detach())
-            (gradient,) = torch.autograd.grad(one_hot_margin(logits, label).sum(), leaf)
+            at = [leaf, taps[self.layers[-1]]] if self.companion is None else [leaf]
+            gradient, *own = torch.autograd.grad(one_hot_margin(logits, label).sum(), at)
         logits, taps = logits.detach(), {name: tap.detach() for name, tap in taps.items()}
-        companion_logits, companion_taps = self.companion.taps(x)
-        cam = class_activation_map(
-            companion_taps[last_tap(self.companion)], self.companion.head.weight, label, (x.shape[2], x.shape[3])
-        )
+        size = (x.shape[2], x.shape[3])
+        if self.companion is None:
+            companion_logits = screen = None
+            cam = gradient_activation_map(taps[self.layers[-1]], own[0], size)
+        else:
+            companion_logits, cam = companion_map(self.companion, x, label)
+            screen = self.screen_scores(logits, taps, companion_logits)
         roa, roa_score = self.region_of_attack(x, taps)
-        screen = self.screen_scores(logits, taps, companion_logits)
         scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
         return DefenceOutputs(
             logits, companion_logits, saliency_map(x, gradient), region_of_importance(cam), roa, roa_score, x,
@@ -90,9 +97,11 @@ class DefenceGraph(nn.Module):
         )  # fmt: skip
 
     def detector_scores(
-        self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor
+        self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L); adaptive attacks differentiate it.
+
+        Without a companion they are `ALONE_SCORES`.
 
         The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
         best (docs/methods.md, "Which layers").
@@ -108,12 +117,16 @@ class DefenceGraph(nn.Module):
         from_views = torch.stack([margin_drop, deviation[:, -1]], 1)
         return torch.cat([from_views, self.screen_scores(logits, taps, companion_logits)], 1), deviation
 
-    def screen_scores(self, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor) -> Tensor:
-        """`SCREEN_SCORES` (N, 2): distance to the served label's class mean, and the companion's doubt of the label."""
+    def screen_scores(self, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None) -> Tensor:
+        """`SCREEN_SCORES` (N, 2): distance to the served label's class mean, and the companion's doubt of the label.
+
+        Without a companion the distance alone, (N, 1).
+        """
         label = served_one_hot(logits.detach())
         features = taps[self.layers[-1]].mean((2, 3)) @ self.whiten.T
         distance = (features - label @ self.class_means).pow(2).sum(1)
-        return torch.stack([distance, -one_hot_margin(companion_logits, label)], 1)
+        doubt = [] if companion_logits is None else [-one_hot_margin(companion_logits, label)]
+        return torch.stack([distance, *doubt], 1)
 
     def region_of_attack(self, x: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The window (N, H, W) and its absolute, benign-normalised concentration (N,)."""
@@ -123,3 +136,20 @@ class DefenceGraph(nn.Module):
         logs = torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
         roa_score = ((logs - self.roa_mean) / self.roa_std).sum(1)
         return window_mask(chosen, (energy.shape[1], energy.shape[2]), side), roa_score
+
+
+def companion_map(companion: Network, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) of the companion and its activation map (N, H, W) for the one-hot `label` (N, K).
+
+    In closed form where its head is linear in spatial means; else by the gradient at its last tapped layer.
+    """
+    size = (x.shape[2], x.shape[3])
+    head = companion.pooled_head
+    if head is not None:
+        logits, taps = companion.taps(x)
+        return logits, class_activation_map(taps[last_tap(companion)], head, label, size)
+    with torch.enable_grad():
+        logits, taps = companion.taps(x.detach().requires_grad_(True))
+        features = taps[last_tap(companion)]
+        (gradient,) = torch.autograd.grad((logits * label).sum(), features)
+    return logits.detach(), gradient_activation_map(features.detach(), gradient, size)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def served_one_hot(logits: Tensor) -> Tensor:
     """One-hot float (N, K) of the arg max of logits (N, K); the lowest index wins a tie."""
-    return (torch.arange(logits.shape[1]) == logits.argmax(1, keepdim=True)).to(logits.dtype)
+    return (torch.arange(logits.shape[1], device=logits.device) == logits.argmax(1, keepdim=True)).to(logits.dtype)
 
 
 def one_hot_margin(logits: Tensor, one_hot: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Region of importance and region of attack (after Chattopadhyay et al. 2020, arXiv 2011.10794).
 
-RoI: where the companion looks for the served label (class activation map, Zhou et al. 2016, arXiv 1512.04150, which
-equals Grad-CAM for a network with global average pooling and a linear head). RoA: the square window where the answering
-network's middle features and the image's high-pass energy concentrate; adversarial patches are both strong and busy.
+RoI: where the companion, or without one the network itself, looks for the served label (class activation map, Zhou et
+al. 2016, arXiv 1512.04150; Grad-CAM for a head that is not linear in spatial means). RoA: the square window where the
+answering network's middle features and the image's high-pass energy concentrate; adversarial patches are both strong
+and busy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ def class_activation_map(features: Tensor, weight: Tensor, one_hot: Tensor, size
     """CAM (N, H, W) >= 0 of last features (N, C, h, w), head weight (K, C) and the marked class one_hot (N, K)."""
     channel_weight = one_hot @ weight
     cam = (features * channel_weight[:, :, None, None]).sum(1, keepdim=True)
+    return resize_bilinear(F.relu(cam), size)[:, 0]
+
+
+def gradient_activation_map(features: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """Grad-CAM (N, H, W) >= 0 of features and the label's gradient at them, both (N, C, h, w).
+
+    Channels weigh as much as their gradient's sum (Selvaraju et al. 2017, arXiv 1610.02391), which for a linear head on
+    spatial means is the class activation map.
+    """
+    cam = (features * gradient.sum((2, 3), keepdim=True)).sum(1, keepdim=True)
     return resize_bilinear(F.relu(cam), size)[:, 0]
 
 
@@ -51,13 +62,15 @@ def standardised(maps: Tensor) -> Tensor:
 def best_window(energy: Tensor, norm: Tensor) -> Tensor:
     """One-hot (N, P * Q) of the window with the largest sum of standardised energy and feature norm (N, P, Q)."""
     score = (standardised(energy) + standardised(norm)).flatten(1)
-    return (torch.arange(score.shape[1]) == score.argmax(1, keepdim=True)).to(score.dtype)
+    return (torch.arange(score.shape[1], device=score.device) == score.argmax(1, keepdim=True)).to(score.dtype)
 
 
 def window_mask(one_hot: Tensor, positions: tuple[int, int], window: int) -> Tensor:
     """{0, 1} (N, H, W) of windows marked by one_hot (N, P * Q): the window's pixels are 1."""
     corner = one_hot.reshape(-1, 1, *positions)
-    return F.max_pool2d(F.pad(corner, (window - 1,) * 4), window, stride=1)[:, 0]
+    border = window - 1
+    rows = F.max_pool2d(F.pad(corner, (0, 0, border, border)), (window, 1), stride=1)
+    return F.max_pool2d(F.pad(rows, (border, border, 0, 0)), (1, window), stride=1)[:, 0]
 
 
 def window_side(height: int, width: int) -> int:

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from training.models.network import Network
 from training.models.resnet import Block, SmallResNet
 
 
-def folded(network: SmallResNet) -> SmallResNet:
-    """A copy in evaluation mode in which every BatchNorm is an identity; outputs agree to float rounding."""
-    network = copy.deepcopy(network).eval()
+def folded(network: Network, *, side: int = 32) -> Network:
+    """A copy in evaluation mode in which every BatchNorm is an identity; outputs agree to float rounding.
+
+    Of a network that is not ours, the BatchNorms are folded that read what one convolution gives, if the network still
+    answers alike afterwards (images of `side` pixels are tried); else it is left as it is.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
     with torch.no_grad():
-        _fold_sequence(network.stem)
-        for module in network.modules():
-            if isinstance(module, Block):
-                for number in ("1", "2"):
-                    convolution, norm = getattr(module, "conv" + number), getattr(module, "bn" + number)
-                    setattr(module, "conv" + number, fuse_conv_bn_eval(convolution, norm))
-                    setattr(module, "bn" + number, nn.Identity())
-                if isinstance(module.shortcut, nn.Sequential):
-                    _fold_sequence(module.shortcut)
+        if isinstance(network, SmallResNet):
+            _fold_residual(network)
+        else:
+            network = _fold_found(network, side)
     return network.requires_grad_(False)
+
+
+def _fold_residual(network: SmallResNet) -> None:
+    _fold_sequence(network.stem)
+    for module in network.modules():
+        if isinstance(module, Block):
+            for number in ("1", "2"):
+                convolution, norm = getattr(module, "conv" + number), getattr(module, "bn" + number)
+                setattr(module, "conv" + number, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, "bn" + number, nn.Identity())
+            if isinstance(module.shortcut, nn.Sequential):
+                _fold_sequence(module.shortcut)
 
 
 def _fold_sequence(sequence: nn.Sequential) -> None:
@@ -34,3 +48,60 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     sequence[0] = fuse_conv_bn_eval(convolution, norm)
     sequence[1] = nn.Identity()
+
+
+def _fold_found(network: Network, side: int) -> Network:
+    """`network` with the BatchNorms folded that follow a convolution; itself if that changes its answers."""
+    normalise = getattr(network, "normalise", None)
+    channels = 3 if normalise is None else normalise.mean.shape[1]
+    parameter = next(network.parameters(), torch.zeros(()))
+    x = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0)).to(parameter)
+    pairs = _pairs(network, x)
+    if not pairs:
+        return network
+    made = copy.deepcopy(network)
+    for convolution, norm in pairs:
+        fused = fuse_conv_bn_eval(_of(made, convolution, nn.Conv2d), _of(made, norm, nn.BatchNorm2d))
+        made.set_submodule(convolution, fused)
+        made.set_submodule(norm, nn.Identity())
+    (before, taps), (after, made_taps) = network.taps(x), made.taps(x)
+    alike = [(before, after), *((taps[name], made_taps[name]) for name in taps)]
+    return (
+        made
+        if all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + float(a.abs().max()))) for a, b in alike)
+        else network
+    )
+
+
+def _pairs(network: Network, x: Tensor) -> list[tuple[str, str]]:
+    """Names of a convolution and of the BatchNorm that reads its output, each run once."""
+    made_by: dict[int, str] = {}
+    kept: list[Tensor] = []  # so that no two outputs have one id
+    found: list[tuple[str, str]] = []
+    calls: dict[str, int] = {}
+
+    def look(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        kept.append(output)
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = name
+        elif (source := made_by.get(id(inputs[0]))) is not None:
+            found.append((source, name))
+
+    hooks = [
+        module.register_forward_hook(partial(look, name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    try:
+        network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [pair for pair in found if all(calls[name] == 1 for name in pair)]
+
+
+def _of(network: nn.Module, name: str, kind: type[Any]) -> Any:
+    module = network.get_submodule(name)
+    assert isinstance(module, kind)
+    return module

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from training.models.named import named_network
+from training.models.network import Network
 from training.models.resnet import SmallResNet
 
 
 class ModelSpec(BaseModel):
-    """What `build_model` needs: architecture, width of the first stage, residual blocks by stage, stem stride."""
+    """What `build_model` needs: the architecture, and its sizes where the architecture leaves them open.
+
+    `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` of your own code. `width` (of the first stage),
+    `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    arch: Annotated[str, Field(pattern="^small_resnet$")] = "small_resnet"
+    arch: str = "small_resnet"
     width: int = Field(32, ge=4, le=256)
     blocks: tuple[int, ...] = (1, 1, 1)
     stem_stride: int = Field(1, ge=1, le=4)
 
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str) -> str:
+        source, _, name = arch.partition(":")
+        if arch not in ARCHS and not (source and name):
+            raise ValueError(f"unknown architecture; use {', '.join(ARCHS)}, torchvision:NAME or MODULE:FACTORY")
+        return arch
 
-def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float]) -> SmallResNet:
-    """A network with random weights; `mean` and `std` are of the training pixels in [0, 1], by channel."""
+
+class Builder(Protocol):
+    """Makes a network with random weights for images of `side` x `side`."""
+
+    def __call__(self, spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int) -> Network: ...
+
+
+def _small_resnet(
+    spec: ModelSpec,
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int,  # noqa: ARG001  # any size will do
+) -> SmallResNet:
     return SmallResNet(
         classes=classes, width=spec.width, blocks=spec.blocks, stem_stride=spec.stem_stride, mean=mean, std=std
     )
+
+
+ARCHS: dict[str, Builder] = {"small_resnet": _small_resnet}
+
+
+def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int = 32) -> Network:
+    """A network with random weights; `mean` and `std` are of the training pixels in [0, 1], by channel.
+
+    `side` is the images' (square); networks that take any size only look at it to find their layers. Raises
+    `TrainingError` if a network named from outside cannot be made, or does not take such images.
+    """
+    if spec.arch in ARCHS:
+        return ARCHS[spec.arch](spec, classes=classes, mean=mean, std=std, side=side)
+    return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side)

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Normalise(nn.Module):
-    """(x - mean) / std by channel, so that everything outside the network speaks pixels in [0, 1]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+from training.models.network import Network, Normalise
 
 
 class Block(nn.Module):
@@ -44,7 +30,7 @@ class Block(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(Network):
     """Stem, stages that halve the side and double the width, global average pooling, linear head.
 
     `taps` returns the post-activation outputs of the stem and of every stage by name: the layers whose neurons
@@ -88,8 +74,10 @@ class SmallResNet(nn.Module):
             activations[f"stage{i + 1}"] = x
         return self.head(x.mean((2, 3))), activations
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.taps(x)[0]
+    @property
+    def pooled_head(self) -> Tensor:
+        """Weight (K, C) of the head, which is linear in the last stage's spatial means."""
+        return self.head.weight
 
 
 def _width(stage: nn.Module) -> int:
