@@ -21,4 +21,4 @@ def align_probe(y: Tensor, saliency: Tensor, *, grid: int) -> Probe:
         found = F.adaptive_avg_pool2d(gradient.abs().sum(1), grid).flatten(1)
         return (1 - F.cosine_similarity(found, wanted, dim=1, eps=1e-12)).mean()
 
-    return Probe(lambda logits: label_odds(logits, y), form)
+    return Probe(lambda logits: label_odds(logits, y), form, degree=0)

@@ -33,6 +33,7 @@ def selective_probe(y: Tensor, important: Tensor, *, form: Literal["absolute", "
     return Probe(
         lambda logits: label_odds(logits, y),
         lambda gradient: (outside(gradient) / (squared_norm(gradient) + TINY)).mean(),
+        degree=0,
     )
 
 

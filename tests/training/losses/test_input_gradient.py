@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.training.toy import softplus_network
 from training.losses.align import align_probe
-from training.losses.input_gradient import Probe, gradient_penalty, penalise, step_along
+from training.losses.input_gradient import Method, Probe, gradient_penalty, penalise, step_along
 from training.losses.jacobian import jacobian_probe
 from training.losses.selective import selective_probe
 from training.modes import seeded
@@ -87,19 +89,37 @@ def test_a_shared_forward_changes_nothing(name: str, network: nn.Module, x: Tens
     torch.testing.assert_close(weight_gradient(network, pair[0] + pair[1]), 2 * alone)
 
 
-def test_a_linear_form_of_a_quadratic_score_in_closed_form() -> None:
-    """q = w^2 x^2 / 2 by pixel, phi(g) = sum c g: value sum c w^2 x, weight gradient 2 sum c w x, and h adds c h w."""
+@pytest.mark.parametrize("method", ["double_backprop", "finite_difference"])
+@pytest.mark.parametrize("degree", [0, 2])
+def test_a_quadratic_score_in_closed_form(degree: Literal[0, 2], method: Method) -> None:
+    """q = w^2 x^2 / 2 with x = 3, w = 2, phi(g) = g^2 / 2: g = w^2 x = 12, d phi / dw = g dg/dw = 2 w x g = 144.
+
+    s = w^2 (x + h / 2) = 12.2 at h = 0.1: ds/dw = 2 w (x + h / 2) = 12.2; s ds/dw if descended squared, else g ds/dw.
+    """
     x, weight = torch.tensor([[[[3.0]]]], dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
     weight.requires_grad_()
-    probe = Probe(lambda logits: logits[:, 0], lambda gradient: 5 * gradient.sum())
+    probe = Probe(lambda logits: logits[:, 0], lambda gradient: gradient.pow(2).sum() / 2, degree)
 
     def predict(z: Tensor) -> Tensor:
         return (weight * z).pow(2).flatten(1) / 2
 
-    for method, slope in (("double_backprop", 60.0), ("finite_difference", 60.0 + 5 * 0.1 * 2)):
-        penalty = gradient_penalty(probe, predict, x, method=method, h=0.1)
-        assert penalty.item() == pytest.approx(60)
-        assert torch.autograd.grad(penalty, weight)[0].item() == pytest.approx(slope)
+    penalty = gradient_penalty(probe, predict, x, method=method, h=0.1)
+    assert penalty.item() == pytest.approx(72)
+    expected = 144 if method == "double_backprop" else 12.2 * (12.2 if degree == 2 else 12)
+    assert torch.autograd.grad(penalty, weight)[0].item() == pytest.approx(expected)
+
+
+def test_the_squared_slope_stops_at_zero() -> None:
+    """A slope that has turned round within h is not pushed on: descending it lowers its size."""
+    bend = torch.tensor(-40.0, dtype=torch.float64).requires_grad_()
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+    def predict(z: Tensor) -> Tensor:
+        return (z + bend * z.pow(2)).flatten(1)
+
+    probe = Probe(lambda logits: logits[:, 0], lambda gradient: gradient.pow(2).sum() / 2)
+    penalty = gradient_penalty(probe, predict, x, method="finite_difference", h=0.1)
+    assert torch.autograd.grad(penalty, bend)[0] < 0  # s = 1 + 0.1 bend = -3: descent raises the bend
 
 
 def test_no_direction_no_slope(network: nn.Module, x: Tensor) -> None:
