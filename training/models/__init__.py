@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from training.models.named import named_network
 from training.models.network import Network
 from training.models.resnet import SmallResNet
+from training.models.vgg import Vgg16
 
 
 class ModelSpec(BaseModel):
     """What `build_model` needs: the architecture, and its sizes where the architecture leaves them open.
 
     `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` of your own code. `width` (of the first stage),
-    `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`.
+    `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a width alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +54,18 @@ def _small_resnet(
     )
 
 
-ARCHS: dict[str, Builder] = {"small_resnet": _small_resnet}
+def _vgg16_bn(
+    spec: ModelSpec,
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int,  # noqa: ARG001  # 16 and more
+) -> Vgg16:
+    return Vgg16(classes=classes, width=spec.width, mean=mean, std=std)
+
+
+ARCHS: dict[str, Builder] = {"small_resnet": _small_resnet, "vgg16_bn": _vgg16_bn}
 
 
 def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int = 32) -> Network:
