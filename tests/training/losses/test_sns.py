@@ -125,8 +125,8 @@ def test_penalty_trains_both_branches() -> None:
         assert gradient[:, [0, 2, 3, 4]].eq(0).all()
 
 
-def test_network_scaled_inside_keeps_its_relative_ns() -> None:
-    """The stem's output times 3, the next weights over 3: NS of the stem is times 3, relative NS is equal."""
+def test_network_scaled_inside_keeps_its_relative_ns_and_penalty() -> None:
+    """The stem's output times 3, the next weights over 3: NS of the stem is times 3, what is relative is equal."""
     network, scaled = random_network(0), random_network(0)
     with torch.no_grad():
         norm, first = scaled.stem[1], scaled.stages[0][0]
@@ -138,8 +138,15 @@ def test_network_scaled_inside_keeps_its_relative_ns() -> None:
         relative = [
             neuron_sensitivity(n.taps(x)[1], n.taps(other)[1], relative=True)["stem"] for n in (network, scaled)
         ]
+        index = {"stem": torch.tensor([0, 2])}
+        losses = [
+            [float(sns_penalty(n.taps(x)[1], n.taps(other)[1], index, relative=r)) for n in (network, scaled)]
+            for r in (False, True)
+        ]
     torch.testing.assert_close(absolute[1], 3 * absolute[0])
     torch.testing.assert_close(relative[1], relative[0])
+    assert losses[0][1] == pytest.approx(3 * losses[0][0], rel=1e-4)
+    assert losses[1][1] == pytest.approx(losses[1][0], rel=1e-4)
 
 
 # The paper's claims, on a small standard network and data that it learnt (`trained`).
