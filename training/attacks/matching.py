@@ -6,6 +6,7 @@ several detectors in Tramer et al. 2020, arXiv 2002.08347).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -59,7 +60,10 @@ def _match(
     steps: int,
     step_size: float | None,
 ) -> Tensor:
-    """Signed descent on ||function(x) - target||^2 from `x`, steps of 2.5 eps / steps; the nearest iterate."""
+    """Signed descent on ||function(x) - target||^2 from `x`; the nearest iterate.
+
+    Steps are `step_size` (2.5 eps / steps) in the mean, and fall as a cosine.
+    """
     if eps < 0 or steps < 1:
         raise ValueError(f"eps {eps}, steps {steps}: eps >= 0, steps >= 1 are needed")
     alpha = 2.5 * eps / steps if step_size is None else step_size
@@ -74,5 +78,6 @@ def _match(
         best = torch.where(better[:, None, None, None], adv, best)
         nearest = torch.where(better, distance, nearest)
         if step < steps:
-            adv = project(adv - alpha * gradient.sign(), x, eps, "linf")
+            length = alpha * (1 + math.cos(math.pi * step / steps))
+            adv = project(adv - length * gradient.sign(), x, eps, "linf")
     return best
