@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +17,65 @@ from torch import Tensor, nn, optim
 
 from training.errors import TrainingError
 
-WEIGHTS, STATE = "weights.safetensors", "state.json"
+# A disk, a quota or a file that is full; safetensors gives an error's words alone.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: epochs done over all stages, and the metrics of each."""
+    """Where a run stands: epochs done over all stages, the metrics of each, and the loss scale of fp16."""
 
     epoch: int
     history: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
-    folder: Path, *, model: nn.Module, average: nn.Module, optimizer: optim.Optimizer, progress: Progress
+    folder: Path, *, networks: dict[str, nn.Module], optimizer: optim.Optimizer, progress: Progress
 ) -> None:
-    """Write network, averaged network and optimiser; the JSON file goes last and names its tensor file."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    for i, parameter in enumerate(parameters):
+    """Write networks, each under its name, and optimiser; the JSON file goes last and names its tensor file.
+
+    Raises `TrainingError` if the disk is full; what was written before is whole and stays.
+    """
+    tensors = {f"{name}/{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
+    for i, parameter in enumerate(_parameters(optimizer)):
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum/{i}"] = buffer
     name = f"checkpoint-{progress.epoch}.safetensors"
     write_tensors(folder / name, tensors)
-    _write_text(
-        folder / "checkpoint.json", json.dumps({"tensors": name, "epoch": progress.epoch, "history": progress.history})
-    )
+    state = {"tensors": name, "epoch": progress.epoch, "history": progress.history}
+    write_text(folder / "checkpoint.json", json.dumps(state | ({"scaler": progress.scaler} if progress.scaler else {})))
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
-def load_checkpoint(
-    folder: Path, *, model: nn.Module, average: nn.Module, optimizer: optim.Optimizer
-) -> Progress | None:
-    """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit."""
+def load_checkpoint(folder: Path, *, networks: dict[str, nn.Module], optimizer: optim.Optimizer) -> Progress | None:
+    """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit.
+
+    Tensors go where the networks' are: a run may go on on another device.
+    """
     path = folder / "checkpoint.json"
     if not path.is_file():
         return None
     try:
         state = json.loads(path.read_text("utf-8"))
-        progress = Progress(int(state["epoch"]), list(state["history"]))
+        progress = Progress(int(state["epoch"]), list(state["history"]), dict(state.get("scaler", {})))
         tensors = load_file(folder / state["tensors"])
-        model.load_state_dict(_below(tensors, "model/"))
-        average.load_state_dict(_below(tensors, "average/"))
+        for name, network in networks.items():
+            network.load_state_dict(_below(tensors, f"{name}/"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot resume: {str(error).splitlines()[0]}") from None
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    parameters = _parameters(optimizer)
     for i, buffer in _below(tensors, "momentum/").items():
-        optimizer.state[parameters[int(i)]]["momentum_buffer"] = buffer
+        parameter = parameters[int(i)]
+        optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
     return progress
+
+
+def _parameters(optimizer: optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -84,13 +96,36 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file so that it is whole or not there."""
-    temporary = path.with_suffix(".part")
-    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, temporary)
-    temporary.replace(path)
+    """Write a safetensors file so that it is whole or not there; `TrainingError` if the disk is full."""
+    with _whole(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or not there; `TrainingError` if the disk is full."""
+    with _whole(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once it is written and on the disk."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
+        if reason is not None:
+            raise TrainingError(
+                f"{path}: {reason}; what was saved before is whole: make room and run the same command again"
+            ) from None
+        if isinstance(error, OSError):
+            raise
+        raise TrainingError(f"{path}: {error}") from None

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gateway.bundle import Resize
 from training.augment import Augmentation
 from training.errors import RecipeError
 from training.models import ModelSpec
@@ -21,13 +22,21 @@ class _Strict(BaseModel):
 
 
 class DataSpec(_Strict):
-    """Source (`training.data.load_dataset`), split seed and fractions of train, select, calibrate."""
+    """Source (`training.data.load_dataset`), split seed and fractions of train, select, calibrate.
+
+    `size` (pixels a side), `resize` and `images_per_class` are for image folders; `held_out` keeps the training part
+    whole and takes select and calibrate from the test part.
+    """
 
     source: str
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.74, 0.08, 0.18)
     classes: list[str] | None = None
     per_class: int | None = Field(None, ge=3)
+    size: int | None = Field(None, ge=8, le=1024)
+    resize: Resize = Resize()
+    images_per_class: int | None = Field(None, ge=4)
+    held_out: bool = False
 
 
 class Adversary(_Strict):
@@ -37,6 +46,35 @@ class Adversary(_Strict):
     steps: int = Field(3, ge=1, le=100)
     clean_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy on clean images")
     clean_fraction: float = Field(0.5, gt=0, le=1, description="of the batch, for the clean term")
+
+
+class Trades(_Strict):
+    """TRADES (`training.tasks`): cross-entropy on clean images and `beta` times a KL term, within Linf `eps`."""
+
+    beta: float = Field(6.0, gt=0)
+    eps: float = Field(8.0, gt=0, le=255, description="of 255")
+    steps: int = Field(10, ge=1, le=100)
+
+
+class Awp(_Strict):
+    """Adversarial weight perturbation (`training.awp`): `gamma` of each layer's norm, from an epoch of the stage on."""
+
+    gamma: float = Field(0.01, gt=0, lt=1)
+    start_epoch: int = Field(0, ge=0, description="epochs of the stage before it begins")
+
+
+class EarlyStopping(_Strict):
+    """Ends the last stage after `patience` epochs in which the averaged network was no better than before.
+
+    Better: more accurate on the first `images` images of the select split, clean or under PGD (Linf `eps`, `steps`
+    steps). The weights of the best epoch of the last stage are the run's result.
+    """
+
+    metric: Literal["clean", "pgd"] = "clean"
+    images: int = Field(1000, ge=1, description="of the select split; all, if it has fewer")
+    patience: int = Field(3, ge=1, description="epochs")
+    eps: float = Field(8.0, gt=0, le=255, description="of 255, for pgd")
+    steps: int = Field(10, ge=1, le=100, description="for pgd")
 
 
 class MaskAugmentation(_Strict):
@@ -50,8 +88,9 @@ class MaskAugmentation(_Strict):
 class Stage(_Strict):
     """One stretch of training with its own learning-rate cycle.
 
-    `batchnorm: frozen` keeps running statistics fixed in every forward of the stage. Penalties need it: a penalty in
-    evaluation mode beside a task loss in training mode wrecks the deployed network.
+    Standard training unless an `adversary` (adversarial training) or `trades` is named. `batchnorm: frozen` keeps
+    running statistics fixed in every forward of the stage. Penalties need it: a penalty in evaluation mode beside a
+    task loss in training mode wrecks the deployed network.
     """
 
     name: str
@@ -59,14 +98,24 @@ class Stage(_Strict):
     lr: float = Field(gt=0)
     batchnorm: Literal["train", "frozen"] = "train"
     adversary: Adversary | None = None
+    trades: Trades | None = None
+    awp: Awp | None = None
     mask_augmentation: MaskAugmentation | None = None
     terms: Terms = Terms()
 
+    @property
+    def radius(self) -> float | None:
+        """Linf radius of the stage's attack, of 1; None in standard training."""
+        attack = self.adversary or self.trades
+        return attack.eps / 255 if attack else None
+
     @model_validator(mode="after")
     def _coherent(self) -> Stage:
-        if self.terms.sns and not self.adversary:
+        if self.adversary and self.trades:
+            raise ValueError("a stage has an adversary or trades, not both")
+        if self.terms.sns and self.radius is None:
             raise ValueError(
-                "terms.sns needs an adversary: neuron sensitivity is a property of clean/adversarial pairs"
+                "terms.sns needs an adversary or trades: neuron sensitivity is a property of clean/adversarial pairs"
             )
         if self.terms.active and self.batchnorm != "frozen":
             raise ValueError("terms need `batchnorm: frozen` (see docs/methods.md, BatchNorm)")
@@ -86,7 +135,8 @@ class Recipe(_Strict):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average for one step; 0 switches it off")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the task; penalties are in fp32")
+    early_stopping: EarlyStopping | None = None
     augmentation: Augmentation = Augmentation()
     init: str | None = Field(None, description="name of the finished run whose weights training starts from")
     teacher: str | None = Field(None, description="name of the finished run that is the teacher of the selective term")

@@ -29,14 +29,15 @@ def stepped(seed: int) -> tuple[SmallResNet, SmallResNet, optim.SGD]:
 def save(folder: Path, seed: int = 0, epoch: int = 2) -> tuple[SmallResNet, SmallResNet, optim.SGD]:
     network, average, optimizer = stepped(seed)
     progress = Progress(epoch, HISTORY)
-    save_checkpoint(folder, model=network, average=average, optimizer=optimizer, progress=progress)
+    save_checkpoint(folder, networks={"model": network, "average": average}, optimizer=optimizer, progress=progress)
     return network, average, optimizer
 
 
 def load(folder: Path, network: nn.Module) -> tuple[Progress | None, nn.Module, optim.SGD]:
     average = copy.deepcopy(network)
     optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    return load_checkpoint(folder, model=network, average=average, optimizer=optimizer), average, optimizer
+    networks = {"model": network, "average": average}
+    return load_checkpoint(folder, networks=networks, optimizer=optimizer), average, optimizer
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -72,7 +73,7 @@ def test_the_latest_replaces_the_earlier(tmp_path: Path) -> None:
 
 def test_interrupted_write_leaves_the_earlier_one_usable(tmp_path: Path) -> None:
     saved = save(tmp_path, 0, 1)
-    (tmp_path / "checkpoint-2.part").write_bytes(b"half")
+    (tmp_path / "checkpoint-2.safetensors.part").write_bytes(b"half")
     network = random_network(9)
     progress, _, _ = load(tmp_path, network)
     assert progress is not None

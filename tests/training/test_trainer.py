@@ -17,7 +17,8 @@ from training.errors import TrainingError
 from training.models.resnet import SmallResNet
 from training.pixels import to_tensor
 from training.recipe import Recipe
-from training.trainer import Trainer, accuracy, load_run
+from training.runs import load_run
+from training.trainer import Trainer, accuracy
 
 PENALTIES = {
     "name": "penalties",
@@ -129,17 +130,20 @@ def test_run_folder_holds_weights_recipe_data_and_no_pickles(
 ) -> None:
     network = Trainer(recipe(), data, tmp_path, teacher=trained).run()
     files = sorted(p.name for p in tmp_path.iterdir())
-    assert [f for f in files if not f.startswith("teacher-maps")] == [
+    assert files == [
         "checkpoint-4.safetensors",
         "checkpoint.json",
         "data.json",
+        "environment.json",
+        "metrics.csv",
+        "outcome.json",
         "recipe.json",
         "weights.safetensors",
     ]
     for path in tmp_path.iterdir():
         if path.suffix == ".safetensors":
             load_file(path)  # tensors and nothing else
-        else:
+        elif path.suffix == ".json":
             json.loads(path.read_text("utf-8"))
     loaded_recipe, loaded = load_run(tmp_path, data)
     assert loaded_recipe == recipe()
@@ -183,7 +187,7 @@ def test_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) ->
     trainer = Trainer(recipe(stages=PLAIN), data, tmp_path)
     with torch.no_grad():
         trainer.model.head.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"loss is nan in stage standard; lower `lr`"):
+    with pytest.raises(TrainingError, match=r"not finite in stage standard, step 1: loss, ce, gradient; lower `lr`"):
         trainer.run()
     assert not (tmp_path / "weights.safetensors").exists()
     assert not (tmp_path / "checkpoint.json").exists()
@@ -203,9 +207,9 @@ def test_selective_term_needs_a_teacher(data: Dataset, tmp_path: Path) -> None:
 
 def test_teacher_is_left_alone_and_its_maps_are_kept(data: Dataset, trained: SmallResNet, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    Trainer(recipe(stages=[PENALTIES]), data, tmp_path, teacher=trained, init=trained).run()
+    Trainer(recipe(stages=[PENALTIES]), data, tmp_path / "run", teacher=trained, init=trained).run()
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
-    (maps,) = tmp_path.glob("teacher-maps-4-*.safetensors")
+    (maps,) = (tmp_path / ".cache").glob("teacher-maps-4-*.safetensors")
     assert load_file(maps)["maps"].shape == (len(data.train), 4, 4)
 
 
