@@ -1,0 +1,115 @@
+"""The detector on networks trained differently: does a penalty take away the very signal that detection lives on?
+
+Each network is attacked by itself with the same settings, on the same images; benign images and images to attack are
+disjoint. Nothing is fitted on either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gateway.verdict import Fusion
+from training.analysis.subjects import sample
+from training.attacks.pgd import pgd
+from training.data import Dataset
+from training.defence.constants import fit_constants
+from training.defence.graph import ALONE_SCORES, DefenceGraph
+from training.evaluate.statistics import interval, threshold_at
+from training.models.network import Network
+from training.modes import frozen, seeded
+from training.pixels import to_tensor
+
+Norm = Literal["linf", "l2"]
+ATTACKS: dict[str, tuple[Norm, float]] = {
+    "PGD 4/255": ("linf", 4 / 255),
+    "PGD 8/255": ("linf", 8 / 255),
+    "L2 1.0": ("l2", 1.0),
+}
+BATCH = 64
+RATES = (0.01, 0.05)
+Progress = Callable[[str, int, int], None]
+
+
+def detector_report(
+    network: Network,
+    data: Dataset,
+    *,
+    images: int = 300,
+    benign: int = 1000,
+    steps: int = 20,
+    seed: int = 0,
+    progress: Progress = lambda _name, _done, _total: None,
+) -> dict[str, Any]:
+    """AUROC of each score, of each layer's deviation and of all scores fused, by attack, for one network alone.
+
+    `images` of the test split are attacked, of which those count that the network gets right before and wrong after;
+    `benign` others are what they are told from. Constants are fitted as for a bundle.
+    """
+    with torch.no_grad():
+        defence = DefenceGraph(
+            network, None, fit_constants(network, data.train, data.select, classes=len(data.classes))
+        )
+    index = np.random.default_rng(seed).permutation(len(data.test))
+    clean = data.test.take(np.sort(index[:benign]))
+    x, y, group = sample(data.test.take(np.sort(index[benign:])), images, seed=seed)
+    fusion = Fusion.fit(_scores(defence, to_tensor(data.select.x))[:, : len(ALONE_SCORES)], ALONE_SCORES, ALONE_SCORES)
+    reference = _columns(_scores(defence, to_tensor(clean.x)), fusion, defence)
+    right = _right(network, x, y)
+    out: dict[str, Any] = {
+        "clean_accuracy": float(_right(network, to_tensor(clean.x), torch.from_numpy(clean.y)).float().mean()),
+        "benign": len(clean), "attacked": int(right.sum()), "steps": steps, "seed": seed, "attacks": {},
+    }  # fmt: skip
+    for number, (name, (norm, eps)) in enumerate(ATTACKS.items()):
+        progress(name, number, len(ATTACKS))
+        with frozen(network):
+            parts = [
+                pgd(network, *some, eps=eps, steps=steps, norm=norm, generator=seeded(seed, 6, number, part))
+                for part, some in enumerate(zip(x[right].split(BATCH), y[right].split(BATCH), strict=True))
+            ]
+        adversarial = torch.cat(parts)
+        fooled = ~_right(network, adversarial, y[right])
+        found = _columns(_scores(defence, adversarial[fooled]), fusion, defence)
+        groups = group[right.numpy()][fooled.numpy()]
+        row = {score: _told(reference[score], values, groups) for score, values in found.items()}
+        out["attacks"][name] = {"fooled": int(fooled.sum()), "scores": row}
+    return out
+
+
+def _columns(scores: np.ndarray, fusion: Fusion, defence: DefenceGraph) -> dict[str, np.ndarray]:
+    """Scores, their fusion and deviations by layer, by name."""
+    own = scores[:, : len(ALONE_SCORES)]
+    deviations = {f"deviation of {layer}": scores[:, len(ALONE_SCORES) + i] for i, layer in enumerate(defence.layers)}
+    return dict(zip(ALONE_SCORES, own.T, strict=True)) | {"fused": fusion.statistic(own)} | deviations
+
+
+def _told(benign: np.ndarray, attacked: np.ndarray, group: np.ndarray) -> dict[str, Any] | None:
+    """AUROC with its interval over attacked groups, and detection at measured false-positive rates."""
+    if not len(attacked):
+        return None
+    ordered = np.sort(benign)
+    below = (np.searchsorted(ordered, attacked, "left") + np.searchsorted(ordered, attacked, "right")) / 2 / len(benign)
+    rates = {f"tpr_{rate:g}": float((attacked > threshold_at(benign, rate)).mean()) for rate in RATES}
+    return {"auroc": float(below.mean()), "interval": interval(below, group)} | rates
+
+
+@torch.no_grad()
+def _scores(defence: DefenceGraph, x: Tensor) -> np.ndarray:
+    """Scores and deviations by layer, (N, S + L)."""
+    rows = []
+    for part in x.split(BATCH):
+        logits, taps = defence.network.taps(part)
+        rows.append(torch.cat(defence.detector_scores(part, logits, taps, None), 1))
+    if not rows:
+        return np.empty((0, len(ALONE_SCORES) + len(defence.layers)))
+    return torch.cat(rows).cpu().numpy().astype(np.float64)
+
+
+@torch.no_grad()
+def _right(network: Network, x: Tensor, y: Tensor) -> Tensor:
+    with frozen(network):
+        return torch.cat([network(a).argmax(1) == b for a, b in zip(x.split(256), y.split(256), strict=True)])

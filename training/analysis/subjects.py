@@ -1,0 +1,59 @@
+"""What is analysed: the networks of a bundle or of a training run, with the data that they were made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from gateway.bundle import MANIFEST, load_bundle
+from training.build import load_data, recipe_of, same_data
+from training.data import Dataset, Split
+from training.errors import TrainingError
+from training.models.network import Network
+from training.networks import load_defence
+from training.pixels import to_tensor
+from training.recipe import Recipe
+from training.runs import load_run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Networks by role or run, and their data."""
+
+    name: str
+    data: Dataset
+    networks: dict[str, Network]
+
+
+def load_subject(path: Path) -> Subject:
+    """The networks of the bundle or run folder `path`; `TrainingError` if it is neither, or its data are not there."""
+    if (path / MANIFEST).is_file():
+        bundle = load_bundle(path)
+        data = load_data(recipe_of(bundle)[0])
+        same_data(bundle, data)
+        defence = load_defence(bundle)
+        networks = {"answering network": defence.network}
+        if defence.companion is not None:
+            networks["companion"] = defence.companion
+        return Subject(f"{bundle.name} {bundle.version}", data, networks)
+    recipe_path = path / "recipe.json"
+    if not recipe_path.is_file():
+        raise TrainingError(f"{path} is neither a bundle nor a run folder: it has no {MANIFEST} and no recipe.json")
+    try:
+        recipe = Recipe.model_validate_json(recipe_path.read_text("utf-8"))
+    except ValidationError as error:
+        raise TrainingError(f"{recipe_path}: {error.errors()[0]['msg']}") from None
+    data = load_data(recipe)
+    return Subject(recipe.name, data, {recipe.name: load_run(path, data)[1]})
+
+
+def sample(split: Split, count: int | None, *, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """`count` images of `split` (None: all) drawn by `seed`: pixels (N, C, H, W), labels (N,), groups (N,)."""
+    index = np.random.default_rng(seed).permutation(len(split))[:count]
+    some = split.take(np.sort(index))
+    return to_tensor(some.x), torch.from_numpy(some.y), some.group
