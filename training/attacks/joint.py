@@ -1,45 +1,67 @@
-"""An attacker who knows everything: answering network, companion and detector at once, one target class at a time.
+"""An attacker who knows everything: answering network, companion and detector at once.
 
-Momentum PGD on a sum of hinges, one for each condition that an unflagged wrong answer needs: the answering network says
-the target, the guard does not object, the fused statistic stays below its limit. A condition that is met gives no
-gradient, and each part's gradient is normalised before they are added, so that none drowns the others (after Tramer et
-al. 2020, arXiv 2002.08347; Bryniarski et al. 2021, arXiv 2106.15023). Several targets are tried, best guesses of the
-companion first. Which conditions there are is the caller's: all of them, the companion's alone, or those of a screen.
+Momentum descent (`training.attacks.search`) on a sum of hinges, one for each condition that an unflagged wrong answer
+needs: the answering network says the target, the guard does not object, the fused statistic stays below its limit. A
+condition that is met gives no gradient, and each part's gradient is normalised before they are added, so that none
+drowns the others (after Tramer et al. 2020, arXiv 2002.08347; Bryniarski et al. 2021, arXiv 2106.15023). Several target
+classes are tried, best guesses of the companion first, and several starting points. Which conditions there are is the
+caller's: all of them, the companion's alone, those of a screen, or large margins without a thought of the detector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gateway.verdict import Fusion
+from training.attacks.coarse import coarse
 from training.attacks.margin import margin
-from training.attacks.pgd import project
+from training.attacks.patch import Kind, Patches, random_patches
+from training.attacks.pgd import Predict, pgd, random_start
+from training.attacks.search import Ball, Combine, Found, Hinges, Painted, Space, descend
 from training.defence.graph import DefenceGraph
 
 # (logits, companion's logits, scores (N, S), target (N,)) -> hinges, (N,) each, zero where the condition is met.
 Conditions = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Beaten = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
+Looks = Literal["all", "networks", "companion"]
+
+
+class Seen(NamedTuple):
+    """What the defence makes of images: logits and taps of the answering network, companion's logits, scores (M, S)."""
+
+    logits: Tensor
+    taps: dict[str, Tensor]
+    companion: Tensor
+    scores: Tensor
+
+
+# (defence, images, what was seen of them, target, label) -> further hinges, such as those of the neutralised image.
+Afterwards = Callable[[DefenceGraph, Tensor, Seen, Tensor, Tensor], list[Tensor]]
 
 _ANSWER = 0.5  # margin at which an answer is taken for safe
 _GUARD = 0.1  # and an objection for avoided, in logits
 _FISHER = 1.0
+_SURE = 5.0  # margin of a confident answer
+_RANKING_STEPS = 15
 _LEVELS = np.concatenate([np.linspace(0, 0.9, 10), [0.95, 0.98, 0.99, 0.995, 1.0]])
 
 
 def unflagged(fusion: Fusion, level: float) -> Conditions:
     """The conditions of a wrong answer whose T (`gateway.verdict.Fusion`) stays above `level`."""
     limit, objection = fusion.limits(level)
-    evidence = _evidence(fusion.components, fusion.columns)
+    statistic = evidence(fusion.components, fusion.columns)
 
     def conditions(logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
-        hinges = [_says(logits, target), (evidence(scores) - limit + _FISHER).relu()]
+        hinges = [says(logits, target), (statistic(scores) - limit + _FISHER).relu()]
         if fusion.guard is None:
-            return [*hinges, _says(companion, target)]
+            return [*hinges, says(companion, target)]
         # The guard is minus the companion's margin of what is answered; the target's, as that is to be answered.
         return [*hinges, (_GUARD - objection - margin(companion, target)).relu()]
 
@@ -48,13 +70,13 @@ def unflagged(fusion: Fusion, level: float) -> Conditions:
 
 def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Conditions:
     """The conditions of a wrong answer that the cascade's screen lets off: Fisher's statistic below `threshold`."""
-    evidence = _evidence(fusion.components, columns)
+    statistic = evidence(fusion.components, columns)
 
     def conditions(logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
         return [
-            _says(logits, target),
-            (evidence(scores) - threshold + _FISHER).relu(),
-            _says(companion, target),
+            says(logits, target),
+            (statistic(scores) - threshold + _FISHER).relu(),
+            says(companion, target),
         ]
 
     return conditions
@@ -62,7 +84,12 @@ def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Condit
 
 def companion_says(_logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
     """The companion alone is attacked."""
-    return [_says(companion, target)]
+    return [says(companion, target)]
+
+
+def confident(logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+    """Both networks say the target by a large margin, whatever the detector says."""
+    return [says(logits, target, _SURE), says(companion, target, _SURE)]
 
 
 def joint_attack(
@@ -75,29 +102,215 @@ def joint_attack(
     targets: int,
     conditions: Conditions,
     beaten: Beaten,
+    looks: Looks = "all",
+    restarts: int = 1,
+    untargeted: bool = False,
+    combine: Combine = "normalised",
+    samples: int = 1,
+    afterwards: Afterwards | None = None,
+    order: Tensor | None = None,
+    full_precision: bool = False,
+    generator: torch.Generator | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Tensor:
     """Which images fall within `eps` (Linf, of 1), at each false-positive rate: (N, A) bool.
 
     `beaten(adversarial, y)` judges images as the system does: (N, A), True where the answer is wrong and not flagged at
     the a-th rate, rates ascending (fewer flags first). An image is attacked until it falls at the last one, or
-    `targets` other classes (at most all of them) were tried.
+    `targets` other classes (at most all of them) were tried from each of `restarts` starting points: the image itself,
+    then random points of the ball. With `untargeted`, each round begins with whatever other class is nearest.
+
+    `looks` says what `conditions` read, so that nothing else is computed: everything; both networks' logits, with empty
+    scores; or the companion's alone, given as both logits. `afterwards` adds hinges of its own
+    (`training.attacks.neutralised`). `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in
+    bfloat16 unless `full_precision`; successes are what `beaten` says.
     """
-    with torch.no_grad():
-        scored = defence.companion(x).scatter(1, y[:, None], -torch.inf)
-        targets = min(targets, scored.shape[1] - 1)  # the label itself is no target
-        order = scored.topk(targets, 1).indices
-        won = beaten(x, y)
-    for number in range(targets):
-        left = torch.flatten(torch.nonzero(~won[:, -1]))
-        if len(left) == 0:
-            break
-        won[left] |= _towards(
-            defence, x[left], y[left], order[left, number], eps=eps, steps=steps, conditions=conditions, beaten=beaten,
-            progress=_part(progress, number * steps, targets * steps),
+    run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
+    if run.won[:, -1].all():
+        progress(1, 1)
+        return run.won
+    if order is None:
+        order, nearest = run.ranking(eps, targets)
+        run.judge(nearest, torch.arange(len(x), device=x.device))
+    aims: list[int | None] = [*([None] if untargeted else []), *range(min(targets, order.shape[1]))]
+    passes = [(restart, aim) for restart in range(restarts) for aim in aims]
+    for number, (restart, aim) in enumerate(passes):
+        start = x if restart == 0 else (x + random_start(x, eps, "linf", generator)).clamp(0, 1)
+        run.descend(
+            Ball(x, eps), start, None if aim is None else order[:, aim], steps=steps, combine=combine, samples=samples,
+            progress=_part(progress, number * steps, len(passes) * steps),
         )  # fmt: skip
-    progress(targets * steps, targets * steps)
-    return won
+    progress(len(passes) * steps, len(passes) * steps)
+    return run.won
+
+
+def joint_patch_attack(
+    defence: DefenceGraph,
+    x: Tensor,
+    y: Tensor,
+    *,
+    side: int,
+    kind: Kind = "noisy",
+    places: int = 6,
+    probe_steps: int = 8,
+    steps: int = 60,
+    targets: int = 5,
+    conditions: Conditions,
+    beaten: Beaten,
+    looks: Looks = "all",
+    combine: Combine = "normalised",
+    samples: int = 1,
+    afterwards: Afterwards | None = None,
+    full_precision: bool = False,
+    generator: torch.Generator | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> Tensor:
+    """`joint_attack` with a patch of `side` pixels instead of a ball: (N, A) bool.
+
+    Of `places` random places and colours, each tried for `probe_steps` against the nearest other class, the one whose
+    hinges are lowest is worked on for `steps`, for each of `targets` classes in turn.
+    """
+    run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
+    order, _ = run.ranking(0.1, targets)
+    aims = range(order.shape[1])
+    total = places * probe_steps + len(aims) * steps
+    best: Patches | None = None
+    lowest = torch.full((len(x),), torch.inf, device=x.device)
+    for number in range(places):
+        patches = random_patches(x, side, kind, generator)
+        found = run.descend(
+            Painted(x, patches), patches.colours, None, steps=probe_steps, combine=combine, samples=samples,
+            progress=_part(progress, number * probe_steps, total),
+        )  # fmt: skip
+        patches = patches.painted(found.parameters)
+        best = patches if best is None else patches.where(found.total < lowest, best)
+        lowest = torch.minimum(lowest, found.total)
+    if best is None:
+        raise ValueError("places 0: at least one is needed")
+    for aim in aims:
+        run.descend(
+            Painted(x, best), best.colours, order[:, aim], steps=steps, combine=combine, samples=samples,
+            progress=_part(progress, places * probe_steps + aim * steps, total),
+        )  # fmt: skip
+    progress(total, total)
+    return run.won
+
+
+def rank_targets(predict: Predict, x: Tensor, y: Tensor, *, eps: float, targets: int) -> tuple[Tensor, Tensor]:
+    """Classes to aim at (N, T), most promising first, and an untargeted adversarial image of each (N, C, H, W).
+
+    A class counts by the better of its ranks in the logits at `x` and at the untargeted adversarial image; `y` is none.
+    """
+    nearest = pgd(predict, x, y, eps=eps, steps=_RANKING_STEPS)
+    with torch.no_grad():
+        logits = torch.stack([predict(x).float(), predict(nearest).float()])
+    ranks = logits.scatter(2, y[None, :, None].expand(2, -1, 1), -torch.inf).argsort(2, descending=True).argsort(2)
+    # In a tie the adversarial image goes first.
+    key = 2 * ranks.amin(0) + (ranks[1] > ranks[0])
+    key.scatter_(1, y[:, None], 4 * logits.shape[2])
+    return key.argsort(stable=True, dim=1)[:, : min(targets, logits.shape[2] - 1)], nearest
+
+
+class _Run:
+    """An attack on `x` as far as it has come: `won` (N, A)."""
+
+    def __init__(
+        self,
+        defence: DefenceGraph,
+        x: Tensor,
+        y: Tensor,
+        conditions: Conditions,
+        beaten: Beaten,
+        looks: Looks,
+        afterwards: Afterwards | None,
+        *,
+        full_precision: bool,
+    ) -> None:
+        self.x, self.y, self.conditions, self.beaten, self.looks = x, y, conditions, beaten, looks
+        self.afterwards = afterwards
+        self.won = beaten(x, y).to(x.device).clone()
+        self.defence = defence if full_precision else coarse(defence)
+        self.second: Predict = self.defence.network if self.defence.companion is None else self.defence.companion
+
+    def ranking(self, eps: float, targets: int) -> tuple[Tensor, Tensor]:
+        return rank_targets(self.second, self.x, self.y, eps=eps, targets=targets)
+
+    def judge(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Write down what the images of `rows` win; which rows need no more work."""
+        self.won[rows] |= self.beaten(images, self.y[rows]).to(rows.device)
+        return self.won[rows, -1]
+
+    def descend(
+        self,
+        space: Space,
+        start: Tensor,
+        target: Tensor | None,
+        *,
+        steps: int,
+        combine: Combine,
+        samples: int,
+        progress: Progress,
+    ) -> Found:
+        """One search, of the images that still stand, from `start` (N, ...) towards `target` (N,)."""
+        left = torch.flatten(torch.nonzero(~self.won[:, -1]))
+        found = Found(start.clone(), torch.full((len(start),), torch.inf, device=start.device))
+        if len(left) == 0:
+            return found
+        part = descend(
+            _Rows(space, left), start[left], self._hinges(left, target),
+            lambda images, rows: self.judge(images, left[rows]),
+            steps=steps, combine=combine, samples=samples, progress=progress,
+        )  # fmt: skip
+        found.parameters[left], found.total[left] = part.parameters, part.total
+        return found
+
+    def _hinges(self, left: Tensor, target: Tensor | None) -> Hinges:
+        def hinges(images: Tensor, rows: Tensor) -> list[Tensor]:
+            seen, label = self._look(images), self.y[left[rows]]
+            aim = _nearest(seen, label) if target is None else target[left[rows]]
+            found = self.conditions(seen.logits, seen.companion, seen.scores, aim)
+            if self.afterwards is not None:
+                found = [*found, *self.afterwards(self.defence, images, seen, aim, label)]
+            return found
+
+        return hinges
+
+    def _look(self, images: Tensor) -> Seen:
+        if self.looks == "all":
+            return look(self.defence, images)
+        second = self.second(images)
+        nothing = second.new_zeros(len(images), 0)
+        if self.looks == "companion" or self.defence.companion is None:
+            return Seen(second, {}, second, nothing)
+        return Seen(self.defence.network(images), {}, second, nothing)
+
+
+def look(defence: DefenceGraph, images: Tensor) -> Seen:
+    """Everything that conditions read of `images`; without a companion the answering network stands in for it."""
+    logits, taps = defence.network.taps(images)
+    companion = None if defence.companion is None else defence.companion(images)
+    scores, _ = defence.detector_scores(images, logits, taps, companion)
+    return Seen(logits, taps, logits if companion is None else companion, scores)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A space of which only `left` (M,) are worked on."""
+
+    space: Space
+    left: Tensor
+
+    def image(self, parameters: Tensor, rows: Tensor) -> Tensor:
+        return self.space.image(parameters, self.left[rows])
+
+    def move(self, parameters: Tensor, direction: Tensor, rows: Tensor, share: float) -> Tensor:
+        return self.space.move(parameters, direction, self.left[rows], share)
+
+
+def _nearest(seen: Seen, label: Tensor) -> Tensor:
+    """The class other than `label` that both networks together are nearest to."""
+    logits = (seen.logits + seen.companion).detach()
+    return logits.scatter(1, label[:, None], -torch.inf).argmax(1)
 
 
 def _part(progress: Progress, before: int, total: int) -> Progress:
@@ -105,59 +318,24 @@ def _part(progress: Progress, before: int, total: int) -> Progress:
     return lambda done, _total: progress(before + done, total)
 
 
-def _says(logits: Tensor, target: Tensor) -> Tensor:
-    return (_ANSWER - margin(logits, target)).relu()
+def says(logits: Tensor, target: Tensor, by: float = _ANSWER) -> Tensor:
+    """Hinge (N,): zero once `target` (N,) wins by `by` logits."""
+    return (by - margin(logits, target)).relu()
 
 
-def _evidence(components: np.ndarray, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+def evidence(components: np.ndarray, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """Fisher's statistic (N,) of scores (N, S), differentiable: -2 log p linear between benign quantiles and beyond."""
     n = len(components)
     heights = torch.from_numpy(-2 * np.log(1 - _LEVELS * n / (n + 1))).float()
     knots = [torch.from_numpy(np.quantile(components[:, column], _LEVELS)).float() for column in columns]
 
     def statistic(scores: Tensor) -> Tensor:
-        total = torch.zeros(len(scores))
-        for column, at in zip(columns, knots, strict=True):
-            score = scores[:, column].contiguous()
+        total, high = torch.zeros(len(scores), device=scores.device), heights.to(scores.device)
+        for column, knot in zip(columns, knots, strict=True):
+            score, at = scores[:, column].contiguous(), knot.to(scores.device)
             right = torch.searchsorted(at, score.detach()).clamp(1, len(at) - 1)
-            slope = (heights[right] - heights[right - 1]) / (at[right] - at[right - 1]).clamp_min(1e-6)
-            total = total + (heights[right - 1] + slope * (score - at[right - 1])).relu()
+            slope = (high[right] - high[right - 1]) / (at[right] - at[right - 1]).clamp_min(1e-6)
+            total = total + (high[right - 1] + slope * (score - at[right - 1])).relu()
         return total
 
     return statistic
-
-
-def _towards(
-    defence: DefenceGraph,
-    x: Tensor,
-    y: Tensor,
-    target: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    conditions: Conditions,
-    beaten: Beaten,
-    progress: Progress,
-) -> Tensor:
-    adv, momentum = x.clone(), torch.zeros_like(x)
-    won = beaten(x, y)
-    for step in range(steps):
-        adv = adv.detach().requires_grad_(True)
-        logits, taps = defence.network.taps(adv)
-        companion = defence.companion(adv)
-        scores, _ = defence.detector_scores(adv, logits, taps, companion)
-        hinges = conditions(logits, companion, scores, target)
-        total = torch.zeros_like(x)
-        for i, hinge in enumerate(hinges):
-            (gradient,) = torch.autograd.grad(hinge.sum(), adv, retain_graph=i < len(hinges) - 1)
-            size = gradient.flatten(1).norm(dim=1)[:, None, None, None]
-            total = total + torch.where(size > 0, gradient / size.clamp_min(1e-12), 0.0)
-        momentum = 0.75 * momentum + total
-        length = eps * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps))) * 0.5
-        adv = project(adv.detach() - length * momentum.sign(), x, eps, "linf")
-        if step % 5 == 4 or step == steps - 1:
-            won |= beaten(adv, y)
-            progress(step + 1, steps)
-            if won[:, -1].all():
-                break
-    return won

@@ -59,6 +59,10 @@ class Patches:
         """The same places in other colours."""
         return Patches(colours, self.top, self.left, self.side)
 
+    def take(self, rows: Tensor) -> Patches:
+        """Those of `rows` (M,)."""
+        return Patches(self.colours[rows], self.top[rows], self.left[rows], self.side)
+
     def where(self, chosen: Tensor, other: Patches) -> Patches:
         """These patches where `chosen` (N,), the `other` ones elsewhere."""
         return Patches(

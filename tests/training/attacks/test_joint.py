@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,21 @@ from torch import Tensor, nn
 from gateway.bundle import Guard
 from gateway.verdict import Fusion
 from tests.training.toy import Linear
-from training.attacks.joint import companion_says, joint_attack, screened, unflagged
+from training.attacks.coarse import coarse
+from training.attacks.joint import (
+    companion_says,
+    confident,
+    joint_attack,
+    joint_patch_attack,
+    rank_targets,
+    screened,
+    unflagged,
+)
 from training.attacks.margin import margin
+from training.attacks.patch import patch_attack
+from training.defence.constants import Constants
+from training.defence.graph import DefenceGraph
+from training.models.resnet import SmallResNet
 from training.modes import seeded
 
 LEVEL = torch.tensor([1.0, 1.0])
@@ -35,7 +51,7 @@ class Defence(nn.Module):
 
     def __init__(self, weight: Tensor, *, slope: float = 0.0) -> None:
         super().__init__()
-        self.network, self.companion, self.slope = Network(weight), Linear(3 * weight), slope
+        self.network, self.companion, self.slope = Network(weight), Network(3 * weight), slope
 
     def detector_scores(self, x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         first = x.flatten(1)[:, :1]
@@ -59,8 +75,13 @@ def wrong(defence: Defence, rates: int = 1):
     return lambda adv, y: (defence.network(adv).argmax(1) != y)[:, None].expand(-1, rates).clone()
 
 
+def origin(adv: Tensor, x: Tensor) -> Tensor:
+    """Which of the images `x` each of `adv` was made of: the nearest."""
+    return (adv[:, None] - x[None]).abs().flatten(2).amax(2).argmin(1)
+
+
 def attack(defence: Defence, x: Tensor, y: Tensor, beaten, *, eps: float = 0.05, **changed: object) -> Tensor:
-    settings = {"steps": 20, "targets": 1, "conditions": unflagged(FUSION, 0.3)} | changed
+    settings = {"steps": 20, "targets": 1, "conditions": unflagged(FUSION, 0.3), "full_precision": True} | changed
     return joint_attack(defence, x, y, eps=eps, beaten=beaten, **settings)
 
 
@@ -84,7 +105,7 @@ def test_every_image_that_is_judged_is_in_the_ball_and_in_range(weight: Tensor, 
         return torch.zeros(len(label), 1, dtype=torch.bool)
 
     attack(defence, x, y, beaten, eps=0.1)
-    moved = torch.stack([adv - x for adv in seen])
+    moved = torch.cat([adv - x[origin(adv, x)] for adv in seen])
     assert moved.abs().max() <= 0.1 + 1e-6
     assert moved.abs().max() > 0.09
     assert min(adv.min() for adv in seen) >= 0
@@ -118,8 +139,8 @@ def test_scores_above_their_level_are_pushed_down(weight: Tensor, images) -> Non
             return torch.zeros(len(label), 1, dtype=torch.bool)
 
         attack(Defence(weight, slope=slope), x, y, beaten)
-    first = {slope: (adv - x).flatten(1)[:, 0] for slope, adv in last.items()}
-    torch.testing.assert_close(first[4.0], torch.full((len(x),), -0.05))
+    first = {slope: (adv - x[origin(adv, x)]).flatten(1)[:, 0] for slope, adv in last.items()}
+    torch.testing.assert_close(first[4.0], torch.full_like(first[4.0], -0.05))
     assert (first[0.0] == 0).all()
 
 
@@ -135,7 +156,9 @@ def test_stops_when_all_have_fallen(weight: Tensor, images) -> None:
     assert attack(defence, x, y, lambda _adv, label: torch.ones(len(label), 1, dtype=torch.bool)).all()
     assert defence.network.asked == 0  # fallen as they came
     told: list[tuple[int, int]] = []
-    won = attack(defence, x, y, wrong(defence), eps=0.9, steps=40, progress=lambda *now: told.append(now))
+    won = attack(
+        defence, x, y, wrong(defence), eps=0.9, steps=40, order=(1 - y)[:, None], progress=lambda *now: told.append(now)
+    )
     assert won.all()
     assert defence.network.asked == 5  # the first look after five steps was enough
     assert told[-1] == (40, 40)
@@ -181,3 +204,128 @@ def test_the_screens_conditions_are_met_below_its_threshold() -> None:
     for score, met in ((0.1, True), (1.6, False)):
         hinges = screened(FUSION, [0, 1], 5.0)(answered, answered, torch.full((1, 2), score), target)
         assert (sum(hinges) == 0).item() is met
+
+
+def test_only_what_is_looked_at_is_computed(weight: Tensor, images) -> None:
+    defence, (x, y) = Defence(weight), images
+
+    def errs(adv: Tensor, label: Tensor) -> Tensor:
+        return (adv.flatten(1) @ (3 * weight).T).argmax(1)[:, None] != label[:, None]
+
+    everything = attack(defence, x, y, errs, eps=0.01, conditions=companion_says)
+    assert defence.network.asked > 0
+    defence.network.asked = 0
+    assert torch.equal(attack(defence, x, y, errs, eps=0.01, conditions=companion_says, looks="companion"), everything)
+    assert defence.network.asked == 0
+
+    def both(logits: Tensor, companion: Tensor, scores: Tensor, _target: Tensor) -> list[Tensor]:
+        assert scores.shape == (len(logits), 0)
+        torch.testing.assert_close(companion, 3 * logits)
+        return [logits.sum(1) * 0]
+
+    attack(defence, x, y, errs, conditions=both, looks="networks", steps=2)
+
+
+def test_every_restart_tries_every_target_from_elsewhere(weight: Tensor, images) -> None:
+    defence, (x, y) = Defence(weight), images
+
+    def never(adv: Tensor, label: Tensor) -> Tensor:
+        return torch.zeros(len(label), 1, dtype=torch.bool)
+
+    attack(defence, x, y, never, steps=4, restarts=3, untargeted=True, generator=seeded(0))
+    assert defence.network.asked == 3 * 2 * 5  # three rounds, untargeted and one target, four steps and a last look
+
+    starts: list[Tensor] = []
+
+    class Watching(Defence):
+        def detector_scores(self, x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+            starts.append(x.detach())
+            return super().detector_scores(x, *rest)
+
+    attack(Watching(weight), x, y, never, steps=1, restarts=2, generator=seeded(0))
+    assert torch.equal(starts[0], x)
+    assert 0.01 < (starts[2] - x).abs().mean() < 0.04
+    assert (starts[2] - x).abs().max() <= 0.05 + 1e-6
+
+
+def test_targets_are_ranked_at_the_image_and_at_its_adversarial() -> None:
+    """Class 2 is far at the image, and nearest once the pixels that class 0 rests on are changed."""
+    weight = torch.zeros(4, 48)
+    weight[0, :24], weight[1, 24:], weight[2, :24], weight[3] = 1.0, 0.45, -1.0, -3.0
+    predict = Linear(weight, torch.tensor([0.0, 0.0, 17.0, 0.0]))
+    x, y = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0])
+    assert predict(x)[0].argsort(descending=True).tolist() == [0, 1, 2, 3]
+    order, nearest = rank_targets(predict, x, y, eps=0.2, targets=9)
+    assert predict(nearest).argmax(1).tolist() == [2, 2]
+    assert order.tolist() == [[2, 1, 3]] * 2
+    assert rank_targets(predict, x, y, eps=0.2, targets=1)[0].tolist() == [[2]] * 2
+
+
+def test_confidence_is_a_large_margin_of_both() -> None:
+    target, sure, unsure = torch.zeros(1, dtype=torch.long), torch.tensor([[9.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    nothing = torch.zeros(1, 0)
+    assert [h.item() for h in confident(sure, sure, nothing, target)] == [0, 0]
+    assert [h.item() > 0 for h in confident(sure, unsure, nothing, target)] == [False, True]
+    assert [h.item() > 0 for h in confident(unsure, sure, nothing, target)] == [True, False]
+
+
+def test_patches_that_are_joint_saturate(weight: Tensor) -> None:
+    """One place, a companion of one mind with the network: what falls is what a patch against either of them fells."""
+    defence = Defence(weight)
+    y = torch.arange(60) % 2
+    slope = (weight[y] - weight[1 - y]).view(60, *SHAPE)
+    x = 0.5 + 0.5 * torch.rand(60, 1, 1, 1, generator=seeded(6)) * slope.sign()
+    plain, _ = patch_attack(defence.network, x, y, side=2, places=1, probe_steps=40, generator=seeded(1))
+    expected = defence.network(plain).argmax(1) != y
+    won = joint_patch_attack(
+        defence, x, y, side=2, places=1, probe_steps=10, steps=40, targets=1,
+        conditions=unflagged(FUSION, 0.3), beaten=wrong(defence), full_precision=True, generator=seeded(1),
+    )  # fmt: skip
+    assert 0 < expected.sum() < len(x)
+    assert torch.equal(won[:, 0], expected)
+
+
+def test_afterwards_adds_hinges(weight: Tensor, images) -> None:
+    """A condition of the caller's own: the last pixel, which no network sees, has to go up."""
+    x, y = images
+    weight[:, -1] = 0.0
+    defence, judged = Defence(weight), []
+
+    def beaten(adv: Tensor, label: Tensor) -> Tensor:
+        judged.append(adv)
+        return torch.zeros(len(label), 1, dtype=torch.bool)
+
+    def afterwards(_defence, adv: Tensor, seen, target: Tensor, label: Tensor) -> list[Tensor]:
+        assert torch.equal(label, y)
+        assert torch.equal(target, 1 - y)
+        torch.testing.assert_close(seen.logits, defence.network(adv))
+        return [(1 - adv.flatten(1)[:, -1]).relu()]
+
+    attack(defence, x, y, beaten, afterwards=afterwards, order=(1 - y)[:, None])
+    torch.testing.assert_close(judged[-1].flatten(1)[:, -1], x.flatten(1)[:, -1] + 0.05)
+
+
+def test_the_coarse_search_is_judged_exactly(
+    trained: SmallResNet, defence: DefenceGraph, test_images: tuple[Tensor, Tensor]
+) -> None:
+    constants = Constants(**{field.name: getattr(defence, field.name) for field in fields(Constants)})
+    defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), constants)
+    x = test_images[0][:12]
+    y = defence.network(x).argmax(1)
+    judged = []
+
+    def beaten(adv: Tensor, label: Tensor) -> Tensor:
+        fallen = defence.network(adv).argmax(1) != label
+        judged.append(fallen)
+        return fallen[:, None]
+
+    won = joint_attack(
+        defence, x, y, eps=4 / 255, steps=8, targets=2, conditions=confident, looks="networks", beaten=beaten
+    )  # fmt: skip
+    assert won[:, 0].sum() == sum(int(fallen.sum()) for fallen in judged)  # each is left alone once it has fallen
+    assert won.any()
+    rough = coarse(defence)
+    torch.testing.assert_close(rough.network(x), defence.network(x), atol=0.1, rtol=0.05)
+    assert not torch.equal(rough.network(x), defence.network(x))
+    assert rough.network.tap_channels == defence.network.tap_channels
+    assert defence.network is not rough.network

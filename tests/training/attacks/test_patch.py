@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.training.toy import Linear
 from training.attacks.margin import margin
-from training.attacks.patch import patch_attack
+from training.attacks.patch import patch_attack, random_patches
 from training.models.resnet import SmallResNet
 from training.modes import seeded
 
@@ -72,3 +72,38 @@ def test_generator_decides_the_result(trained: SmallResNet, test_images: tuple[T
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][1], runs[2][1])
+
+
+def test_low_frequency_reaches_the_corner_of_its_colours() -> None:
+    """On a linear model each colour of the coarse grid is 0 or 1 against the sign of its share of the slope."""
+    model = Linear(torch.randn(2, 3 * 64, generator=seeded(1)))
+    x, y = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 0, 1, 1])
+    adv, mask = patch_attack(model, x, y, side=5, kind="low_frequency", places=2, generator=seeded(0))
+    slope = (model.weight[y] - model.weight[1 - y]).detach().view_as(x)
+    for k in range(5):
+        rows, columns = torch.nonzero(mask[k].sum(1)).flatten(), torch.nonzero(mask[k].sum(0)).flatten()
+        basis = torch.eye(9).view(9, 1, 3, 3)
+        blown = torch.nn.functional.interpolate(basis, (5, 5), mode="bilinear", align_corners=True)[:, 0]
+        window = slope[k][:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        colours = (torch.einsum("cij,gij->cg", window, blown) < 0).float()
+        torch.testing.assert_close(
+            adv[k][:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1],
+            torch.einsum("cg,gij->cij", colours, blown),
+            atol=1e-5, rtol=0,
+        )  # fmt: skip
+    outside = (mask[:, None] == 0).expand_as(x)
+    assert torch.equal(adv[outside], x[outside])
+
+
+def test_low_frequency_is_smooth() -> None:
+    x = torch.rand(4, 3, 16, 16)
+    for kind, smooth in (("noisy", False), ("low_frequency", True)):
+        patches = random_patches(x, 9, kind, seeded(0))
+        second = patches.content().diff(n=2, dim=3).abs()
+        # Bilinear between three columns: no curvature but at the middle one.
+        assert bool(second[..., [0, 1, 2, 4, 5, 6]].max() < 1e-5) is smooth
+
+
+def test_a_patch_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 8"):
+        random_patches(torch.rand(1, 3, 8, 9), 9, "noisy", None)
