@@ -22,7 +22,6 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 CARD = "card.json"
-MAX_BUNDLE_BYTES = 25_000_000
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 Part = Literal["screen", "verdict", "full"]
@@ -362,7 +361,7 @@ def _check_version(path: Path, text: str) -> None:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read a bundle and check schema, hashes, size and calibration arrays.
+    """Read a bundle and check schema, hashes and calibration arrays.
 
     Raises `BundleError` naming the first file that is missing, extra, altered or inconsistent. The graph's signature
     is checked by the engine, which opens the graph anyway (`gateway.engine`).
@@ -378,9 +377,6 @@ def load_bundle(folder: Path) -> Bundle:
     extra = sorted(set(found) - set(manifest.files))
     if extra:
         raise BundleError(f"{folder / extra[0]}: not listed in the manifest")
-    total = sum((folder / name).stat().st_size for name in found)
-    if total > MAX_BUNDLE_BYTES:
-        raise BundleError(f"{folder}: {total} bytes, a bundle may have {MAX_BUNDLE_BYTES}")
     arrays: dict[str, np.ndarray] = {}
     for calibration in manifest.calibrations:
         if calibration.graphs_sha256 != graphs_sha256(manifest.files, calibration.precision):

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from gateway.bundle import InputSpec, Resize
+from gateway.cores import usable_cores
 from gateway.decode import Limits, decode_image, recognized
 from gateway.errors import PalisadeError
 from training.errors import DataError
@@ -101,7 +102,7 @@ def read_images(
     except ValueError:
         raise DataError(f"images of {width} x {height}: 8 to 1024 pixels a side are served") from None
     made = np.empty((len(paths), height, width, 3), np.uint8)
-    with ThreadPoolExecutor(max_workers=os.process_cpu_count() if hasattr(os, "process_cpu_count") else None) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for i, image in enumerate(_mapped(pool, paths, spec)):
             made[i] = image
             if i % 64 == 63 or i + 1 == len(paths):
@@ -112,19 +113,17 @@ def read_images(
 def _mapped(pool: ThreadPoolExecutor, paths: list[Path], spec: InputSpec) -> Iterable[np.ndarray]:
     """Images in order, a few hundred ahead at most."""
     for first in range(0, len(paths), 256):
-        yield from pool.map(lambda path: _decode(path, spec), paths[first : first + 256])
+        yield from pool.map(lambda path: decoded(path.read_bytes(), spec, str(path)), paths[first : first + 256])
 
 
-def _decode(path: Path, spec: InputSpec) -> np.ndarray:
+def decoded(data: bytes, spec: InputSpec, name: str) -> np.ndarray:
+    """An image file's bytes as the gateway would see it, uint8 (H, W, C); other formats than the gateway's, too."""
     try:
-        data = path.read_bytes()
-        if not recognized(data[:16]):  # training data may be what the gateway does not take, such as PPM
+        if not recognized(data[:16]):
             data = _as_png(data)
         return decode_image(data, spec, _LIMITS)
-    except PalisadeError as error:
-        raise DataError(f"{path}: not a readable image: {error}") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image: {error}") from None
+    except (PalisadeError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: not a readable image: {error}") from None
 
 
 def _as_png(data: bytes) -> bytes:

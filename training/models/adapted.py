@@ -120,7 +120,7 @@ def tapped_layers(body: nn.Module, *, classes: int, channels: int, side: int) ->
         order = [layer.name for layer in seen]
         chosen = sorted(by_height.values(), key=lambda layer: order.index(layer.name))[-LAYERS:]
     else:
-        chosen = _spaced(_blocks(seen) or seen, BLOCKS)
+        chosen = _spaced(_blocks(body, seen) or seen, BLOCKS)
     if not chosen:
         raise TrainingError("the network has no layer whose output is a map (N, C, h, w) or a square grid of tokens")
     return {layer.name: layer.channels for layer in chosen}
@@ -156,12 +156,12 @@ def _probe(body: nn.Module, classes: int, channels: int, side: int) -> list[_See
     return [layer for layer in seen if calls[layer.name] == 1]
 
 
-def _blocks(seen: list[_Seen]) -> list[_Seen]:
-    """The children of the container that has most of them, less the last where there is a class token."""
+def _blocks(body: nn.Module, seen: list[_Seen]) -> list[_Seen]:
+    """The children of the list of modules that has most of them, less the last where there is a class token."""
     containers: dict[str, list[_Seen]] = {}
     for layer in seen:
         parent, dot, _ = layer.name.rpartition(".")
-        if dot:
+        if dot and isinstance(body.get_submodule(parent), nn.Sequential | nn.ModuleList):
             containers.setdefault(parent, []).append(layer)
     blocks = max(containers.values(), key=len, default=[])
     return blocks[:-1] if blocks and blocks[-1].class_token else blocks

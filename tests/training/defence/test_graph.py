@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -7,12 +10,23 @@ from torch import Tensor
 from tests.training.toy import CLASSES, SIDE, random_network
 from training.attacks.margin import margin
 from training.data import Dataset
-from training.defence.constants import fit_constants, sensitive_neurons, window_logs
+from training.defence.constants import Constants, fit_constants, sensitive_neurons, window_logs
 from training.defence.deviation import top_mean, view_change
-from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import (
+    ALONE_SCORES,
+    SCORES,
+    SCREEN_SCORES,
+    DefenceGraph,
+    DefenceOutputs,
+    companion_map,
+)
 from training.defence.inpaint import inpaint
+from training.defence.margins import served_one_hot
+from training.defence.regions import gradient_activation_map, region_of_importance
 from training.defence.saliency import saliency_map
 from training.defence.views import reference_views, shift
+from training.errors import TrainingError
+from training.models.network import Network
 from training.pixels import to_tensor
 
 
@@ -156,3 +170,53 @@ def test_sensitive_neurons_by_layer(toy: Dataset) -> None:
     chosen = sensitive_neurons(network, x, (x + 0.1).clamp(0, 1), share=0.25)
     assert {name: len(index) for name, index in chosen.items()} == {"stem": 1, "stage1": 1, "stage2": 2, "stage3": 4}
     assert all(index == sorted(index) for index in chosen.values())
+
+
+class AnyHead(Network):
+    """A network that does not say what its head is."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.inner = network
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        return self.inner.tap_channels
+
+    def taps(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner.taps(x)
+
+
+def test_the_companions_map_is_the_same_by_its_gradient(defence: DefenceGraph, x: Tensor) -> None:
+    label = served_one_hot(defence.network(x))
+    logits, cam = companion_map(defence.companion, x, label)
+    other_logits, other = companion_map(AnyHead(defence.companion), x, label)
+    torch.testing.assert_close(other_logits, logits)
+    torch.testing.assert_close(other, cam, atol=1e-5, rtol=1e-4)
+    assert not other.requires_grad
+
+
+def test_without_a_companion(defence: DefenceGraph, out: DefenceOutputs, x: Tensor, mask: Tensor) -> None:
+    constants = Constants(**{field.name: getattr(defence, field.name) for field in fields(Constants)})
+    alone = DefenceGraph(defence.network, None, constants)
+    found = alone(x, torch.zeros(6, SIDE, SIDE))
+    assert found.companion_logits is None
+    assert found.screen_scores is None
+    assert torch.equal(found.scores, out.scores[:, : len(ALONE_SCORES)])
+    for name in ("logits", "saliency", "roa", "roa_score", "layer_deviation"):
+        assert torch.equal(getattr(found, name), getattr(out, name)), name
+    leaf = x.clone().requires_grad_()
+    logits, taps = defence.network.taps(leaf)
+    served = margin(logits, logits.argmax(1)).sum()
+    (gradient,) = torch.autograd.grad(served, taps["stage3"])
+    cam = gradient_activation_map(taps["stage3"].detach(), gradient, (SIDE, SIDE))
+    assert torch.equal(found.roi, region_of_importance(cam))
+    assert all(value is None or value.isfinite().all() for value in alone(x, mask))
+
+
+def test_features_that_are_all_the_same_are_told(toy: Dataset) -> None:
+    network = random_network(0)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    with pytest.raises(TrainingError, match="the same for every image"):
+        fit_constants(network, toy.train.take(np.arange(8)), toy.select.take(np.arange(8)), classes=CLASSES)

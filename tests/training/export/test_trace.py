@@ -8,7 +8,44 @@ from torch import nn
 
 from tests.training.toy import random_network
 from training.export.fold import folded
-from training.export.trace import convolution_backward, trace
+from training.export.trace import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    convolution_backward,
+    max_pool2d_backward,
+    trace,
+)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [
+        (2, 2, 0, 1, False),
+        (3, 2, 1, 1, False),
+        (3, 2, 0, 1, True),
+        (3, 1, 1, 1, False),
+        (2, 3, 1, 1, True),
+        (2, 1, 0, 2, False),
+    ],
+)
+def test_gradient_of_a_maximum_is_autograds(kernel, stride, padding, dilation, ceil_mode) -> None:
+    for size in ((8, 8), (7, 10)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64).relu().requires_grad_()  # ties at zero
+        arguments = ([kernel] * 2, [stride] * 2, [padding] * 2, [dilation] * 2, ceil_mode)
+        out, indices = torch.ops.aten.max_pool2d_with_indices(x, *arguments)
+        upstream = torch.randn_like(out)
+        (expected,) = torch.autograd.grad(out, x, upstream)
+        torch.testing.assert_close(max_pool2d_backward(upstream, x.detach(), *arguments, indices), expected)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (2, 3), (10, 9)])
+def test_adaptive_average_and_its_gradient_are_torchs(size) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    out = torch.nn.functional.adaptive_avg_pool2d(x, (7, 4))
+    upstream = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, x, upstream)
+    torch.testing.assert_close(adaptive_avg_pool2d(x.detach(), [7, 4]), out.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(adaptive_avg_pool2d_backward(upstream, x.detach()), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
