@@ -50,6 +50,7 @@ _GUARD = 0.1  # and an objection for avoided, in logits
 _FISHER = 1.0
 _SURE = 5.0  # margin of a confident answer
 _RANKING_STEPS = 15
+_PATCH_RANKING = 16 / 255  # radius at which a patch's targets are ranked
 _LEVELS = np.concatenate([np.linspace(0, 0.9, 10), [0.95, 0.98, 0.99, 0.995, 1.0]])
 
 
@@ -130,7 +131,7 @@ def joint_attack(
         progress(1, 1)
         return run.won
     if order is None:
-        order, nearest = run.ranking(eps, targets)
+        order, nearest = run.ranking(eps, targets, generator)
         run.judge(nearest, torch.arange(len(x), device=x.device))
     aims: list[int | None] = [*([None] if untargeted else []), *range(min(targets, order.shape[1]))]
     passes = [(restart, aim) for restart in range(restarts) for aim in aims]
@@ -171,7 +172,7 @@ def joint_patch_attack(
     hinges are lowest is worked on for `steps`, for each of `targets` classes in turn.
     """
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
-    order, _ = run.ranking(0.1, targets)
+    order, _ = run.ranking(_PATCH_RANKING, targets, generator)
     aims = range(order.shape[1])
     total = places * probe_steps + len(aims) * steps
     best: Patches | None = None
@@ -196,12 +197,14 @@ def joint_patch_attack(
     return run.won
 
 
-def rank_targets(predict: Predict, x: Tensor, y: Tensor, *, eps: float, targets: int) -> tuple[Tensor, Tensor]:
+def rank_targets(
+    predict: Predict, x: Tensor, y: Tensor, *, eps: float, targets: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Classes to aim at (N, T), most promising first, and an untargeted adversarial image of each (N, C, H, W).
 
     A class counts by the better of its ranks in the logits at `x` and at the untargeted adversarial image; `y` is none.
     """
-    nearest = pgd(predict, x, y, eps=eps, steps=_RANKING_STEPS)
+    nearest = pgd(predict, x, y, eps=eps, steps=_RANKING_STEPS, generator=generator)
     with torch.no_grad():
         logits = torch.stack([predict(x).float(), predict(nearest).float()])
     ranks = logits.scatter(2, y[None, :, None].expand(2, -1, 1), -torch.inf).argsort(2, descending=True).argsort(2)
@@ -232,8 +235,8 @@ class _Run:
         self.defence = defence if full_precision else coarse(defence)
         self.second: Predict = self.defence.network if self.defence.companion is None else self.defence.companion
 
-    def ranking(self, eps: float, targets: int) -> tuple[Tensor, Tensor]:
-        return rank_targets(self.second, self.x, self.y, eps=eps, targets=targets)
+    def ranking(self, eps: float, targets: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        return rank_targets(self.second, self.x, self.y, eps=eps, targets=targets, generator=generator)
 
     def judge(self, images: Tensor, rows: Tensor) -> Tensor:
         """Write down what the images of `rows` win; which rows need no more work."""
