@@ -1,7 +1,9 @@
 """What J-SIGR and neuron stabilising cost a step of adversarial training: `python -m benchmarks.step_cost`.
 
-Every setting takes its steps in turns with the plain step (A B C A B C ...) in one process. The figures don't depend on
-what the images show, so that they are random; network, optimiser, attack and penalties are those of a training run.
+Penalties are J-SIGR (Jacobian, ratio) and SNS on a fraction of each batch, by double backprop (exact) or a finite
+difference, in every step or every second one. Every setting takes its steps in turns with the plain step (A B C A B C
+...) in one process. The figures don't depend on what the images show, so that they are random; network, optimiser,
+attack and penalties are those of a training run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +25,6 @@ from torch import Tensor, nn
 from benchmarks.cost import Times, in_turns
 from benchmarks.record import record
 from training.attacks.pgd import training_pgd
-from training.losses.input_gradient import Method
 from training.models import ModelSpec, build_model
 from training.models.network import Network
 from training.modes import freeze_batchnorm, frozen, seeded
@@ -31,14 +33,21 @@ from training.terms import Terms
 
 CLASSES, SIDE, EPS, GRID = 43, 32, 8 / 255, 6
 EVERY = 2  # the longest cadence: a call is that many steps
-METHODS: tuple[Method, ...] = ("double_backprop", "finite_difference")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Penalties, and whether SNS takes the adversarial activations from the task's forward (as the trainer does)."""
+
+    terms: Terms
+    shared: bool = True
 
 
 class Steps:
-    """Steps of adversarial training with `terms`, on one batch of random images."""
+    """Steps of adversarial training in one setting, on one batch of random images."""
 
-    def __init__(self, network: Network, terms: Terms, *, batch: int, steps: int, precision: str) -> None:
-        self.network, self.terms, self.steps, self.precision = network, terms, steps, precision
+    def __init__(self, network: Network, setting: Setting, *, batch: int, steps: int, precision: str) -> None:
+        self.network, self.setting, self.steps, self.precision = network, setting, steps, precision
         generator = seeded(0)
         self.x = torch.rand(batch, 3, SIDE, SIDE, generator=generator)
         self.y = torch.randint(0, CLASSES, (batch,), generator=generator)
@@ -51,10 +60,10 @@ class Steps:
         for _ in range(EVERY):
             self._step()
 
-    def _predict(self, x: Tensor) -> Tensor:
+    def _taps(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: Tensor = self.network(x)
-            return logits.float()
+            logits, taps = self.network.taps(x)
+            return logits.float(), taps
 
     def _step(self) -> None:
         self.network.train()
@@ -62,13 +71,14 @@ class Steps:
         x = self.x.contiguous(memory_format=torch.channels_last)
         with frozen(self.network):
             adversarial = training_pgd(
-                self._predict, x, self.y, eps=EPS, steps=self.steps, generator=self.generator
-            )  # fmt: skip
+                lambda z: self._taps(z)[0], x, self.y, eps=EPS, steps=self.steps, generator=self.generator
+            )
+        logits, taps = self._taps(adversarial)
         losses = penalties(
-            self.terms, self.network, self.x, self.y, adversarial, self.saliency, self.sensitive, self.generator,
-            step=self.done,
+            self.setting.terms, self.network, self.x, self.y, adversarial, self.saliency, self.sensitive,
+            self.generator, adversarial_taps=taps if self.setting.shared else None, step=self.done,
         )  # fmt: skip
-        losses["ce"] = F.cross_entropy(self._predict(adversarial), self.y)
+        losses["ce"] = F.cross_entropy(logits, self.y)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
@@ -76,18 +86,19 @@ class Steps:
         self.done += 1
 
 
-def settings() -> dict[str, Terms]:
+def settings() -> dict[str, Setting]:
     """The plain step and the settings of penalties that are compared with it."""
-    found = {"AT": Terms()}
-    for method in METHODS:
-        name = method.replace("_", " ")
-        for fraction in (1.0, 0.5, 0.25):
-            found[f"{name}, {fraction:g} of the batch"] = both(method, fraction=fraction)
-        found[f"{name}, 0.5 of the batch, every {EVERY}. step"] = both(method, fraction=0.5, every=EVERY)
+    found = {"AT": Setting(Terms())}
+    for method, name in (("double_backprop", "exact"), ("finite_difference", "difference")):
+        found[f"{name}, 1/2, own forward"] = Setting(both(method, fraction=0.5), shared=False)
+        for label, fraction in (("1", 1.0), ("1/2", 0.5), ("1/4", 0.25)):
+            found[f"{name}, {label}"] = Setting(both(method, fraction=fraction))
+        for label, fraction in (("1/2", 0.5), ("1/4", 0.25)):
+            found[f"{name}, {label}, every {EVERY}."] = Setting(both(method, fraction=fraction, every=EVERY))
     return found
 
 
-def both(method: Method, *, fraction: float, every: int = 1) -> Terms:
+def both(method: str, *, fraction: float, every: int = 1) -> Terms:
     """J-SIGR (Jacobian and ratio) and neuron stabilising."""
     gradient = {"weight": 1e-4, "method": method, "every": every}
     return Terms.model_validate(
@@ -105,8 +116,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row for each setting: milliseconds of a step and its ratio to the plain step of the same round."""
     calls: dict[str, Callable[[], object]] = {
-        name: Steps(copy.deepcopy(network), terms, batch=batch, steps=steps, precision=precision)
-        for name, terms in settings().items()
+        name: Steps(copy.deepcopy(network), setting, batch=batch, steps=steps, precision=precision)
+        for name, setting in settings().items()
     }
     times = in_turns(calls, repeats=repeats, seconds=seconds)
     return [

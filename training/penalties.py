@@ -51,6 +51,7 @@ def penalties(
     sensitive: dict[str, Tensor],
     generator: Generator,
     *,
+    adversarial_taps: dict[str, Tensor] | None = None,
     progress: float = math.inf,
     step: int = 0,
 ) -> dict[str, Tensor]:
@@ -58,7 +59,9 @@ def penalties(
 
     Images `x` and `adversarial` (N, C, H, W) in [0, 1], labels `y` (N,), the teacher's `saliency` (N, H, W) of the
     same images (for the selective and the alignment term), and the `sensitive` neurons by layer (for SNS). All terms
-    share one clean forward. NCHW, which double backprop prefers on a CPU.
+    share one clean forward; `adversarial_taps`, which the task's forward gives, spare SNS the other one. Those may be
+    of bf16: what that changes in the gradient is small beside a step's noise (tested). NCHW, which double backprop
+    prefers on a CPU.
     """
     weights = {name: due(getattr(terms, name), progress=progress, step=step) for name in NAMES}
     part = max(2, round(terms.fraction * len(x)))
@@ -81,7 +84,9 @@ def penalties(
         for name, (probe, term) in probes.items()
     }
     if weights["sns"]:
-        losses["sns"] = weights["sns"] * sns_penalty(taps, network.taps(adversarial)[1], sensitive)
+        others = adversarial_taps or network.taps(adversarial)[1]
+        others = {name: other[:part].float() for name, other in others.items()}
+        losses["sns"] = weights["sns"] * sns_penalty(taps, others, sensitive)
     return losses
 
 

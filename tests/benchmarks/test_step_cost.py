@@ -8,8 +8,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import benchmarks.step_cost
 from benchmarks.cost import Times
-from benchmarks.step_cost import EVERY, Steps, both, main, ratios, settings
+from benchmarks.step_cost import EVERY, Setting, Steps, both, main, ratios, settings
 from training.models import ModelSpec, build_model
 from training.terms import Terms
 
@@ -24,7 +25,7 @@ def test_ratios_are_by_round() -> None:
 
 
 def test_settings_compare_both_forms_with_the_plain_step() -> None:
-    found = settings()
+    found = {name: setting.terms for name, setting in settings().items()}
     assert not found["AT"].active
     others = [terms for name, terms in found.items() if name != "AT"]
     assert {terms.jacobian.method for terms in others if terms.jacobian} == {"double_backprop", "finite_difference"}
@@ -36,13 +37,15 @@ def test_settings_compare_both_forms_with_the_plain_step() -> None:
 def test_a_call_trains_the_network(terms: Terms) -> None:
     network = build_model(ModelSpec(width=4, stem_stride=2), classes=43, mean=[0.4] * 3, std=[0.25] * 3, side=32)
     before = network.stem[0].weight.detach().clone()
-    steps = Steps(network, terms, batch=8, steps=1, precision="fp32")
+    steps = Steps(network, Setting(terms), batch=8, steps=1, precision="fp32")
     steps()
     assert steps.done == EVERY
     assert not torch.equal(network.stem[0].weight, before)
 
 
-def test_it_writes_a_record(tmp_path: Path) -> None:
+def test_it_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {"AT": Setting(Terms()), "SNS": Setting(Terms.model_validate({"sns": {"weight": 1}}))}
+    monkeypatch.setattr(benchmarks.step_cost, "settings", lambda: some)
     app = typer.Typer()
     app.command()(main)
     path = tmp_path / "cost.json"
@@ -51,6 +54,6 @@ def test_it_writes_a_record(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text("utf-8"))
     assert report["threads"] == 1
-    assert [row["setting"] for row in report["settings"]] == list(settings())
+    assert [row["setting"] for row in report["settings"]] == list(some)
     assert report["settings"][0]["ratio"] == 1.0
     assert all(row["rounds"] >= 5 and row["step_ms"] > 0 for row in report["settings"])
