@@ -133,6 +133,16 @@ def test_either_method_may_be_chosen_by_term(method: str) -> None:
         torch.testing.assert_close(value, of(ALL)[name].detach())
 
 
+def test_a_term_sets_the_length_of_its_finite_difference() -> None:
+    network, slopes = random_network(0), []
+    for h in (0.05, 0.05, 1.0):
+        terms = Terms.model_validate({"jacobian": {"weight": 1, "h": h}, "fraction": 1.0})
+        penalty = penalties(terms, network, X, Y, OTHER, None, {}, seeded(2))["jacobian"]
+        slopes.append(torch.autograd.grad(penalty, network.head.weight)[0])
+    assert torch.equal(slopes[0], slopes[1])
+    assert not torch.allclose(slopes[0], slopes[2], rtol=0.01)
+
+
 def test_maps_of_two_grids_are_refused() -> None:
     with pytest.raises(ValidationError, match="grid"):
         Terms.model_validate({"selective": {"weight": 1, "grid": 4}, "align": {"weight": 1, "grid": 6}})
