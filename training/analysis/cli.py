@@ -3,47 +3,261 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from rich.table import Table
 
 from gateway.bundle import load_bundle
-from training.analysis.sensitivity import sensitivity_report
-from training.build import load_data, recipe_of
+from training.analysis.contrast import Triples
+from training.analysis.detector import detector_report
+from training.analysis.explain import explanation_report
+from training.analysis.layers import layer_report, vulnerable_layers
+from training.analysis.monitored import monitored_layers
+from training.analysis.report import layer_page
+from training.analysis.sensitivity import sensitivity_study
+from training.analysis.subjects import load_subject, sample
+from training.analysis.tables import detector_table, explanation_table, layer_table, monitored_table
+from training.build import load_data, recipe_of, same_data
+from training.errors import TrainingError
 from training.networks import load_defence
-from training.pixels import to_tensor
-from training.terminal import BundlePath, command, console
+from training.terminal import Bars, BundlePath, Threads, command, console, progress_bars, use_threads
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
+PROBE_IMAGES = 2000
+
+Subject = Annotated[Path, typer.Argument(help="Folder of a bundle or of a training run.")]
+Eps = Annotated[float, typer.Option(min=0, max=255, help="Linf radius of the attack, of 255.")]
+Part = Annotated[
+    Literal["select", "test"], typer.Option("--split", help="test: for reports; select: for choosing layers.")
+]
+
+
+@app.command()
+@command
+def layers(
+    subject: Subject = Path("models/gtsrb"),
+    out: Annotated[Path, typer.Option(help="Folder for layers.json and layers.html.")] = Path("build/layers"),
+    images: Annotated[int, typer.Option(min=8, help="Images to attack.")] = 300,
+    split: Part = "test",
+    eps: Eps = 8.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    score: Annotated[
+        Literal["logit", "probability"],
+        typer.Option(help="What heat maps are of; NoiseCAM was published with probability."),
+    ] = "logit",
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """How every convolution answers clean, attacked and noised images: a table, JSON, and a page of heat maps."""
+    use_threads(threads)
+    chosen = load_subject(subject)
+    data = chosen.data
+    x, y, group = sample(getattr(data, split), images, seed=seed)
+    fit = sample(data.train, PROBE_IMAGES, seed=seed)[:2]
+    analysed: dict[str, tuple[dict[str, Any], Triples, torch.nn.Module]] = {}
+    with progress_bars() as bars:
+        for name, network in chosen.networks.items():
+            report, found = layer_report(
+                network, x, y, group, fit=fit, classes=len(data.classes), eps=eps / 255, steps=steps, seed=seed,
+                score=score, progress=partial(_step, bars, name),
+            )  # fmt: skip
+            report["vulnerable"] = vulnerable_layers(report)
+            analysed[name] = report, found, network
+    out.mkdir(parents=True, exist_ok=True)
+    date = _today()
+    facts = f"{chosen.name}, {len(x)} images of the {split} split, PGD-{steps} at {eps:g}/255, seed {seed}, {date}"
+    write_json(
+        out / "layers.json",
+        {
+            "subject": chosen.name,
+            "date": date,
+            "split": split,
+            "networks": {name: r for name, (r, _, _) in analysed.items()},
+        },
+    )
+    page = layer_page(f"Layer responses of {chosen.name}", analysed, classes=data.classes, facts=facts)
+    (out / "layers.html").write_text(page, "utf-8")
+    for name, (report, _, _) in analysed.items():
+        console.print(layer_table(name, report))
+    console.print(f"{facts}; {out / 'layers.html'}")
+
+
+@app.command()
+@command
+def monitored(
+    subject: Subject = Path("models/gtsrb"),
+    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/monitored.json"),
+    images: Annotated[int, typer.Option(min=8, help="Images of the select split to attack.")] = 300,
+    count: Annotated[int, typer.Option(min=1, help="Layers to choose.")] = 2,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """Which layers should the detector watch? The most vulnerable ones against all, the last, and random ones."""
+    use_threads(threads)
+    chosen = load_subject(subject)
+    reports: dict[str, Any] = {}
+    with progress_bars() as bars:
+        for name, network in chosen.networks.items():
+            reports[name] = monitored_layers(
+                network, chosen.data, images=images, count=count, seed=seed, progress=partial(_step, bars, name)
+            )
+    write_json(out, {"subject": chosen.name, "date": _today(), "split": "select", "networks": reports})
+    for name, report in reports.items():
+        console.print(monitored_table(name, report))
+    console.print(f"AUROC, detection at 5 % false positives; {images} select images attacked, seed {seed}; {out}")
+
+
+@app.command()
+@command
+def explanations(
+    bundle: BundlePath = Path("models/gtsrb"),
+    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/explanations.json"),
+    images: Annotated[int, typer.Option(min=8, help="Test images to explain.")] = 300,
+    patched: Annotated[int, typer.Option(min=1, help="How many of them to attack by patches, too.")] = 200,
+    references: Annotated[bool, typer.Option(help="Compare with captum's integrated gradients and Grad-CAM.")] = True,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """Are a bundle's explanations faithful? Deletion, insertion, pointing, noise, randomised weights, beside others."""
+    use_threads(threads)
+    loaded = load_bundle(bundle)
+    data = load_data(recipe_of(loaded)[0])
+    same_data(loaded, data)
+    x, y, group = sample(data.test, images, seed=seed)
+    with progress_bars() as bars:
+        report = explanation_report(
+            load_defence(loaded), x, y, group, patched=patched, seed=seed, references=references, progress=bars.step
+        )
+    write_json(out, {"subject": f"{loaded.name} {loaded.version}", "date": _today(), "split": "test", **report})
+    console.print(explanation_table(report))
+    console.print(f"n = {report['n']} test images, {report['patch']['fooled']} fooled by a patch, seed {seed}; {out}")
+
+
+@app.command()
+@command
+def detector(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs on the same data, for example two.")],
+    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/detector.json"),
+    images: Annotated[int, typer.Option(min=8, help="Test images to attack.")] = 300,
+    benign: Annotated[int, typer.Option(min=20, help="Other test images that attacks are told from.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """The detector on networks that were trained differently, by score and layer: has a penalty removed its signal?"""
+    use_threads(threads)
+    subjects = [load_subject(run) for run in runs]
+    for subject in subjects[1:]:
+        if subject.data.describe() != subjects[0].data.describe():
+            raise TrainingError(f"{subject.name} and {subjects[0].name} are of different data or splits")
+    reports: dict[str, Any] = {}
+    with progress_bars() as bars:
+        for subject in subjects:
+            for name, network in subject.networks.items():
+                label = name if name == subject.name else f"{subject.name}, {name}"
+                reports[label] = detector_report(
+                    network, subject.data, images=images, benign=benign, steps=steps, seed=seed,
+                    progress=partial(_step, bars, label),
+                )  # fmt: skip
+    write_json(out, {"date": _today(), "split": "test", "networks": reports})
+    for attack in next(iter(reports.values()))["attacks"]:
+        console.print(detector_table(attack, reports))
+    console.print(
+        f"AUROC [95 % interval] and detection at 5 % false positives; {benign} benign test images, seed {seed}; {out}"
+    )
+
+
+def _step(bars: Bars, name: str, step: str, done: int, total: int) -> None:
+    bars.step(f"{name}: {step}", done, total)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """`content` as JSON, figures rounded to six digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(content), indent=1) + "\n", "utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @app.command()
 @command
 def sensitivity(
-    bundle: BundlePath = Path("models/gtsrb"),
-    images: Annotated[int, typer.Option(min=8, help="Select images to attack.")] = 256,
-    eps: Annotated[float, typer.Option(min=0, max=255, help="Linf radius, of 255.")] = 8.0,
+    subject: Subject = Path("models/gtsrb"),
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything there, as JSON.")] = None,
+    images: Annotated[int, typer.Option(min=8, help="Images to attack.")] = 300,
+    split: Part = "test",
+    eps: Eps = 8.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    layers: Annotated[Literal["taps", "all"], typer.Option(help="Tapped layers, or every convolution.")] = "taps",
+    top: Annotated[int, typer.Option(min=1, help="Most sensitive neurons listed of each layer (JSON).")] = 10,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of a tapped layer's neurons, to be masked.")] = 0.1,
+    draws: Annotated[int, typer.Option(min=1, help="Random sets of neurons to mask beside.")] = 10,
     seed: int = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the rows as JSON, too.")] = None,
+    threads: Threads = None,
 ) -> None:
-    """Neuron sensitivity by layer of a bundle's networks, under PGD and under Gaussian noise of equal norm."""
-    loaded = load_bundle(bundle)
-    recipe, _ = recipe_of(loaded)
-    data = load_data(recipe)
-    x, y = to_tensor(data.select.x[:images]), torch.from_numpy(data.select.y[:images])
-    defence, report = load_defence(loaded), {}
-    table = Table("network", "layer", "neurons", "absolute", "relative", "relative, Gaussian", "ratio")
-    for role, network in (("answering", defence.network), ("companion", defence.companion)):
-        report[role] = sensitivity_report(network, x, y, eps=eps / 255, seed=seed)
-        for row in report[role]:
-            table.add_row(
-                role, row["layer"], str(row["neurons"]), f"{row['absolute']:.4f}", f"{row['relative']:.3f}",
-                f"{row['relative_gaussian']:.3f}", f"{row['relative_ratio']:.2f}",
+    """Neuron sensitivity by layer under PGD and under Gaussian noise of equal norm, and what masking neurons does.
+
+    The neurons to mask are ranked on images of the select split.
+    """
+    use_threads(threads)
+    chosen = load_subject(subject)
+    x, y, group = sample(getattr(chosen.data, split), images, seed=seed)
+    ranked_on = sample(chosen.data.select, images, seed=seed + 1)[:2]
+    found: dict[str, dict[str, Any]] = {}
+    with progress_bars() as bars:
+        for count, (name, network) in enumerate(chosen.networks.items()):
+            bars.step("neuron sensitivity", count, len(chosen.networks))
+            found[name] = sensitivity_study(
+                network, x, y, ranked_on, group=group, eps=eps / 255, steps=steps, layers=layers, top=top, share=share,
+                draws=draws, seed=seed,
             )  # fmt: skip
-    console.print(table)
-    console.print(f"n = {len(x)} images of the select split, PGD-20 at {eps:g}/255, seed {seed}")
-    if out:
-        out.write_text(json.dumps({"n": len(x), "eps": eps, "seed": seed, **report}, indent=1) + "\n", "utf-8")
+    facts = {
+        "subject": chosen.name, "date": datetime.now(UTC).date().isoformat(), "split": split, "n": len(x),
+        "groups": len(np.unique(group)), "attack": f"PGD-{steps}", "eps": eps, "seed": seed,
+    }  # fmt: skip
+    for name, study in found.items():
+        console.print(_sensitivity_table(name, study["layers"]))
+        console.print(_masking_table(name, study["masking"]))
+    console.print(f"{chosen.name}, {len(x)} images of the {split} split, PGD-{steps} at {eps:g}/255, seed {seed}")
+    if json_path:
+        write_json(json_path, facts | {"networks": found})
+
+
+def _sensitivity_table(name: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table("layer", "neurons", "absolute", "noise", "ratio", "relative", "noise", "ratio", title=name)
+    for row in rows:
+        cells = [
+            f"{row[key]:.4g} [{row[f'{key}_interval'][0]:.4g}, {row[f'{key}_interval'][1]:.4g}]"
+            for kind in ("absolute", "relative")
+            for key in (kind, f"{kind}_gaussian", f"{kind}_ratio")
+        ]
+        table.add_row(row["layer"], str(row["neurons"]), *cells)
+    return table
+
+
+def _masking_table(name: str, study: dict[str, Any]) -> Table:
+    table = Table("masked in", "neurons", "clean", "random", "attacked", "random", title=f"{name}: accuracy")
+    table.add_row("none", "", f"{study['clean']:.3f}", "", f"{study['attacked']:.3f}", "")
+    for row in study["layers"]:
+        cells = []
+        for kind in ("clean", "attacked"):
+            low, high = row[kind]["random_range"]
+            cells += [f"{row[kind]['sensitive']:.3f}", f"{row[kind]['random']:.3f} ({low:.3f} to {high:.3f})"]
+        table.add_row(row["layer"], f"{row['masked']}/{row['neurons']}", *cells)
+    return table

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.attacks.pgd import pgd
+from training.attacks.pgd import Norm, Predict, pgd
 from training.errors import TrainingError
 from training.modes import frozen, seeded
 
 BATCH = 50
+ATTACKS: dict[str, tuple[Norm, float]] = {
+    "PGD 4/255": ("linf", 4 / 255),
+    "PGD 8/255": ("linf", 8 / 255),
+    "L2 1.0": ("l2", 1.0),
+}
 KINDS = ("clean", "adversarial", "gaussian")
 Progress = Callable[[str, int, int], None]
 
@@ -54,12 +61,12 @@ def triples(
     """
     generator = seeded(seed, 5)
     kept: list[tuple[Tensor, ...]] = []
-    right = torch.cat([predictions(network, part) for part in x.split(BATCH)]) == y
+    right = predictions(network, x) == y
     index = torch.arange(len(x)).to(right.device)[right]
-    with frozen(network):
+    with searched(network) as predict:
         for part in index.split(BATCH):
             progress("attacking", len(kept) * BATCH, len(index))
-            adversarial = pgd(network, x[part], y[part], eps=eps, steps=steps, generator=generator)
+            adversarial = pgd(predict, x[part], y[part], eps=eps, steps=steps, generator=generator)
             noisy = matched_noise(x[part], adversarial, generator)
             label = predictions(network, adversarial)
             fooled = label != y[part]
@@ -79,7 +86,32 @@ def triples(
 def predictions(network: nn.Module, x: Tensor) -> Tensor:
     """Labels (N,) that the network gives, in evaluation mode."""
     with frozen(network):
-        return network(x).argmax(1)
+        return torch.cat([network(part).argmax(1) for part in x.split(4 * BATCH)])
+
+
+@contextmanager
+def searched(network: nn.Module) -> Iterator[Predict]:
+    """Logits in bfloat16 from a copy, for an attack's search; what it finds is judged by the network itself."""
+    copied = copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+    def predict(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return copied(x.contiguous(memory_format=torch.channels_last)).float()
+
+    with frozen(copied):
+        yield predict
+
+
+def white_box(network: nn.Module, x: Tensor, y: Tensor, attack: str, *, steps: int, seed: int) -> Tensor:
+    """Images x (N, C, H, W) with labels y (N,) after one of `ATTACKS`, PGD with `steps` steps, on the network alone."""
+    norm, eps = ATTACKS[attack]
+    generator = seeded(seed, 6, list(ATTACKS).index(attack))
+    with searched(network) as predict:
+        parts = [
+            pgd(predict, *some, eps=eps, steps=steps, norm=norm, generator=generator)
+            for some in zip(x.split(BATCH), y.split(BATCH), strict=True)
+        ]
+    return torch.cat(parts)
 
 
 def matched_noise(x: Tensor, other: Tensor, generator: torch.Generator, *, rounds: int = 20) -> Tensor:

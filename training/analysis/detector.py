@@ -6,33 +6,23 @@ disjoint. Nothing is fitted on either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gateway.verdict import Fusion
+from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, white_box
 from training.analysis.subjects import sample
-from training.attacks.pgd import pgd
 from training.data import Dataset
 from training.defence.constants import fit_constants
 from training.defence.graph import ALONE_SCORES, DefenceGraph
 from training.evaluate.statistics import interval, threshold_at
 from training.models.network import Network
-from training.modes import frozen, seeded
 from training.pixels import to_tensor
 
-Norm = Literal["linf", "l2"]
-ATTACKS: dict[str, tuple[Norm, float]] = {
-    "PGD 4/255": ("linf", 4 / 255),
-    "PGD 8/255": ("linf", 8 / 255),
-    "L2 1.0": ("l2", 1.0),
-}
-BATCH = 64
 RATES = (0.01, 0.05)
-Progress = Callable[[str, int, int], None]
 
 
 def detector_report(
@@ -59,22 +49,17 @@ def detector_report(
     x, y, group = sample(data.test.take(np.sort(index[benign:])), images, seed=seed)
     fusion = Fusion.fit(_scores(defence, to_tensor(data.select.x))[:, : len(ALONE_SCORES)], ALONE_SCORES, ALONE_SCORES)
     reference = _columns(_scores(defence, to_tensor(clean.x)), fusion, defence)
-    right = _right(network, x, y)
+    right = predictions(network, x) == y
     out: dict[str, Any] = {
-        "clean_accuracy": float(_right(network, to_tensor(clean.x), torch.from_numpy(clean.y)).float().mean()),
+        "clean_accuracy": float((predictions(network, to_tensor(clean.x)).cpu().numpy() == clean.y).mean()),
         "benign": len(clean), "attacked": int(right.sum()), "steps": steps, "seed": seed, "attacks": {},
     }  # fmt: skip
-    for number, (name, (norm, eps)) in enumerate(ATTACKS.items()):
+    for number, name in enumerate(ATTACKS):
         progress(name, number, len(ATTACKS))
-        with frozen(network):
-            parts = [
-                pgd(network, *some, eps=eps, steps=steps, norm=norm, generator=seeded(seed, 6, number, part))
-                for part, some in enumerate(zip(x[right].split(BATCH), y[right].split(BATCH), strict=True))
-            ]
-        adversarial = torch.cat(parts)
-        fooled = ~_right(network, adversarial, y[right])
+        adversarial = white_box(network, x[right], y[right], name, steps=steps, seed=seed)
+        fooled = predictions(network, adversarial) != y[right]
         found = _columns(_scores(defence, adversarial[fooled]), fusion, defence)
-        groups = group[right.numpy()][fooled.numpy()]
+        groups = group[right.cpu().numpy()][fooled.cpu().numpy()]
         row = {score: _told(reference[score], values, groups) for score, values in found.items()}
         out["attacks"][name] = {"fooled": int(fooled.sum()), "scores": row}
     return out
@@ -107,9 +92,3 @@ def _scores(defence: DefenceGraph, x: Tensor) -> np.ndarray:
     if not rows:
         return np.empty((0, len(ALONE_SCORES) + len(defence.layers)))
     return torch.cat(rows).cpu().numpy().astype(np.float64)
-
-
-@torch.no_grad()
-def _right(network: Network, x: Tensor, y: Tensor) -> Tensor:
-    with frozen(network):
-        return torch.cat([network(a).argmax(1) == b for a, b in zip(x.split(256), y.split(256), strict=True)])

@@ -82,7 +82,7 @@ def layer_report(
         row |= _told(table, column)
         row["turns_here"] = {kind: float((turning[kind] == column).mean()) for kind in KINDS}
         rows.append(row)
-    gaussian = torch.cat([predictions(network, part) for part in found.images["gaussian"].split(BATCH)])
+    gaussian = predictions(network, found.images["gaussian"])
     return {
         "images": found.attacked,
         "correct": found.correct,
