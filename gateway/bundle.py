@@ -132,6 +132,8 @@ class Calibration(_Strict):
     n_select: int = Field(ge=20)
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
+    roa_served: float | None = None
+    """Concentration from which a gated image's neutralised answer is served though it stays unusual; None: never."""
     date: date
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""

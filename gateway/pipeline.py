@@ -281,6 +281,11 @@ class Pipeline:
                 return None, region
         return (mask if mask.any() else None), region
 
+    def _concentrated(self, raw: Pass) -> bool:
+        """Whether a gated image's window stands out as no window of gated benign images does: what it hid is gone."""
+        served_from = self.judge.calibration.roa_served
+        return raw.verdict.gated and served_from is not None and float(raw.outputs.need("roa_score")) >= served_from
+
     def _decision(
         self,
         pixels: np.ndarray,
@@ -290,7 +295,7 @@ class Pipeline:
         stage: Stage = "verdict",
         audited: bool = False,
     ) -> Decision:
-        recovered = neutralized is not None and not neutralized.result.verdict.gated
+        recovered = neutralized is not None and (not neutralized.result.verdict.gated or self._concentrated(raw))
         return Decision(
             model=self.bundle.name,
             version=self.bundle.version,

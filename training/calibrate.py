@@ -27,6 +27,7 @@ CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
+GATED, SERVED_QUANTILE = 0.05, 0.9
 GOES_ON = 0.13
 GUARD = Guard(score="companion_margin", share_below=0.2, share=0.9, knee=0.005)
 
@@ -99,6 +100,8 @@ def calibrate(
             scores=list(screened_by), threshold=threshold, goes_on=float(on.mean()), n_on=int(on.sum()),
             cutoffs=_cutoffs(n, composite),
         )  # fmt: skip
+    concentration = _needed(scores.calibrate, "roa_score")
+    gated = statistic >= np.quantile(statistic, 1 - GATED)
     key = f"{provider}-{precision}"
     made = {f"{key}/{name}": array for name, array in arrays.items()}
     np.savez(out / CALIBRATION, allow_pickle=False, **_other_arrays(out / CALIBRATION, key), **made)
@@ -115,7 +118,8 @@ def calibrate(
             "groups": groups,
             "n_select": len(select),
             "design_effect": effect,
-            "roa_threshold": float(np.quantile(_needed(scores.calibrate, "roa_score"), ROA_QUANTILE)),
+            "roa_threshold": float(np.quantile(concentration, ROA_QUANTILE)),
+            "roa_served": float(np.quantile(concentration[gated], SERVED_QUANTILE)),
             "date": today or datetime.now(UTC).date(),
             "evaluated": evaluated,
         }

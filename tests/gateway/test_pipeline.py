@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_an_image_that_stays_anomalous_is_not_served_neutralised(pipeline: Pipel
     assert decision.neutralized.result.verdict.gated
     assert not decision.serve_neutralized
     assert decision.served.prediction.label == "blue"
+
+    def served_from(concentration: float) -> Decision:
+        judge = copy.copy(pipeline.judge)
+        judge.calibration = judge.calibration.model_copy(update={"roa_served": concentration})
+        changed = Pipeline(pipeline.bundle, Stubborn(pipeline.engine), judge)  # type: ignore[arg-type]
+        return changed.decide(encode(patched_image()))
+
+    conspicuous = float(decision.raw.outputs.need("roa_score"))
+    assert served_from(conspicuous).serve_neutralized  # unless its window is like no benign one
+    assert served_from(conspicuous).flagged
+    assert not served_from(conspicuous + 1e-3).serve_neutralized
 
 
 def test_the_same_bytes_give_the_same_decision(pipeline: Pipeline) -> None:

@@ -111,6 +111,8 @@ def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     for cutoff in made.cutoffs:
         assert cutoff.p_cutoff == p_cutoff(400, 400 / made.design_effect, alpha=cutoff.alpha)
     assert made.roa_threshold == pytest.approx(np.quantile(np.arange(400), 0.999))
+    assert made.roa_served is not None
+    assert 0.0 <= made.roa_served <= 399.0
     with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
         arrays = dict(file)
     assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
