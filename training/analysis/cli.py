@@ -240,14 +240,14 @@ def sensitivity(
 
 
 def _sensitivity_table(name: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table("layer", "neurons", "absolute", "noise", "ratio", "relative", "noise", "ratio", title=name)
+    table = Table("layer", "neurons", "absolute", "noise", "relative", "noise", "ratio", title=name)
     for row in rows:
-        cells = [
-            f"{row[key]:.4g} [{row[f'{key}_interval'][0]:.4g}, {row[f'{key}_interval'][1]:.4g}]"
-            for kind in ("absolute", "relative")
-            for key in (kind, f"{kind}_gaussian", f"{kind}_ratio")
+        plain = [f"{row[key]:.3g}" for key in ("absolute", "absolute_gaussian")]
+        held = [
+            f"{row[key]:.3f} [{row[f'{key}_interval'][0]:.3f}, {row[f'{key}_interval'][1]:.3f}]"
+            for key in ("relative", "relative_gaussian", "relative_ratio")
         ]
-        table.add_row(row["layer"], str(row["neurons"]), *cells)
+        table.add_row(row["layer"], str(row["neurons"]), *plain, *held)
     return table
 
 
