@@ -49,6 +49,20 @@ def test_layers_of_a_run_as_table_json_and_page(run_folder: Path, tmp_path: Path
     assert (tmp_path / "layers.html").read_text().startswith("<!doctype html>")
 
 
+def test_sensitivity_of_a_run_as_tables_and_json(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PALISADE_DATA", str(run_folder.parent))
+    path = tmp_path / "new" / "sensitivity.json"
+    options = ["--images", "16", "--steps", "2", "--draws", "2", "--top", "2", "--json", str(path)]
+    done = CliRunner().invoke(app, ["sensitivity", str(run_folder), *options])
+    assert done.exit_code == 0, done.output
+    assert "16 images of the test split, PGD-2 at 8/255, seed 0" in done.output
+    content = json.loads(path.read_text())
+    assert (content["subject"], content["n"], content["split"], content["seed"]) == ("toy", 16, "test", 0)
+    study = content["networks"]["toy"]
+    assert [row["layer"] for row in study["layers"]] == ["stem", "stage1", "stage2", "stage3"]
+    assert [row["masked"] for row in study["masking"]["layers"]] == [1, 1, 1, 2]
+
+
 def test_what_is_neither_a_bundle_nor_a_run(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["layers", str(tmp_path)])
     assert done.exit_code == 2
