@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.modes import batchnorm_stats_kept
-from training.processes import average_
+from training.shares import average_
 
 
 @contextmanager

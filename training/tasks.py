@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from training.attacks.pgd import Predict, project, training_pgd
-from training.draws import normal
+from training.attacks.pgd import Predict, project, random_start, training_pgd
 from training.recipe import Stage
 
 
@@ -54,19 +53,24 @@ def task_losses(
     return {"ce": F.cross_entropy(predict(x), y, label_smoothing=smoothing)}
 
 
+def adversarial_rows(stage: Stage, n: int) -> slice:
+    """Where the adversarial images are in what `task_losses` passes to the network, of a batch of `n`."""
+    return slice(n, None) if stage.trades else slice(n)
+
+
 def kl(clean: Tensor, other: Tensor) -> Tensor:
     """KL(softmax(clean) || softmax(other)) of each row of logits (N, K), (N,)."""
     return F.kl_div(F.log_softmax(other, 1), F.log_softmax(clean, 1), reduction="none", log_target=True).sum(1)
 
 
 def kl_pgd(predict: Predict, x: Tensor, *, eps: float, steps: int, generator: Generator) -> Tensor:
-    """The inner maximisation of TRADES: Linf PGD on the KL term from x + 0.001 N(0, I), the last iterate.
+    """The inner maximisation of TRADES: Linf PGD on the KL term, the last iterate; start and step as `training_pgd`.
 
-    At `x` itself the gradient is zero, hence the noise. Budget in pixels of [0, 1]; step size as `training_pgd`.
+    The paper starts at x + 0.001 N(0, I), where the gradient is so small that rounding decides its signs.
     """
     with torch.no_grad():
         clean = predict(x).float()
-    adv = project(x + 0.001 * normal(x.shape, generator, dtype=x.dtype).to(x.device), x, eps, "linf")
+    adv = project(x + random_start(x, eps, "linf", generator), x, eps, "linf")
     for _ in range(steps):
         adv.requires_grad_(True)
         (gradient,) = torch.autograd.grad(kl(clean, predict(adv).float()).sum(), adv)

@@ -33,11 +33,12 @@ from training.models.network import Network
 from training.modes import freeze_batchnorm, frozen, seeded
 from training.penalties import penalties, rank_neurons, teacher_maps
 from training.pixels import to_tensor
-from training.processes import average_, open_fabric, share_batchnorm
+from training.processes import open_fabric
 from training.recipe import Recipe, Stage
 from training.runs import WEIGHTS, claim_folder, note_outcome, note_start
+from training.shares import average_, share_batchnorm
 from training.stopping import best_epoch, exhausted
-from training.tasks import attacked, task_losses
+from training.tasks import adversarial_rows, attacked, task_losses
 
 Report = Callable[[dict[str, Any]], None]
 CLIP = 5.0  # norm of the gradient
@@ -238,14 +239,18 @@ class Trainer:
         with frozen(self.model) if stage.radius else nullcontext():
             adversarial = attacked(stage, self._predict, x, y, generator)
 
+        taps: dict[str, Tensor] = {}
+
         def task() -> dict[str, Tensor]:
             return task_losses(
-                stage, self._predict, x, adversarial, y, smoothing=self.recipe.label_smoothing
+                stage, self._tapped(taps) if stage.terms.sns else self._predict, x, adversarial, y,
+                smoothing=self.recipe.label_smoothing,
             )  # fmt: skip
 
         with self._perturbation(stage, task, progress):
             losses = task() | penalties(
                 stage.terms, self.model, nchw, y, adversarial, maps, self.sensitive, generator,
+                adversarial_taps={name: tap[adversarial_rows(stage, len(x))] for name, tap in taps.items()},
                 progress=progress, step=step,
             )  # fmt: skip
             loss = torch.stack(list(losses.values())).sum()
@@ -280,6 +285,17 @@ class Trainer:
     def _predict(self, x: Tensor) -> Tensor:
         with self.fabric.autocast():
             return self.model(x).float()
+
+    def _tapped(self, taps: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """`_predict` that leaves the activations of its last call in `taps`."""
+
+        def predict(x: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                logits, found = self.model.taps(x)
+            taps.update(found)
+            return logits.float()
+
+        return predict
 
     def _perturbation(
         self, stage: Stage, task: Callable[[], dict[str, Tensor]], progress: float

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.shares import batch_mean
+
 Taps = dict[str, Tensor]
 
 
@@ -50,6 +52,6 @@ def sns_penalty(clean: Taps, adversarial: Taps, sensitive: dict[str, Tensor], *,
     terms = []
     for name, index in sensitive.items():
         a, b = clean[name][:, index], adversarial[name][:, index]
-        change = (a - b).abs().mean()
-        terms.append(change / a.abs().mean().clamp_min(1e-8) if relative else change)
+        change = batch_mean((a - b).abs().mean())
+        terms.append(change / batch_mean(a.abs().mean()).clamp_min(1e-8) if relative else change)
     return torch.stack(terms).mean()
