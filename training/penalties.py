@@ -23,7 +23,7 @@ from training.losses.perturbation_saliency import important_mask, perturbation_s
 from training.losses.selective import selective_probe
 from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
 from training.models.network import Network
-from training.modes import frozen, seeded
+from training.modes import affine_batchnorm, frozen, seeded
 from training.pixels import to_tensor
 from training.terms import GradientTerm, Sns, Term, Terms
 
@@ -68,25 +68,26 @@ def penalties(
     x, y, adversarial = x[:part].detach().contiguous().requires_grad_(True), y[:part], adversarial[:part].contiguous()
     if not any(weights.values()):
         return {}
-    logits, taps = network.taps(x)
-    probes: dict[str, tuple[Probe, GradientTerm]] = {}
-    if terms.jacobian and weights["jacobian"]:
-        probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian
-    if terms.selective and weights["selective"]:
-        assert saliency is not None
-        important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=terms.selective.mass)
-        probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective
-    if terms.align and weights["align"]:
-        assert saliency is not None
-        probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align
-    losses = {
-        name: weights[name] * penalise(probe, network, x, logits, method=term.method, h=term.h)
-        for name, (probe, term) in probes.items()
-    }
-    if weights["sns"]:
-        others = adversarial_taps or network.taps(adversarial)[1]
-        others = {name: other[:part].float() for name, other in others.items()}
-        losses["sns"] = weights["sns"] * sns_penalty(taps, others, sensitive)
+    with affine_batchnorm(network):
+        logits, taps = network.taps(x)
+        probes: dict[str, tuple[Probe, GradientTerm]] = {}
+        if terms.jacobian and weights["jacobian"]:
+            probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian
+        if terms.selective and weights["selective"]:
+            assert saliency is not None
+            important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=terms.selective.mass)
+            probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective
+        if terms.align and weights["align"]:
+            assert saliency is not None
+            probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align
+        losses = {
+            name: weights[name] * penalise(probe, network, x, logits, method=term.method, h=term.h)
+            for name, (probe, term) in probes.items()
+        }
+        if weights["sns"]:
+            others = adversarial_taps or network.taps(adversarial)[1]
+            others = {name: other[:part].float() for name, other in others.items()}
+            losses["sns"] = weights["sns"] * sns_penalty(taps, others, sensitive)
     return losses
 
 

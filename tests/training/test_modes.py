@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import training.trainer
 from tests.training.toy import random_network
 from training.data import Dataset
 from training.errors import RecipeError
+from training.models.network import Network
 from training.models.resnet import SmallResNet
-from training.modes import batchnorm_stats_kept, freeze_batchnorm, frozen, seeded
+from training.modes import affine_batchnorm, batchnorm_stats_kept, freeze_batchnorm, frozen, seeded
+from training.penalties import penalties
 from training.pixels import to_tensor
 from training.recipe import Recipe, Stage, Terms, validate
 from training.trainer import Trainer, accuracy
@@ -90,17 +94,12 @@ STAGE = Stage.model_validate(
 )
 
 
-class Trapped(Trainer):
+def trapped(terms: Terms, network: Network, *arguments: Any, **more: Any) -> dict[str, Tensor]:
     """What the recipe refuses: the task with batch statistics, penalties in evaluation mode."""
-
-    def _penalties(self, *arguments):
-        self.model.eval()
-        return super()._penalties(*arguments)
+    return penalties(terms, network.eval(), *arguments, **more)
 
 
-def fine_tune(
-    toy: Dataset, trained: SmallResNet, out: Path, stage: Stage, trainer: type[Trainer] = Trainer
-) -> tuple[float, float]:
+def fine_tune(toy: Dataset, trained: SmallResNet, out: Path, stage: Stage) -> tuple[float, float]:
     """Accuracy on test images in evaluation mode (as deployed) and with batch statistics (as trained)."""
     recipe = Recipe.model_validate(
         {
@@ -113,7 +112,7 @@ def fine_tune(
             "stages": [{"name": "x", "epochs": 1, "lr": 0.01}],
         }
     ).model_copy(update={"stages": [stage]})
-    network = trainer(recipe, toy, out, teacher=trained, init=trained).run()
+    network = Trainer(recipe, toy, out, teacher=trained, init=trained).run()
     deployed = accuracy(network, toy.test)
     with torch.no_grad(), batchnorm_stats_kept(network.train()):
         batch = (network(to_tensor(toy.test.x)).argmax(1) == torch.from_numpy(toy.test.y)).float().mean()
@@ -129,7 +128,7 @@ def test_penalties_with_frozen_batchnorm_leave_the_deployed_network_as_good_as_t
     assert deployed > batch - 0.05
 
 
-def test_the_trap_is_real(toy: Dataset, trained: SmallResNet, tmp_path: Path) -> None:
+def test_the_trap_is_real(toy: Dataset, trained: SmallResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: with BatchNorm training, penalties wreck the deployed network alone.
 
     They are ten times as strong as above, so that the outcome hangs on no rounding: what training sees stays perfect.
@@ -138,7 +137,8 @@ def test_the_trap_is_real(toy: Dataset, trained: SmallResNet, tmp_path: Path) ->
         {"jacobian": {"weight": 0.02}, "selective": {"weight": 0.2, "grid": 4}, "fraction": 1.0}
     )
     stage = STAGE.model_copy(update={"batchnorm": "train", "terms": terms})
-    deployed, batch = fine_tune(toy, trained, tmp_path, stage, Trapped)
+    monkeypatch.setattr(training.trainer, "penalties", trapped)
+    deployed, batch = fine_tune(toy, trained, tmp_path, stage)
     assert batch > 0.9
     assert deployed < batch - 0.4
 
@@ -151,3 +151,41 @@ def test_recipe_refuses_terms_that_train_batchnorm() -> None:
     with pytest.raises(RecipeError, match="batchnorm: frozen"):
         validate(Stage, content, Path("r.yaml"))
     validate(Stage, content | {"batchnorm": "frozen"}, Path("r.yaml"))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batchnorm_as_an_affine_map_is_the_same_to_the_second_derivative(affine: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=affine), nn.Softplus(), nn.Flatten(), nn.BatchNorm1d(12),
+        nn.Linear(12, 2),
+    ).double()  # fmt: skip
+    x = torch.rand(5, 2, 4, 4, dtype=torch.float64)
+    for _ in range(3):
+        network(x)
+    network.eval()
+
+    def curved() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        out = network(leaf)
+        (slope,) = torch.autograd.grad(out.pow(2).sum(), leaf, create_graph=True)
+        return [
+            out,
+            slope,
+            *torch.autograd.grad(slope.pow(2).sum(), list(network.parameters()), materialize_grads=True),
+        ]
+
+    expected = curved()
+    with affine_batchnorm(network):
+        found = curved()
+        assert "forward" in vars(network[1])
+    assert "forward" not in vars(network[1])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_batchnorm_in_training_mode_stays_what_it_is() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    x = torch.rand(4, 3, 2, 2) + 5
+    with affine_batchnorm(network.train()):
+        assert network(x).mean().abs() < 1e-5
