@@ -21,8 +21,11 @@ from gateway.terminal import fail, plain, reported
 
 TRAINING_COMMANDS = {
     "train": "Train a network by a recipe.",
-    "analyse": "Measure how sensitive layers and neurons are.",
+    "analyse": "Look into networks under attack: layers, neurons, explanations, detectors.",
     "build": "From data to a bundle, in one command.",
+    "wrap": "Defend a trained network as it is: calibrate and export.",
+    "harden": "Train a network and a companion on an image folder.",
+    "data": "Convert data sets.",
     "calibrate": "Calibrate a bundle on the machine that will serve it.",
     "evaluate": "Attack the system as served and write its card.",
     "verify": "Compute the headline figures again, against their bounds.",

@@ -8,74 +8,39 @@ not there.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
+from lightning_fabric import Fabric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.bundle import (
-    MANIFEST,
-    Bundle,
-    GraphSpec,
-    Guard,
-    InputSpec,
-    Manifest,
-    MonitoredLayer,
-    Name,
-    Part,
-    Policy,
-    Resize,
-    Version,
-    graphs_sha256,
-    hash_files,
-    load_bundle,
-    read_manifest,
-    write_manifest,
-)
-from gateway.engine import Engine
-from training.attacks.pgd import pgd
-from training.calibrate import ALPHAS, GUARD, benign_scores, calibrate
+from gateway.bundle import MANIFEST, Bundle, Guard, Name, Policy, Version, load_bundle, read_manifest, write_manifest
+from training.assemble import Plan, Report, Silent, assemble, input_spec
+from training.calibrate import ALPHAS, GUARD
 from training.data import Dataset, load_dataset
-from training.defence.constants import fit_constants, sensitive_neurons
-from training.defence.graph import SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import SCORES, SCREEN_SCORES
 from training.drafts import draft_of
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
-from training.evaluate.samples import write_samples
-from training.export.blocked import keep_blocked
-from training.export.onnx_file import EXAMPLE_BATCH, export_module
-from training.export.parts import graph_specs, split_parts, write_parts
+from training.folders import Progress
+from training.models import ModelSpec
 from training.models.network import Network
-from training.modes import frozen, seeded
-from training.networks import NETWORKS, ROLES, defence_graph, load_networks, save_networks
-from training.pixels import to_tensor
-from training.recipe import Recipe, load_recipe, read_yaml, validate
+from training.networks import ROLES, load_networks
+from training.recipe import DataSpec, Recipe, load_recipe, read_yaml, validate
 from training.runs import load_run
 from training.trainer import Trainer
 
 
-class Report(Protocol):
-    """Progress: of training (a dict for each batch and epoch) and of everything else (name, done, total)."""
+class Wrapped(BaseModel):
+    """What a manifest tells of a network that was not trained here: its architecture, weights and data."""
 
-    def training(self, run: str, event: dict[str, Any]) -> None: ...
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def step(self, name: str, done: int, total: int) -> None: ...
-
-
-class Silent:
-    """A report for library use."""
-
-    def training(self, run: str, event: dict[str, Any]) -> None: ...
-
-    def step(self, name: str, done: int, total: int) -> None: ...
+    name: str
+    wrapped: str = Field(description="SHA-256 of the weights as they came")
+    data: DataSpec
+    model: ModelSpec
 
 
 class BundleRecipe(BaseModel):
@@ -130,33 +95,48 @@ def build(
     """
     report = report or Silent()
     recipe = load_bundle_recipe(config)
-    if out.exists() and not force:
-        raise TrainingError(f"{out} exists; choose another --out or pass --force")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise TrainingError(f"{out} is not a bundle and would be lost; --force replaces bundles alone")
+    check_free(out, force=force)
     recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ROLES}
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
-    data = load_data(recipes["standard"])
+    data = load_data(recipes["standard"], report.step)
     if networks is not None:
         models = {role: recipes[role].model for role in ROLES}
-        made = load_networks(networks, models, classes=len(data.classes), spec=input_spec(data))
+        spec = input_spec(data, recipes["standard"].data.resize)
+        made = load_networks(networks, models, classes=len(data.classes), spec=spec)
     else:
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
+    plan = Plan(
+        name=recipe.name, version=recipe.version, description=recipe.description, fused=recipe.fused,
+        guard=recipe.guard, screened_by=recipe.screened_by, policy=recipe.policy, samples=recipe.samples,
+        seed=recipe.evaluation.seed, resize=recipes["standard"].data.resize,
+        training={role: recipes[role].model_dump(mode="json") for role in recipes}
+        | {"evaluation": recipe.evaluation.model_dump(mode="json")},
+    )  # fmt: skip
     with draft_of(out) as draft:
-        _assemble(draft, recipe, recipes, made, data, report)
+        assemble(draft, plan, made, data, report)
         if card:
             write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step))
             write_manifest(draft, read_manifest(draft))
     return load_bundle(out)
 
 
-def load_data(recipe: Recipe) -> Dataset:
+def check_free(out: Path, *, force: bool) -> None:
+    """`TrainingError` if a bundle may not be put at `out`."""
+    if out.exists() and not force:
+        raise TrainingError(f"{out} exists; choose another --out or pass --force")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise TrainingError(f"{out} is not a bundle and would be lost; --force replaces bundles alone")
+
+
+def load_data(recipe: Recipe | Wrapped, progress: Progress = lambda _name, _done, _total: None) -> Dataset:
     """The data set that a recipe names, split as it says."""
     spec = recipe.data
     return load_dataset(
-        spec.source, seed=spec.split_seed, fractions=spec.fractions, classes=spec.classes, per_class=spec.per_class
-    )
+        spec.source, seed=spec.split_seed, fractions=spec.fractions, classes=spec.classes, per_class=spec.per_class,
+        size=spec.size, resize=spec.resize, images_per_class=spec.images_per_class, held_out=spec.held_out,
+        progress=progress,
+    )  # fmt: skip
 
 
 def train(
@@ -165,6 +145,8 @@ def train(
     *,
     runs: Path,
     report: Callable[[str, dict[str, Any]], None] = lambda _run, _event: None,
+    fabric: Fabric | None = None,
+    tensorboard: bool = False,
 ) -> Network:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
@@ -180,108 +162,18 @@ def train(
         name = getattr(recipe, role)
         return load_run(runs / name, data)[1] if name else None
 
-    trainer = Trainer(recipe, data, folder, teacher=named("teacher"), init=named("init"))
+    trainer = Trainer(
+        recipe, data, folder, teacher=named("teacher"), init=named("init"), fabric=fabric, tensorboard=tensorboard
+    )
     return trainer.run(lambda event: report(recipe.name, event))
 
 
-def _assemble(
-    folder: Path,
-    recipe: BundleRecipe,
-    recipes: dict[str, Recipe],
-    networks: dict[str, Network],
-    data: Dataset,
-    report: Report,
-) -> None:
-    standard, companion = networks["standard"], networks["companion"]
-    report.step("fitting benign constants", 0, 1)
-    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
-    save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
-    spec = input_spec(data)
-    defence = defence_graph(networks, constants, side=spec.height)
-    report.step("exporting the defence graph", 0, 1)
-    graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
-    engine = Engine(folder, graphs, spec, provider="cpu")
-    scores = benign_scores(
-        engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total)
-    )
-    calibration = calibrate(
-        scores, names=SCORES, fused=recipe.fused, provider="cpu", out=folder,
-        graphs_sha256=graphs_sha256(hash_files(folder)), guard=recipe.guard, screened_by=recipe.screened_by,
-    )  # fmt: skip
-    sensitive = _sensitive(standard, data)
-    manifest = Manifest(
-        name=recipe.name,
-        version=recipe.version,
-        description=recipe.description,
-        created=datetime.now(UTC).date(),
-        classes=data.classes,
-        input=spec,
-        graphs=graphs,
-        scores=list(SCORES),
-        screen_scores=list(SCREEN_SCORES),
-        layers=[
-            MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
-            for name, count in standard.tap_channels.items()
-        ],
-        companion=True,
-        calibrations=[calibration],
-        policy=recipe.policy,
-        training={role: recipes[role].model_dump(mode="json") for role in recipes}
-        | {"evaluation": recipe.evaluation.model_dump(mode="json")},
-        data=data.describe(),
-        software={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "numpy": np.__version__,
-        },
-        files=hash_files(folder),
-    )
-    write_manifest(folder, manifest)
-    bundle = load_bundle(folder)
-    report.step("samples", 0, 1)
-    write_samples(bundle, data, seed=recipe.evaluation.seed, count=recipe.samples)
-    write_manifest(folder, manifest)
-
-
-def input_spec(data: Dataset) -> InputSpec:
-    """The images that a network trained on `data` takes."""
-    height, width, channels = data.train.x.shape[1:]
-    return InputSpec(height=height, width=width, channels=channels, resize=Resize())
-
-
-def export_defence(
-    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
-) -> dict[Part, GraphSpec]:
-    """Write the graph's parts and their weights into `folder`; the parts as the manifest describes them."""
-    generator = seeded(0)
-    pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
-    mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
-    with TemporaryDirectory() as temporary:
-        model = export_module(
-            defence, Path(temporary) / "whole.onnx", inputs={"pixels": pixels, "mask": mask},
-            outputs=list(DefenceOutputs._fields),
-        )  # fmt: skip
-    keep_blocked(model)
-    parts = split_parts(model)
-    write_parts(parts, folder)
-    return graph_specs(parts)
-
-
-def _sensitive(network: Network, data: Dataset, pairs: int = 256) -> dict[str, list[int]]:
-    """Sensitive neurons from clean/adversarial pairs of the select split (PGD-10, 8/255)."""
-    x, y = to_tensor(data.select.x[:pairs]), torch.from_numpy(data.select.y[:pairs])
-    with frozen(network):
-        adversarial = pgd(network, x, y, eps=8 / 255, steps=10, generator=seeded(0, 2))
-    return sensitive_neurons(network, x, adversarial)
-
-
-def recipe_of(bundle: Bundle) -> tuple[Recipe, Evaluation]:
+def recipe_of(bundle: Bundle) -> tuple[Recipe | Wrapped, Evaluation]:
     """The data recipe and evaluation settings that a bundle was made with, from its manifest."""
     training = bundle.manifest.training
     try:
-        return Recipe.model_validate(training["standard"]), Evaluation.model_validate(training["evaluation"])
+        kind = Wrapped if "wrapped" in training["standard"] else Recipe
+        return kind.model_validate(training["standard"]), Evaluation.model_validate(training["evaluation"])
     except (KeyError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(f"{bundle.path}: the manifest does not say how it was made: {reason}") from None

@@ -17,6 +17,7 @@ from training.drafts import draft_of
 from training.evaluate.card import evaluate as evaluate_bundle
 from training.evaluate.card import write_card
 from training.evaluate.verify import verify as verify_bundle
+from training.own_cli import data_app, harden, wrap
 from training.recalibrate import card_measured, recalibrate
 from training.recipe import load_recipe
 from training.terminal import BundlePath, Runs, Threads, command, console, progress_bars, use_threads
@@ -24,6 +25,9 @@ from training.trainer import accuracy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(analyse, name="analyse")
+app.add_typer(data_app, name="data")
+app.command()(wrap)
+app.command()(harden)
 
 
 @app.command()

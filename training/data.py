@@ -3,8 +3,8 @@
 Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional group_train, or track_train
 within the class; no pickled objects),
 `torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/* and PATH/test/<class>/*, or
-PATH/<class>/*; `training.folders`). Relative paths are looked up below the folder that the environment variable
-PALISADE_DATA names (default `data/`).
+PATH/<class>/*; `training.folders`). Relative paths are looked up here, and below the folder that the environment
+variable PALISADE_DATA names (default `data/`).
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ def _digest(split: Split) -> str:
 def data_dir() -> Path:
     """The folder that data are found in: PALISADE_DATA, or `data/` of the working directory."""
     return Path(os.environ.get("PALISADE_DATA", "data"))
+
+
+def folder_at(name: str) -> Path:
+    """The image folder of that name: here, or below the folder of data."""
+    return Path(name) if Path(name).is_dir() else data_dir() / name
 
 
 def load_dataset(
@@ -237,7 +242,7 @@ def _load_torchvision(name: str) -> _Loaded:
 
 
 def _load_folder(name: str, options: _Options) -> _Loaded:
-    root = Path(name) if Path(name).is_absolute() else data_dir() / name
+    root = folder_at(name)
     classes = classes_of(root)
 
     def read(part: Path) -> tuple[np.ndarray, Files]:
@@ -256,7 +261,8 @@ def _load_folder(name: str, options: _Options) -> _Loaded:
     fresh = ~np.isin(group[:n], group[n:])
     notes = [f"{(~fresh).sum()} training images are left out, as the test part has nearly the same"]
     official = Split(x_train, train.labels, group[:n]).take(np.flatnonzero(fresh))
-    return _Loaded(official, Split(x_test, test.labels, group[n:]), classes, () if fresh.all() else tuple(notes))
+    held = _shuffled(Split(x_test, test.labels, group[n:]), options.seed)
+    return _Loaded(official, held, classes, () if fresh.all() else tuple(notes))
 
 
 def _groups(files: Files) -> np.ndarray:
@@ -267,4 +273,9 @@ def _groups(files: Files) -> np.ndarray:
 def _carved(split: Split, classes: list[str], seed: int) -> _Loaded:
     """`split` with a fifth of its groups as the test part."""
     rest, test = deal(split.y, split.group, fractions=(1 - TEST_SHARE, TEST_SHARE), seed=seed, names=classes)
-    return _Loaded(split.take(rest), split.take(test), classes)
+    return _Loaded(split.take(rest), _shuffled(split.take(test), seed), classes)
+
+
+def _shuffled(split: Split, seed: int) -> Split:
+    """`split` in another order: folders come class by class, and evaluation takes the first so many test images."""
+    return split.take(np.random.default_rng(seed).permutation(len(split)))

@@ -13,6 +13,7 @@ from gateway.bundle import Bundle
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import pgd
 from training.data import Dataset
+from training.defence.constants import batch_of
 from training.evaluate.served import open_pipeline
 from training.modes import seeded
 from training.networks import load_defence
@@ -22,21 +23,27 @@ from training.scoring import png, to_uint8
 POOL = 120
 
 
-def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int) -> None:
+def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int, pool: int = POOL, steps: int = 50) -> None:
     """Write `samples/*.png` and `samples/answers.json` into the bundle's folder.
 
-    The rule: clean are the first test images of distinct classes; attacked (PGD-50, 8/255) and patched (about 5 % of
-    the image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong
-    attacked.
+    The rule: clean are the first test images of distinct classes; attacked (PGD, 8/255) and patched (about 5 % of the
+    image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong
+    attacked. The first `pool` test images are tried, with `steps` steps.
     """
     defence, pipeline = load_defence(bundle), open_pipeline(bundle)
     folder = bundle.path / "samples"
     folder.mkdir(exist_ok=True)
-    test = data.test.take(np.arange(min(POOL, len(data.test))))
+    test = data.test.take(np.arange(min(pool, len(data.test))))
     x, y = to_tensor(test.x), torch.from_numpy(test.y)
     side = round(0.22 * x.shape[2])
-    attacked = pgd(defence.network, x, y, eps=8 / 255, steps=50, generator=seeded(seed, 8))
-    patched, _ = patch_attack(defence.network, x, y, side=side, generator=seeded(seed, side))
+    batch, generators = batch_of(x.shape[2], x.shape[3]), (seeded(seed, 8), seeded(seed, side))
+    pairs = list(zip(x.split(batch), y.split(batch), strict=True))
+    attacked = torch.cat(
+        [pgd(defence.network, a, b, eps=8 / 255, steps=steps, generator=generators[0]) for a, b in pairs]
+    )
+    patched = torch.cat(
+        [patch_attack(defence.network, a, b, side=side, steps=steps, generator=generators[1])[0] for a, b in pairs]
+    )
     answers: dict[str, Any] = {}
     for kind, pixels in (("clean", x), ("attacked", attacked), ("patched", patched)):
         images = to_uint8(pixels.numpy())

@@ -102,7 +102,7 @@ class _Halving:
 
     def _halve(self, node: onnx.NodeProto, *, scaled: bool) -> None:
         copy = onnx.NodeProto.FromString(node.SerializeToString())
-        real = {name for name in node.input if self._draft.kinds[name] == TensorProto.FLOAT}
+        real = {name for name in node.input if self._draft.kinds.get(name) == TensorProto.FLOAT}
         copy.input[:] = [self._half(name, scaled=scaled) if name in real else name for name in node.input]
         self._nodes.append(copy)
         name = node.output[0]

@@ -13,13 +13,13 @@ from training.models.adapted import Adapted, as_map, tapped_layers
 class Stages(nn.Module):
     """Three resolutions, with a block of two convolutions in the second."""
 
-    def __init__(self, classes: int = 5) -> None:
+    def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.middle = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU())
         self.late = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(8, classes)
+        self.head = nn.Linear(8, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.pool(self.late(self.middle(self.stem(x)))).flatten(1))
@@ -28,12 +28,12 @@ class Stages(nn.Module):
 class Tokens(nn.Module):
     """Six blocks on patches of 4 x 4, and a class token whose last state is read."""
 
-    def __init__(self, classes: int = 5, width: int = 8) -> None:
+    def __init__(self, num_classes: int = 5, width: int = 8) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, 4)
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(width, 2, 16, 0.0, batch_first=True) for _ in range(6)])
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
@@ -86,7 +86,7 @@ def test_maps() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (Stages(classes=4), r"answers one image with \(1, 4\), not with logits \(1, 5\)"),
+        (Stages(num_classes=4), r"answers one image with \(1, 4\), not with logits \(1, 5\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 5)), "cannot take images of 3 x 16 x 16"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)), "no layer whose output is a map"),
     ],
