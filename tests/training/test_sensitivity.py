@@ -68,10 +68,11 @@ def test_figures_are_those_of_the_definition(trained, test_images) -> None:
     other, noisy = (x + 0.03).clamp(0, 1), (x - 0.01).clamp(0, 1)
     changes = layer_changes(trained, x, other, noisy)
     for relative, kind in ((False, "absolute"), (True, "relative")):
-        expected = neuron_sensitivity(trained.taps(x)[1], trained.taps(other)[1], relative=relative)
-        for name, of in changes.items():
-            found = of.sensitivity(torch.full((1, len(x)), 1 / len(x)))[kind][0]
-            torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
+        for key, moved in ((kind, other), (f"{kind}_gaussian", noisy)):
+            expected = neuron_sensitivity(trained.taps(x)[1], trained.taps(moved)[1], relative=relative)
+            for name, of in changes.items():
+                found = of.sensitivity(torch.full((1, len(x)), 1 / len(x)))[key][0]
+                torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
     for row in sensitivity_report(trained, x, y, eps=4 / 255, steps=2, top=3):
         for kind, neurons in row["top"].items():
             assert len(neurons) == 3
