@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from gateway.bundle import load_bundle, write_manifest
 from training.analysis.cli import app as analyse
 from training.build import build as build_bundle
-from training.build import load_data, recipe_of, same_data
+from training.build import load_data
 from training.build import train as train_network
-from training.drafts import draft_of
-from training.evaluate.card import evaluate as evaluate_bundle
-from training.evaluate.card import write_card
-from training.evaluate.verify import verify as verify_bundle
 from training.own_cli import data_app, harden, wrap
-from training.recalibrate import card_measured, recalibrate
+from training.evaluate.cli import evaluate, verify
+from training.recalibrate import recalibrate
 from training.recipe import load_recipe
 from training.terminal import BundlePath, Runs, Threads, command, console, progress_bars, use_threads
 from training.trainer import accuracy
@@ -90,43 +85,5 @@ def calibrate_bundle(
     console.print(f"{out}: {made.name} {made.version}, calibrated for {have}; serve it: palisade serve --models {out}")
 
 
-@app.command()
-@command
-def evaluate(bundle: BundlePath = Path("models/gtsrb"), threads: Threads = None) -> None:
-    """Attack a bundle as it is served and write its card anew."""
-    use_threads(threads)
-    loaded = load_bundle(bundle)
-    recipe, settings = recipe_of(loaded)
-    data = load_data(recipe)
-    same_data(loaded, data)
-    with progress_bars() as bars:
-        card = evaluate_bundle(loaded, data, settings, bars.step)
-    with draft_of(bundle, copy=True) as draft:
-        write_card(draft, card)
-        write_manifest(draft, card_measured(loaded.manifest, loaded.calibration("cpu")))
-    console.print((bundle / "card.md").read_text("utf-8"), markup=False, highlight=False)
-
-
-@app.command()
-@command
-def verify(
-    bundle: BundlePath = Path("models/gtsrb"),
-    robust: Annotated[
-        int | None, typer.Option(min=1, help="Test images for the PGD figures; default: the card's.")
-    ] = None,
-    threads: Threads = None,
-) -> None:
-    """Compute the headline figures again; exit code 1 if one misses its bound or differs from the card."""
-    use_threads(threads)
-    with progress_bars() as bars:
-        rows = verify_bundle(load_bundle(bundle), bars.step, robust=robust)
-    table = Table("figure", "value", "bound", "card", "n", "seed", "")
-    for row in rows:
-        sign = ">=" if row["kind"] == "at_least" else "<="
-        table.add_row(
-            row["title"], f"{row['value']:.4f}", f"{sign} {row['bound']:g}", f"{row['card']:.4f}", f"{row['n']}",
-            f"{row['seed']}", "pass" if row["pass"] else "FAIL" if row["agrees"] else "FAIL (card differs)",
-        )  # fmt: skip
-    console.print(table)
-    if not all(row["pass"] for row in rows):
-        raise typer.Exit(1)
+app.command()(evaluate)
+app.command()(verify)

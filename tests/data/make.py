@@ -9,11 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gateway.bundle import load_bundle
+from training.attacks.patch import patch_attack
+from training.attacks.pgd import pgd
 from training.build import load_data, recipe_of
-from training.evaluate.measures import attack_answering, patch_answering
+from training.modes import seeded
 from training.networks import load_defence
+from training.pixels import to_tensor
+from training.scoring import to_uint8
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,11 +27,14 @@ def main() -> None:
     bundle = load_bundle(HERE.parents[1] / "models" / "gtsrb")
     data, defence = load_data(recipe_of(bundle)[0]), load_defence(bundle)
     clean, attacked, patched = (data.test.take(np.arange(n)) for n in (140, 60, 40))
-    images = [
-        clean.x,
-        attack_answering(defence, attacked, eps=8, steps=20, seed=0),
-        patch_answering(defence, patched, side=7, seed=0),
-    ]
+    strong = pgd(
+        defence.network, to_tensor(attacked.x), torch.from_numpy(attacked.y), eps=8 / 255, steps=20,
+        generator=seeded(0, 8),
+    )  # fmt: skip
+    patches, _ = patch_attack(
+        defence.network, to_tensor(patched.x), torch.from_numpy(patched.y), side=7, generator=seeded(0, 7)
+    )
+    images = [clean.x, to_uint8(strong.numpy()), to_uint8(patches.numpy())]
     np.savez_compressed(
         HERE / "gtsrb.npz",
         x=np.concatenate(images),

@@ -20,7 +20,9 @@ Progress = Callable[[int, int], None]
 class Served:
     """Answers to N images: raw, served and companion labels (N,), p-values (N,), and what neutralisation did.
 
-    Through the cascade, `screened` images have the p-value 1; those of the others are the composite's.
+    `scores` (N, S) are the graph's, `confidence` the softmax of the raw label, `after` the label of the neutralised
+    image where there is one (served or not), else the raw one. Through the cascade, `screened` images have the p-value
+    1 and no scores (NaN); p-values of the others are the composite's.
     """
 
     raw: np.ndarray
@@ -31,9 +33,14 @@ class Served:
     neutralised: np.ndarray
     after: np.ndarray
     screened: np.ndarray
+    scores: np.ndarray
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def take(self, index: np.ndarray) -> Served:
+        """The answers to some of the images."""
+        return Served(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 def open_pipeline(bundle: Bundle) -> Pipeline:
@@ -51,26 +58,23 @@ def serve(
     batch: int = 64,
 ) -> Served:
     """Send uint8 images (N, H, W, C) as PNG through `pipeline`, with `cascade` through its screen first."""
-    rows = []
+    decisions: list[Decision] = []
     for some in batches(images, batch):
         decoded = [pipeline.decode(png(image)) for image in some]
-        decisions = pipeline.decide_images(decoded, explain=False, screening="on" if cascade else "off")
-        rows += [_row(decision) for decision in decisions]
-        progress(len(rows), len(images))
-    columns = list(zip(*rows, strict=True)) or [()] * len(fields(Served))
-    return Served(*(np.asarray(column) for column in columns))
-
-
-def _row(decision: Decision) -> tuple[int, int, int, float, float, bool, int, bool]:
-    """`after` is the neutralised prediction where there is one (served or not), else the raw one."""
-    raw, changed = decision.raw, decision.neutralized
-    return (
-        raw.prediction.index,
-        decision.served.prediction.index,
-        -1 if raw.companion is None else raw.companion.index,
-        raw.verdict.p_value,
-        raw.prediction.probability,
-        changed is not None,
-        changed.result.prediction.index if changed else raw.prediction.index,
-        decision.stage == "screen",
+        decisions += pipeline.decide_images(decoded, explain=False, screening="on" if cascade else "off")
+        progress(len(decisions), len(images))
+    none = np.full(len(pipeline.bundle.manifest.scores), np.nan, np.float32)
+    raws = [decision.raw for decision in decisions]
+    after = [decision.neutralized.result if decision.neutralized else decision.raw for decision in decisions]
+    scores = [none if raw.outputs.scores is None else raw.outputs.scores for raw in raws]
+    return Served(
+        raw=np.array([raw.prediction.index for raw in raws], np.int64),
+        served=np.array([decision.served.prediction.index for decision in decisions], np.int64),
+        companion=np.array([raw.companion.index if raw.companion else -1 for raw in raws], np.int64),
+        p_value=np.array([raw.verdict.p_value for raw in raws], np.float64),
+        confidence=np.array([raw.prediction.probability for raw in raws], np.float64),
+        neutralised=np.array([decision.neutralized is not None for decision in decisions], bool),
+        after=np.array([each.prediction.index for each in after], np.int64),
+        screened=np.array([decision.stage == "screen" for decision in decisions], bool),
+        scores=np.stack(scores) if scores else np.empty((0, len(none)), np.float32),
     )

@@ -55,9 +55,9 @@ def threshold_at(benign: np.ndarray, rate: float) -> float:
 
 
 def roc(benign: np.ndarray, attacked: np.ndarray, *, points: int = 60) -> list[tuple[float, float]]:
-    """(false-positive rate, detection rate) from (0, 0) to (1, 1), on a logarithmic grid of false-positive rates."""
-    rates = np.concatenate([np.geomspace(1e-3, 1, points - 1)])
-    found = [
-        (float((benign > t).mean()), float((attacked > t).mean())) for t in (threshold_at(benign, r) for r in rates)
-    ]
-    return [(0.0, 0.0), *sorted(set(found)), (1.0, 1.0)] if len(attacked) else []
+    """(false-positive rate, detection rate) from (0, 0) to (1, 1), on a logarithmic grid; empty without attacks."""
+    if len(attacked) == 0:
+        return []
+    thresholds = [threshold_at(benign, rate) for rate in np.geomspace(1e-3, 1, points - 1)]
+    found = {(float((benign > t).mean()), float((attacked > t).mean())) for t in thresholds}
+    return [(0.0, 0.0), *sorted(found), (1.0, 1.0)]

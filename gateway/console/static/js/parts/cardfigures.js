@@ -9,7 +9,7 @@ const RATE = /^0?\.\d+$/;
 export const scalars = (group) =>
   Object.fromEntries(
     Object.entries(group)
-      .filter(([, value]) => !isGroup(value))
+      .filter(([key, value]) => !isGroup(value) && !key.endsWith("_interval"))
       .map(([key, value]) => [RATE.test(key) ? `alpha_${key}` : key, value]),
   );
 

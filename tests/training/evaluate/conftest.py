@@ -1,0 +1,103 @@
+"""A tiny bundle of two trained networks, and a bench on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from gateway.bundle import Bundle
+from tests.training.toy import CLASSES, SPEC, gratings, random_network
+from training.build import build, load_data, recipe_of
+from training.data import Dataset, load_dataset
+from training.defence.constants import fit_constants
+from training.evaluate.bench import Bench
+from training.evaluate.settings import Evaluation
+from training.evaluate.store import Store
+from training.models.network import Network
+from training.networks import NETWORKS, save_networks
+from training.pixels import to_tensor
+
+TINY = Evaluation(
+    robust=16, steps=5, autoattack=4, control=16, curve=8, shifts=12, unaware=16, minimal=8, square=8,
+    square_queries=60, surrogate_epochs=1, patched=8, adaptive=6, adaptive_steps=5, adaptive_targets=1, doubled=4,
+    adaptive_patched=1, harm=6, explained=6, queried=1, queries=5,
+    bounds=[{"figure": "accuracy_answering", "kind": "at_least", "bound": 0.5},
+            {"figure": "pgd50_8", "kind": "at_most", "bound": 1.0},
+            {"figure": "joint_excess_8", "kind": "at_most", "bound": 1.0}],
+)  # fmt: skip
+
+
+def _taught(seed: int, data: Dataset) -> Network:
+    torch.manual_seed(seed)
+    network = random_network(seed, warm=False).train().requires_grad_(True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    x, y = to_tensor(data.train.x), torch.from_numpy(data.train.y)
+    for step in range(50):
+        part = slice(64 * (step % 4), 64 * (step % 4) + 64)
+        optimizer.zero_grad()
+        F.cross_entropy(network(x[part]), y[part]).backward()
+        optimizer.step()
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A bundle without a card, and its data where PALISADE_DATA says."""
+    root = tmp_path_factory.mktemp("evaluate")
+    train, test = gratings(320, seed=1), gratings(32, seed=2)
+    np.savez(
+        root / "gratings.npz", x_train=train.x, y_train=train.y, track_train=np.arange(320) // 2, x_test=test.x,
+        y_test=test.y, classes=np.array([f"direction {k}" for k in range(CLASSES)]),
+    )  # fmt: skip
+    common = {
+        "data": {"source": "npz:gratings", "fractions": [0.5, 0.25, 0.25]}, "model": SPEC.model_dump(mode="json"),
+        "precision": "fp32",
+    }  # fmt: skip
+    for role in ("standard", "companion"):
+        recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
+        (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = {
+        "name": "gratings", "version": "1.0.0", "standard": "standard.yaml", "companion": "companion.yaml",
+        "samples": 1, "evaluation": TINY.model_dump(mode="json"),
+    }  # fmt: skip
+    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALISADE_DATA", str(root))
+        data = load_dataset("npz:gratings", fractions=(0.5, 0.25, 0.25))
+        network, companion = _taught(0, data), _taught(1, data)
+        constants = fit_constants(network, data.train, data.select, classes=CLASSES)
+        save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
+        yield build(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+
+
+@pytest.fixture(scope="session")
+def data(bundle: Bundle) -> Dataset:
+    return load_data(recipe_of(bundle)[0])
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One work folder for all tests, so that nothing is measured twice."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def fresh(bundle: Bundle, data: Dataset, tmp_path: Path) -> Callable[..., Bench]:
+    """A bench with a work folder of its own, and settings that differ from `TINY` as named."""
+
+    def make(**settings: object) -> Bench:
+        return Bench(bundle, data, TINY.model_copy(update=settings), Store(tmp_path / "work"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared(bundle: Bundle, data: Dataset, work: Path) -> Bench:
+    """The bench that all tests share; `work` has what was measured on it."""
+    return Bench(bundle, data, TINY, Store(work))

@@ -1,0 +1,152 @@
+"""The whole evaluation of a tiny bundle: unit by unit, stopped, gone on with, and put together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.errors import TrainingError
+from training.evaluate import units
+from training.evaluate.bench import Bench
+from training.evaluate.card import assemble, drawn, write_card
+from training.evaluate.found import Found
+from training.evaluate.run import finished, plan, run_units
+from training.evaluate.units import LEVELS, UNITS, Unit, chosen
+
+QUICK = [name for name in UNITS if name not in {"queries", "autoattack_4", "transfer_16", "explanations"}]
+
+
+@pytest.fixture(scope="module")
+def card(shared: Bench) -> dict[str, Any]:
+    """Everything but the slowest units, measured once."""
+    assert run_units(shared, QUICK) == {}
+    return assemble(shared)
+
+
+def test_what_is_missing_is_said_to_be(card: dict[str, Any]) -> None:
+    assert set(card["missing"]) == set(UNITS) - set(QUICK)
+    assert card["status"] in {"incomplete", "failed"}
+    assert card["reduced"] == []
+    assert {row["unit"] for row in card["units"]} == set(QUICK)
+
+
+def test_the_tables_are_there(card: dict[str, Any]) -> None:
+    assert {"benign", "shifts", "companion_pgd", "autoattack", "control", "curve", "unaware", "adaptive", "systems",
+            "cascade", "detection", "patches", "patch_adaptive", "harm", "doubled"} <= set(card)  # fmt: skip
+    assert set(card["unaware"]) == {"transfer_8", "square_8", "fgsm_8", "pgd_4", "pgd_8", "l2_1", "minimal", "patch",
+                                    "patch_low"}  # fmt: skip
+    assert set(card["cascade"]["attacks"]) == set(card["unaware"])
+    assert set(card["adaptive"]["eps_8"]) >= {"alpha_0.01", "alpha_0.05", "companion", "excess_0.05", "half"}
+    assert card["benign"]["n"] == 32
+    assert card["companion_pgd"]["eps_8"]["n"] == 16
+    json.dumps(card)
+
+
+def test_more_flags_leave_less_to_the_attacker(card: dict[str, Any]) -> None:
+    for eps in ("eps_4", "eps_8"):
+        for row in card["systems"][eps].values():
+            assert row["fpr_0.01"] >= row["fpr_0.05"] >= row["fpr_0.1"]
+        rows = card["systems"][eps]
+        assert all(
+            rows["answering"]["fpr_0.01"] >= row["fpr_0.01"] for name, row in rows.items() if name != "companion_alone"
+        )
+    assert sum(card["stages"]["eps_8"].values()) == round(6 * card["adaptive"]["eps_8"]["alpha_0.05"])
+
+
+def test_a_larger_radius_leaves_less(card: dict[str, Any]) -> None:
+    assert card["companion_pgd"]["eps_8"]["accuracy"] <= card["companion_pgd"]["eps_4"]["accuracy"]
+    assert card["curve"]["answering"]["255"] < card["curve"]["answering"]["0"]
+    assert card["control"]["accuracy"] == 0
+
+
+def test_its_files_are_written(card: dict[str, Any], shared: Bench, tmp_path: Path) -> None:
+    write_card(tmp_path, card, drawn(shared))
+    report = (tmp_path / "report.html").read_text()
+    assert "ROC: PGD 8/255" in report
+    assert "data:image/png" in report or not drawn(shared).pictures
+
+
+def test_finished_units_are_not_measured_again(card: dict[str, Any], shared: Bench) -> None:
+    said: list[str] = []
+    assert run_units(shared, QUICK, say=said.append) == {}
+    assert said == []
+    assert all(row.done for row in plan(shared, QUICK))
+    assert assemble(shared)["figures"] == card["figures"]
+
+
+def test_another_bundle_setting_or_seed_finds_nothing_finished(card: dict[str, Any], shared: Bench) -> None:
+    other = Bench(shared.bundle, shared.data, shared.settings.model_copy(update={"seed": 1}), shared.store)
+    assert finished(other, "pgd_8") is None
+    steps = Bench(shared.bundle, shared.data, shared.settings.model_copy(update={"steps": 6}), shared.store)
+    assert finished(steps, "pgd_8") is None
+    assert finished(steps, "benign") is not None
+    assert "pgd_8" in assemble(steps)["missing"]
+
+
+def test_fewer_images_than_asked_are_said_and_measured_anew(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(bench: Bench) -> Found:
+        asked.append(bench.settings.control)
+        return Found({"n": bench.settings.control})
+
+    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), count, "control"))
+    run_units(fresh(control=4), ["control"])
+    assert assemble(fresh(control=8))["reduced"] == ["control"]
+    run_units(fresh(control=8), ["control"])
+    run_units(fresh(control=4), ["control"])
+    assert asked == [4, 8]
+    assert assemble(fresh(control=8))["control"] == {"n": 8}
+
+
+def test_a_unit_that_cannot_run_leaves_the_others_alone(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_bench: Bench) -> Found:
+        raise TrainingError("no such package")
+
+    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), broken, "control"))
+    bench = fresh()
+    assert run_units(bench, ["control", "gradients"]) == {"control": "no such package"}
+    found = assemble(bench)
+    assert "control" in found["missing"]
+    assert found["gradients"]["n"] == 16
+
+
+def test_a_failed_self_check_fails_the_card(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Found({"n": 16, "eps": 16.0, "steps": 1, "restarts": 1, "accuracy": 0.5})
+    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), lambda _bench: weak, "control"))
+    bench = fresh()
+    run_units(bench, ["control"])
+    assert assemble(bench)["status"] == "failed"
+
+
+def test_chosen_units() -> None:
+    assert chosen() == chosen(["all"]) == list(UNITS)
+    assert chosen(["0"]) == ["benign", "cascade", "shifts"]
+    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8"]
+    assert {unit.level for unit in UNITS.values()} == set(LEVELS)
+    with pytest.raises(TrainingError, match="unknown level '7'; there are 0, 1"):
+        chosen(["7"])
+    with pytest.raises(TrainingError, match="unknown unit 'luck'; there are benign"):
+        chosen(only=["luck"])
+
+
+def test_every_figure_is_some_units() -> None:
+    from training.evaluate.settings import FIGURES
+
+    assert sorted(figure for unit in UNITS.values() for figure in unit.figures) == sorted(FIGURES)
+    assert set(units.BASIC) <= set(UNITS)
+
+
+def test_attacked_images_are_those_of_the_network(shared: Bench, card: dict[str, Any]) -> None:
+    from training.evaluate.attacked import attacked
+
+    assert card
+    made = attacked(shared, "pgd_8")
+    assert np.abs(made.images.astype(int) - made.clean.x).max() <= 8
+    patched = attacked(shared, "patch")
+    changed = (patched.images != patched.clean.x).any(3)
+    assert not (changed & ~patched.rows["mask"]).any()

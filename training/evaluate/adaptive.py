@@ -1,0 +1,251 @@
+"""Level 3: an attacker with everything, against every system at once; an image counts at the worst of all attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.attacks.joint import (
+    Conditions,
+    Looks,
+    companion_says,
+    confident,
+    evidence,
+    joint_attack,
+    rank_targets,
+    says,
+    screened,
+    unflagged,
+)
+from training.attacks.margin import margin
+from training.attacks.pgd import pgd
+from training.evaluate.bench import Bench
+from training.evaluate.found import Figure, Found
+from training.evaluate.settings import ALPHAS, RATES
+from training.evaluate.statistics import interval
+from training.evaluate.store import Arrays
+from training.evaluate.systems import ALONE, DOUBTS, Systems
+from training.modes import frozen
+
+CHUNK = 32
+SAFE, SURE = 0.5, 10.0  # margins, in logits, at which an answer is taken for safe, and for confident
+SERVED = f"served@{max(ALPHAS):g}"
+SIMPLE = ("PGD on the answering network", "PGD on the companion")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack: what its hinges ask for and read, and the column at which it stops working on an image.
+
+    Only images that have beaten the column `given` are tried: where the companion has to be near to the target, an
+    image on which no attack brought it near to erring is not worth the work.
+    """
+
+    name: str
+    conditions: Conditions
+    until: str
+    looks: Looks = "all"
+    given: str | None = None
+
+
+def stages(systems: Systems) -> list[Stage]:
+    """Every attack but the simple ones: the companion alone, confident without a thought of the detector, and each
+    system at the limits of each rate, the strictest first.
+    """
+    bench = systems.bench
+    judge = bench.pipeline.judge
+    found = [Stage("answering network alone, confident", _sure, f"max_softmax@{RATES[-1]:g}", "networks")]
+    if bench.defence.companion is not None:
+        found.append(Stage(ALONE, companion_says, ALONE, "companion"))
+        found.append(Stage("confident", confident, f"all@{RATES[-1]:g}", "networks", DOUBTS))
+    for rate in reversed(RATES):
+        if systems.calm:
+            found.append(Stage(f"detector, {rate:g}", _calm(systems, rate), f"detector@{rate:g}"))
+        if (threshold := systems.thresholds.get(("companion", rate))) is not None:
+            near = DOUBTS if threshold <= SAFE else None
+            found.append(
+                Stage(f"companion, {rate:g}", partial(_agrees, threshold), f"companion@{rate:g}", "networks", near)
+            )
+        found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}"))
+    found.append(_joint(systems, "joint, as served", judge.level(max(ALPHAS)), SERVED))
+    if bench.pipeline.can_screen and (cascade := judge.calibration.cascade) is not None:
+        columns = [bench.bundle.manifest.scores.index(name) for name in cascade.scores]
+        through = screened(judge.fusion, columns, cascade.threshold)
+        found.append(Stage("joint, through the screen", through, f"cascade@{max(ALPHAS):g}", given=DOUBTS))
+    return found
+
+
+def _joint(systems: Systems, name: str, level: float, until: str) -> Stage:
+    fusion = systems.bench.pipeline.judge.fusion
+    near = fusion.guard is not None and fusion.limits(level)[1] <= SAFE
+    return Stage(name, unflagged(fusion, level), until, given=DOUBTS if near else None)
+
+
+def _sure(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+    return [says(logits, target, SURE)]
+
+
+def _agrees(threshold: float, logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+    """The companion's margin of the target is not below what is let pass."""
+    return [says(logits, target, SAFE), (0.1 - threshold - margin(companion, target)).relu()]
+
+
+def _calm(systems: Systems, rate: float) -> Conditions:
+    statistic = evidence(systems.bench.pipeline.judge.fusion.components, systems.calm)
+    limit = systems.thresholds["detector", rate]
+
+    def conditions(logits: Tensor, _companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
+        return [says(logits, target, SAFE), (statistic(scores) - limit + 1).relu()]
+
+    return conditions
+
+
+def suite(bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[str] = ()) -> tuple[Arrays, list[str]]:
+    """Which of the first `count` test images beat which column by which attack: {attack: (n, R)}, and the columns.
+
+    `only` names the stages to run, without the simple attacks.
+    """
+    systems, test = Systems(bench), bench.first(count)
+    plan = [stage for stage in stages(systems) if not only or stage.name in only]
+    columns, targets, restarts = systems.columns, bench.settings.adaptive_targets, bench.settings.adaptive_restarts
+    name = f"adaptive attacks at {eps:g}/255"
+
+    def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
+        part = test.take(np.arange(start, stop))
+        x, y = bench.pixels(part.x), bench.targets(part.y)
+        won: Arrays = {}
+        with frozen(bench.defence):
+            if not only:
+                won |= {simple: systems.judged(images, y) for simple, images in _simple(bench, x, y, eps, generator)}
+            second = bench.defence.companion or bench.defence.network
+            order, _ = rank_targets(second, x, y, eps=eps / 255, targets=targets)
+            for stage in plan:
+                # What a simple attack has won is tried again: the joint attacks have to win it themselves.
+                todo = ~_any(won, stage.until, columns, [name for name in won if name not in SIMPLE], len(part))
+                if stage.given is not None and not only:
+                    todo &= _any(won, stage.given, columns, list(won), len(part))
+                won[stage.name] = np.zeros((len(part), len(columns)), bool)
+                if todo.any():
+                    chosen = torch.from_numpy(np.flatnonzero(todo)).to(x.device)
+                    won[stage.name][todo] = joint_attack(
+                        bench.defence, x[chosen], y[chosen], eps=eps / 255, steps=steps, targets=targets,
+                        conditions=stage.conditions, beaten=_judge(systems, stage.until), looks=stage.looks,
+                        restarts=restarts, order=order[chosen], generator=generator,
+                        progress=partial(bench.progress, f"{name}, images {start}-{stop}: {stage.name}"),
+                    )[:, :-1].cpu().numpy()  # fmt: skip
+        return won
+
+    depends = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}
+    return bench.rows(name, f"adaptive-{eps:g}", depends, len(test), CHUNK, make, served=True), columns
+
+
+def _any(won: Arrays, column: str, columns: Sequence[str], names: Sequence[str], count: int) -> np.ndarray:
+    """Which images (count,) any of the attacks `names` wins, in one column."""
+    parts = [won[name][:, columns.index(column)] for name in names]
+    return np.any(parts, axis=0) if parts else np.zeros(count, bool)
+
+
+def _judge(systems: Systems, until: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """All columns, and at the end the one that says when an image needs no more work."""
+    last = systems.columns.index(until)
+
+    def beaten(adversarial: Tensor, label: Tensor) -> Tensor:
+        found = systems.judged(adversarial, label)
+        return torch.from_numpy(np.concatenate([found, found[:, [last]]], axis=1))
+
+    return beaten
+
+
+def _simple(bench: Bench, x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    for name, network in zip(SIMPLE, (bench.defence.network, bench.defence.companion), strict=True):
+        if network is not None:
+            yield name, pgd(network, x, y, eps=eps / 255, steps=bench.settings.steps, generator=generator)
+
+
+def _union(rows: Arrays, columns: Sequence[str], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """By column, what any of the attacks `names` (all of them) wins, (n,)."""
+    won = np.any([each for name, each in rows.items() if names is None or name in names], axis=0)
+    return dict(zip(columns, won.T, strict=True))
+
+
+def adaptive(bench: Bench, *, eps: int) -> Found:
+    """Share of test images answered wrong and not flagged, by system and rate; what each attack adds, and the limit.
+
+    `half` is the companion's error at half the radius: a detector that is robust at eps makes a classifier that is
+    robust at eps / 2 (Tramer 2022, arXiv 2107.11630), so that much less than that error is not to be had.
+    """
+    settings, key = bench.settings, f"eps_{eps}"
+    test = bench.first(settings.adaptive)
+    rows, columns = suite(bench, eps=eps, count=settings.adaptive, steps=settings.adaptive_steps)
+    union = _union(rows, columns)
+    row: dict[str, Any] = {"n": len(test)}
+
+    def tell(name: str, won: np.ndarray) -> None:
+        row.update({name: float(won.mean()), f"{name}_interval": interval(won, test.group)})
+
+    for prefix, system in (("alpha", "served"), ("cascade", "cascade")):
+        for alpha in ALPHAS:
+            if (won := union.get(f"{system}@{alpha:g}")) is not None:
+                tell(f"{prefix}_{alpha:g}", won)
+    outcomes = {f"joint_{eps}": union[SERVED]}
+    figures = {f"joint_{eps}": Figure(f"joint_{eps}", at=("adaptive", key, f"alpha_{max(ALPHAS):g}"))}
+    if ALONE in union:
+        half, _ = suite(bench, eps=eps / 2, count=settings.adaptive, steps=settings.adaptive_steps, only=[ALONE])
+        tell("companion", union[ALONE])
+        tell("half", _union(half, columns)[ALONE])
+        row |= {f"excess_{alpha:g}": row[f"alpha_{alpha:g}"] - row["companion"] for alpha in ALPHAS}
+        outcomes[f"companion_error_{eps}"] = union[ALONE]
+        figures[f"joint_excess_{eps}"] = Figure(
+            f"joint_{eps}", minus=f"companion_error_{eps}", at=("adaptive", key, f"excess_{max(ALPHAS):g}")
+        )
+    effort = {name: getattr(settings, f"adaptive_{name}") for name in ("steps", "targets", "restarts")}
+    simple, joint = (
+        {column: float(won.mean()) for column, won in _union(rows, columns, names).items()}
+        for names in (SIMPLE, [name for name in rows if name not in SIMPLE])
+    )
+    section = {
+        "adaptive": {"n": len(test)} | effort | {key: row},
+        "systems": {key: _by_system(union, test.group)},
+        "stages": {key: _added(rows, columns.index(SERVED))},
+    }
+    return Found(section, figures, outcomes, {"simple": simple, "joint": joint})
+
+
+def _by_system(union: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[str, Any]]:
+    """{system: {fpr_<rate>: share, fpr_<rate>_interval}}; systems without a rate have the same figure at each."""
+    table: dict[str, dict[str, Any]] = {}
+    for column, won in union.items():
+        system, _, rate = column.partition("@")
+        if system in {"served", "cascade", DOUBTS}:
+            continue
+        for each in [rate] if rate else [f"{r:g}" for r in RATES]:
+            row = table.setdefault(system, {})
+            row |= {f"fpr_{each}": float(won.mean()), f"fpr_{each}_interval": interval(won, group)}
+    return table
+
+
+def _added(rows: Arrays, column: int) -> dict[str, int]:
+    """How many images each attack in turn was the first to win, in that column."""
+    so_far, counts = np.zeros(len(next(iter(rows.values()))), bool), {}
+    for name, won in rows.items():
+        counts[name] = int((won[:, column] & ~so_far).sum())
+        so_far |= won[:, column]
+    return counts
+
+
+def doubled(bench: Bench) -> Found:
+    """The joint attack at 8/255 with twice the steps, and the companion's error under them, on the same images."""
+    settings, only = bench.settings, (ALONE, "joint, as served")
+    section: dict[str, Any] = {"steps": settings.adaptive_steps}
+    for name, steps in (("once", settings.adaptive_steps), ("twice", 2 * settings.adaptive_steps)):
+        won = _union(*suite(bench, eps=8, count=settings.doubled, steps=steps, only=only))
+        section |= {"n": len(won[SERVED]), name: {"served": float(won[SERVED].mean())}}
+        if ALONE in won:
+            section[name]["companion"] = float(won[ALONE].mean())
+    return Found(section)

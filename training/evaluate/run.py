@@ -1,0 +1,92 @@
+"""Running units: what is finished already is taken, the rest is measured and written down one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.errors import PalisadeError
+from training.errors import TrainingError
+from training.evaluate.bench import Bench
+from training.evaluate.store import digest
+from training.evaluate.units import UNITS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One unit before a run: images asked for, images of a finished result, and what the rest may take in seconds."""
+
+    name: str
+    n: int
+    have: int | None
+    seconds: float
+
+    @property
+    def done(self) -> bool:
+        return self.have is not None and self.have >= self.n
+
+
+def key_of(bench: Bench, name: str) -> str:
+    """What a unit's result hangs on but for its number of images."""
+    settings = {setting: getattr(bench.settings, setting) for setting in ("seed", *UNITS[name].depends)}
+    return digest([name, bench.served_key, bench.networks_key, settings])
+
+
+def finished(bench: Bench, name: str) -> dict[str, Any] | None:
+    """The result of a unit, if it was measured on this very bundle, data and settings; of however many images."""
+    found = bench.store.result(name)
+    return found if found is not None and found.get("key") == key_of(bench, name) else None
+
+
+def plan(bench: Bench, names: Sequence[str]) -> list[Plan]:
+    """The units in order with what is there and what they may take, by their last run or the rate told with them."""
+    rows = []
+    for name in names:
+        n = UNITS[name].images(bench.settings, bench.bundle, bench.data)
+        found, last = finished(bench, name), bench.store.result(name)
+        rate = last["seconds"] / max(last["n"], 1) if last else UNITS[name].seconds
+        have = found["n"] if found else None
+        rows.append(Plan(name, n, have, 0.0 if have is not None and have >= n else rate * n))
+    return rows
+
+
+def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] = lambda _line: None) -> dict[str, str]:
+    """Measure the units that are not finished; {unit: why} of those that could not be.
+
+    A unit that cannot run (a package or data that are missing) leaves the others alone.
+    """
+    todo = [row for row in plan(bench, names) if not row.done and row.n > 0]
+    left, failed = sum(row.seconds for row in todo), dict[str, str]()
+    for number, row in enumerate(todo, 1):
+        unit = UNITS[row.name]
+        say(
+            f"{number} of {len(todo)}: {row.name}: {unit.title}, n = {row.n:,}, about {duration(row.seconds)}; "
+            f"{duration(left)} left in all"
+        )
+        began = time.perf_counter()
+        try:
+            found = unit.run(bench)
+        except (TrainingError, PalisadeError) as error:
+            failed[row.name] = str(error)
+            say(f"{row.name}: {error}")
+        else:
+            seconds = time.perf_counter() - began
+            bench.store.finish(
+                row.name,
+                {
+                    "unit": row.name, "key": key_of(bench, row.name), "n": row.n, "seconds": round(seconds, 1),
+                    "date": datetime.now(UTC).date().isoformat(), **found.to_json(),
+                },
+            )  # fmt: skip
+        left -= row.seconds
+    return failed
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
