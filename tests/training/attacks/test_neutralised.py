@@ -79,10 +79,10 @@ def test_harm_wants_the_first_answer_right_and_the_second_wrong(defence: Defence
     def hinges(target: Tensor, label: Tensor) -> list[Tensor]:
         return harm(fusion, 0.1)(defence, x, found, target, label)
 
-    right, wrong = hinges(second, first), hinges((second + 1) % 4, other)
-    assert (right[0] < 0.5).all()  # at most the margin that is asked for is missing
-    assert (right[1] < 0.5).all()
-    assert (wrong[0] > 0.5).all()
-    assert (wrong[1] > 0.5).all()
+    right, wrong, late = hinges(second, first), hinges(second, other), hinges((second + 1) % 4, first)
+    # At most the margin that is asked for is missing, or more than that.
+    assert [bool((hinge < 0.5).all()) for hinge in right[:2]] == [True, True]
+    assert [bool((hinge < 0.5).all()) for hinge in wrong[:2]] == [False, True]
+    assert [bool((hinge < 0.5).all()) for hinge in late[:2]] == [True, False]
     for one, two in zip(right[1:], still_wrong(fusion, 0.1)(defence, x, found, second, first), strict=True):
         assert torch.equal(one, two)
