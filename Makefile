@@ -14,7 +14,7 @@ PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraint
 NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test verify lint bench fuzz load e2e constraints
+.PHONY: help setup serve test verify lint bench fuzz load e2e reference constraints
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
@@ -44,6 +44,10 @@ fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for e
 
 load: $(TEST)/.stamp  ## Twice the capacity for two minutes, killed workers, hot swaps (loopback only).
 	@$(TEST)/bin/python -m pytest tests/load -m load -s -q $(ARGS)
+
+reference: $(TEST)/.stamp  ## Our attacks and heat maps against those of other packages (foolbox, captum).
+	@$(TEST)/bin/python $(PIP_INSTALL) --editable '.[reference]'
+	@$(TEST)/bin/python -m pytest -m reference -q $(ARGS)
 
 e2e: $(TEST)/.stamp  ## Real Prometheus, Alertmanager, PostgreSQL and Chromium around real gateways (root; ARGS='-k audit').
 	@tests/e2e/install.sh
@@ -77,7 +81,7 @@ constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
 	@$(call frozen,serve)
 	@echo "resolving the training and test environment"
 	@build/constraints/test/bin/python -m pip install --quiet --progress-bar off \
-		--constraint build/constraints/serve.txt '.[training,test,lint,e2e]'
+		--constraint build/constraints/serve.txt '.[training,tensorboard,test,reference,lint,e2e]'
 	@$(call frozen,test)
 	@sort -u build/constraints/serve.txt build/constraints/test.txt > constraints.txt
 	@sed "s/^\(onnxruntime\)-gpu==.*/&; platform_machine == 'x86_64'\n\1>=1.23; platform_machine != 'x86_64'/" \
