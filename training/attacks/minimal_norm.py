@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict, direction, loss_gradient
+from training.attacks.pgd import Predict, direction
 
 
 def minimal_norm(
@@ -40,7 +40,7 @@ def minimal_norm(
     best, shortest = torch.zeros_like(x), torch.full((len(x),), torch.inf, device=x.device)
     for step in range(steps + 1):
         adv = x + delta
-        gradient, now = loss_gradient(predict, adv, y, "margin")
+        gradient, now = _slope(predict, adv, y)
         length = _norm(delta)
         suspects = (now <= -confidence) & (length < shortest)
         found = suspects & _reached(predict, adv, y, confidence, suspects)
@@ -51,6 +51,19 @@ def minimal_norm(
         delta = delta * _wide(radius / _norm(delta).clamp_min(1e-12))
         delta = (x + delta).clamp(0, 1) - x
     return _shortened(predict, x, y, best, confidence, refinements)
+
+
+def _slope(predict: Predict, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of log sum exp of the other logits minus that of `y`, and the margin (N,).
+
+    Cross-entropy has the same direction, but no gradient left where an answer is sure; the margin's own gradient clings
+    to one other class.
+    """
+    x = x.detach().requires_grad_(True)
+    logits = predict(x).float()
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    (gradient,) = torch.autograd.grad((others - logits.gather(1, y[:, None])[:, 0]).sum(), x)
+    return gradient, margin(logits.detach(), y)
 
 
 def _shortened(predict: Predict, x: Tensor, y: Tensor, delta: Tensor, confidence: float, times: int) -> Tensor:
