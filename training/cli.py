@@ -11,8 +11,9 @@ from training.analysis.cli import app as analyse
 from training.build import build as build_bundle
 from training.build import load_data
 from training.build import train as train_network
-from training.own_cli import data_app, harden, wrap
 from training.evaluate.cli import evaluate, verify
+from training.own_cli import data_app, harden, wrap
+from training.processes import Device, open_fabric
 from training.recalibrate import recalibrate
 from training.recipe import load_recipe
 from training.terminal import BundlePath, Runs, Threads, command, console, progress_bars, use_threads
@@ -30,17 +31,31 @@ app.command()(harden)
 def train(
     config: Annotated[Path, typer.Argument(help="Recipe (YAML), for example training/configs/gtsrb/standard.yaml.")],
     runs: Runs = Path("runs"),
+    device: Annotated[
+        Device, typer.Option(help="auto: the GPU, where there is one; one for each process of torchrun.")
+    ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard, too, into the run's folder.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
-    """Train a network by a recipe; a run that was stopped goes on from its last epoch."""
+    """Train a network by a recipe; a run that was stopped goes on from its last epoch.
+
+    In several processes: torchrun --nproc-per-node N --no-python palisade train RECIPE
+    """
     use_threads(threads)
     recipe = load_recipe(config)
-    data = load_data(recipe)
-    with progress_bars() as bars:
-        network = train_network(recipe, data, runs=runs, report=bars.training)
-    console.print(
-        f"{runs / recipe.name}: select accuracy {accuracy(network, data.select):.4f} (n = {len(data.select)})"
-    )
+    fabric = open_fabric(device, recipe.precision)
+    with fabric.rank_zero_first():  # the first may have to download
+        data = load_data(recipe)
+    with progress_bars(shown=fabric.is_global_zero) as bars:
+        network = train_network(
+            recipe, data, runs=runs, report=bars.training, fabric=fabric, tensorboard=tensorboard
+        )  # fmt: skip
+    if fabric.is_global_zero:
+        console.print(
+            f"{runs / recipe.name}: select accuracy {accuracy(network, data.select):.4f} (n = {len(data.select)})"
+        )
 
 
 @app.command()

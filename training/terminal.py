@@ -23,6 +23,7 @@ from rich.progress import (
 
 from gateway.errors import PalisadeError
 from training.errors import TrainingError
+from training.processes import processes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,14 +40,15 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if processes() > 1 and function.__name__ != "train":
+                raise TrainingError("only `palisade train` runs in several processes; run this command alone")
             return function(*args, **kwargs)
         except (TrainingError, PalisadeError) as error:
             errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except OSError as error:
-            errors.print(
-                f"error: {error.strerror or error}: {error.filename}", style="red", markup=False, soft_wrap=True
-            )
+            place = f": {error.filename}" if error.filename else ""
+            errors.print(f"error: {error.strerror or error}{place}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("stopped; run the same command again to go on from the last checkpoint")
@@ -83,7 +85,7 @@ class Bars:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Bars]:
+def progress_bars(*, shown: bool = True) -> Iterator[Bars]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -91,7 +93,7 @@ def progress_bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=errors if shown else Console(quiet=True)) as progress:
         yield Bars(progress)
 
 
