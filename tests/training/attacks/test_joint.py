@@ -25,6 +25,7 @@ from training.attacks.joint import (
 )
 from training.attacks.margin import margin
 from training.attacks.patch import patch_attack
+from training.attacks.pgd import random_start
 from training.defence.constants import Constants
 from training.defence.graph import DefenceGraph
 from training.models.resnet import SmallResNet
@@ -275,7 +276,9 @@ def test_patches_that_are_joint_saturate(weight: Tensor) -> None:
     y = torch.arange(60) % 2
     slope = (weight[y] - weight[1 - y]).view(60, *SHAPE)
     x = 0.5 + 0.5 * torch.rand(60, 1, 1, 1, generator=seeded(6)) * slope.sign()
-    plain, _ = patch_attack(defence.network, x, y, side=2, places=1, probe_steps=40, generator=seeded(1))
+    drawn = seeded(1)
+    random_start(x, 1.0, "linf", drawn)  # the ranking's, before the place is drawn
+    plain, _ = patch_attack(defence.network, x, y, side=2, places=1, probe_steps=40, generator=drawn)
     expected = defence.network(plain).argmax(1) != y
     won = joint_patch_attack(
         defence, x, y, side=2, places=1, probe_steps=10, steps=40, targets=1,
