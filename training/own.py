@@ -30,7 +30,6 @@ from training.models.weights import fill
 from training.networks import ROLES
 from training.recipe import Adversary, DataSpec, MaskAugmentation, Recipe, Stage
 from training.runs import load_run
-from training.terms import Jacobian, Sns, Terms
 from training.trainer import accuracy
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -112,14 +111,13 @@ def harden(
 
 
 def recipes_for(name: str, model: str, companion: str, data: DataSpec, *, epochs: int, batch: int) -> dict[str, Recipe]:
-    """Recipes of the answering network (then mask augmentation) and of its companion (adversarial, then penalties)."""
+    """Recipes of the answering network (then mask augmentation) and of its companion (adversarial)."""
     late = max(1, epochs // 4)
     masks = Stage(name="mask", epochs=late, lr=0.02, mask_augmentation=MaskAugmentation())
     learnt = [Stage(name="standard", epochs=max(1, epochs - late), lr=0.05), masks]
     adversary = Adversary(eps=8, steps=3, clean_weight=1.0)
-    terms = Terms(jacobian=Jacobian(weight=0.0003), sns=Sns(weight=0.3), fraction=0.25)
-    firm = Stage(name="firm", epochs=late, lr=0.01, batchnorm="frozen", adversary=adversary, terms=terms)
-    hardened = [Stage(name="adversarial", epochs=max(1, epochs - late), lr=0.05, adversary=adversary), firm]
+    settle = Stage(name="settle", epochs=late, lr=0.01, adversary=adversary)
+    hardened = [Stage(name="adversarial", epochs=max(1, epochs - late), lr=0.05, adversary=adversary), settle]
     networks = {"standard": ModelSpec(arch=model), "companion": _companion(companion, data.size or 32)}
     return {
         role: Recipe(

@@ -207,6 +207,7 @@ def test_recipes_to_start_from(side: int) -> None:
     assert recipes["standard"].data == recipes["companion"].data
 
 
+@pytest.mark.reference
 def test_a_network_and_its_companion_are_trained_on_a_folder(given: Path, tmp_path: Path) -> None:
     made = run(
         "harden", "--model", MODEL, "--companion-model", MODEL, "--data", given / "photos", "--size", SIDE,

@@ -24,8 +24,8 @@ def folded(network: Network, *, side: int = 32) -> Network:
     with torch.no_grad():
         if isinstance(network, SmallResNet):
             _fold_residual(network)
-        else:
-            network = _fold_found(network, side)
+        else:  # channels last, as training leaves them, reshapes into strides that ONNX cannot say
+            network = _fold_found(network.to(memory_format=torch.contiguous_format), side)
     return network.requires_grad_(False)
 
 
