@@ -119,7 +119,7 @@ def explanations(
     bundle: BundlePath = Path("models/gtsrb"),
     out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/explanations.json"),
     images: Annotated[int, typer.Option(min=8, help="Test images to explain.")] = 300,
-    patched: Annotated[int, typer.Option(min=1, help="How many of them to attack by patches, too.")] = 200,
+    patched: Annotated[int, typer.Option(min=1, help="How many of them to attack by patches, too.")] = 150,
     references: Annotated[bool, typer.Option(help="Compare with captum's integrated gradients and Grad-CAM.")] = True,
     seed: int = 0,
     threads: Threads = None,

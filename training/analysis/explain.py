@@ -19,6 +19,7 @@ from training.analysis.attribution import (
     last_layer_map,
     margin_saliency,
 )
+from training.analysis.contrast import predictions, searched
 from training.analysis.deviation import top_overlap
 from training.analysis.faithfulness import (
     Baseline,
@@ -33,7 +34,7 @@ from training.attacks.patch import patch_attack
 from training.defence.graph import DefenceGraph
 from training.evaluate.statistics import interval
 from training.models.network import Network
-from training.modes import frozen, seeded
+from training.modes import seeded
 
 STEPS = 16
 NOISE = 2 / 255
@@ -49,7 +50,7 @@ def explanation_report(
     y: Tensor,
     group: np.ndarray,
     *,
-    patched: int = 200,
+    patched: int = 150,
     seed: int = 0,
     references: bool = True,
     progress: Progress = lambda _name, _done, _total: None,
@@ -60,8 +61,7 @@ def explanation_report(
     Grad-CAM, and raises `TrainingError` without captum. `patched` of the images are also attacked by a patch.
     """
     methods = explainers(defence, references=references)
-    with torch.no_grad():
-        label = torch.cat([defence.network(part).argmax(1) for part in x.split(256)])
+    label = predictions(defence.network, x)
     maps: Maps = {}
     for name, explain in methods.items():
         progress(f"maps: {name}", len(maps), len(methods))
@@ -133,14 +133,13 @@ def _patches(
     The explained label is the wrong one, which the patch brought about: a faithful map must point at the patch.
     """
     side = round(PATCH_SHARE * min(x.shape[2:]))
-    with frozen(defence.network):
+    with searched(defence.network) as predict:
         made = [
-            patch_attack(defence.network, *some, side=side, generator=seeded(seed, 22, number))
+            patch_attack(predict, *some, side=side, generator=seeded(seed, 22, number))
             for number, some in enumerate(zip(x.split(64), y.split(64), strict=True))
         ]
-        images, masks = (torch.cat(column) for column in zip(*made, strict=True))
-        with torch.no_grad():
-            label = defence.network(images).argmax(1)
+    images, masks = (torch.cat(column) for column in zip(*made, strict=True))
+    label = predictions(defence.network, images)
     fooled = label != y
     images, masks, label = images[fooled], masks[fooled], label[fooled]
     found: dict[str, Any] = {"side": side, "images": len(x), "fooled": len(images)}

@@ -33,6 +33,7 @@ from training.evaluate.statistics import auroc, threshold_at
 from training.modes import frozen
 
 RATES = (0.01, 0.05)
+UNDETERMINED = 1e4  # upper end of an interval of V
 
 
 def layer_report(
@@ -173,10 +174,16 @@ def _told(table: dict[str, np.ndarray], column: int) -> dict[str, Any]:
 def vulnerable_layers(
     report: dict[str, Any], *, count: int = 2, method: str = "grad_cam", among: Sequence[str] | None = None
 ) -> list[str]:
-    """The `count` layers with the largest V by `method`, in the network's order; `among` limits them (to taps)."""
-    rows = [row for row in report["layers"] if among is None or row["layer"] in among]
-    ranked = sorted(rows, key=lambda row: -row["own_label"][method]["vulnerability"])[:count]
-    return [row["layer"] for row in rows if row in ranked]
+    """The `count` layers with the largest V by `method`, in the network's order; `among` limits them (to taps).
+
+    Layers whose V is not determined are left out: where maps are mostly empty its interval has no end to speak of.
+    """
+    cells = {
+        row["layer"]: row["own_label"][method] for row in report["layers"] if among is None or row["layer"] in among
+    }
+    determined = {layer: cell["vulnerability"] for layer, cell in cells.items() if cell["interval"][1] <= UNDETERMINED}
+    ranked = sorted(determined, key=lambda layer: -determined[layer])[:count]
+    return [layer for layer in determined if layer in ranked]
 
 
 def layer_ablation(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.analysis.cam import TITLES, Maps, heat_maps
 from training.analysis.charts import Series, curves
 from training.analysis.contrast import KINDS, Triples, predictions
+from training.analysis.layers import UNDETERMINED
 from training.analysis.pictures import data_uri, overlaid, plain
 
 EXAMPLES = 3
@@ -23,7 +24,8 @@ ATTENTION = (
 )
 VULNERABILITY = (
     "V = median deviation under attack / under noise of equal mean and norm, with 95 % bootstrap intervals. At 1 the "
-    "layer reacts to the attack as it does to noise."
+    "layer reacts to the attack as it does to noise. Where maps are mostly empty V says nothing; it is "
+    "drawn at 10,000 at most."
 )
 TURNING = (
     "Share of images on which a linear probe of the layer prefers the wrong answer that the attack brings about to the "
@@ -70,7 +72,12 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, str, Markup]]:
         for colour, kind in enumerate(KINDS[1:], 1)
     ]
     vulnerable = [
-        Series(name, column(*keys, "vulnerability"), colour, [tuple(pair) for pair in column(*keys, "interval")])
+        Series(
+            name,
+            [min(v, UNDETERMINED) for v in column(*keys, "vulnerability")],
+            colour,
+            [(min(low, UNDETERMINED), min(high, UNDETERMINED)) for low, high in column(*keys, "interval")],
+        )
         for colour, (name, keys) in enumerate(
             {
                 "Grad-CAM, label given": ("own_label", "grad_cam"),

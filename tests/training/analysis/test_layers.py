@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,9 @@ def test_the_most_vulnerable_layers_in_the_networks_order(analysed, trained) -> 
     two = vulnerable_layers(report)
     assert sorted(two, key=names.index) == two
     assert min(values[name] for name in two) >= max(v for name, v in values.items() if name not in two)
+    unsure = copy.deepcopy(report)
+    unsure["layers"][names.index(two[0])]["own_label"]["grad_cam"]["interval"][1] = 1e6
+    assert two[0] not in vulnerable_layers(unsure)
     assert set(vulnerable_layers(report, among=list(trained.tap_channels))) < set(trained.tap_channels)
 
 
