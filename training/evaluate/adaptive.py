@@ -24,6 +24,7 @@ from training.attacks.joint import (
     unflagged,
 )
 from training.attacks.margin import margin
+from training.attacks.matching import match_features, nearest_other, pooled_features
 from training.attacks.pgd import pgd
 from training.evaluate.bench import Bench
 from training.evaluate.found import Figure, Found
@@ -36,7 +37,8 @@ from training.modes import frozen
 CHUNK = 32
 SAFE, SURE = 0.5, 10.0  # margins, in logits, at which an answer is taken for safe, and for confident
 SERVED = f"served@{max(ALPHAS):g}"
-SIMPLE = ("PGD on the answering network", "PGD on the companion")
+SIMPLE = ("PGD on the answering network", "PGD on the companion", "feature matching")
+GUIDES = 512
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,15 @@ def _judge(systems: Systems, until: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _simple(bench: Bench, x: Tensor, y: Tensor, eps: float, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    for name, network in zip(SIMPLE, (bench.defence.network, bench.defence.companion), strict=True):
-        if network is not None:
-            yield name, pgd(network, x, y, eps=eps / 255, steps=bench.settings.steps, generator=generator)
+    """Attacks that know less, or ask for less: `SIMPLE` by name, with their images."""
+    network, select = bench.defence.network, bench.data.select
+    for name, attacked in zip(SIMPLE, (network, bench.defence.companion), strict=False):
+        if attacked is not None:
+            yield name, pgd(attacked, x, y, eps=eps / 255, steps=bench.settings.steps, generator=generator)
+    with torch.no_grad():
+        guides, own = (pooled_features(network, images) for images in (bench.pixels(select.x[:GUIDES]), x))
+    target = nearest_other(own, guides, bench.targets(select.y[:GUIDES]), y)
+    yield SIMPLE[2], match_features(network, x, target, eps=eps / 255)
 
 
 def _union(rows: Arrays, columns: Sequence[str], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

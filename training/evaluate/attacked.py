@@ -112,9 +112,9 @@ ATTACKS: dict[str, Attack] = {
     "pgd_4": Attack(partial(_pgd, eps=4), depends=("steps",)),
     "pgd_8": Attack(partial(_pgd, eps=8), depends=("steps",)),
     "l2_1": Attack(partial(_l2, eps=1.0), depends=("steps",)),
-    "minimal": Attack(_minimal, count="minimal"),
-    "patch": Attack(partial(_patch, kind="noisy"), "patches", count="patched"),
-    "patch_low": Attack(partial(_patch, kind="low_frequency"), "patches", count="patched"),
+    "minimal": Attack(_minimal, count="minimal", seconds=0.5),
+    "patch": Attack(partial(_patch, kind="noisy"), "patches", count="patched", seconds=0.45),
+    "patch_low": Attack(partial(_patch, kind="low_frequency"), "patches", count="patched", seconds=0.45),
 }
 
 

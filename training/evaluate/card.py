@@ -55,7 +55,7 @@ def evaluate(
         return assemble(bench)
 
 
-def assemble(bench: Bench, *, command: str | None = None) -> dict[str, Any]:
+def assemble(bench: Bench) -> dict[str, Any]:
     """The card of all units that were finished on this bundle, data and settings.
 
     `status` is `failed` where a self-check found the harness or the model's gradients wanting, `incomplete` where units
@@ -75,7 +75,7 @@ def assemble(bench: Bench, *, command: str | None = None) -> dict[str, Any]:
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
         "date": max((found["date"] for found in results.values()), default=datetime.now(UTC).date().isoformat()),
-        "command": command or f"palisade evaluate models/{bundle.name}",
+        "command": f"palisade evaluate models/{bundle.name}",
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
         if bench.device == "cpu" else torch.cuda.get_device_name(),
         "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},

@@ -67,7 +67,7 @@ def evaluate(
     with progress_bars() as bars:
         bench.progress = bars.step
         failed = run_units(bench, names, say=lambda line: errors.print(line, markup=False, highlight=False))
-        card = assemble(bench, command=f"palisade evaluate {bundle}")
+        card = assemble(bench)
     _write(bundle, bench, card, install=install)
     if failed:
         raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))

@@ -89,7 +89,7 @@ def _companion(eps: int) -> dict[str, Unit]:
 def _adaptive(eps: int) -> dict[str, Unit]:
     return {
         f"adaptive_{eps}": Unit(
-            "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 4,
+            "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 10,
             (f"joint_{eps}", f"joint_excess_{eps}"), 8,
         )
     }  # fmt: skip
@@ -109,7 +109,7 @@ UNITS: dict[str, Unit] = {
     **{name: _attack(name) for name in ATTACKS},
     **_adaptive(4),
     **_adaptive(8),
-    "doubled": Unit("3", "joint attack with twice the steps", ("doubled",), adaptive.doubled, "doubled", _EFFORT, 5),
+    "doubled": Unit("3", "joint attack with twice the steps", ("doubled",), adaptive.doubled, "doubled", _EFFORT, 8),
     "patch_adaptive": Unit(
         "patches",
         "patches whose maker knows the defence",
