@@ -32,7 +32,7 @@ from training.models.network import Network
 from training.recipe import Recipe
 
 WEIGHTS = "weights.safetensors"
-PACKAGES = ("torch", "torchvision", "lightning-fabric", "numpy", "safetensors")
+PACKAGES = ("torchvision", "lightning-fabric", "numpy", "safetensors")
 
 
 def claim_folder(folder: Path, recipe: Recipe, data: Dataset, *, write: bool) -> None:
@@ -72,6 +72,7 @@ def note_start(folder: Path, fabric: Fabric, *, precision: str, epoch: int) -> N
         "palisade": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": device.type,

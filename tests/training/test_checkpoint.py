@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn, optim
 
 from tests.training.toy import random_network
-from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights, write_text
 from training.errors import TrainingError
 from training.models.resnet import SmallResNet
 
@@ -118,6 +120,28 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(TrainingError, match="cannot resume"):
         load(tmp_path, random_network(0, classes=7))
+
+
+def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+    """The system refuses to let any file grow beyond 8 KB, as a full disk would in the middle of one."""
+    saved = save(tmp_path, 0, 1)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        with pytest.raises(TrainingError, match=r"checkpoint-2\.safetensors: File too large; what was saved before is"):
+            save(tmp_path, 1, 2)
+        with pytest.raises(TrainingError, match=r"note\.json: File too large"):
+            write_text(tmp_path / "note.json", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    network = random_network(9)
+    progress, _, _ = load(tmp_path, network)
+    assert progress == Progress(1, HISTORY)
+    assert same(network, saved[0])
 
 
 def test_weights_round_trip_and_errors(tmp_path: Path) -> None:

@@ -57,13 +57,16 @@ def test_standard_training_looks_at_clean_images_alone() -> None:
     torch.testing.assert_close(losses["ce"], F.cross_entropy(Linear(WEIGHT)(X), Y))
 
 
-def test_kl_attack_of_a_linear_network_goes_to_a_corner_of_the_ball() -> None:
-    """With two classes KL grows with |w . delta|: one way or the other along the signs of the difference of weights."""
+def test_kl_attack_of_a_linear_network_goes_along_the_weights() -> None:
+    """With two classes KL grows with |w . delta|: all steps go one way along the signs of the difference of weights.
+
+    They go 1.5 eps in all, so that they end beyond half the radius wherever they start.
+    """
     network = Linear(WEIGHT)
     adversarial = kl_pgd(network, X, eps=EPS, steps=10, generator=seeded(0))
     ways = ((adversarial - X) / EPS).flatten(1) * (WEIGHT[0] - WEIGHT[1]).sign()
-    torch.testing.assert_close(ways.abs(), torch.ones(6, 4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(ways, ways[:, :1].expand(6, 4))
+    assert ways.abs().min() > 0.49
+    assert (ways.sign() == ways[:, :1].sign()).all()
     assert torch.equal(attacked(stage(trades={"eps": 8}), network, X, Y, seeded(0)), adversarial)
 
 

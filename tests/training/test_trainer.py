@@ -247,3 +247,68 @@ def test_to_tensor_and_accuracy_in_closed_form() -> None:
             return torch.eye(CLASSES)[1].expand(len(z), CLASSES)
 
     assert accuracy(Always(), split, batch=4) == pytest.approx((split.y == 1).mean())
+
+
+def test_average_in_closed_form_with_batchnorm_statistics(data: Dataset, tmp_path: Path) -> None:
+    """After every step: average = 0.75 average + 0.25 network, of weights and running statistics alike."""
+    trainer = Trainer(recipe(stages=PLAIN, ema=0.75), data, tmp_path)
+    before = {name: value.clone() for name, value in trainer.average.state_dict().items()}
+    with torch.no_grad():
+        for value in trainer.model.state_dict().values():
+            value.add_(1)
+    trainer._update_average()
+    for name, value in trainer.average.state_dict().items():
+        gain = 0.25 if value.is_floating_point() else 1
+        torch.testing.assert_close(value, before[name] + gain, msg=name)
+
+
+@pytest.mark.parametrize("metric", ["clean", "pgd"])
+def test_early_stopping_keeps_the_best_average(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """Watched 0.5, 0.7, 0.6, 0.7: two epochs without gain end the last stage, also of a run that was killed."""
+    stages = [{"name": "a", "epochs": 1, "lr": 0.05}, {"name": "b", "epochs": 9, "lr": 0.05}]
+    told = dict(zip(range(1, 10), [0.5, 0.7, 0.6, 0.7, 0.9], strict=False))
+    averages = {}
+
+    def measured(self: Trainer, stage: object, number: int) -> dict[str, float]:
+        averages[number] = {name: value.clone() for name, value in self.average.state_dict().items()}
+        real = evaluate(self, stage, number)
+        assert ("watched" in real) == (number > 0)
+        return real | ({"watched": told[number]} if number > 0 else {})
+
+    evaluate = Trainer._evaluate
+    monkeypatch.setattr(Trainer, "_evaluate", measured)
+    changes = {"stages": stages, "early_stopping": {"metric": metric, "images": 8, "patience": 2, "steps": 1}}
+    with pytest.raises(Killed):
+        Trainer(recipe(**changes), data, tmp_path).run(kill_after(3))
+    made = Trainer(recipe(**changes), data, tmp_path).run()
+    assert max(averages) == 4
+    assert all(torch.equal(value, averages[2][name]) for name, value in made.state_dict().items())
+    assert all(
+        torch.equal(value, averages[2][name]) for name, value in load_file(tmp_path / "weights.safetensors").items()
+    )
+    outcome = json.loads((tmp_path / "outcome.json").read_text("utf-8"))
+    assert (outcome["epochs"], outcome["kept_epoch"], outcome["stopped_early"]) == (5, 3, True)
+    starts = json.loads((tmp_path / "environment.json").read_text("utf-8"))
+    assert [start["after_epoch"] for start in starts] == [0, 3]
+
+
+def test_fp16_trains_on_and_keeps_its_loss_scale(data: Dataset, tmp_path: Path) -> None:
+    Trainer(recipe(stages=[PLAIN[0] | {"epochs": 1, "awp": {}}], precision="fp16"), data, tmp_path).run()
+    state = json.loads((tmp_path / "checkpoint.json").read_text("utf-8"))
+    assert state["scaler"]["scale"] > 0
+    assert state["history"][0]["loss"] < 2
+
+
+def test_a_run_folder_of_an_older_recipe_is_resumed_and_loaded(data: Dataset, tmp_path: Path) -> None:
+    """recipe.json without the keys that came later, no data.json, teacher maps of old in the folder."""
+    Trainer(recipe(stages=[PLAIN[0] | {"epochs": 1}]), data, tmp_path).run()
+    path = tmp_path / "recipe.json"
+    content = json.loads(path.read_text("utf-8"))
+    del content["early_stopping"], content["stages"][0]["trades"], content["stages"][0]["awp"]
+    path.write_text(json.dumps(content, indent=1), "utf-8")
+    for name in ("data.json", "environment.json", "outcome.json", "metrics.csv"):
+        (tmp_path / name).unlink()
+    assert load_run(tmp_path, data)[0] == recipe(stages=[PLAIN[0] | {"epochs": 1}])
+    Trainer(recipe(stages=[PLAIN[0] | {"epochs": 1}]), data, tmp_path).run()
