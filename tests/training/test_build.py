@@ -161,7 +161,7 @@ def test_a_bundle_that_does_not_say_how_it_was_made(folder):
 
 
 def test_a_failed_build_leaves_nothing(folder, monkeypatch):
-    monkeypatch.setattr("training.build.write_samples", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("training.assemble.write_samples", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         build(folder / "bundle.yaml", folder / "other", runs=folder / "runs")
     assert not (folder / "other").exists()
