@@ -31,9 +31,8 @@ def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabri
     `TrainingError` where there are too few GPUs.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    launched = dist.is_available() and dist.is_torchelastic_launched()
-    local = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else 1
-    nodes = int(os.environ["WORLD_SIZE"]) // local if launched else 1
+    count = processes()
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if count > 1 else 1
     found = torch.cuda.device_count()
     if device == "cuda" and found < local:
         raise TrainingError(f"{local} GPU(s) asked for, {found} found by torch {torch.__version__}; use --device cpu")
@@ -51,14 +50,14 @@ def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabri
     fabric = Fabric(
         accelerator=where,
         devices=local,
-        num_nodes=nodes,
-        strategy="ddp" if launched else "auto",
-        plugins=[TorchElasticEnvironment() if launched else LightningEnvironment(), cast[precision]],
+        num_nodes=count // local,
+        strategy="ddp" if count > 1 else "auto",
+        plugins=[TorchElasticEnvironment() if count > 1 else LightningEnvironment(), cast[precision]],
     )
     fabric.launch()
     return fabric
 
 
-def process() -> tuple[int, int]:
-    """Rank of this process and how many there are, also before `open_fabric`."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() and dist.is_torchelastic_launched() else 1
