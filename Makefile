@@ -28,8 +28,8 @@ serve: $(SERVE)/.stamp  ## Serve the shipped bundles on port 3000 (PORT=..., MOD
 test: $(TEST)/.stamp  ## Run the tests (ARGS='-k decode').
 	@$(TEST)/bin/python -m pytest $(ARGS)
 
-verify: $(TEST)/.stamp  ## Compute the shipped bundle's headline figures again, against their bounds.
-	@$(TEST)/bin/palisade verify models/gtsrb $(ARGS)
+verify: $(TEST)/.stamp  ## Compute the headline figures of every shipped bundle again, against their bounds and cards.
+	@$(TEST)/bin/palisade verify $(ARGS)
 
 lint: $(TEST)/.stamp  ## Check style and types.
 	@$(TEST)/bin/ruff check .
