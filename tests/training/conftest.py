@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.training.exported import Exported, open_session
-from tests.training.toy import CLASSES, SIDE, SPEC, random_network, toy_dataset
+from tests.training.toy import CLASSES, SIDE, SPEC, random_network, taught, toy_dataset
 from training.data import Dataset
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph, DefenceOutputs
@@ -32,14 +31,7 @@ def trained(toy: Dataset) -> SmallResNet:
     """A standard network that classifies the toy data; for measurements, never changed by a test."""
     torch.manual_seed(0)
     network = build_model(SPEC, classes=len(toy.classes), mean=[0.5] * 3, std=[0.15] * 3)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    x, y = to_tensor(toy.train.x), torch.from_numpy(toy.train.y)
-    for step in range(60):
-        part = slice(64 * (step % 4), 64 * (step % 4) + 64)
-        optimizer.zero_grad()
-        F.cross_entropy(network(x[part]), y[part]).backward()
-        optimizer.step()
-    return network.eval().requires_grad_(False)
+    return taught(network, toy, steps=60)
 
 
 @pytest.fixture(scope="session")

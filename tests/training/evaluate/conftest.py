@@ -7,21 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 import yaml
 
 from gateway.bundle import Bundle
-from tests.training.toy import CLASSES, SPEC, gratings, random_network
+from tests.training.toy import CLASSES, SPEC, gratings, random_network, taught
 from training.build import build, load_data, recipe_of
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants
 from training.evaluate.bench import Bench
 from training.evaluate.settings import Evaluation
 from training.evaluate.store import Store
-from training.models.network import Network
 from training.networks import NETWORKS, save_networks
-from training.pixels import to_tensor
 
 TINY = Evaluation(
     robust=16, steps=5, autoattack=4, control=16, curve=8, shifts=12, unaware=16, minimal=8, square=8,
@@ -31,19 +27,6 @@ TINY = Evaluation(
             {"figure": "pgd50_8", "kind": "at_most", "bound": 1.0},
             {"figure": "joint_excess_8", "kind": "at_most", "bound": 1.0}],
 )  # fmt: skip
-
-
-def _taught(seed: int, data: Dataset) -> Network:
-    torch.manual_seed(seed)
-    network = random_network(seed, warm=False).train().requires_grad_(True)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    x, y = to_tensor(data.train.x), torch.from_numpy(data.train.y)
-    for step in range(50):
-        part = slice(64 * (step % 4), 64 * (step % 4) + 64)
-        optimizer.zero_grad()
-        F.cross_entropy(network(x[part]), y[part]).backward()
-        optimizer.step()
-    return network.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PALISADE_DATA", str(root))
         data = load_dataset("npz:gratings", fractions=(0.5, 0.25, 0.25))
-        network, companion = _taught(0, data), _taught(1, data)
+        network, companion = (taught(random_network(seed, warm=False), data, steps=50) for seed in (0, 1))
         constants = fit_constants(network, data.train, data.select, classes=CLASSES)
         save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
         yield build(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
