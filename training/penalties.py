@@ -99,7 +99,8 @@ def rank_neurons(
     PGD-10 of Linf radius `eps` (of 1) through `predict`, the network in the precision that training uses.
     """
     index = np.random.default_rng(seed).permutation(len(data))[: sns.pairs]
-    x, y = to_tensor(data.x[index]), torch.from_numpy(data.y[index])
+    device = next(network.parameters()).device
+    x, y = to_tensor(data.x[index]).to(device), torch.from_numpy(data.y[index]).to(device)
     with frozen(network):
         adversarial = training_pgd(predict, x, y, eps=eps, steps=10, generator=seeded(seed, epoch, 1))
         with torch.no_grad():
