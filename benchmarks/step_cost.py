@@ -27,7 +27,7 @@ from benchmarks.record import record
 from training.attacks.pgd import training_pgd
 from training.models import ModelSpec, build_model
 from training.models.network import Network
-from training.modes import freeze_batchnorm, frozen, seeded
+from training.modes import denormals_flushed, freeze_batchnorm, frozen, seeded
 from training.penalties import penalties
 from training.terms import Terms
 
@@ -155,12 +155,12 @@ def main(
 ) -> None:
     """Time steps with penalties, in either form, beside the plain step of adversarial training."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     spec = ModelSpec(width=width, stem_stride=stem_stride)
     network = build_model(spec, classes=CLASSES, mean=[0.4] * 3, std=[0.25] * 3, side=SIDE)
     network = network.to(memory_format=torch.channels_last)
-    rows = measure(network, batch=batch, steps=steps, precision=precision, repeats=repeats, seconds=seconds)
+    with denormals_flushed():
+        rows = measure(network, batch=batch, steps=steps, precision=precision, repeats=repeats, seconds=seconds)
     table = Table(title=f"A step of adversarial training ({steps} steps of PGD, batch {batch}, {precision})")
     for column in ("setting", "ms", "ratio (quartiles)", "in processor time"):
         table.add_column(column)

@@ -30,7 +30,7 @@ from training.errors import RecipeError, TrainingError
 from training.logs import log_epoch, open_tensorboard, write_metrics
 from training.models import build_model
 from training.models.network import Network
-from training.modes import freeze_batchnorm, frozen, seeded
+from training.modes import denormals_flushed, freeze_batchnorm, frozen, seeded
 from training.penalties import penalties, rank_neurons, teacher_maps
 from training.pixels import to_tensor
 from training.processes import open_fabric
@@ -66,8 +66,6 @@ class Trainer:
         if recipe.batch % self.fabric.world_size:
             raise RecipeError(f"batch: {recipe.batch} images can't be shared by {self.fabric.world_size} processes")
         torch.manual_seed(recipe.seed)
-        # Weights that decay towards zero pass through subnormal numbers, which a CPU computes a hundred times slower.
-        torch.set_flush_denormal(True)
         pixels = data.train.x.reshape(-1, data.train.x.shape[-1]) / 255.0
         self.model = build_model(
             recipe.model,
@@ -96,6 +94,10 @@ class Trainer:
         With early stopping, the averaged network of the best epoch. It is returned on the CPU. `report` gets a dict for
         every batch and epoch. Raises `TrainingError` when the loss is not finite, or the disk or the memory full.
         """
+        with denormals_flushed():
+            return self._run(report)
+
+    def _run(self, report: Report) -> Network:
         first = self.fabric.is_global_zero
         claim_folder(self.out, self.recipe, self.data, write=first)
         done = load_checkpoint(self.out, networks=self._networks(), optimizer=self.optimizer) or Progress(0, [])

@@ -101,6 +101,7 @@ def test_seed_decides_the_weights(data: Dataset, tmp_path: Path) -> None:
     )
     assert same(a, b)
     assert not same(a, c)
+    assert float.fromhex("0x1p-1040") * 1.0 > 0.0  # arithmetic is as it was before
 
 
 def test_it_learns_and_reports(toy: Dataset, tmp_path: Path) -> None:
