@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.attacks.joint import (
+    Afterwards,
     Conditions,
     Looks,
     companion_says,
@@ -41,12 +42,22 @@ SIMPLE = ("PGD on the answering network", "PGD on the companion", "feature match
 GUIDES = 512
 
 
+class Judges(Protocol):
+    """Systems that are attacked at once: a column each, and which images beat it, (N, R) bool."""
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    def judged(self, adversarial: Tensor, label: Tensor) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """One attack: what its hinges ask for and read, and the column at which it stops working on an image.
 
-    Only images that have beaten the column `given` are tried: where the companion has to be near to the target, an
-    image on which no attack brought it near to erring is not worth the work.
+    `afterwards` adds hinges that ask for more forwards. Only images that have beaten the column `given` are tried:
+    where the companion has to be near to the target, an image on which no attack brought it near to erring is not worth
+    the work.
     """
 
     name: str
@@ -54,6 +65,7 @@ class Stage:
     until: str
     looks: Looks = "all"
     given: str | None = None
+    afterwards: Afterwards | None = None
 
 
 def stages(systems: Systems) -> list[Stage]:
@@ -113,10 +125,29 @@ def suite(bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[st
 
     `only` names the stages to run, without the simple attacks.
     """
-    systems, test = Systems(bench), bench.first(count)
+    systems = Systems(bench)
     plan = [stage for stage in stages(systems) if not only or stage.name in only]
-    columns, targets, restarts = systems.columns, bench.settings.adaptive_targets, bench.settings.adaptive_restarts
-    name = f"adaptive attacks at {eps:g}/255"
+    return carry_out(bench, systems, plan, "adaptive", eps=eps, count=count, steps=steps, only=only), systems.columns
+
+
+def carry_out(
+    bench: Bench,
+    systems: Judges,
+    plan: Sequence[Stage],
+    kind: str,
+    *,
+    eps: float,
+    count: int,
+    steps: int,
+    only: Sequence[str] = (),
+) -> Arrays:
+    """The stages of `plan` one after another on the first `count` test images: {attack: (n, R) bool}.
+
+    The simple attacks come first, unless `only` names stages. `kind` is what the rows are kept under.
+    """
+    test, columns = bench.first(count), systems.columns
+    targets, restarts = bench.settings.adaptive_targets, bench.settings.adaptive_restarts
+    name = f"{kind} attacks at {eps:g}/255"
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = test.take(np.arange(start, stop))
@@ -138,13 +169,13 @@ def suite(bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[st
                     won[stage.name][todo] = joint_attack(
                         bench.defence, x[chosen], y[chosen], eps=eps / 255, steps=steps, targets=targets,
                         conditions=stage.conditions, beaten=_judge(systems, stage.until), looks=stage.looks,
-                        restarts=restarts, order=order[chosen], generator=generator,
+                        restarts=restarts, order=order[chosen], afterwards=stage.afterwards, generator=generator,
                         progress=partial(bench.progress, f"{name}, images {start}-{stop}: {stage.name}"),
                     )[:, :-1].cpu().numpy()  # fmt: skip
         return won
 
     depends = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}
-    return bench.rows(name, f"adaptive-{eps:g}", depends, len(test), CHUNK, make, served=True), columns
+    return bench.rows(name, f"{kind}-{eps:g}", depends, len(test), CHUNK, make, served=True)
 
 
 def _any(won: Arrays, column: str, columns: Sequence[str], names: Sequence[str], count: int) -> np.ndarray:
@@ -153,7 +184,7 @@ def _any(won: Arrays, column: str, columns: Sequence[str], names: Sequence[str],
     return np.any(parts, axis=0) if parts else np.zeros(count, bool)
 
 
-def _judge(systems: Systems, until: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _judge(systems: Judges, until: str) -> Callable[[Tensor, Tensor], Tensor]:
     """All columns, and at the end the one that says when an image needs no more work."""
     last = systems.columns.index(until)
 
@@ -176,7 +207,7 @@ def _simple(bench: Bench, x: Tensor, y: Tensor, eps: float, generator: torch.Gen
     yield SIMPLE[2], match_features(network, x, target, eps=eps / 255)
 
 
-def _union(rows: Arrays, columns: Sequence[str], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def union_of(rows: Arrays, columns: Sequence[str], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """By column, what any of the attacks `names` (all of them) wins, (n,)."""
     won = np.any([each for name, each in rows.items() if names is None or name in names], axis=0)
     return dict(zip(columns, won.T, strict=True))
@@ -191,7 +222,7 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
     settings, key = bench.settings, f"eps_{eps}"
     test = bench.first(settings.adaptive)
     rows, columns = suite(bench, eps=eps, count=settings.adaptive, steps=settings.adaptive_steps)
-    union = _union(rows, columns)
+    union = union_of(rows, columns)
     row: dict[str, Any] = {"n": len(test)}
 
     def tell(name: str, won: np.ndarray) -> None:
@@ -206,7 +237,7 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
     if ALONE in union:
         half, _ = suite(bench, eps=eps / 2, count=settings.adaptive, steps=settings.adaptive_steps, only=[ALONE])
         tell("companion", union[ALONE])
-        tell("half", _union(half, columns)[ALONE])
+        tell("half", union_of(half, columns)[ALONE])
         row |= {f"excess_{alpha:g}": row[f"alpha_{alpha:g}"] - row["companion"] for alpha in ALPHAS}
         outcomes[f"companion_error_{eps}"] = union[ALONE]
         figures[f"joint_excess_{eps}"] = Figure(
@@ -214,18 +245,18 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
         )
     effort = {name: getattr(settings, f"adaptive_{name}") for name in ("steps", "targets", "restarts")}
     simple, joint = (
-        {column: float(won.mean()) for column, won in _union(rows, columns, names).items()}
+        {column: float(won.mean()) for column, won in union_of(rows, columns, names).items()}
         for names in (SIMPLE, [name for name in rows if name not in SIMPLE])
     )
     section = {
         "adaptive": {"n": len(test)} | effort | {key: row},
-        "systems": {key: _by_system(union, test.group)},
+        "systems": {key: by_system(union, test.group)},
         "stages": {key: _added(rows, columns.index(SERVED))},
     }
     return Found(section, figures, outcomes, {"simple": simple, "joint": joint})
 
 
-def _by_system(union: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[str, Any]]:
+def by_system(union: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict[str, Any]]:
     """{system: {fpr_<rate>: share, fpr_<rate>_interval}}; systems without a rate have the same figure at each."""
     table: dict[str, dict[str, Any]] = {}
     for column, won in union.items():
@@ -252,7 +283,7 @@ def doubled(bench: Bench) -> Found:
     settings, only = bench.settings, (ALONE, "joint, as served")
     section: dict[str, Any] = {"steps": settings.adaptive_steps}
     for name, steps in (("once", settings.adaptive_steps), ("twice", 2 * settings.adaptive_steps)):
-        won = _union(*suite(bench, eps=8, count=settings.doubled, steps=steps, only=only))
+        won = union_of(*suite(bench, eps=8, count=settings.doubled, steps=steps, only=only))
         section |= {"n": len(won[SERVED]), name: {"served": float(won[SERVED].mean())}}
         if ALONE in won:
             section[name]["companion"] = float(won[ALONE].mean())

@@ -130,6 +130,10 @@ def _systems(card: dict[str, Any]) -> Parts:
     ]
     if not rows:
         return []
+    rows += [
+        (eps, f"{SYSTEMS['strict']}, not served", *(ranged(part, f"fpr_{rate:g}") for rate in RATES))
+        for eps, part in _by_eps(card.get("strict", {}))
+    ]
     body: list[str | Table] = [
         (
             "Wrong and not flagged, where each system flags that share of the benign test images. An image counts at "

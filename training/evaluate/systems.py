@@ -28,10 +28,10 @@ class Systems:
     """The systems of one bundle. A *column* is a system at a rate: whether a wrong answer goes unflagged there.
 
     `answering` has no defence; `max_softmax` rejects unsure answers (a detector that a harness has to break);
-    `detector` is Fisher's combination of all fused scores but the companion's; `companion` and `strict` are that
-    network's scores alone; `all` is what is served. Each is cut where it flags 1, 5 and 10 % of the benign test images.
-    `served` and `cascade` are cut where the gateway cuts. `companion_alone` asks only whether the companion errs,
-    `companion_doubts` whether it is near to erring.
+    `detector` is Fisher's combination of all fused scores but the companion's; `companion` is that network's score
+    alone; `all` is what is served. Each is cut where it flags 1, 5 and 10 % of the benign test images. `served` and
+    `cascade` are cut where the gateway cuts. `companion_alone` asks only whether the companion errs, `companion_doubts`
+    whether it is near to erring. The strict companion is judged apart (`training.evaluate.strict`).
     """
 
     bench: Bench
@@ -43,9 +43,8 @@ class Systems:
         found: dict[str, Reading] = {"max_softmax": lambda _scores, confidence: -confidence}
         if calm := self.calm:
             found["detector"] = lambda scores, _confidence: _fisher(judge.fusion, calm, scores)
-        for system, score in (("companion", "companion_margin"), ("strict", "companion_strict")):
-            if score in names:
-                found[system] = _column(names.index(score))
+        if "companion_margin" in names:
+            found["companion"] = _column(names.index("companion_margin"))
         found["all"] = lambda scores, _confidence: judge.fusion.statistic(scores)
         return found
 

@@ -9,7 +9,7 @@ from functools import partial
 from gateway.bundle import Bundle
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import adaptive, benign, explained, local, queries, robust, unaware
+from training.evaluate import adaptive, benign, explained, local, queries, robust, strict, unaware
 from training.evaluate.attacked import ATTACKS, title
 from training.evaluate.bench import Bench
 from training.evaluate.found import Found
@@ -91,7 +91,11 @@ def _adaptive(eps: int) -> dict[str, Unit]:
         f"adaptive_{eps}": Unit(
             "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 10,
             (f"joint_{eps}", f"joint_excess_{eps}"), 8,
-        )
+        ),
+        f"strict_{eps}": Unit(
+            "3", f"strict companion at {eps}/255", (), partial(strict.strict, eps=eps), "strict", _EFFORT, 8,
+            companion=True,
+        ),
     }  # fmt: skip
 
 
