@@ -10,13 +10,41 @@ const TITLES = {
     "An attacker who knows everything",
     "Share of images answered wrong and not flagged: the figure to plan with. A stronger attack may find more.",
   ],
+  systems: [
+    "Systems against an attacker who knows them",
+    "Wrong and not flagged where each system flags that share of benign images (FPR); an image counts at the worst of " +
+      "all attacks.",
+  ],
+  strict: [
+    "The strict companion",
+    "Not served: its margin after a short attack by ourselves, against an attacker who knows of it.",
+  ],
   unaware: [
     "Attackers who do not know the defence",
     "Only images that fool the answering network count. “Max softmax” rejects the least confident answers at the " +
       "same false-positive rate; “undetected” is wrong and not flagged, of all.",
   ],
+  detection: [
+    "Detection at measured false-positive rates",
+    "Share of successful attacks flagged where each reading flags exactly that share of benign images; “class " +
+      "distance” is Mahalanobis.",
+  ],
+  patches: [
+    "Patches",
+    "Of those that fool the answering network: answered rightly after neutralisation, beside random windows of equal " +
+      "area.",
+  ],
+  patch_adaptive: ["Patches whose maker knows the defence", "Alpha: wrong and not flagged at that rate."],
+  harm: ["Harm by neutralisation", "Right answers made wrong by an attacker who aims at it."],
+  queries: [
+    "Queries over HTTP",
+    "Until one answer is wrong and not flagged, by what the gateway discloses; “won” within the budget.",
+  ],
+  autoattack: ["The companion alone under AutoAttack", "Accuracy, and what the other images fell to."],
   companion_pgd: ["The companion alone under attack", "Accuracy of the adversarially trained network."],
   benign: ["Benign images", "What the defence costs those who attack nothing."],
+  shifts: ["Benign shifts", "Flags on images that changed without an attacker, and on images of none of the classes."],
+  worst_classes: ["Worst classes", "The class that fares worst, by figure."],
   cascade: [
     "Cascade",
     "Shares flagged when a screen goes first; “screened” images were let off without the full verdict.",
@@ -24,11 +52,21 @@ const TITLES = {
 };
 // Not measurements, or shown elsewhere.
 const OTHER = new Set(["software", "settings", "samples", "figures"]);
+// What comes before the bounds that the build had to keep.
+const FIRST = new Set(["adaptive", "systems", "strict", "unaware"]);
 const FIGURES = {
   accuracy_answering: "Clean accuracy, answering network",
   accuracy_companion: "Clean accuracy, companion",
+  accuracy_served: "Clean accuracy, as served",
+  control: "Answering network under PGD at a large radius",
+  harmed: "Right answers that neutralisation made wrong, benign",
   pgd50_4: "Companion under PGD-50, 4/255",
   pgd50_8: "Companion under PGD-50, 8/255",
+  autoattack_4: "Companion under AutoAttack, 4/255",
+  autoattack_8: "Companion under AutoAttack, 8/255",
+  recovered_patch: "Noisy patches answered rightly after neutralisation",
+  recovered_patch_low: "Low-frequency patches answered rightly after neutralisation",
+  "flagged_0.01": "Benign images flagged at alpha 1%",
   "flagged_0.05": "Benign images flagged at alpha 5%",
   joint_excess_8: "Joint attack, 8/255, beyond the companion's own error, alpha 5%",
 };
@@ -41,7 +79,7 @@ export function cardSections(card) {
   ];
   const sections = order.map((name) => section(name, card[name], card));
   // Attacks first, then what was promised.
-  sections.splice(order.filter((name) => name === "adaptive" || name === "unaware").length, 0, bounds(card));
+  sections.splice(order.filter((name) => FIRST.has(name)).length, 0, bounds(card));
   return sections;
 }
 
