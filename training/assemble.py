@@ -33,7 +33,7 @@ from gateway.bundle import (
 )
 from gateway.engine import Engine
 from training.attacks.pgd import pgd
-from training.calibrate import benign_scores, calibrate
+from training.calibrate import Benign, benign_scores, calibrate
 from training.data import Dataset
 from training.defence.constants import batch_of, fit_constants, sensitive_neurons
 from training.defence.graph import ALONE_SCORES, SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
@@ -78,6 +78,7 @@ class Plan:
     guard: Guard | None = None
     screened_by: Sequence[str] = ()
     policy: Policy = Policy()
+    benign: Benign = Benign()
     resize: Resize = Resize()
     buckets: Sequence[int] = BUCKETS
     samples: int = 4
@@ -101,8 +102,9 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
     scores = benign_scores(
-        engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total)
-    )
+        engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total),
+        benign=plan.benign, seed=plan.seed,
+    )  # fmt: skip
     names = SCORES if companion is not None else ALONE_SCORES
     calibration = calibrate(
         scores, names=names, fused=plan.fused, provider="cpu", out=folder,

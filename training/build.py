@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.bundle import MANIFEST, Bundle, Guard, Name, Policy, Version, load_bundle, read_manifest, write_manifest
 from training.assemble import Plan, Report, Silent, assemble, input_spec
-from training.calibrate import ALPHAS, GUARD
+from training.calibrate import ALPHAS, GUARD, Benign
 from training.data import Dataset, load_dataset
 from training.defence.graph import SCORES, SCREEN_SCORES
 from training.drafts import draft_of
@@ -57,6 +57,7 @@ class BundleRecipe(BaseModel):
     guard: Guard | None = Field(GUARD, description="the score whose objection no other outweighs; null: none")
     screened_by: list[str] = Field(["companion_margin"], description="scores by which the cascade screens; []: none")
     policy: Policy = Policy()
+    benign: Benign = Field(Benign(), description="images that it is calibrated on")
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()
 
@@ -108,10 +109,10 @@ def build(
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     plan = Plan(
         name=recipe.name, version=recipe.version, description=recipe.description, fused=recipe.fused,
-        guard=recipe.guard, screened_by=recipe.screened_by, policy=recipe.policy, samples=recipe.samples,
-        seed=recipe.evaluation.seed, resize=recipes["standard"].data.resize,
+        guard=recipe.guard, screened_by=recipe.screened_by, policy=recipe.policy, benign=recipe.benign,
+        samples=recipe.samples, seed=recipe.evaluation.seed, resize=recipes["standard"].data.resize,
         training={role: recipes[role].model_dump(mode="json") for role in recipes}
-        | {"evaluation": recipe.evaluation.model_dump(mode="json")},
+        | {"evaluation": recipe.evaluation.model_dump(mode="json"), "benign": recipe.benign.model_dump(mode="json")},
     )  # fmt: skip
     with draft_of(out) as draft:
         assemble(draft, plan, made, data, report)

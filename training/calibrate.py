@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy.stats import beta
 
 from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision
 from gateway.engine import Engine, GraphOutputs, Provider
 from gateway.verdict import Fusion, component_p, fisher
+from training.changes import CHANGES, NOISES, partly_changed
 from training.data import Dataset, Split
 from training.errors import TrainingError
 from training.scoring import run_images
@@ -34,6 +36,30 @@ GUARD = Guard(score="companion_margin", share_below=0.2, share=0.9, knee=0.005)
 Progress = Callable[[str, int, int], None]
 
 
+class Benign(BaseModel):
+    """What counts as benign: held-out images as they are, and a `share` of them under one of the `changes`.
+
+    With changes, false-positive rates are kept on that mixture: fewer flags on images as they are and on changed ones,
+    attacks included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    changes: list[str] = Field([], description="of `training.changes`; each as likely as the others")
+    share: float = Field(0.5, gt=0, le=1)
+
+    @field_validator("changes")
+    @classmethod
+    def _known(cls, changes: list[str]) -> list[str]:
+        if unknown := sorted(set(changes) - set(CHANGES) - set(NOISES)):
+            raise ValueError(f"unknown change {unknown[0]!r}; there are {', '.join([*CHANGES, *NOISES])}")
+        return changes
+
+    def images(self, images: np.ndarray, *, seed: int) -> np.ndarray:
+        """uint8 images (N, H, W, C), changed as told."""
+        return partly_changed(images, self.changes, share=self.share, seed=seed) if self.changes else images
+
+
 @dataclass(frozen=True)
 class BenignScores:
     """Outputs of the select and calibrate splits and the groups of the latter."""
@@ -43,14 +69,17 @@ class BenignScores:
     groups: np.ndarray
 
 
-def benign_scores(engine: Engine, spec: InputSpec, data: Dataset, progress: Progress) -> BenignScores:
-    """Both splits through decoder and session, in batches of a size that is served."""
+def benign_scores(
+    engine: Engine, spec: InputSpec, data: Dataset, progress: Progress, *, benign: Benign = Benign(), seed: int = 0
+) -> BenignScores:
+    """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
 
-    def run(name: str, split: Split) -> GraphOutputs:
+    def run(number: int, name: str, split: Split) -> GraphOutputs:
+        images = benign.images(split.x, seed=seed + number)
         batch = engine.buckets[-1]
-        return run_images(engine, split.x, spec, part="verdict", batch=batch, progress=partial(progress, name))
+        return run_images(engine, images, spec, part="verdict", batch=batch, progress=partial(progress, name))
 
-    return BenignScores(run("select", data.select), run("calibrate", data.calibrate), data.calibrate.group)
+    return BenignScores(run(0, "select", data.select), run(1, "calibrate", data.calibrate), data.calibrate.group)
 
 
 def calibrate(

@@ -24,7 +24,7 @@ from gateway.bundle import (
 )
 from gateway.engine import Engine, Provider
 from training.build import load_data, recipe_of, same_data
-from training.calibrate import Progress, benign_scores, calibrate
+from training.calibrate import Benign, Progress, benign_scores, calibrate
 from training.data import Dataset
 from training.drafts import draft_of
 from training.errors import TrainingError
@@ -53,7 +53,7 @@ def recalibrate(
         raise TrainingError(f"--version {version}: expected three numbers and a suffix, such as 1.2.0-gpu") from None
     if version == bundle.version:
         raise TrainingError(f"{path} is version {version} already; another calibration is another --version")
-    recipe, _ = recipe_of(bundle)
+    recipe, evaluation = recipe_of(bundle)
     data = load_data(recipe)
     same_data(bundle, data)
     with draft_of(out) as draft:
@@ -65,7 +65,7 @@ def recalibrate(
             buckets=manifest.buckets,
         )  # fmt: skip
         _try_gradient(engine, manifest, data)
-        made = _calibrate(draft, manifest, engine, data, progress)
+        made = _calibrate(draft, manifest, engine, data, evaluation.seed, progress)
         kept = [calibration for calibration in manifest.calibrations if calibration.key != made.key]
         write_manifest(draft, manifest.model_copy(update={"calibrations": [*kept, made]}))
         load_bundle(draft)
@@ -84,12 +84,15 @@ def _with_half(draft: Path, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"variants": {"fp16": graph_specs(parts, "fp16")}})
 
 
-def _calibrate(draft: Path, manifest: Manifest, engine: Engine, data: Dataset, progress: Progress) -> Calibration:
-    """With the fused scores, guard and screen of the calibration that is there."""
+def _calibrate(
+    draft: Path, manifest: Manifest, engine: Engine, data: Dataset, seed: int, progress: Progress
+) -> Calibration:
+    """With the fused scores, guard, screen and benign images of the calibration that is there."""
     like = manifest.calibrations[0]
     scores = benign_scores(
-        engine, manifest.input, data, lambda name, done, total: progress(f"calibrating: {name}", done, total)
-    )
+        engine, manifest.input, data, lambda name, done, total: progress(f"calibrating: {name}", done, total),
+        benign=Benign.model_validate(manifest.training.get("benign", {})), seed=seed,
+    )  # fmt: skip
     return calibrate(
         scores, names=manifest.scores, fused=like.fused, guard=like.guard,
         screened_by=like.cascade.scores if like.cascade else [], provider=engine.provider, precision=engine.precision,

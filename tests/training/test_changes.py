@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluate.benign import CHANGES, NOISES, changed
+from training.calibrate import Benign
+from training.changes import CHANGES, NOISES, changed, partly_changed
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 3)).astype(np.uint8)
 
@@ -40,3 +41,24 @@ def test_darkness_and_contrast() -> None:
 def test_turning_keeps_the_middle() -> None:
     even = np.full((1, 32, 32, 3), 77, np.uint8)
     assert (changed(even, "rotate_10", seed=0) == 77).all()
+
+
+def test_a_share_of_the_images_is_changed_each_by_one_of_those_named() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (400, 8, 8, 3)).astype(np.uint8)
+    names = ["dark_60", "shift_1"]
+    found = partly_changed(images, names, share=0.5, seed=0)
+    kinds = np.stack(
+        [(found == whole).all((1, 2, 3)) for whole in (images, *(changed(images, n, seed=0) for n in names))]
+    )
+    assert kinds.any(0).all()
+    assert kinds.mean(1) == pytest.approx([0.5, 0.25, 0.25], abs=0.07)
+    assert (partly_changed(images, names, share=0.5, seed=0) == found).all()
+
+
+def test_without_changes_images_stay_as_they_are() -> None:
+    assert Benign().images(IMAGES, seed=0) is IMAGES
+
+
+def test_an_unknown_change_is_told_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown change 'snow'; there are jpeg_90"):
+        Benign(changes=["snow"])
