@@ -84,6 +84,10 @@ def ranged(group: dict[str, Any], key: str, digits: int = 1) -> str:
     return said if not limits else f"{said} ({100 * limits[0]:.{digits}f} to {100 * limits[1]:.{digits}f})"
 
 
+def _has_companion(card: dict[str, Any]) -> bool:
+    return bool(card.get("companion", True))
+
+
 def _by_eps(group: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{name[4:]}/255", row) for name, row in group.items() if name.startswith("eps_")]
 
@@ -101,21 +105,25 @@ def _adaptive(card: dict[str, Any]) -> Parts:
         if "half" in row:
             lines.append(("the limit: the companion's error at half the eps", "half", "half"))
         rows += [(eps, name, ranged(row, one), ranged(row, five)) for name, one, five in lines]
+    if _has_companion(card):
+        whole = "answering network, companion and detector"
+        note = (
+            "`companion alone`: its own error under the same attacks; a wrong answer that the companion shares cannot "
+            "be told by its objection."
+        )
+    else:
+        whole = "answering network and detector"
+        note = "This bundle has no companion, without which such an attacker is not stopped."
     return [
         (
             "An attacker who knows everything",
             [
                 (
-                    f"White-box attacks on answering network, companion and detector at once ({found['targets']} "
-                    f"targets x {found['steps']} steps, n = {found['n']}): share of images answered wrong **and not "
-                    "flagged**, at the gateway's cutoffs."
+                    f"White-box attacks on {whole} at once ({found['targets']} targets x {found['steps']} steps, n = "
+                    f"{found['n']}): share of images answered wrong **and not flagged**, at the gateway's cutoffs."
                 ),
                 Table(("eps", "attacked", "alpha 1 %", "alpha 5 %"), rows),
-                (
-                    "`companion alone`: its own error under the same attacks; a wrong answer that the companion "
-                    "shares cannot be told by its objection. A stronger attack may find more. This is the figure to "
-                    "plan with."
-                ),
+                f"{note} A stronger attack may find more. This is the figure to plan with.",
             ],
         )
     ]
@@ -130,10 +138,6 @@ def _systems(card: dict[str, Any]) -> Parts:
     ]
     if not rows:
         return []
-    rows += [
-        (eps, f"{SYSTEMS['strict']}, not served", *(ranged(part, f"fpr_{rate:g}") for rate in RATES))
-        for eps, part in _by_eps(card.get("strict", {}))
-    ]
     body: list[str | Table] = [
         (
             "Wrong and not flagged, where each system flags that share of the benign test images. An image counts at "
@@ -151,11 +155,12 @@ def _systems(card: dict[str, Any]) -> Parts:
         ]
     if "doubled" in card:
         row, once, twice = card["doubled"], card["doubled"]["once"], card["doubled"]["twice"]
-        body.append(
-            f"With twice the steps ({2 * row['steps']}), n = {row['n']}: {percent(once['served'])} becomes "
-            f"{percent(twice['served'])} on the system as served, {percent(once.get('companion'))} becomes "
-            f"{percent(twice.get('companion'))} on the companion."
+        told = ", ".join(
+            f"{percent(once[key])} becomes {percent(twice[key])} on {name}"
+            for key, name in (("served", "the system as served"), ("companion", "the companion"))
+            if key in once
         )
+        body.append(f"With twice the steps ({2 * row['steps']}), n = {row['n']}: {told}.")
     return [("Systems against an attacker who knows them", body)]
 
 
@@ -216,7 +221,8 @@ def _companion(card: dict[str, Any]) -> Parts:
     if not rows:
         return []
     note = "PGD has one random start, searches in bfloat16 and is judged in float32; any iterate that fools counts."
-    return [("The companion alone under attack", [Table(("attack", "eps", "accuracy left", "n"), rows), note])]
+    title = "The companion alone under attack" if _has_companion(card) else "The undefended network under attack"
+    return [(title, [Table(("attack", "eps", "accuracy left", "n"), rows), note])]
 
 
 def _curve(card: dict[str, Any]) -> Parts:
@@ -224,11 +230,12 @@ def _curve(card: dict[str, Any]) -> Parts:
         return []
     found = card["curve"]
     rows = [(name, *map(percent, found[role].values())) for role, name in _ROLES.items() if role in found]
+    which = "either network" if _has_companion(card) else "the network"
     return [
         (
             "Security curve",
             [
-                f"Accuracy of either network alone under PGD-{found['steps']}, n = {found['n']:,}; eps of 255.",
+                f"Accuracy of {which} alone under PGD-{found['steps']}, n = {found['n']:,}; eps of 255.",
                 Table(("network", *found["answering"]), rows),
             ],
         )

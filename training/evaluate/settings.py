@@ -85,7 +85,6 @@ class Evaluation(BaseModel):
     adaptive_steps: int = Field(60, ge=1)
     adaptive_targets: int = Field(5, ge=1)
     adaptive_restarts: int = Field(1, ge=1, description="starting points: the image, then random ones")
-    strict: int = Field(200, ge=1, description="joint attacks on the strict companion")
     doubled: int = Field(60, ge=1, description="joint attack at twice the steps")
     adaptive_patched: int = Field(100, ge=1, description="patches whose maker knows the defence")
     harm: int = Field(200, ge=1, description="attacks that aim at neutralisation's harm")
@@ -104,5 +103,5 @@ class Evaluation(BaseModel):
 
 COUNTS = (
     "robust", "autoattack", "control", "curve", "shifts", "unaware", "minimal", "square", "patched", "adaptive",
-    "strict", "doubled", "adaptive_patched", "harm", "queried", "explained",
+    "doubled", "adaptive_patched", "harm", "queried", "explained",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from functools import partial
 from gateway.bundle import Bundle
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import adaptive, benign, explained, local, queries, robust, strict, unaware
+from training.evaluate import adaptive, benign, explained, local, queries, robust, unaware
 from training.evaluate.attacked import ATTACKS, title
 from training.evaluate.bench import Bench
 from training.evaluate.found import Found
@@ -92,16 +92,14 @@ def _adaptive(eps: int) -> dict[str, Unit]:
             "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 10,
             (f"joint_{eps}", f"joint_excess_{eps}"), 8,
         ),
-        f"strict_{eps}": Unit(
-            "3", f"strict companion at {eps}/255", (), partial(strict.strict, eps=eps), "strict", _EFFORT, 8,
-            companion=True,
-        ),
     }  # fmt: skip
 
 
 UNITS: dict[str, Unit] = {
     "benign": Unit("0", "benign test images", (), benign.benign, seconds=0.012, figures=_BENIGN),
-    "cascade": Unit("0", "benign test images behind the cascade", ("cascade",), benign.cascade, seconds=0.008),
+    "cascade": Unit(
+        "0", "benign test images behind the cascade", ("cascade",), benign.cascade, seconds=0.008, companion=True
+    ),
     "shifts": Unit("0", "benign shifts and other images", ("shifts",), benign.shifts, "shifts", seconds=0.25),
     **_companion(4),
     **_companion(8),

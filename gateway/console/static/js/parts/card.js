@@ -15,10 +15,6 @@ const TITLES = {
     "Wrong and not flagged where each system flags that share of benign images (FPR); an image counts at the worst of " +
       "all attacks.",
   ],
-  strict: [
-    "The strict companion",
-    "Not served: its margin after a short attack by ourselves, against an attacker who knows of it.",
-  ],
   unaware: [
     "Attackers who do not know the defence",
     "Only images that fool the answering network count. “Max softmax” rejects the least confident answers at the " +
@@ -53,7 +49,7 @@ const TITLES = {
 // Not measurements, or shown elsewhere.
 const OTHER = new Set(["software", "settings", "samples", "figures"]);
 // What comes before the bounds that the build had to keep.
-const FIRST = new Set(["adaptive", "systems", "strict", "unaware"]);
+const FIRST = new Set(["adaptive", "systems", "unaware"]);
 const FIGURES = {
   accuracy_answering: "Clean accuracy, answering network",
   accuracy_companion: "Clean accuracy, companion",

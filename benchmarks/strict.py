@@ -1,0 +1,173 @@
+"""Plain companion or strict one, against an attacker who knows which: `python -m benchmarks.strict BUNDLE`.
+
+The answering network's answer is flagged where the companion's margin of it is low, as it is (0 steps) or after 1 or 2
+steps of an attack by ourselves. On images of the select split, which chooses; every variant is attacked with the same
+effort (the stages of `training.evaluate.adaptive`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.record import record
+from gateway.bundle import load_bundle
+from training.attacks.joint import Afterwards, Seen, companion_says, confident, says
+from training.attacks.margin import margin
+from training.build import load_data, recipe_of
+from training.defence.graph import DefenceGraph
+from training.defence.margins import served_one_hot
+from training.defence.strict import strict_margin
+from training.evaluate.adaptive import Stage, carry_out, union_of
+from training.evaluate.bench import Bench
+from training.evaluate.settings import RATES
+from training.evaluate.statistics import interval, threshold_at
+from training.evaluate.store import Arrays, Store
+from training.evaluate.systems import ALONE, DOUBT, DOUBTS
+from training.modes import frozen
+from training.terminal import progress_bars, use_threads
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The companion's margin after `steps` of our own attack, as a system."""
+
+    bench: Bench
+    steps: int
+
+    @property
+    def companion(self) -> nn.Module:
+        """Raises `ValueError` where the bundle has none."""
+        if self.bench.defence.companion is None:
+            raise ValueError("a strict margin needs a companion")
+        return self.bench.defence.companion
+
+    @cached_property
+    def thresholds(self) -> list[float]:
+        """The lowest margin that is not flagged, by benign flag rate."""
+        images = self.bench.data.test
+
+        def make(start: int, stop: int) -> Arrays:
+            x = self.bench.pixels(images.x[start:stop])
+            with frozen(self.bench.defence), torch.no_grad():
+                label = served_one_hot(self.bench.defence.network(x))
+                return {"margin": strict_margin(self.companion, x, label, steps=self.steps).cpu().numpy()}
+
+        rows = self.bench.store.rows(f"margins-{self.steps}", self.bench.networks_key, len(images), CHUNK, make)
+        return [-threshold_at(-rows["margin"], rate) for rate in RATES]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `judged`, in order."""
+        return [*(f"{rate:g}" for rate in RATES), ALONE, DOUBTS]
+
+    def judged(self, adversarial: Tensor, label: Tensor) -> np.ndarray:
+        """Which images (N,) beat each column, (N, R): answered wrong and not flagged, once rounded to 8 bits."""
+        images = (adversarial * 255).round() / 255
+        with torch.no_grad():
+            logits = self.bench.defence.network(images)
+            second = margin(self.companion(images), label)
+            told = strict_margin(self.companion, images, served_one_hot(logits), steps=self.steps)
+        wrong = logits.argmax(1) != label
+        passes = [wrong & (told >= threshold) for threshold in self.thresholds]
+        return torch.stack([*passes, second < 0, second < DOUBT], dim=1).cpu().numpy()
+
+    def stages(self) -> list[Stage]:
+        """The companion alone, both networks confident, and the margin at the limit of each rate."""
+        return [
+            Stage(ALONE, companion_says, ALONE, "companion"),
+            Stage("confident", confident, f"{RATES[-1]:g}", "networks", DOUBTS),
+            *(
+                Stage(
+                    f"at {rate:g}", _answered, f"{rate:g}", "networks", DOUBTS,
+                    afterwards=_stands(self.thresholds[RATES.index(rate)], self.steps),
+                )
+                for rate in reversed(RATES)
+            ),
+        ]  # fmt: skip
+
+
+def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+    return [says(logits, target)]
+
+
+def _stands(limit: float, steps: int) -> Afterwards:
+    """The companion's margin of the target, after our own attack, is at least `limit`."""
+
+    def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
+        label = torch.nn.functional.one_hot(target, seen.logits.shape[1]).to(images)
+        return [(limit + 0.1 - strict_margin(defence.companion or defence.network, images, label, steps=steps)).relu()]
+
+    return afterwards
+
+
+def measure(bench: Bench, steps: int, *, eps: float, count: int) -> dict[str, Any]:
+    """Shares of images answered wrong and not flagged, by benign flag rate, and the companion's own error."""
+    variant = Variant(bench, steps)
+    won = union_of(
+        carry_out(
+            bench, variant, variant.stages(), f"strict{steps}", eps=eps, count=count,
+            steps=bench.settings.adaptive_steps,
+        ),
+        variant.columns,
+    )  # fmt: skip
+    group = bench.first(count).group
+    names = {ALONE: "companion_alone"} | {f"{rate:g}": f"rate_{rate:g}" for rate in RATES}
+    told = {name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
+            for column, name in names.items()}  # fmt: skip
+    return {"steps": steps, "eps": eps, "n": len(group), **told}
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="Bundle with a companion.")] = Path("models/gtsrb"),
+    n: Annotated[int, typer.Option(min=1, help="Images of the select split.")] = 96,
+    steps: Annotated[list[int] | None, typer.Option(min=0, help="Steps of our own attack; default: 0, 1, 2.")] = None,
+    eps: Annotated[list[float] | None, typer.Option(help="Radii, of 255; default: 8.")] = None,
+    restarts: Annotated[int, typer.Option(min=1)] = 2,
+    work: Annotated[Path, typer.Option(help="Folder that keeps what was done.")] = Path("runs/strict"),
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Attack each variant and print who wins how often."""
+    use_threads(threads)
+    opened = load_bundle(bundle)
+    recipe, settings = recipe_of(opened)
+    data = load_data(recipe)
+    chooses = dataclasses.replace(data, test=data.select)
+    settings = settings.model_copy(update={"adaptive_restarts": restarts})
+    rows = []
+    with progress_bars() as bars:
+        bench = Bench(opened, chooses, settings, Store(work), bars.step)
+        for radius in eps or [8.0]:
+            rows += [measure(bench, each, eps=radius, count=n) for each in (steps or [0, 1, 2])]
+    table = Table("eps", "steps", "companion's error", *(f"{100 * rate:g} % flags" for rate in RATES))
+    for row in rows:
+        cells = [row["companion_alone"], *(row[f"rate_{rate:g}"] for rate in RATES)]
+        table.add_row(f"{row['eps']:g}/255", str(row["steps"]), *(_told(cell) for cell in cells))
+    Console().print(table)
+    if json is not None:
+        record(json, "strict margins of the companion, wrong and not flagged, select split", {
+            "bundle": f"{opened.name} {opened.version}", "seed": settings.seed, "targets": settings.adaptive_targets,
+            "attack_steps": settings.adaptive_steps, "restarts": restarts, "rows": rows,
+        })  # fmt: skip
+
+
+def _told(cell: dict[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{100 * cell['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)
