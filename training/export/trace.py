@@ -18,6 +18,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 def convolution_backward(
@@ -161,12 +162,34 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return table
 
 
+class PooledToOne(TorchFunctionMode):
+    """`adaptive_avg_pool2d` to a single pixel as a mean.
+
+    Where channels are last (ConvNeXt's, behind its permutations) ATen sets the mean's strides by hand; the gradient of
+    that writes into a strided view of a flat tensor, for which ONNX has no operator.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.adaptive_avg_pool2d:
+            inputs, size = _pooling(*args, **kwargs)
+            if size in (1, (1, 1), [1, 1]):
+                return inputs.mean((-2, -1), keepdim=True)
+        return function(*args, **kwargs)
+
+
+def _pooling(input: Tensor, output_size: Any) -> tuple[Tensor, Any]:  # noqa: A002  # the function's signature
+    return input, output_size
+
+
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
     """`module` as a graph of core operators, gradients included; sizes stay symbolic where torch.export wants it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), PooledToOne():
             traced = make_fx(
                 module, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
             )

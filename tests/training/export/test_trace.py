@@ -103,6 +103,28 @@ def test_traced_gradient_follows_input_and_weights() -> None:
     assert not torch.allclose(traced(x), again)
 
 
+class ChannelsLast(nn.Module):
+    """A linear head behind the mean of a map whose channels lie last in memory, as ConvNeXt's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        squared = x.permute(0, 2, 3, 1).contiguous().square().permute(0, 3, 1, 2)
+        return self.pool(squared).flatten(1) @ self.weight.T
+
+
+def test_pooling_of_channels_that_lie_last_needs_no_strides() -> None:
+    network, x = ChannelsLast(), torch.rand(5, 3, 8, 8)
+    traced = trace(Gradient(network), (x,))
+    assert not [node for node in traced.graph.nodes if "as_strided" in str(node.target)]
+    for pixels in (x, torch.rand(5, 3, 8, 8)):
+        expected = 2 * pixels * network.weight[0][:, None, None] / 64
+        torch.testing.assert_close(traced(pixels), expected)
+
+
 def test_stride_one_convolutions_go_back_as_convolutions() -> None:
     network = folded(random_network(0))
     traced = trace(Gradient(network), (torch.rand(5, 3, 16, 16),))
