@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
@@ -23,11 +24,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: epochs done over all stages, the metrics of each, and the loss scale of fp16."""
+    """Where a run stands: epochs done over all stages, the metrics of each, the loss scale of fp16, and the neurons
+
+    ({layer: channels}) that SNS stabilises until it ranks them again.
+    """
 
     epoch: int
     history: list[dict[str, Any]]
     scaler: dict[str, Any] = field(default_factory=dict)
+    sensitive: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -42,6 +47,7 @@ def save_checkpoint(
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum/{i}"] = buffer
+    tensors |= {f"sensitive/{layer}": channels for layer, channels in progress.sensitive.items()}
     name = f"checkpoint-{progress.epoch}.safetensors"
     write_tensors(folder / name, tensors)
     state = {"tensors": name, "epoch": progress.epoch, "history": progress.history}
@@ -54,15 +60,18 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, *, networks: dict[str, nn.Module], optimizer: optim.Optimizer) -> Progress | None:
     """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit.
 
-    Tensors go where the networks' are: a run may go on on another device.
+    Tensors go where the networks' are, in their memory format: a run may go on on another device. Sensitive neurons
+    stay on the CPU.
     """
     path = folder / "checkpoint.json"
     if not path.is_file():
         return None
     try:
         state = json.loads(path.read_text("utf-8"))
-        progress = Progress(int(state["epoch"]), list(state["history"]), dict(state.get("scaler", {})))
         tensors = load_file(folder / state["tensors"])
+        progress = Progress(
+            int(state["epoch"]), list(state["history"]), dict(state.get("scaler", {})), _below(tensors, "sensitive/")
+        )
         for name, network in networks.items():
             network.load_state_dict(_below(tensors, f"{name}/"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -70,7 +79,7 @@ def load_checkpoint(folder: Path, *, networks: dict[str, nn.Module], optimizer: 
     parameters = _parameters(optimizer)
     for i, buffer in _below(tensors, "momentum/").items():
         parameter = parameters[int(i)]
-        optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
     return progress
 
 

@@ -51,10 +51,14 @@ class Align(GradientTerm):
 
 
 class Sns(Term):
-    """`training.losses.sns`: share of each layer's neurons, and pairs that choose them, re-ranked every epoch."""
+    """`training.losses.sns`: share of each layer's neurons, and pairs of images that choose them.
+
+    They are ranked at the start of the stage and again every `rerank_epochs` epochs of it.
+    """
 
     share: float = Field(0.1, gt=0, le=1)
     pairs: int = Field(512, ge=16)
+    rerank_epochs: int = Field(1, ge=1)
 
 
 class Terms(BaseModel):

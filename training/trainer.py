@@ -1,8 +1,8 @@
 """The training loop: stages of standard training, adversarial training or TRADES with the penalties of a recipe.
 
 Runs are repeatable: every epoch draws from a generator seeded by (seed, epoch), so a run that was killed and resumed
-from its last checkpoint ends with the same weights as one that was not. Several processes (`training.processes`) make
-the steps that one would.
+from its last checkpoint ends with the same weights as one that was not (on a GPU: up to the order in which its kernels
+add). Several processes (`training.processes`) make the steps that one would.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Trainer:
         done = load_checkpoint(self.out, networks=self._networks(), optimizer=self.optimizer) or Progress(0, [])
         if done.scaler:
             self.fabric.strategy.precision.load_state_dict(done.scaler)
+        self.sensitive = {layer: channels.to(self.fabric.device) for layer, channels in done.sensitive.items()}
         history = list(done.history)
         writer = open_tensorboard(self.out / "tensorboard", done=done.epoch) if first and self.tensorboard else None
         if first and done.epoch < self.recipe.epochs:
@@ -118,7 +119,7 @@ class Trainer:
             self._keep_best(history)
             if first:
                 scaler = self.fabric.strategy.precision.state_dict()
-                progress = Progress(number + 1, history, scaler)
+                progress = Progress(number + 1, history, scaler, self.sensitive)
                 save_checkpoint(self.out, networks=self._networks(), optimizer=self.optimizer, progress=progress)
                 write_metrics(self.out / "metrics.csv", history)
                 if writer:
@@ -170,7 +171,8 @@ class Trainer:
             with self.fabric.autocast():
                 return self.average(x).float()
 
-        with frozen(self.average):
+        # What is left of a batch shrinks: no search for the fastest convolution at every size (cuDNN).
+        with frozen(self.average), torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             x, y = to_tensor(split.x).to(device), torch.from_numpy(split.y).to(device)
             fooled = pgd_until_fooled(predict, x, y, eps=eps, steps=steps, generator=generator)[1]
         return 1 - float(fooled.double().mean())
@@ -202,10 +204,10 @@ class Trainer:
         torch.manual_seed(generator.initial_seed() + rank)  # of networks that draw themselves (dropout)
         if stage.terms.grid and (self.maps is None or self.maps.shape[1] != stage.terms.grid):
             self.maps = self._teacher_maps(stage.terms.grid)
-        if stage.terms.sns:
+        if (sns := stage.terms.sns) and epoch % sns.rerank_epochs == 0:
             assert stage.radius is not None
             self.sensitive = rank_neurons(
-                stage.terms.sns, self.model, self._predict, self.data.train,
+                sns, self.model, self._predict, self.data.train,
                 eps=stage.radius, seed=self.recipe.seed, epoch=number,
             )  # fmt: skip
         order = torch.randperm(len(self.y), generator=generator)

@@ -94,6 +94,56 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     assert logs[0] == logs[1]
 
 
+def reranked(every: int | None) -> list[dict[str, Any]]:
+    sns = {"weight": 1.0, "pairs": 16} | ({} if every is None else {"rerank_epochs": every})
+    return [
+        {
+            "name": "sns", "epochs": 4, "lr": 0.05, "batchnorm": "frozen",
+            "adversary": {"eps": 4, "steps": 1}, "terms": {"sns": sns},
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("every", "change"), [(None, 1), (2, 2), (9, None)])
+def test_neurons_are_ranked_again_every_so_many_epochs(
+    data: Dataset, trained: SmallResNet, tmp_path: Path, every: int | None, change: int | None
+) -> None:
+    """A channel of the stem dies after the first epoch: the most sensitive one of all, once neurons are ranked again.
+
+    `change` is the epoch (from 0) of the first ranking after that.
+    """
+    trainer = Trainer(recipe(stages=reranked(every)), data, tmp_path, init=trained)
+    told: list[int] = []
+
+    def report(event: dict[str, Any]) -> None:
+        if "epoch" not in event:
+            return
+        (channel,) = trainer.sensitive["stem"].tolist()
+        told.append(channel)
+        if len(told) == 1:
+            with torch.no_grad():
+                trainer.model.stem[1].bias[(channel + 1) % 4] = -100.0
+
+    trainer.run(report)
+    first, dead = told[0], (told[0] + 1) % 4
+    assert told == [first if change is None or epoch < change else dead for epoch in range(4)]
+
+
+def test_a_run_resumed_between_two_rankings_ends_with_the_same_bits(
+    data: Dataset, trained: SmallResNet, tmp_path: Path
+) -> None:
+    stages = reranked(3)
+    whole = Trainer(recipe(stages=stages), data, tmp_path / "whole", init=trained).run()
+    for _ in range(2):
+        with pytest.raises(Killed):
+            Trainer(recipe(stages=stages), data, tmp_path / "killed", init=trained).run(kill_after(1))
+    (checkpoint,) = (tmp_path / "killed").glob("checkpoint-2.safetensors")
+    assert "sensitive/stage3" in load_file(checkpoint)
+    assert same(Trainer(recipe(stages=stages), data, tmp_path / "killed", init=trained).run(), whole)
+    every = Trainer(recipe(stages=reranked(1)), data, tmp_path / "every", init=trained).run()
+    assert not same(every, whole)  # the neurons ranked after the first epoch are others
+
+
 def test_seed_decides_the_weights(data: Dataset, tmp_path: Path) -> None:
     a, b, c = (
         Trainer(recipe(stages=PLAIN, seed=seed), data, tmp_path / name).run()
