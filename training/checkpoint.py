@@ -24,9 +24,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: epochs done over all stages, the metrics of each, the loss scale of fp16, and the neurons
+    """Where a run stands.
 
-    ({layer: channels}) that SNS stabilises until it ranks them again.
+    Epochs done over all stages, the metrics of each, the loss scale of fp16, and the neurons ({layer: channels}) that
+    SNS stabilises until they are ranked again.
     """
 
     epoch: int
