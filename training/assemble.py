@@ -36,7 +36,7 @@ from training.attacks.pgd import pgd
 from training.calibrate import Benign, benign_scores, calibrate
 from training.data import Dataset
 from training.defence.constants import batch_of, fit_constants, sensitive_neurons
-from training.defence.graph import ALONE_SCORES, SCORES, SCREEN_SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import SCORES, SCREEN_SCORES, STRICT, DefenceGraph, DefenceOutputs
 from training.evaluate.samples import POOL, write_samples
 from training.export.blocked import keep_blocked
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
@@ -86,6 +86,11 @@ class Plan:
     steps: int = 50
     seed: int = 0
 
+    @property
+    def strict(self) -> bool:
+        """Whether the strict score is asked for."""
+        return STRICT in self.fused or (self.guard is not None and self.guard.score == STRICT)
+
 
 def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Dataset, report: Report) -> None:
     """Write the bundle of `networks` by role (a companion may be missing) into the empty `folder`.
@@ -97,7 +102,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
     save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
     spec = input_spec(data, plan.resize)
-    defence = defence_graph(networks, constants, side=spec.height)
+    defence = defence_graph(networks, constants, side=spec.height, strict=plan.strict)
     report.step("exporting the defence graph", 0, 1)
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
@@ -105,7 +110,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total),
         benign=plan.benign, seed=plan.seed,
     )  # fmt: skip
-    names = SCORES if companion is not None else ALONE_SCORES
+    names = defence.score_names
     calibration = calibrate(
         scores, names=names, fused=plan.fused, provider="cpu", out=folder,
         graphs_sha256=graphs_sha256(hash_files(folder)), guard=plan.guard, screened_by=plan.screened_by,

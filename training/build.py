@@ -19,7 +19,7 @@ from gateway.bundle import MANIFEST, Bundle, Guard, Name, Policy, Version, load_
 from training.assemble import Plan, Report, Silent, assemble, input_spec
 from training.calibrate import ALPHAS, GUARD, Benign
 from training.data import Dataset, load_dataset
-from training.defence.graph import SCORES, SCREEN_SCORES
+from training.defence.graph import SCORES, SCREEN_SCORES, STRICT
 from training.drafts import draft_of
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import Evaluation, evaluate, write_card
@@ -44,7 +44,10 @@ class Wrapped(BaseModel):
 
 
 class BundleRecipe(BaseModel):
-    """What a bundle is made of; `standard` and `companion` are recipe files beside this one."""
+    """What a bundle is made of; `standard` and `companion` are recipe files beside this one.
+
+    The score `companion_strict` is computed if it is fused or guards.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,9 +68,10 @@ class BundleRecipe(BaseModel):
 def load_bundle_recipe(path: Path) -> BundleRecipe:
     """Read and validate; `RecipeError` names the key that is wrong."""
     recipe = validate(BundleRecipe, read_yaml(path), path)
-    named = {"fused": (recipe.fused, SCORES), "screened_by": (recipe.screened_by, SCREEN_SCORES)}
+    every = (*SCORES, STRICT)
+    named = {"fused": (recipe.fused, every), "screened_by": (recipe.screened_by, SCREEN_SCORES)}
     if recipe.guard:
-        named["guard"] = ([recipe.guard.score], SCORES)
+        named["guard"] = ([recipe.guard.score], every)
     for key, (names, known) in named.items():
         if unknown := set(names) - set(known):
             raise RecipeError(f"{path}: {key}: unknown scores {sorted(unknown)}; there are {', '.join(known)}")

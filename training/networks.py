@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gateway.bundle import Bundle, InputSpec
 from training.defence.constants import Constants
-from training.defence.graph import DefenceGraph
+from training.defence.graph import STRICT, DefenceGraph
 from training.errors import TrainingError
 from training.export.fold import folded
 from training.models import ModelSpec, build_model
@@ -47,15 +47,18 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
         networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
         constants = Constants(**_below(load_file(path), "constants/"))
-    return defence_graph(networks, constants, side=manifest.input.height)
+    return defence_graph(networks, constants, side=manifest.input.height, strict=STRICT in manifest.scores)
 
 
-def defence_graph(networks: Mapping[str, Network], constants: Constants, *, side: int) -> DefenceGraph:
+def defence_graph(
+    networks: Mapping[str, Network], constants: Constants, *, side: int, strict: bool = False
+) -> DefenceGraph:
     """The defence graph of networks by role, with BatchNorm folded; `side` is the images'."""
     companion = networks.get("companion")
     return DefenceGraph(
-        folded(networks["standard"], side=side), None if companion is None else folded(companion, side=side), constants
-    )
+        folded(networks["standard"], side=side), None if companion is None else folded(companion, side=side), constants,
+        strict=strict,
+    )  # fmt: skip
 
 
 def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:

@@ -24,13 +24,13 @@ from training.attacks.margin import margin
 from training.attacks.patch import Kind, Patches, random_patches
 from training.attacks.pgd import Predict, pgd, random_start
 from training.attacks.search import Ball, Combine, Found, Hinges, Painted, Space, descend
-from training.defence.graph import DefenceGraph
+from training.defence.graph import STRICT, DefenceGraph
 
 # (logits, companion's logits, scores (N, S), target (N,)) -> hinges, (N,) each, zero where the condition is met.
 Conditions = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Beaten = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
-Looks = Literal["all", "networks", "companion"]
+Looks = Literal["all", "strict", "networks", "companion"]
 
 
 class Seen(NamedTuple):
@@ -63,10 +63,22 @@ def unflagged(fusion: Fusion, level: float) -> Conditions:
         hinges = [says(logits, target), (statistic(scores) - limit + _FISHER).relu()]
         if fusion.guard is None:
             return [*hinges, says(companion, target)]
-        # The guard is minus the companion's margin of what is answered; the target's, as that is to be answered.
-        return [*hinges, (_GUARD - objection - margin(companion, target)).relu()]
+        told = scores[:, fusion.objecting]
+        return [*hinges, unobjected(fusion.guard.score, objection, logits, companion, told, target)]
 
     return conditions
+
+
+def unobjected(score: str, limit: float, logits: Tensor, companion: Tensor, told: Tensor, target: Tensor) -> Tensor:
+    """Hinge (N,): zero once the companion's `score` of `target`, larger where it doubts more, is below `limit`.
+
+    The plain margin is asked of the target from the start. The strict one, `told` (N,), is of what is answered: until
+    that is the target the plain one stands in for it.
+    """
+    plain = (_GUARD - limit - margin(companion, target)).relu()
+    if score != STRICT:
+        return plain
+    return torch.where(logits.argmax(1) == target, (told - limit + _GUARD).relu(), plain)
 
 
 def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Conditions:
@@ -121,10 +133,10 @@ def joint_attack(
     `targets` other classes (at most all of them) were tried from each of `restarts` starting points: the image itself,
     then random points of the ball. With `untargeted`, each round begins with whatever other class is nearest.
 
-    `looks` says what `conditions` read, so that nothing else is computed: everything; both networks' logits, with empty
-    scores; or the companion's alone, given as both logits. `afterwards` adds hinges of its own
-    (`training.attacks.neutralised`). `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in
-    bfloat16 unless `full_precision`; successes are what `beaten` says.
+    `looks` says what `conditions` read, so that nothing else is computed: everything; both networks' logits, with the
+    strict score alone or with no scores; or the companion's alone, given as both logits. `afterwards` adds hinges of
+    its own (`training.attacks.neutralised`). `order` (N, T) gives the targets (`rank_targets` otherwise). The search is
+    in bfloat16 unless `full_precision`; successes are what `beaten` says.
     """
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
     if run.won[:, -1].all():
@@ -285,7 +297,10 @@ class _Run:
         nothing = second.new_zeros(len(images), 0)
         if self.looks == "companion" or self.defence.companion is None:
             return Seen(second, {}, second, nothing)
-        return Seen(self.defence.network(images), {}, second, nothing)
+        logits = self.defence.network(images)
+        if self.looks == "strict":
+            return Seen(logits, {}, second, self.defence.strict_score(images, logits)[:, None])
+        return Seen(logits, {}, second, nothing)
 
 
 def look(defence: DefenceGraph, images: Tensor) -> Seen:

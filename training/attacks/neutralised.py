@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gateway.verdict import Fusion
-from training.attacks.joint import Afterwards, Conditions, Seen, evidence, look, says
-from training.attacks.margin import margin
+from training.attacks.joint import Afterwards, Conditions, Seen, evidence, look, says, unobjected
 from training.defence.constants import middle_tap
 from training.defence.graph import DefenceGraph
 from training.defence.inpaint import inpaint
@@ -52,7 +51,8 @@ def still_wrong(fusion: Fusion, level: float) -> Afterwards:
         second = look(defence, neutralised(defence, images, seen.taps))
         hinges = [says(second.logits, target), (statistic(second.scores) - limit + 1).relu()]
         if fusion.guard is not None:
-            hinges.append((0.1 - objection - margin(second.companion, target)).relu())
+            told = second.scores[:, fusion.objecting]
+            hinges.append(unobjected(fusion.guard.score, objection, second.logits, second.companion, told, target))
         return hinges
 
     return afterwards
@@ -62,10 +62,10 @@ def gated(fusion: Fusion, level: float) -> Conditions:
     """The gate is raised: T is at most `level`, by the fused statistic or by the guard, whichever is nearer."""
     statistic, (limit, objection) = evidence(fusion.components, fusion.columns), fusion.limits(level)
 
-    def conditions(logits: Tensor, companion: Tensor, scores: Tensor, _target: Tensor) -> list[Tensor]:
+    def conditions(_logits: Tensor, _companion: Tensor, scores: Tensor, _target: Tensor) -> list[Tensor]:
         hinge = (limit + 1 - statistic(scores)).relu()
         if fusion.guard is not None:
-            hinge = torch.minimum(hinge, (objection + 0.1 + margin(companion, logits.argmax(1))).relu())
+            hinge = torch.minimum(hinge, (objection + 0.1 - scores[:, fusion.objecting]).relu())
         return [hinge]
 
     return conditions

@@ -26,12 +26,14 @@ from training.defence.regions import (
     window_side,
 )
 from training.defence.saliency import saliency_map
+from training.defence.strict import strict_margin
 from training.defence.views import SHIFTS, reference_views
 from training.models.network import Network
 
 SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")
 SCREEN_SCORES = ("class_distance", "companion_margin")  # those that need no view
 ALONE_SCORES = SCORES[:-1]  # those of a network without a companion, which has no screen
+STRICT = "companion_strict"  # costs two input gradients of the companion: only where it is asked for
 
 
 class DefenceOutputs(NamedTuple):
@@ -63,14 +65,24 @@ class DefenceGraph(nn.Module):
     roa_mean: Tensor
     roa_std: Tensor
 
-    def __init__(self, network: Network, companion: Network | None, constants: Constants) -> None:
+    def __init__(
+        self, network: Network, companion: Network | None, constants: Constants, *, strict: bool = False
+    ) -> None:
         super().__init__()
         self.network = network.eval()
         self.companion = None if companion is None else companion.eval()
+        self.strict = strict and companion is not None
         self.requires_grad_(False)
         for name, tensor in constants.tensors().items():
             self.register_buffer(name, tensor)
         self.layers = list(network.tap_channels)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the columns of `scores`."""
+        if self.companion is None:
+            return ALONE_SCORES
+        return (*SCORES, STRICT) if self.strict else SCORES
 
     def forward(self, pixels: Tensor, mask: Tensor) -> DefenceOutputs:
         """pixels (N, C, H, W) in [0, 1], mask (N, H, W) in {0, 1}; everything is computed on the inpainted pixels."""
@@ -99,9 +111,7 @@ class DefenceGraph(nn.Module):
     def detector_scores(
         self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """`SCORES` (N, S), larger is more anomalous, and deviation by layer (N, L); adaptive attacks differentiate it.
-
-        Without a companion they are `ALONE_SCORES`.
+        """`score_names` (N, S), larger is more anomalous, and deviation by layer (N, L); attacks differentiate both.
 
         The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
         best (docs/methods.md, "Which layers").
@@ -115,7 +125,15 @@ class DefenceGraph(nn.Module):
         parts = z.split([taps[name].shape[1] for name in self.layers], 1)
         deviation = torch.stack([top_mean(part) for part in parts], 1)
         from_views = torch.stack([margin_drop, deviation[:, -1]], 1)
-        return torch.cat([from_views, self.screen_scores(logits, taps, companion_logits)], 1), deviation
+        scores = [from_views, self.screen_scores(logits, taps, companion_logits)]
+        if self.strict:
+            scores.append(self.strict_score(x, logits)[:, None])
+        return torch.cat(scores, 1), deviation
+
+    def strict_score(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The companion's doubt (N,) of the served label after a short attack by ourselves (`strict_margin`)."""
+        assert self.companion is not None
+        return -strict_margin(self.companion, x, served_one_hot(logits.detach()))
 
     def screen_scores(self, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None) -> Tensor:
         """`SCREEN_SCORES` (N, 2): distance to the served label's class mean, and the companion's doubt of the label.

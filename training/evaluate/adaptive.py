@@ -23,10 +23,12 @@ from training.attacks.joint import (
     says,
     screened,
     unflagged,
+    unobjected,
 )
 from training.attacks.margin import margin
 from training.attacks.matching import match_features, nearest_other, pooled_features
 from training.attacks.pgd import pgd
+from training.defence.graph import STRICT
 from training.evaluate.bench import Bench
 from training.evaluate.found import Figure, Found
 from training.evaluate.settings import ALPHAS, RATES
@@ -86,6 +88,9 @@ def stages(systems: Systems) -> list[Stage]:
             found.append(
                 Stage(f"companion, {rate:g}", partial(_agrees, threshold), f"companion@{rate:g}", "networks", near)
             )
+        if (threshold := systems.thresholds.get(("strict", rate))) is not None:
+            near = DOUBTS if threshold <= SAFE else None
+            found.append(Stage(f"strict, {rate:g}", partial(_stands, threshold), f"strict@{rate:g}", "strict", near))
         found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}"))
     found.append(_joint(systems, "joint, as served", judge.level(max(ALPHAS)), SERVED))
     if bench.pipeline.can_screen and (cascade := judge.calibration.cascade) is not None:
@@ -108,6 +113,11 @@ def _sure(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -
 def _agrees(threshold: float, logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
     """The companion's margin of the target is not below what is let pass."""
     return [says(logits, target, SAFE), (0.1 - threshold - margin(companion, target)).relu()]
+
+
+def _stands(threshold: float, logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
+    """The companion's strict score, the only one, of the target is not above what is let pass."""
+    return [says(logits, target, SAFE), unobjected(STRICT, threshold, logits, companion, scores[:, 0], target)]
 
 
 def _calm(systems: Systems, rate: float) -> Conditions:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gateway.verdict import Fusion, component_p, fisher
 from training.attacks.joint import look
 from training.attacks.margin import margin
+from training.defence.graph import STRICT
 from training.evaluate.bench import Bench
 from training.evaluate.settings import ALPHAS, RATES
 from training.evaluate.statistics import threshold_at
@@ -28,10 +29,10 @@ class Systems:
     """The systems of one bundle. A *column* is a system at a rate: whether a wrong answer goes unflagged there.
 
     `answering` has no defence; `max_softmax` rejects unsure answers (a detector that a harness has to break);
-    `detector` is Fisher's combination of all fused scores but the companion's; `companion` is that network's score
-    alone; `all` is what is served. Each is cut where it flags 1, 5 and 10 % of the benign test images. `served` and
-    `cascade` are cut where the gateway cuts. `companion_alone` asks only whether the companion errs, `companion_doubts`
-    whether it is near to erring. The strict companion is judged apart (`training.evaluate.strict`).
+    `detector` is Fisher's combination of all fused scores but the companion's; `companion` and `strict` are that
+    network's scores alone; `all` is what is served. Each is cut where it flags 1, 5 and 10 % of the benign test images.
+    `served` and `cascade` are cut where the gateway cuts. `companion_alone` asks only whether the companion errs,
+    `companion_doubts` whether it is near to erring.
     """
 
     bench: Bench
@@ -43,8 +44,9 @@ class Systems:
         found: dict[str, Reading] = {"max_softmax": lambda _scores, confidence: -confidence}
         if calm := self.calm:
             found["detector"] = lambda scores, _confidence: _fisher(judge.fusion, calm, scores)
-        if "companion_margin" in names:
-            found["companion"] = _column(names.index("companion_margin"))
+        for system, score in (("companion", "companion_margin"), ("strict", STRICT)):
+            if score in names:
+                found[system] = _column(names.index(score))
         found["all"] = lambda scores, _confidence: judge.fusion.statistic(scores)
         return found
 

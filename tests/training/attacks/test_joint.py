@@ -22,12 +22,13 @@ from training.attacks.joint import (
     rank_targets,
     screened,
     unflagged,
+    unobjected,
 )
 from training.attacks.margin import margin
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import random_start
 from training.defence.constants import Constants
-from training.defence.graph import DefenceGraph
+from training.defence.graph import STRICT, DefenceGraph
 from training.models.resnet import SmallResNet
 from training.modes import seeded
 
@@ -197,6 +198,20 @@ def test_hinges_are_zero_just_where_the_system_does_not_object() -> None:
     calm, loud = fusion.statistic(np.array([[0.5, objection - 0.01], [0.5, objection + 0.01]]))
     assert -calm > level > -loud
     assert fusion.statistic(np.array([[1.6, 0.0]]))[0] > -level
+
+
+def test_a_strict_objection_counts_once_the_target_is_answered() -> None:
+    answered, other = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
+    companion, target = torch.tensor([[0.0, 3.0]]), torch.tensor([1])
+    told = torch.tensor([4.0])
+    for logits, score, expected in (
+        (answered, "companion_margin", 0.0),  # -3 is below the limit of 1
+        (other, "companion_margin", 0.0),
+        (answered, STRICT, 3.1),
+        (other, STRICT, 0.0),  # of another answer: the plain margin stands in
+    ):
+        hinge = unobjected(score, 1.0, logits, companion, told, target)
+        torch.testing.assert_close(hinge, torch.tensor([expected]))
 
 
 def test_the_screens_conditions_are_met_below_its_threshold() -> None:

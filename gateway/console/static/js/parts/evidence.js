@@ -8,6 +8,7 @@ const MEANINGS = {
   neuron_sensitivity: "How much neurons change under harmless shifts.",
   class_distance: "How far features lie from those of the class that was answered.",
   companion_margin: "How much the adversarially trained companion objects to the answer.",
+  companion_strict: "The same after a short attack of our own on the companion, which a benign answer stands.",
 };
 
 /** Rows of { name, p_value, layer? }, the strongest first. */
