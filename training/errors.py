@@ -13,3 +13,7 @@ class DataError(TrainingError):
 
 class RecipeError(TrainingError):
     """A recipe that does not validate."""
+
+
+class ExportError(TrainingError):
+    """A network, or its input gradient, that ONNX cannot say."""

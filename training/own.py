@@ -21,7 +21,7 @@ from training.data import Dataset, folder_at
 from training.defence.constants import batch_of
 from training.defence.graph import ALONE_SCORES, SCORES
 from training.drafts import draft_of
-from training.errors import TrainingError
+from training.errors import ExportError, TrainingError
 from training.evaluate.card import Evaluation
 from training.folders import classes_of, has_test_part, list_files
 from training.models import ModelSpec, build_model
@@ -74,9 +74,7 @@ def wrap(
         training["companion"] = recipe.model_dump(mode="json")
     right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
     plan = _plan(slug(out.name), version, training, data.resize, images, samples=samples, alone=companion is None)
-    with draft_of(out) as draft:
-        assemble(draft, plan, networks, images, report)
-    return load_bundle(out), images, right
+    return _bundled(out, plan, networks, images, report), images, right
 
 
 def harden(
@@ -105,9 +103,7 @@ def harden(
     training = {role: recipe.model_dump(mode="json") for role, recipe in recipes.items()}
     training |= {"evaluation": Evaluation().model_dump(mode="json")}
     plan = _plan(name, version, training, data.resize, images, samples=samples, alone=False)
-    with draft_of(out) as draft:
-        assemble(draft, plan, networks, images, report)
-    return load_bundle(out), images
+    return _bundled(out, plan, networks, images, report), images
 
 
 def recipes_for(name: str, model: str, companion: str, data: DataSpec, *, epochs: int, batch: int) -> dict[str, Recipe]:
@@ -177,6 +173,16 @@ def _plan(
         screened_by=() if alone else ("companion_margin",), policy=Policy(), resize=resize,
         buckets=BUCKETS if small else BUCKETS[:4], samples=samples, tried=(8 if small else 4) * samples, steps=20,
     )  # fmt: skip
+
+
+def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Dataset, report: Report) -> Bundle:
+    with draft_of(out) as draft:
+        try:
+            assemble(draft, plan, networks, images, report)
+        except ExportError as error:
+            told = " and ".join(plan.training[role]["model"]["arch"] for role in networks)
+            raise TrainingError(f"{told}: {error}") from None
+    return load_bundle(out)
 
 
 def _count_classes(root: Path) -> int:

@@ -71,6 +71,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "schema_version": SCHEMA,
         "bundle": bundle.name,
         "version": bundle.version,
+        "companion": bundle.manifest.companion,
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from training.errors import TrainingError
+from training.errors import ExportError
 from training.export.rewrite import pool_globally, skip_inpainting
 from training.export.trace import trace
 
@@ -27,25 +28,15 @@ def export_module(
     """Trace `module` and write it to `path`; returns the checked model.
 
     `inputs` are examples by name with a batch of `EXAMPLE_BATCH`; the first axis of every input becomes the dynamic
-    `N`. Raises `TrainingError` if the graph needs an operator outside the default domain.
+    `N`. Raises `ExportError` if the graph cannot be said in operators of the default domain.
     """
     example = tuple(inputs.values())
     if any(tensor.shape[0] != EXAMPLE_BATCH for tensor in example):
         raise ValueError(f"examples must have a batch of {EXAMPLE_BATCH}")
-    traced = trace(module, example)
-    batch = torch.export.Dim("N", min=1, max=4096)
-    with _quiet():
-        exported = torch.export.export(traced, example, dynamic_shapes=tuple({0: batch} for _ in example))
-        program = torch.onnx.export(
-            exported,
-            (),
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=outputs,
-            opset_version=OPSET,
-            verbose=False,
-        )
-    assert program is not None
+    try:
+        program = _program(module, example, list(inputs), outputs)
+    except Exception as error:  # noqa: BLE001  # tracing runs somebody's network, which may raise anything
+        raise ExportError(f"the defence graph cannot be exported: {_why(error)}") from None
     program.save(str(path), external_data=False)
     model = onnx.load(str(path))
     _name_batch(model)
@@ -62,10 +53,33 @@ def export_module(
         model.metadata_props.add(key=key, value=value)
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if foreign:
-        raise TrainingError(f"the graph needs operators of {sorted(foreign)}; only stock ONNX operators are served")
+        raise ExportError(f"the graph needs operators of {sorted(foreign)}; only stock ONNX operators are served")
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return model
+
+
+def _program(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
+) -> torch.onnx.ONNXProgram:
+    traced = trace(module, example)
+    batch = torch.export.Dim("N", min=1, max=4096)
+    with _quiet():
+        exported = torch.export.export(traced, example, dynamic_shapes=tuple({0: batch} for _ in example))
+        program = torch.onnx.export(
+            exported, (), dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+        )
+    assert program is not None
+    return program
+
+
+def _why(error: BaseException) -> str:
+    """What stopped an export, in one line: the operator that ONNX lacks, or the first cause in its own words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    lacks = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
+    return f"ONNX has no operator for {lacks[1]}" if lacks else f"{type(error).__name__}: {said[:300]}"
 
 
 def _name_batch(model: onnx.ModelProto) -> None:

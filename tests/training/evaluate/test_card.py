@@ -105,6 +105,22 @@ def test_tables_are_whole() -> None:
     assert "knows everything" not in without
 
 
+def test_the_page_of_a_bundle_without_a_companion_does_not_speak_of_one() -> None:
+    row = {"alpha_0.01": 0.5, "alpha_0.05": 0.25}
+    systems = {"answering": {f"fpr_{rate}": 0.5 for rate in ("0.01", "0.05", "0.1")}}
+    found = page(
+        card(
+            [], companion=False, adaptive={"n": 5, "steps": 3, "targets": 1, "eps_8": row}, systems={"eps_8": systems},
+            doubled={"n": 4, "steps": 3, "once": {"served": 0.25}, "twice": {"served": 0.5}},
+            control={"n": 9, "eps": 16, "steps": 5, "restarts": 3, "accuracy": 0.0},
+            curve={"n": 9, "steps": 5, "answering": {"0": 0.9, "8": 0.0}},
+        )
+    )  # fmt: skip
+    assert [line for line in found.splitlines() if "companion" in line and "has no companion" not in line] == []
+    assert "25.0 % becomes 50.0 % on the system as served." in found
+    assert "| control: the undefended network, PGD-5, 3 restarts | 16/255 | 0.0 % | 9 |" in found
+
+
 def test_a_failed_or_incomplete_card_says_so_first() -> None:
     failed = {"checks": [{"check": "control", "title": "driven to 0", "passed": False, "seen": "9 % left"}]}
     found = page(card([], status="failed", **failed))

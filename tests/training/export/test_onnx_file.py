@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE
 from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
-from training.export.onnx_file import export_module
+from training.errors import ExportError
+from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import tensor_specs
 from training.modes import seeded
 
@@ -156,3 +157,25 @@ def test_example_of_another_batch_is_refused(defence: DefenceGraph, tmp_path: Pa
     inputs = {"pixels": torch.rand(2, 3, SIDE, SIDE), "mask": torch.zeros(2, SIDE, SIDE)}
     with pytest.raises(ValueError, match="batch of"):
         export_module(defence, tmp_path / "g.onnx", inputs=inputs, outputs=list(DefenceOutputs._fields))
+
+
+class Odd(nn.Module):
+    """What ONNX cannot say: an operator that it lacks, or control flow that depends on the pixels."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "operator":
+            return torch.special.bessel_j1(x)
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(("kind", "message"), [("operator", r"no operator for \w+\.\w*bessel_j1"), ("flow", "")])
+def test_what_cannot_be_exported_is_one_line_that_names_the_cause(kind: str, message: str, tmp_path: Path) -> None:
+    inputs = {"x": torch.rand(EXAMPLE_BATCH, 3)}
+    with pytest.raises(ExportError, match="cannot be exported: .*" + message) as raised:
+        export_module(Odd(kind), tmp_path / "g.onnx", inputs=inputs, outputs=["y"])
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
