@@ -31,7 +31,7 @@ CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
 GATED, SERVED_QUANTILE = 0.05, 0.9
 GOES_ON = 0.13
-GUARD = Guard(score="companion_margin", share_below=0.2, share=0.9, knee=0.005)
+GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 
 Progress = Callable[[str, int, int], None]
 
