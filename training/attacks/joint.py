@@ -120,6 +120,7 @@ def joint_attack(
     untargeted: bool = False,
     combine: Combine = "normalised",
     samples: int = 1,
+    jitter: float = 0.0,
     afterwards: Afterwards | None = None,
     order: Tensor | None = None,
     full_precision: bool = False,
@@ -135,10 +136,13 @@ def joint_attack(
 
     `looks` says what `conditions` read, so that nothing else is computed: everything; both networks' logits, with the
     strict score alone or with no scores; or the companion's alone, given as both logits. `afterwards` adds hinges of
-    its own (`training.attacks.neutralised`). `order` (N, T) gives the targets (`rank_targets` otherwise). The search is
-    in bfloat16 unless `full_precision`; successes are what `beaten` says.
+    its own (`training.attacks.neutralised`). With `samples` each step follows the mean over that many evaluations, at
+    images moved by uniform noise of up to `jitter`: it smooths what is rough, such as a score's own attack. `order`
+    (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16 unless `full_precision`; successes
+    are what `beaten` says.
     """
-    run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
+    noise = None if jitter == 0 else (jitter, generator)
+    run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision, noise=noise)
     if run.won[:, -1].all():
         progress(1, 1)
         return run.won
@@ -240,7 +244,9 @@ class _Run:
         afterwards: Afterwards | None,
         *,
         full_precision: bool,
+        noise: tuple[float, torch.Generator | None] | None = None,
     ) -> None:
+        self.noise = noise
         self.x, self.y, self.conditions, self.beaten, self.looks = x, y, conditions, beaten, looks
         self.afterwards = afterwards
         self.won = beaten(x, y).to(x.device).clone()
@@ -281,6 +287,8 @@ class _Run:
 
     def _hinges(self, left: Tensor, target: Tensor | None) -> Hinges:
         def hinges(images: Tensor, rows: Tensor) -> list[Tensor]:
+            if self.noise is not None:
+                images = (images + random_start(images, self.noise[0], "linf", self.noise[1])).clamp(0, 1)
             seen, label = self._look(images), self.y[left[rows]]
             aim = _nearest(seen, label) if target is None else target[left[rows]]
             found = self.conditions(seen.logits, seen.companion, seen.scores, aim)

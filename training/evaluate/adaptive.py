@@ -39,9 +39,10 @@ from training.modes import frozen
 
 CHUNK = 32
 SAFE, SURE = 0.5, 10.0  # margins, in logits, at which an answer is taken for safe, and for confident
-SERVED = f"served@{max(ALPHAS):g}"
+SERVED, JOINT = f"served@{max(ALPHAS):g}", "joint, as served"
 SIMPLE = ("PGD on the answering network", "PGD on the companion", "feature matching")
 GUIDES = 512
+SAMPLES, JITTER = 4, 2 / 255  # of gradients that are averaged, to smooth a score that attacks by itself
 
 
 class Judges(Protocol):
@@ -92,7 +93,7 @@ def stages(systems: Systems) -> list[Stage]:
             near = DOUBTS if threshold <= SAFE else None
             found.append(Stage(f"strict, {rate:g}", partial(_stands, threshold), f"strict@{rate:g}", "strict", near))
         found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}"))
-    found.append(_joint(systems, "joint, as served", judge.level(max(ALPHAS)), SERVED))
+    found.append(_joint(systems, JOINT, judge.level(max(ALPHAS)), SERVED))
     if bench.pipeline.can_screen and (cascade := judge.calibration.cascade) is not None:
         columns = [bench.bundle.manifest.scores.index(name) for name in cascade.scores]
         through = screened(judge.fusion, columns, cascade.threshold)
@@ -130,14 +131,17 @@ def _calm(systems: Systems, rate: float) -> Conditions:
     return conditions
 
 
-def suite(bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[str] = ()) -> tuple[Arrays, list[str]]:
+def suite(
+    bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[str] = (), samples: int = 1
+) -> tuple[Arrays, list[str]]:
     """Which of the first `count` test images beat which column by which attack: {attack: (n, R)}, and the columns.
 
     `only` names the stages to run, without the simple attacks.
     """
     systems = Systems(bench)
     plan = [stage for stage in stages(systems) if not only or stage.name in only]
-    return carry_out(bench, systems, plan, "adaptive", eps=eps, count=count, steps=steps, only=only), systems.columns
+    rows = carry_out(bench, systems, plan, "adaptive", eps=eps, count=count, steps=steps, only=only, samples=samples)
+    return rows, systems.columns
 
 
 def carry_out(
@@ -150,10 +154,12 @@ def carry_out(
     count: int,
     steps: int,
     only: Sequence[str] = (),
+    samples: int = 1,
 ) -> Arrays:
     """The stages of `plan` one after another on the first `count` test images: {attack: (n, R) bool}.
 
-    The simple attacks come first, unless `only` names stages. `kind` is what the rows are kept under.
+    The simple attacks come first, unless `only` names stages. `kind` is what the rows are kept under. More than one of
+    `samples`: gradients are means over as many images within `JITTER`.
     """
     test, columns = bench.first(count), systems.columns
     targets, restarts = bench.settings.adaptive_targets, bench.settings.adaptive_restarts
@@ -180,11 +186,14 @@ def carry_out(
                         bench.defence, x[chosen], y[chosen], eps=eps / 255, steps=steps, targets=targets,
                         conditions=stage.conditions, beaten=_judge(systems, stage.until), looks=stage.looks,
                         restarts=restarts, order=order[chosen], afterwards=stage.afterwards, generator=generator,
+                        samples=samples, jitter=JITTER if samples > 1 else 0.0,
                         progress=partial(bench.progress, f"{name}, images {start}-{stop}: {stage.name}"),
                     )[:, :-1].cpu().numpy()  # fmt: skip
         return won
 
     depends = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}
+    if samples > 1:
+        depends |= {"samples": samples, "jitter": JITTER}
     return bench.rows(name, f"{kind}-{eps:g}", depends, len(test), CHUNK, make, served=True)
 
 
@@ -290,11 +299,24 @@ def _added(rows: Arrays, column: int) -> dict[str, int]:
 
 def doubled(bench: Bench) -> Found:
     """The joint attack at 8/255 with twice the steps, and the companion's error under them, on the same images."""
-    settings, only = bench.settings, (ALONE, "joint, as served")
-    section: dict[str, Any] = {"steps": settings.adaptive_steps}
-    for name, steps in (("once", settings.adaptive_steps), ("twice", 2 * settings.adaptive_steps)):
-        won = union_of(*suite(bench, eps=8, count=settings.doubled, steps=steps, only=only))
-        section |= {"n": len(won[SERVED]), name: {"served": float(won[SERVED].mean())}}
-        if ALONE in won:
-            section[name]["companion"] = float(won[ALONE].mean())
+    section: dict[str, Any] = {"steps": (steps := bench.settings.adaptive_steps)}
+    for name, times in (("once", 1), ("twice", 2)):
+        section |= _served(bench, name, (ALONE, JOINT), steps=times * steps)
     return Found(section)
+
+
+def smoothed(bench: Bench) -> Found:
+    """The joint attack at 8/255 with gradients averaged over noise, on the same images."""
+    section: dict[str, Any] = {"samples": SAMPLES, "jitter": JITTER}
+    for name, samples in (("once", 1), ("averaged", SAMPLES)):
+        section |= _served(bench, name, (JOINT,), steps=bench.settings.adaptive_steps, samples=samples)
+    return Found(section)
+
+
+def _served(bench: Bench, name: str, only: Sequence[str], *, steps: int, samples: int = 1) -> dict[str, Any]:
+    """{n, `name`: shares won on the system as served and, where that is attacked, on the companion}."""
+    won = union_of(*suite(bench, eps=8, count=bench.settings.doubled, steps=steps, only=only, samples=samples))
+    told = {"served": float(won[SERVED].mean())}
+    if ALONE in only and ALONE in won:
+        told["companion"] = float(won[ALONE].mean())
+    return {"n": len(won[SERVED]), name: told}

@@ -129,6 +129,14 @@ def _doubled(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Ve
     return max(changes.values()) <= max(POINT, 1.5 / n), f"{told}, n = {n}"
 
 
+def _smoothed(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Verdict:
+    if "smoothed" not in results:
+        return None
+    section = results["smoothed"]["section"]
+    once, averaged, n = section["once"]["served"], section["averaged"]["served"], section["n"]
+    return averaged - once <= max(POINT, 1.5 / n), f"{_percent(once)} to {_percent(averaged)}, n = {n}"
+
+
 def _adaptive(eps: int) -> Check:
     """On every defended system the joint attacks win at least what simpler ones do."""
 
@@ -190,5 +198,6 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "adaptive_8": ("no simpler attack does better than the joint one at 8/255", _adaptive(8)),
     "adaptive_radius": ("the joint attack at 4/255 wins no more than at 8/255", _radii),
     "doubled": ("twice the steps win less than one point more", _doubled),
+    "smoothed": ("gradients averaged over noise win less than one point more", _smoothed),
     "broken": ("a deliberately broken detector is broken", _broken),
 }

@@ -161,6 +161,13 @@ def _systems(card: dict[str, Any]) -> Parts:
             if key in once
         )
         body.append(f"With twice the steps ({2 * row['steps']}), n = {row['n']}: {told}.")
+    if "smoothed" in card:
+        row = card["smoothed"]
+        body.append(
+            f"With gradients averaged over {row['samples']} images within {255 * row['jitter']:.0f}/255, n = "
+            f"{row['n']}: {percent(row['once']['served'])} becomes {percent(row['averaged']['served'])} on the system "
+            "as served."
+        )
     return [("Systems against an attacker who knows them", body)]
 
 

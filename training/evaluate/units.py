@@ -112,6 +112,15 @@ UNITS: dict[str, Unit] = {
     **_adaptive(4),
     **_adaptive(8),
     "doubled": Unit("3", "joint attack with twice the steps", ("doubled",), adaptive.doubled, "doubled", _EFFORT, 8),
+    "smoothed": Unit(
+        "3",
+        "joint attack on averaged gradients",
+        ("smoothed",),
+        adaptive.smoothed,
+        "doubled",
+        _EFFORT,
+        30,
+    ),
     "patch_adaptive": Unit(
         "patches",
         "patches whose maker knows the defence",

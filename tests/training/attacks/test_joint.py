@@ -200,6 +200,27 @@ def test_hinges_are_zero_just_where_the_system_does_not_object() -> None:
     assert fusion.statistic(np.array([[1.6, 0.0]]))[0] > -level
 
 
+def test_jitter_moves_what_is_looked_at_and_not_what_is_judged(weight: Tensor, images) -> None:
+    defence, (x, y) = Defence(weight), images
+    judged: list[Tensor] = []
+    looked: list[Tensor] = []
+
+    def beaten(adv: Tensor, label: Tensor) -> Tensor:
+        judged.append(adv)
+        return torch.zeros(len(label), 1, dtype=torch.bool)
+
+    forward = defence.companion.forward
+    defence.companion.forward = lambda pixels: looked.append(pixels.detach()) or forward(pixels)
+    attack(
+        defence, x, y, beaten, eps=0.02, samples=3, jitter=0.05, steps=4, looks="networks", conditions=companion_says,
+        order=(1 - y)[:, None], generator=seeded(0),
+    )  # fmt: skip
+    assert len(looked) == 5 * 3
+    moved = max(float((seen - x).abs().max()) for seen in looked)
+    assert 0.03 < moved <= 0.07 + 1e-6
+    assert max(float((adv - x).abs().max()) for adv in judged) <= 0.02 + 1e-6
+
+
 def test_a_strict_objection_counts_once_the_target_is_answered() -> None:
     answered, other = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
     companion, target = torch.tensor([[0.0, 3.0]]), torch.tensor([1])

@@ -36,7 +36,8 @@ def test_what_is_missing_is_said_to_be(card: dict[str, Any]) -> None:
 
 def test_the_tables_are_there(card: dict[str, Any]) -> None:
     assert {"benign", "shifts", "companion_pgd", "autoattack", "control", "curve", "unaware", "adaptive", "systems",
-            "cascade", "detection", "patches", "patch_adaptive", "harm", "doubled"} <= set(card)  # fmt: skip
+            "cascade", "detection", "patches", "patch_adaptive", "harm", "doubled",
+            "smoothed"} <= set(card)  # fmt: skip
     assert set(card["unaware"]) == {"transfer_8", "square_8", "fgsm_8", "pgd_4", "pgd_8", "l2_1", "minimal", "patch",
                                     "patch_low"}  # fmt: skip
     assert set(card["cascade"]["attacks"]) == set(card["unaware"])
