@@ -15,6 +15,7 @@ from training.evaluate.settings import Evaluation
 
 POINT = 0.01
 CONTROL = 0.005
+WEAKER = 0.08
 Results = Mapping[str, Mapping[str, Any]]
 Outcomes = Mapping[str, np.ndarray]
 # None: it cannot be told, as a unit is missing; else whether it passed and what was seen.
@@ -75,7 +76,10 @@ def _no_better(weak: np.ndarray, strong: np.ndarray, verb: str, name: str) -> tu
 
 
 def _autoattack(eps: int) -> Check:
-    """AutoAttack is at least as strong as PGD, and PGD not much weaker: else its gradients mislead it."""
+    """AutoAttack is at least as strong as PGD, and PGD not much weaker: else its gradients mislead it.
+
+    A single start of PGD on the margin is a few points weaker on ordinary adversarially trained networks, too.
+    """
 
     def test(_results: Results, outcomes: Outcomes, _settings: Evaluation) -> Verdict:
         ours, theirs = outcomes.get(f"pgd50_{eps}"), outcomes.get(f"autoattack_{eps}")
@@ -85,7 +89,7 @@ def _autoattack(eps: int) -> Check:
         gap = float(ours[:n].mean() - theirs[:n].mean())
         slack = max(POINT, 1.5 / n)
         seen = f"PGD leaves {_percent(ours[:n].mean())}, AutoAttack {_percent(theirs[:n].mean())}, n = {n:,}"
-        return -slack <= gap <= max(0.05, slack), seen
+        return -slack <= gap <= max(WEAKER, slack), seen
 
     return test
 
