@@ -24,7 +24,7 @@ from training.evaluate.found import Figure, counted, unpack, value_of
 from training.evaluate.page import markdown
 from training.evaluate.settings import FIGURES, Bound, Evaluation
 from training.evaluate.store import Store
-from training.evaluate.units import UNITS
+from training.evaluate.units import BASIC, UNITS
 
 Progress = Callable[[str, int, int], None]
 # Another processor rounds differently: of the images measured again this share, or two images, may differ.
@@ -34,28 +34,42 @@ TOLERANCE = 0.02
 def verify(bundle: Bundle, progress: Progress, *, count: int | None = None) -> list[dict[str, Any]]:
     """One row for each bound of the bundle's recipe, and one for each number that contradicts the card itself.
 
-    `count` images are measured again by each unit, by default as many as the unit says (`units.Unit.verified`). A card
-    without outcomes (schema 2) is compared by its shares, within three standard errors. Raises `TrainingError` when the
-    data are missing or are not those of the bundle, or there is no card.
+    Without bounds (a wrapped network's), one for each figure on the card that a build measures. `count` images are
+    measured again by each unit, by default as many as the unit says (`units.Unit.verified`). A card without outcomes
+    (schema 2) is compared by its shares, within three standard errors. Raises `TrainingError` when the data are missing
+    or are not those of the bundle, or there is no card.
     """
     recipe, asked = recipe_of(bundle)
     data = load_data(recipe)
     same_data(bundle, data)
     card = bundle.card()
-    if card is None or not asked.bounds:
-        raise TrainingError(f"{bundle.path}: no card, or no bounds to verify")
+    if card is None:
+        raise TrainingError(f"{bundle.path}: no card to verify; `palisade evaluate {bundle.path}` makes one")
     settings = Evaluation.model_validate(card["settings"])
     told = {row["name"]: unpack(row) for row in card.get("outcomes", [])}
     rows = contradictions(card, told, asked.bounds, bundle.path / PAGE)
+    wanted = check(card["figures"], asked.bounds) or _unbounded(card["figures"])
+    if not wanted:
+        raise TrainingError(f"{bundle.path}: no figure of its card can be measured again")
     figures, again = dict[str, Figure](), dict[str, np.ndarray]()
     with tempfile.TemporaryDirectory() as folder:
         for unit in UNITS.values():
-            if not set(unit.figures) & {bound.figure for bound in asked.bounds}:
+            if not set(unit.figures) & {row["figure"] for row in wanted} or not unit.images(settings, bundle, data):
                 continue
             few = settings.capped(unit.verified if count is None else count)
             found = unit.run(Bench(bundle, data, few, Store(Path(folder)), progress))
             figures, again = figures | found.figures, again | found.outcomes
-    return [*rows, *(_row(card, row, figures, told, again) for row in check(card["figures"], asked.bounds))]
+    return [*rows, *(_row(card, row, figures, told, again) for row in wanted)]
+
+
+def _unbounded(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows such as `card.check` gives, of the card's figures that units of a build measure."""
+    measured = {name for unit in BASIC for name in UNITS[unit].figures}
+    return [
+        {"figure": name, "title": FIGURES[name], "value": row["value"], "n": row["n"], "pass": True}
+        for name, row in figures.items()
+        if name in measured
+    ]
 
 
 def contradictions(

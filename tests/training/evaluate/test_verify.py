@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def test_measured_again_it_agrees(bundle: Bundle, card: dict[str, Any], tmp_path
     rows = verify(installed(bundle, card, tmp_path / "out"), lambda *_: None)
     assert [row["figure"] for row in rows] == ["accuracy_answering", "pgd50_8", "joint_excess_8"]
     assert all(row["pass"] for row in rows), rows
+
+
+def test_without_bounds_the_figures_of_a_build_are_measured_again(
+    bundle: Bundle, card: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = card["settings"] | {"bounds": []}
+    manifest = bundle.manifest.model_copy(update={"training": bundle.manifest.training | {"evaluation": evaluation}})
+    unbound = card | {"settings": evaluation, "figures": {"accuracy_served": card["figures"]["accuracy_served"]}}
+    rows = verify(installed(dataclasses.replace(bundle, manifest=manifest), unbound, tmp_path / "out"), lambda *_: None)
+    assert [(row["figure"], row["pass"]) for row in rows] == [("accuracy_served", True)]
+    assert rows[0]["value"] == unbound["figures"]["accuracy_served"]["value"]
 
 
 def test_altered_outcomes_with_their_number_are_found(bundle: Bundle, card: dict[str, Any], tmp_path: Path) -> None:
