@@ -30,7 +30,7 @@ from training.defence.graph import STRICT, DefenceGraph
 Conditions = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Beaten = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
-Looks = Literal["all", "strict", "networks", "companion"]
+Looks = Literal["all", "alone", "strict", "networks", "companion"]
 
 
 class Seen(NamedTuple):
@@ -75,10 +75,11 @@ def unobjected(score: str, limit: float, logits: Tensor, companion: Tensor, told
     The plain margin is asked of the target from the start. The strict one, `told` (N,), is of what is answered: until
     that is the target the plain one stands in for it.
     """
+    answered, strict = logits.argmax(1) == target, (told - limit + _GUARD).relu()
+    if score == STRICT and answered.all():
+        return strict
     plain = (_GUARD - limit - margin(companion, target)).relu()
-    if score != STRICT:
-        return plain
-    return torch.where(logits.argmax(1) == target, (told - limit + _GUARD).relu(), plain)
+    return torch.where(answered, strict, plain) if score == STRICT else plain
 
 
 def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Conditions:
@@ -134,12 +135,12 @@ def joint_attack(
     `targets` other classes (at most all of them) were tried from each of `restarts` starting points: the image itself,
     then random points of the ball. With `untargeted`, each round begins with whatever other class is nearest.
 
-    `looks` says what `conditions` read, so that nothing else is computed: everything; both networks' logits, with the
-    strict score alone or with no scores; or the companion's alone, given as both logits. `afterwards` adds hinges of
-    its own (`training.attacks.neutralised`). With `samples` each step follows the mean over that many evaluations, at
-    images moved by uniform noise of up to `jitter`: it smooths what is rough, such as a score's own attack. `order`
-    (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16 unless `full_precision`; successes
-    are what `beaten` says.
+    `looks` says what `conditions` read, so that nothing else is computed: everything; the answering network and its own
+    scores; both networks' logits, with the strict score alone or with no scores; or the companion's alone, given as
+    both logits. `afterwards` adds hinges of its own (`training.attacks.neutralised`). With `samples` each step follows
+    the mean over that many evaluations, at images moved by uniform noise of up to `jitter`: it smooths what is rough,
+    such as a score's own attack. `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16
+    unless `full_precision`; successes are what `beaten` says.
     """
     noise = None if jitter == 0 else (jitter, generator)
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision, noise=noise)
@@ -301,6 +302,9 @@ class _Run:
     def _look(self, images: Tensor) -> Seen:
         if self.looks == "all":
             return look(self.defence, images)
+        if self.looks == "alone":
+            logits, taps = self.defence.network.taps(images)
+            return Seen(logits, taps, logits, self.defence.detector_scores(images, logits, taps, None)[0])
         second = self.second(images)
         nothing = second.new_zeros(len(images), 0)
         if self.looks == "companion" or self.defence.companion is None:

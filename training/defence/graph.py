@@ -113,6 +113,8 @@ class DefenceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`score_names` (N, S), larger is more anomalous, and deviation by layer (N, L); attacks differentiate both.
 
+        Without the companion's logits they are `ALONE_SCORES`.
+
         The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
         best (docs/methods.md, "Which layers").
         """
@@ -126,7 +128,7 @@ class DefenceGraph(nn.Module):
         deviation = torch.stack([top_mean(part) for part in parts], 1)
         from_views = torch.stack([margin_drop, deviation[:, -1]], 1)
         scores = [from_views, self.screen_scores(logits, taps, companion_logits)]
-        if self.strict:
+        if self.strict and companion_logits is not None:
             scores.append(self.strict_score(x, logits)[:, None])
         return torch.cat(scores, 1), deviation
 

@@ -40,6 +40,8 @@ from training.modes import frozen
 CHUNK = 32
 SAFE, SURE = 0.5, 10.0  # margins, in logits, at which an answer is taken for safe, and for confident
 SERVED, JOINT = f"served@{max(ALPHAS):g}", "joint, as served"
+GUARDED, GUARD_STAGE = "guard@served", f"guard, {max(ALPHAS):g}"
+MARGIN = "companion_margin"
 SIMPLE = ("PGD on the answering network", "PGD on the companion", "feature matching")
 GUIDES = 512
 SAMPLES, JITTER = 4, 2 / 255  # of gradients that are averaged, to smooth a score that attacks by itself
@@ -83,17 +85,12 @@ def stages(systems: Systems) -> list[Stage]:
         found.append(Stage("confident", confident, f"all@{RATES[-1]:g}", "networks", DOUBTS))
     for rate in reversed(RATES):
         if systems.calm:
-            found.append(Stage(f"detector, {rate:g}", _calm(systems, rate), f"detector@{rate:g}"))
+            found.append(Stage(f"detector, {rate:g}", _calm(systems, rate), f"detector@{rate:g}", "alone"))
         if (threshold := systems.thresholds.get(("companion", rate))) is not None:
-            near = DOUBTS if threshold <= SAFE else None
-            found.append(
-                Stage(f"companion, {rate:g}", partial(_agrees, threshold), f"companion@{rate:g}", "networks", near)
-            )
-        if (threshold := systems.thresholds.get(("strict", rate))) is not None:
-            near = DOUBTS if threshold <= SAFE else None
-            found.append(Stage(f"strict, {rate:g}", partial(_stands, threshold), f"strict@{rate:g}", "strict", near))
-        found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}"))
-    found.append(_joint(systems, JOINT, judge.level(max(ALPHAS)), SERVED))
+            agrees = partial(_unobjected, MARGIN, threshold)
+            found.append(Stage(f"companion, {rate:g}", agrees, f"companion@{rate:g}", "networks", _near(threshold)))
+        found += _guarded(systems, rate)
+    found.append(_joint(systems, JOINT, judge.level(max(ALPHAS)), SERVED, GUARDED))
     if bench.pipeline.can_screen and (cascade := judge.calibration.cascade) is not None:
         columns = [bench.bundle.manifest.scores.index(name) for name in cascade.scores]
         through = screened(judge.fusion, columns, cascade.threshold)
@@ -101,24 +98,46 @@ def stages(systems: Systems) -> list[Stage]:
     return found
 
 
-def _joint(systems: Systems, name: str, level: float, until: str) -> Stage:
+def _guarded(systems: Systems, rate: float) -> list[Stage]:
+    """The guard alone within `all`, the strict companion alone, and everything, at one rate.
+
+    What the guard objects to however it is attacked need not be tried against more.
+    """
+    fusion, column, found = systems.bench.pipeline.judge.fusion, f"guard@{rate:g}", list[Stage]()
+    limit = systems.guards.get(f"{rate:g}")
+    if fusion.guard is not None and limit is not None:
+        looks: Looks = "strict" if fusion.guard.score == STRICT else "networks"
+        passes = partial(_unobjected, fusion.guard.score, limit)
+        found.append(Stage(f"guard, {rate:g}", passes, column, looks, _near(limit)))
+    if (threshold := systems.thresholds.get(("strict", rate))) is not None:
+        given = column if limit is not None and limit >= threshold else _near(threshold)
+        found.append(
+            Stage(f"strict, {rate:g}", partial(_unobjected, STRICT, threshold), f"strict@{rate:g}", "strict", given)
+        )
+    found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}", column))
+    return found
+
+
+def _near(limit: float) -> str | None:
+    """The column that an image has to have beaten where a companion's doubt above `limit` is flagged."""
+    return DOUBTS if limit <= SAFE else None
+
+
+def _joint(systems: Systems, name: str, level: float, until: str, guard: str) -> Stage:
     fusion = systems.bench.pipeline.judge.fusion
-    near = fusion.guard is not None and fusion.limits(level)[1] <= SAFE
-    return Stage(name, unflagged(fusion, level), until, given=DOUBTS if near else None)
+    return Stage(name, unflagged(fusion, level), until, given=guard if fusion.guard is not None else None)
 
 
 def _sure(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
     return [says(logits, target, SURE)]
 
 
-def _agrees(threshold: float, logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
-    """The companion's margin of the target is not below what is let pass."""
-    return [says(logits, target, SAFE), (0.1 - threshold - margin(companion, target)).relu()]
-
-
-def _stands(threshold: float, logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
-    """The companion's strict score, the only one, of the target is not above what is let pass."""
-    return [says(logits, target, SAFE), unobjected(STRICT, threshold, logits, companion, scores[:, 0], target)]
+def _unobjected(
+    score: str, limit: float, logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor
+) -> list[Tensor]:
+    """The answer is the target, and the companion's `score` of it is not above `limit`; `scores` has the strict one."""
+    told = scores[:, 0] if score == STRICT else -margin(companion, target)
+    return [says(logits, target, SAFE), unobjected(score, limit, logits, companion, told, target)]
 
 
 def _calm(systems: Systems, rate: float) -> Conditions:
@@ -177,7 +196,7 @@ def carry_out(
             for stage in plan:
                 # What a simple attack has won is tried again: the joint attacks have to win it themselves.
                 todo = ~_any(won, stage.until, columns, [name for name in won if name not in SIMPLE], len(part))
-                if stage.given is not None and not only:
+                if stage.given is not None and (not only or stage.given == GUARDED):
                     todo &= _any(won, stage.given, columns, list(won), len(part))
                 won[stage.name] = np.zeros((len(part), len(columns)), bool)
                 if todo.any():
@@ -191,7 +210,8 @@ def carry_out(
                     )[:, :-1].cpu().numpy()  # fmt: skip
         return won
 
-    depends = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}
+    depends: dict[str, Any] = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}
+    depends |= {"stages": [stage.name for stage in plan], "columns": columns}
     if samples > 1:
         depends |= {"samples": samples, "jitter": JITTER}
     return bench.rows(name, f"{kind}-{eps:g}", depends, len(test), CHUNK, make, served=True)
@@ -280,7 +300,7 @@ def by_system(union: dict[str, np.ndarray], group: np.ndarray) -> dict[str, dict
     table: dict[str, dict[str, Any]] = {}
     for column, won in union.items():
         system, _, rate = column.partition("@")
-        if system in {"served", "cascade", DOUBTS}:
+        if system in {"served", "cascade", "guard", DOUBTS}:
             continue
         for each in [rate] if rate else [f"{r:g}" for r in RATES]:
             row = table.setdefault(system, {})
@@ -301,7 +321,7 @@ def doubled(bench: Bench) -> Found:
     """The joint attack at 8/255 with twice the steps, and the companion's error under them, on the same images."""
     section: dict[str, Any] = {"steps": (steps := bench.settings.adaptive_steps)}
     for name, times in (("once", 1), ("twice", 2)):
-        section |= _served(bench, name, (ALONE, JOINT), steps=times * steps)
+        section |= _served(bench, name, (ALONE, GUARD_STAGE, JOINT), steps=times * steps)
     return Found(section)
 
 
@@ -309,7 +329,7 @@ def smoothed(bench: Bench) -> Found:
     """The joint attack at 8/255 with gradients averaged over noise, on the same images."""
     section: dict[str, Any] = {"samples": SAMPLES, "jitter": JITTER}
     for name, samples in (("once", 1), ("averaged", SAMPLES)):
-        section |= _served(bench, name, (JOINT,), steps=bench.settings.adaptive_steps, samples=samples)
+        section |= _served(bench, name, (GUARD_STAGE, JOINT), steps=bench.settings.adaptive_steps, samples=samples)
     return Found(section)
 
 

@@ -31,7 +31,8 @@ class Systems:
     `answering` has no defence; `max_softmax` rejects unsure answers (a detector that a harness has to break);
     `detector` is Fisher's combination of all fused scores but the companion's; `companion` and `strict` are that
     network's scores alone; `all` is what is served. Each is cut where it flags 1, 5 and 10 % of the benign test images.
-    `served` and `cascade` are cut where the gateway cuts. `companion_alone` asks only whether the companion errs,
+    `served` and `cascade` are cut where the gateway cuts. `guard` is what the guard alone would let pass within `all`
+    and `served`: no attack that it objects to wins there. `companion_alone` asks only whether the companion errs,
     `companion_doubts` whether it is near to erring.
     """
 
@@ -68,13 +69,24 @@ class Systems:
         return {(system, rate): threshold_at(values, rate) for system, values in seen.items() for rate in RATES}
 
     @cached_property
+    def guards(self) -> dict[str, float]:
+        """By rate, and as `served` at the larger level: the guard's score above which an image is flagged for sure."""
+        judge = self.bench.pipeline.judge
+        if judge.fusion.guard is None:
+            return {}
+        levels = {f"{rate:g}": -self.thresholds["all", rate] for rate in RATES}
+        levels["served"] = judge.level(max(ALPHAS))
+        return {name: judge.fusion.limits(level)[1] for name, level in levels.items()}
+
+    @cached_property
     def columns(self) -> list[str]:
         """Names of the columns of `judged`, in order."""
         cut = [f"{system}@{rate:g}" for system in self.readings for rate in RATES]
         served = [f"served@{alpha:g}" for alpha in ALPHAS]
         cascade = [f"cascade@{alpha:g}" for alpha in ALPHAS] if self.bench.pipeline.can_screen else []
         second = [] if self.bench.defence.companion is None else [ALONE, DOUBTS]
-        return ["answering", *cut, *served, *cascade, *second]
+        guards = [f"guard@{name}" for name in self.guards]
+        return ["answering", *cut, *served, *cascade, *guards, *second]
 
     def judged(self, adversarial: Tensor, label: Tensor) -> np.ndarray:
         """Which images (N,) beat each column, (N, R): answered wrong and not flagged, once rounded to 8 bits."""
@@ -94,6 +106,7 @@ class Systems:
             on = judge.screen(scores[:, [manifest.scores.index(name) for name in manifest.screen_scores]])
             p = judge.p_values(scores, cascade=True)
             passes += [~on | (p > judge.cutoff(alpha, cascade=True)) for alpha in ALPHAS]
+        passes += [scores[:, judge.fusion.objecting] <= limit for limit in self.guards.values()]
         wrong = (seen.logits.argmax(1) != label).cpu().numpy()
         alone = [] if self.bench.defence.companion is None else [second < 0, second < DOUBT]
         return np.stack([*(wrong & each for each in passes), *alone], axis=1)

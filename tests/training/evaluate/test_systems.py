@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from gateway.bundle import Guard
 from tests.training.toy import CLASSES, SIDE
+from training.attacks.margin import margin
 from training.defence.graph import SCORES, DefenceGraph
-from training.evaluate.adaptive import SERVED, Stage, _judge, stages
+from training.evaluate.adaptive import SERVED, _judge, stages
 from training.evaluate.settings import RATES
 from training.evaluate.systems import ALONE, DOUBTS, Systems
 
@@ -85,6 +87,28 @@ def test_the_detector_is_not_told_what_the_companion_says(systems: Systems) -> N
     assert (read(shouted, np.ones(400)) == read(BENIGN, np.ones(400))).all()
 
 
+def test_with_a_guard_only_what_it_lets_pass_is_tried_against_everything(defence: DefenceGraph) -> None:
+    bench = bench_of(defence)
+    fusion = vars(Judge.fusion) | {
+        "guard": Guard(score="companion_margin", share_below=0.2, share=0.9, knee=0.005),
+        "objecting": 3,
+    }
+    fusion["limits"] = lambda level: (3.0, 10 * level)
+    bench.pipeline.judge.fusion = SimpleNamespace(**fusion)
+    systems = Systems(bench)
+    levels = {f"{rate:g}": -systems.thresholds["all", rate] for rate in RATES}
+    assert systems.guards == {name: 10 * level for name, level in levels.items()} | {"served": 0.5}
+    found = {stage.name: stage for stage in stages(systems)}
+    for rate in RATES:
+        assert found[f"guard, {rate:g}"].until == found[f"joint, {rate:g}"].given == f"guard@{rate:g}"
+    assert found["joint, as served"].given == "guard@served"
+    x = torch.rand(4, 3, SIDE, SIDE)
+    label = (defence.network(x).argmax(1) + 1) % CLASSES
+    doubt = -margin(defence.companion(x), defence.network(x).argmax(1))
+    column = systems.judged(x, label)[:, systems.columns.index("guard@served")]
+    assert column.tolist() == (doubt <= 0.5).tolist()
+
+
 def test_every_system_is_attacked_at_every_rate(systems: Systems) -> None:
     found = stages(systems)
     until = {stage.until for stage in found}
@@ -94,7 +118,7 @@ def test_every_system_is_attacked_at_every_rate(systems: Systems) -> None:
         "max_softmax@0.1",
         *(f"{s}@{r:g}" for s in ("detector", "companion", "all") for r in RATES),
     }
-    assert all(isinstance(stage, Stage) and stage.given in {None, DOUBTS} for stage in found)
+    assert {stage.given for stage in found} == {None, DOUBTS}
     order = [stage.until for stage in found]
     assert order.index(ALONE) < min(order.index(stage.until) for stage in found if stage.given)
     beaten = _judge(systems, SERVED)(torch.rand(2, 3, SIDE, SIDE), torch.zeros(2, dtype=torch.long))
