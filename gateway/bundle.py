@@ -142,6 +142,11 @@ class Calibration(_Strict):
     def key(self) -> str:
         return f"{self.provider}-{self.precision}"
 
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """The scores that bear on a verdict: those fused and the guard's."""
+        return tuple(dict.fromkeys([*self.fused, *([self.guard.score] if self.guard else [])]))
+
 
 class Policy(_Strict):
     """Defaults of the gateway for this bundle: the action, the flag's alpha and the neutralisation gate's alpha."""
@@ -206,7 +211,7 @@ class Manifest(_Strict):
     def _check_calibration(self, calibration: Calibration) -> None:
         if not self.graphs_of(calibration.precision):
             raise ValueError(f"calibration {calibration.key}: variants lacks {calibration.precision}")
-        unknown = {*calibration.fused, *([calibration.guard.score] if calibration.guard else [])} - set(self.scores)
+        unknown = set(calibration.heard) - set(self.scores)
         if unknown:
             raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
         cascade = calibration.cascade

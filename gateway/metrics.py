@@ -114,7 +114,7 @@ def announce(pipeline: Pipeline) -> None:
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
     p_value.labels(model)
-    for evidence in pipeline.judge.calibration.fused:
+    for evidence in pipeline.judge.calibration.heard:
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:
         predictions_total.labels(model, label)

@@ -102,7 +102,7 @@ class Decision:
     model: str
     version: str
     action: Action
-    fused: tuple[str, ...]
+    heard: tuple[str, ...]
     pixels: np.ndarray
     raw: Pass
     neutralized: Neutralized | None
@@ -130,9 +130,9 @@ class Decision:
 
     @property
     def evidence(self) -> list[tuple[str, float]]:
-        """The fused scores with their p-values, the strongest first."""
+        """The scores that bear on the verdict with their p-values, the strongest first."""
         p = self.raw.verdict.evidence
-        return sorted(((name, p[name]) for name in self.fused if name in p), key=lambda item: item[1])
+        return sorted(((name, p[name]) for name in self.heard if name in p), key=lambda item: item[1])
 
     @property
     def strongest_evidence(self) -> str:
@@ -300,7 +300,7 @@ class Pipeline:
             model=self.bundle.name,
             version=self.bundle.version,
             action=self.action,
-            fused=tuple(self.judge.calibration.fused),
+            heard=self.judge.calibration.heard,
             pixels=pixels,
             raw=raw,
             neutralized=neutralized,

@@ -158,3 +158,11 @@ def test_the_graphs_signature_must_be_the_manifests(folder: Path, change: Any, m
     with pytest.raises(BundleError, match=message) as error:
         Engine.open(load_bundle(folder)).warm_up()
     assert "defense.onnx" in error.value.detail
+
+
+def test_a_guard_is_heard_beside_the_fused_scores(folder: Path) -> None:
+    calibration = load_bundle(folder).calibration("cpu")
+    assert calibration.heard == ("neuron_sensitivity", "margin_drop")  # the guard is one of those fused
+    alone = calibration.model_copy(update={"fused": ["neuron_sensitivity"]})
+    assert alone.heard == ("neuron_sensitivity", "margin_drop")
+    assert alone.model_copy(update={"guard": None}).heard == ("neuron_sensitivity",)
