@@ -157,13 +157,18 @@ def _probe(body: nn.Module, classes: int, channels: int, side: int) -> list[_See
 
 
 def _blocks(body: nn.Module, seen: list[_Seen]) -> list[_Seen]:
-    """The children of the list of modules that has most of them, less the last where there is a class token."""
+    """The children of the longest list of modules, less the last where there is a class token.
+
+    Lists with less than half of the largest one's weights are parts of a block, however many modules they have.
+    """
     containers: dict[str, list[_Seen]] = {}
     for layer in seen:
         parent, dot, _ = layer.name.rpartition(".")
         if dot and isinstance(body.get_submodule(parent), nn.Sequential | nn.ModuleList):
             containers.setdefault(parent, []).append(layer)
-    blocks = max(containers.values(), key=len, default=[])
+    weights = {name: sum(p.numel() for p in body.get_submodule(name).parameters()) for name in containers}
+    large = [name for name in containers if 2 * weights[name] >= max(weights.values())]
+    blocks = max((containers[name] for name in large), key=len, default=[])
     return blocks[:-1] if blocks and blocks[-1].class_token else blocks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from training.errors import TrainingError
 from training.models.adapted import Adapted, as_map, tapped_layers
@@ -94,3 +95,10 @@ def test_maps() -> None:
 def test_a_network_that_does_not_fit_is_told(body: nn.Module, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         tapped_layers(body, classes=5, channels=3, side=16)
+
+
+def test_a_list_inside_a_block_is_not_taken_for_the_blocks() -> None:
+    """A shallow transformer of torchvision: its blocks' perceptrons are lists of more modules than it has blocks."""
+    body = VisionTransformer(16, 4, 3, 2, 8, 16, num_classes=5)
+    found = tapped_layers(body, classes=5, channels=3, side=16)
+    assert list(found) == [f"encoder.layers.encoder_layer_{i}" for i in range(2)]  # the last has a class token
