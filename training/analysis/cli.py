@@ -19,12 +19,14 @@ from training.analysis.detector import detector_report
 from training.analysis.explain import explanation_report
 from training.analysis.layers import layer_report, vulnerable_layers
 from training.analysis.monitored import monitored_layers
+from training.analysis.regions import regions_report, regions_tables
 from training.analysis.report import layer_page
 from training.analysis.sensitivity import sensitivity_study
 from training.analysis.subjects import load_subject, sample
 from training.analysis.tables import detector_table, explanation_table, layer_table, monitored_table
 from training.build import load_data, recipe_of, same_data
 from training.errors import TrainingError
+from training.evaluate.served import open_pipeline
 from training.networks import load_defence
 from training.terminal import Bars, BundlePath, Threads, command, console, progress_bars, use_threads
 
@@ -137,6 +139,34 @@ def explanations(
     write_json(out, {"subject": f"{loaded.name} {loaded.version}", "date": _today(), "split": "test", **report})
     console.print(explanation_table(report))
     console.print(f"n = {report['n']} test images, {report['patch']['fooled']} fooled by a patch, seed {seed}; {out}")
+
+
+@app.command()
+@command
+def regions(
+    bundle: BundlePath = Path("models/gtsrb"),
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything there, as JSON.")] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Patches of each kind that fool the answering network.")] = 200,
+    benign: Annotated[int | None, typer.Option(min=20, help="Benign images of each split (default: all).")] = None,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """Which localiser finds patches, and which way to answer recovers them, at what price? On the select split."""
+    use_threads(threads)
+    loaded = load_bundle(bundle)
+    data = load_data(recipe_of(loaded)[0])
+    same_data(loaded, data)
+    with progress_bars() as bars:
+        report = regions_report(
+            load_defence(loaded), open_pipeline(loaded), data, n=n, benign=benign, seed=seed, progress=bars.step
+        )
+    if json_path:
+        write_json(
+            json_path, {"subject": f"{loaded.name} {loaded.version}", "date": _today(), "split": "select", **report}
+        )
+    for table in regions_tables(report):
+        console.print(table)
+    console.print(f"% of the select split's images [95 % interval over groups], seed {seed}")
 
 
 @app.command()

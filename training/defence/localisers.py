@@ -60,7 +60,7 @@ class Windows:
         return cls(*(torch.cat([getattr(each, f.name) for each in lists], 1) for f in fields(cls)))
 
 
-def window_sides(height: int, width: int, shares: Sequence[float] = SIDE_SHARES) -> list[int]:
+def window_sides(height: int, width: int, *, shares: Sequence[float] = SIDE_SHARES) -> list[int]:
     """Sides in pixels, ascending, each at least 3 and none twice."""
     return sorted({max(3, round(share * min(height, width))) for share in shares})
 
