@@ -11,7 +11,7 @@ import torch
 from gateway.bundle import Bundle
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network
 from training.defence.constants import Constants
-from training.defence.graph import DefenceGraph
+from training.defence.graph import SCORES, DefenceGraph
 from training.errors import TrainingError
 from training.networks import NETWORKS, load_defence, save_networks
 
@@ -24,6 +24,7 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
         companion=True,
         input=SimpleNamespace(channels=3, height=SIDE),
         classes=[str(k) for k in range(classes)],
+        scores=list(SCORES),
     )
     return Bundle(path=folder, manifest=manifest, arrays={})
 
