@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.table import Table
 
-from gateway.bundle import load_bundle
+from gateway.bundle import Bundle, load_bundle
 from training.analysis.contrast import Triples
 from training.analysis.detector import detector_report
 from training.analysis.explain import explanation_report
@@ -25,6 +25,7 @@ from training.analysis.sensitivity import sensitivity_study
 from training.analysis.subjects import load_subject, sample
 from training.analysis.tables import detector_table, explanation_table, layer_table, monitored_table
 from training.build import load_data, recipe_of, same_data
+from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate.served import open_pipeline
 from training.networks import load_defence
@@ -128,9 +129,7 @@ def explanations(
 ) -> None:
     """Are a bundle's explanations faithful? Deletion, insertion, pointing, noise, randomised weights, beside others."""
     use_threads(threads)
-    loaded = load_bundle(bundle)
-    data = load_data(recipe_of(loaded)[0])
-    same_data(loaded, data)
+    loaded, data = _with_data(bundle)
     x, y, group = sample(data.test, images, seed=seed)
     with progress_bars() as bars:
         report = explanation_report(
@@ -153,9 +152,7 @@ def regions(
 ) -> None:
     """Which localiser finds patches, and which way to answer recovers them, at what price? On the select split."""
     use_threads(threads)
-    loaded = load_bundle(bundle)
-    data = load_data(recipe_of(loaded)[0])
-    same_data(loaded, data)
+    loaded, data = _with_data(bundle)
     with progress_bars() as bars:
         report = regions_report(
             load_defence(loaded), open_pipeline(loaded), data, n=n, benign=benign, seed=seed, progress=bars.step
@@ -205,6 +202,14 @@ def detector(
 
 def _step(bars: Bars, name: str, step: str, done: int, total: int) -> None:
     bars.step(f"{name}: {step}", done, total)
+
+
+def _with_data(path: Path) -> tuple[Bundle, Dataset]:
+    """A bundle and the very data that it was made with."""
+    loaded = load_bundle(path)
+    data = load_data(recipe_of(loaded)[0])
+    same_data(loaded, data)
+    return loaded, data
 
 
 def _today() -> str:
