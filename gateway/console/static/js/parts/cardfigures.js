@@ -9,7 +9,7 @@ const RATE = /^0?\.\d+$/;
 export const scalars = (group) =>
   Object.fromEntries(
     Object.entries(group)
-      .filter(([key, value]) => !isGroup(value) && !key.endsWith("_interval"))
+      .filter(([key, value]) => !isGroup(value) && !Array.isArray(value) && !key.endsWith("_interval"))
       .map(([key, value]) => [RATE.test(key) ? `alpha_${key}` : key, value]),
   );
 
