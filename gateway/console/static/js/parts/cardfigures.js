@@ -40,6 +40,7 @@ export function nameOf(key) {
   if (radius) return `${radius === "pgd" ? "PGD" : "eps"} ${eps}/255`;
   const [, figure, rate] = key.match(/^(.+)_(0?\.\d+)$/) ?? [];
   const alpha = rate && `alpha ${percent(Number(rate), rate < 0.01 ? 1 : 0)}`;
+  if (figure === "fpr") return `FPR ${percent(Number(rate), 0)}`;
   if (figure) return figure === "alpha" ? alpha : `${words(figure)} at ${alpha}`;
   return words(key).replace(/\b(fpr|fgsm|pgd)\b/gi, (name) => name.toUpperCase());
 }
