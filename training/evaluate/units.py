@@ -62,7 +62,8 @@ def _attack(name: str) -> Unit:
     attack = ATTACKS[name]
     return Unit(
         attack.level, f"{title(name)} on the answering network", (), partial(unaware.unaware, name=name),
-        count=attack.count, depends=attack.depends, seconds=attack.seconds, verified=32,
+        count=attack.count, depends=attack.depends, seconds=attack.seconds,
+        verified=attack.chunk if attack.level == "patches" else 32,  # where patches lie is drawn for a chunk at once
         figures=tuple(figure for figure in FIGURES if figure in _of_attack(name)),
     )  # fmt: skip
 
