@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gateway.errors import BundleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 CARD = "card.json"
@@ -112,6 +112,26 @@ class Cascade(_Strict):
     n_on: int = Field(ge=1)
 
 
+class Recovery(_Strict):
+    """Which second answers are served once the gate is up: those behind a window that stood out, and by a clear lead.
+
+    `contrast` (the graph's `roa_score`) and `lead` (best logit of the second answer less the next), each less its mean
+    over gated benign images and in their deviations, have to add up to at least `threshold`.
+    """
+
+    contrast_mean: float
+    contrast_std: float = Field(gt=0)
+    lead_mean: float
+    lead_std: float = Field(gt=0)
+    threshold: float
+    budget: Probability
+    """Share of benign images of the calibrate split that may lose a right answer by it."""
+
+    def strength(self, contrast: Any, lead: Any) -> Any:
+        """What is compared with `threshold`, of two numbers, arrays (N,) or tensors (N,), as one of those."""
+        return (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
+
+
 class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
@@ -132,8 +152,8 @@ class Calibration(_Strict):
     n_select: int = Field(ge=20)
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
-    roa_served: float | None = None
-    """Concentration from which a gated image's neutralised answer is served though it stays unusual; None: never."""
+    recovery: Recovery | None = None
+    """None: the second answer of a gated image is never served."""
     date: date
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""
@@ -157,7 +177,7 @@ class Policy(_Strict):
 
 
 class Manifest(_Strict):
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: Name
     version: Version
     description: str = ""

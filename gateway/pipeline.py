@@ -19,7 +19,7 @@ from gateway.bundle import Bundle, Part
 from gateway.decode import Limits, decode_image, to_pixels
 from gateway.engine import Engine, GraphOutputs
 from gateway.errors import EngineError, PalisadeError
-from gateway.verdict import Judge, Verdict
+from gateway.verdict import Judge, Verdict, lead
 
 Action = Literal["observe", "sanitize", "block"]
 Region = Literal["roa", "roa_minus_roi"]
@@ -281,10 +281,19 @@ class Pipeline:
                 return None, region
         return (mask if mask.any() else None), region
 
-    def _concentrated(self, raw: Pass) -> bool:
-        """Whether a gated image's window stands out as no window of gated benign images does: what it hid is gone."""
-        served_from = self.judge.calibration.roa_served
-        return raw.verdict.gated and served_from is not None and float(raw.outputs.need("roa_score")) >= served_from
+    def _recovers(self, raw: Pass, second: Pass) -> bool:
+        """Whether the second answer is better than the first.
+
+        Where the gate was up: if the window stood out and the answer without it is a clear one. Where it was down: if
+        it is still down.
+        """
+        if not raw.verdict.gated:
+            return not second.verdict.gated
+        recovery = self.judge.calibration.recovery
+        if recovery is None:
+            return False
+        clear = float(lead(second.outputs.logits[None])[0])
+        return bool(recovery.strength(float(raw.outputs.need("roa_score")), clear) >= recovery.threshold)
 
     def _decision(
         self,
@@ -295,7 +304,7 @@ class Pipeline:
         stage: Stage = "verdict",
         audited: bool = False,
     ) -> Decision:
-        recovered = neutralized is not None and (not neutralized.result.verdict.gated or self._concentrated(raw))
+        recovered = neutralized is not None and self._recovers(raw, neutralized.result)
         return Decision(
             model=self.bundle.name,
             version=self.bundle.version,

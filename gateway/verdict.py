@@ -47,6 +47,12 @@ def tail_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.where(scores < benign[first], conformal_p(benign, scores), end * np.exp(-beyond / excess))
 
 
+def lead(logits: np.ndarray) -> np.ndarray:
+    """By how much (N,) the best of logits (N, K) leads the next."""
+    best = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    return np.asarray(best[:, 1] - best[:, 0])
+
+
 @dataclass(frozen=True)
 class Fusion:
     """From the scores of an image to one statistic, against benign images of the select split.

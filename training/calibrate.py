@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy.stats import beta
 
-from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision
+from gateway.bundle import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
 from gateway.engine import Engine, GraphOutputs, Provider
-from gateway.verdict import Fusion, component_p, fisher
+from gateway.verdict import Fusion, component_p, fisher, lead
 from training.changes import CHANGES, NOISES, partly_changed
-from training.data import Dataset, Split
+from training.data import Dataset
 from training.errors import TrainingError
 from training.scoring import run_images
 
@@ -29,7 +29,7 @@ CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
-GATED, SERVED_QUANTILE = 0.05, 0.9
+GATED, LOST = 0.05, 0.006
 GOES_ON = 0.13
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 
@@ -62,24 +62,37 @@ class Benign(BaseModel):
 
 @dataclass(frozen=True)
 class BenignScores:
-    """Outputs of the select and calibrate splits and the groups of the latter."""
+    """Outputs of the select and calibrate splits; groups and labels of the latter, and its answers without a region.
+
+    `hidden(rows)` are the logits (M, K) of those calibrate images with their region of attack inpainted.
+    """
 
     select: GraphOutputs
     calibrate: GraphOutputs
     groups: np.ndarray
+    labels: np.ndarray
+    hidden: Callable[[np.ndarray], np.ndarray]
 
 
 def benign_scores(
     engine: Engine, spec: InputSpec, data: Dataset, progress: Progress, *, benign: Benign = Benign(), seed: int = 0
 ) -> BenignScores:
     """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
+    batch = engine.buckets[-1]
+    seen = {
+        name: benign.images(split.x, seed=seed + number)
+        for number, (name, split) in enumerate({"select": data.select, "calibrate": data.calibrate}.items())
+    }
+    select, calibrated = (
+        run_images(engine, images, spec, part="verdict", batch=batch, progress=partial(progress, name))
+        for name, images in seen.items()
+    )
 
-    def run(number: int, name: str, split: Split) -> GraphOutputs:
-        images = benign.images(split.x, seed=seed + number)
-        batch = engine.buckets[-1]
-        return run_images(engine, images, spec, part="verdict", batch=batch, progress=partial(progress, name))
+    def hidden(rows: np.ndarray) -> np.ndarray:
+        images, masks = seen["calibrate"][rows], calibrated.need("roa")[rows]
+        return run_images(engine, images, spec, masks=masks, part="verdict", batch=batch).logits
 
-    return BenignScores(run(0, "select", data.select), run(1, "calibrate", data.calibrate), data.calibrate.group)
+    return BenignScores(select, calibrated, data.calibrate.group, data.calibrate.y, hidden)
 
 
 def calibrate(
@@ -130,7 +143,7 @@ def calibrate(
             cutoffs=_cutoffs(n, composite),
         )  # fmt: skip
     concentration = _needed(scores.calibrate, "roa_score")
-    gated = statistic >= np.quantile(statistic, 1 - GATED)
+    gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
     key = f"{provider}-{precision}"
     made = {f"{key}/{name}": array for name, array in arrays.items()}
     np.savez(out / CALIBRATION, allow_pickle=False, **_other_arrays(out / CALIBRATION, key), **made)
@@ -148,11 +161,42 @@ def calibrate(
             "n_select": len(select),
             "design_effect": effect,
             "roa_threshold": float(np.quantile(concentration, ROA_QUANTILE)),
-            "roa_served": float(np.quantile(concentration[gated], SERVED_QUANTILE)),
+            "recovery": _recovery(scores, gated),
             "date": today or datetime.now(UTC).date(),
             "evaluated": evaluated,
         }
     )
+
+
+def _recovery(scores: BenignScores, gated: np.ndarray) -> Recovery | None:
+    """When second answers of `gated` calibrate images (M,) are served, so that at most `LOST` of all right ones go."""
+    labels, after = scores.labels[gated], scores.hidden(gated)
+    lost = (scores.calibrate.logits[gated].argmax(1) == labels).astype(int) - (after.argmax(1) == labels)
+    return fit_recovery(
+        _needed(scores.calibrate, "roa_score")[gated].astype(np.float64), lead(after), lost,
+        budget=LOST, benign=len(scores.labels),
+    )  # fmt: skip
+
+
+def fit_recovery(
+    contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, budget: float, benign: int
+) -> Recovery | None:
+    """The rule whose second answers lose at most the share `budget` of `benign` images their right answer, all in all.
+
+    Of gated benign images: `contrast` of the window (M,), the second answer's lead `clear` (M,), and `lost` (M,), which
+    is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. None with fewer than two images, and
+    where even the strongest answer loses more.
+    """
+    if len(lost) < 2:
+        return None
+    rule = Recovery(
+        contrast_mean=float(contrast.mean()), contrast_std=float(max(contrast.std(), 1e-6)),
+        lead_mean=float(clear.mean()), lead_std=float(max(clear.std(), 1e-6)), threshold=0.0, budget=budget,
+    )  # fmt: skip
+    strength = rule.strength(contrast, clear)
+    order = np.argsort(-strength, kind="stable")
+    fits = np.flatnonzero(np.cumsum(lost[order]) <= int(budget * benign))
+    return rule.model_copy(update={"threshold": float(strength[order[fits[-1]]])}) if len(fits) else None
 
 
 def _cutoffs(n: int, effect: float) -> list[Cutoff]:

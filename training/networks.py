@@ -6,11 +6,13 @@ are in the manifest. Serving never reads it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,6 +39,17 @@ def save_networks(path: Path, *, standard: Network, companion: Network | None, c
     except SafetensorError as error:
         raise TrainingError(f"{path}: cannot be written: {error}") from None
     path.chmod(0o644)  # safetensors makes private files; a bundle is read by other users (containers)
+
+
+def networks_sha256(path: Path) -> str:
+    """One digest of the networks in the file `path`, by names, shapes and values; constants don't count."""
+    found = hashlib.sha256()
+    with _rebuilding(path):
+        tensors = load_numpy(path)
+    for name in sorted(name for name in tensors if not name.startswith("constants/")):
+        array = tensors[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def load_defence(bundle: Bundle) -> DefenceGraph:

@@ -37,14 +37,16 @@ def run_images(
     images: np.ndarray,
     spec: InputSpec,
     *,
+    masks: np.ndarray | None = None,
     part: Part = "full",
     batch: int = 64,
     progress: Progress = lambda _done, _total: None,
 ) -> GraphOutputs:
-    """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them."""
+    """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them, without `masks` (N, H, W)."""
     done = []
-    for some in batches(images, batch):
-        done.append(engine.run(as_decoded(some, spec), part=part))
+    for start, some in enumerate(batches(images, batch)):
+        hidden = None if masks is None else masks[start * batch : (start + 1) * batch]
+        done.append(engine.run(as_decoded(some, spec), hidden, part=part))
         progress(min(len(done) * batch, len(images)), len(images))
     return concatenate(done)
 

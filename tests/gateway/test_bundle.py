@@ -46,7 +46,7 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=1), "schema_version 1: this release reads version 2"),
+        (lambda m: m.update(schema_version=1), "schema_version 1: this release reads version 3"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(name="../evil"), "name"),
         (lambda m: m.update(classes=["one"]), "classes"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from gateway.batching import MicroBatcher
+from gateway.bundle import Recovery
 from gateway.decode import to_pixels
 from gateway.engine import Engine, Part
 from gateway.errors import EngineError
 from gateway.pipeline import Decision, Pass, Pipeline, Work, softmax
 from gateway.registry import load_pipeline
 from gateway.settings import Settings
+from gateway.verdict import lead
 from tests.gateway.tiny import clean_image, encode, patched_image, speckled_image
 
 
@@ -76,35 +79,50 @@ def test_below_the_gate_only_what_the_label_does_not_rest_on_is_neutralised(pipe
     assert not done.mask[3, 3]
 
 
-def test_an_image_that_stays_anomalous_is_not_served_neutralised(pipeline: Pipeline) -> None:
-    class Stubborn:
-        """An engine for which neutralising does not help."""
+def test_what_is_served_once_the_gate_was_up(pipeline: Pipeline) -> None:
+    """A window that stood out and a second answer with a lead add up to the threshold, exactly."""
+    decision = pipeline.decide(encode(patched_image()))
+    assert decision.neutralized is not None
+    assert decision.raw.verdict.gated
+    recovery = pipeline.judge.calibration.recovery
+    assert recovery is not None
+    clear = lead(decision.neutralized.result.outputs.logits[None])[0]
+    strength = recovery.strength(float(decision.raw.outputs.need("roa_score")), clear)
+
+    def decided(rule: Recovery | None) -> Decision:
+        judge = copy.copy(pipeline.judge)
+        judge.calibration = judge.calibration.model_copy(update={"recovery": rule})
+        return Pipeline(pipeline.bundle, pipeline.engine, judge).decide(encode(patched_image()))
+
+    served = decided(recovery.model_copy(update={"threshold": strength}))
+    assert served.serve_neutralized
+    assert served.flagged
+    assert served.served.prediction.label == "red"
+    for rule in (None, recovery.model_copy(update={"threshold": strength + 1e-3})):
+        kept = decided(rule)
+        assert kept.neutralized is not None
+        assert not kept.serve_neutralized
+        assert kept.served.prediction.label == "blue"
+
+
+def test_below_the_gate_an_image_that_raises_it_is_not_served_neutralised(pipeline: Pipeline) -> None:
+    class Suspicious:
+        """An engine to which neutralised images are as unusual as can be."""
 
         def __init__(self, engine: Engine) -> None:
             self._engine = engine
-
             self.parts, self.buckets = engine.parts, engine.buckets
 
         def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part) -> Any:
-            return self._engine.run(pixels, None, part=part)
+            found = self._engine.run(pixels, mask, part=part)
+            return found if mask is None else replace(found, scores=np.full_like(found.need("scores"), 1e6))
 
-    stubborn = Pipeline(pipeline.bundle, Stubborn(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
-    decision = stubborn.decide(encode(patched_image()))
+    assert pipeline.decide(encode(speckled_image())).serve_neutralized
+    suspicious = Pipeline(pipeline.bundle, Suspicious(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
+    decision = suspicious.decide(encode(speckled_image()))
     assert decision.neutralized is not None
     assert decision.neutralized.result.verdict.gated
     assert not decision.serve_neutralized
-    assert decision.served.prediction.label == "blue"
-
-    def served_from(concentration: float) -> Decision:
-        judge = copy.copy(pipeline.judge)
-        judge.calibration = judge.calibration.model_copy(update={"roa_served": concentration})
-        changed = Pipeline(pipeline.bundle, Stubborn(pipeline.engine), judge)  # type: ignore[arg-type]
-        return changed.decide(encode(patched_image()))
-
-    conspicuous = float(decision.raw.outputs.need("roa_score"))
-    assert served_from(conspicuous).serve_neutralized  # unless its window is like no benign one
-    assert served_from(conspicuous).flagged
-    assert not served_from(conspicuous + 1e-3).serve_neutralized
 
 
 def test_the_same_bytes_give_the_same_decision(pipeline: Pipeline) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from gateway.bundle import Guard
 from gateway.engine import GraphOutputs
 from gateway.verdict import Fusion, component_p, conformal_p, fisher, tail_p
-from training.calibrate import ALPHAS, BenignScores, calibrate, design_effect, p_cutoff
+from training.calibrate import ALPHAS, BenignScores, calibrate, design_effect, fit_recovery, p_cutoff
 from training.errors import TrainingError
 
 NAMES = ("a", "b", "c")
@@ -91,11 +91,17 @@ def outputs(n: int, seed: int) -> GraphOutputs:
     rng = np.random.default_rng(seed)
     scores = rng.standard_normal((n, len(NAMES))).astype(np.float32)
     return GraphOutputs(
-        **{name: np.zeros((n, 1), np.float32) for name in ("logits", "saliency", "roi", "roa", "neutral_pixels")},
+        **{name: np.zeros((n, 1), np.float32) for name in ("saliency", "roi", "roa", "neutral_pixels")},
+        logits=rng.standard_normal((n, 3)).astype(np.float32),
         roa_score=np.arange(n, dtype=np.float32),
         layer_deviation=rng.standard_normal((n, 4)).astype(np.float32),
         scores=scores,
     )
+
+
+def benign(select: GraphOutputs, calibrated: GraphOutputs, groups: np.ndarray) -> BenignScores:
+    """Labels are the first answers, and hiding a region changes none."""
+    return BenignScores(select, calibrated, groups, calibrated.logits.argmax(1), lambda rows: calibrated.logits[rows])
 
 
 def entry(scores: BenignScores, out: Path, **changes):
@@ -104,15 +110,15 @@ def entry(scores: BenignScores, out: Path, **changes):
 
 
 def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
-    scores = BenignScores(outputs(200, 0), outputs(400, 1), np.arange(400))
+    scores = benign(outputs(200, 0), outputs(400, 1), np.arange(400))
     made = entry(scores, tmp_path)
     assert (made.n, made.groups, made.n_select, made.fused) == (400, 400, 200, ["a", "c"])
     assert [c.alpha for c in made.cutoffs] == list(ALPHAS)
     for cutoff in made.cutoffs:
         assert cutoff.p_cutoff == p_cutoff(400, 400 / made.design_effect, alpha=cutoff.alpha)
     assert made.roa_threshold == pytest.approx(np.quantile(np.arange(400), 0.999))
-    assert made.roa_served is not None
-    assert 0.0 <= made.roa_served <= 399.0
+    assert made.recovery is not None
+    assert made.recovery.contrast_mean == pytest.approx(np.quantile(np.arange(400), 0.5), abs=100)
     with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
         arrays = dict(file)
     assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
@@ -138,8 +144,8 @@ def test_fused_p_values_of_benign_images_are_uniform() -> None:
 def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
     once = outputs(40, 1)
     copies = GraphOutputs(**{k: np.repeat(v, 10, axis=0) for k, v in vars(once).items() if v is not None})
-    alone = entry(BenignScores(outputs(200, 0), copies, np.arange(400)), tmp_path)
-    grouped = entry(BenignScores(outputs(200, 0), copies, np.repeat(np.arange(40), 10)), tmp_path)
+    alone = entry(benign(outputs(200, 0), copies, np.arange(400)), tmp_path)
+    grouped = entry(benign(outputs(200, 0), copies, np.repeat(np.arange(40), 10)), tmp_path)
     assert grouped.groups == 40
     assert grouped.design_effect > 3 * alone.design_effect
     assert grouped.cutoffs[-1].p_cutoff < alone.cutoffs[-1].p_cutoff
@@ -149,14 +155,14 @@ def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
     ("select", "images", "groups"), [(200, 19, 19), (19, 200, 200), (200, 200, 1)], ids=["images", "select", "groups"]
 )
 def test_too_little_to_calibrate_on(tmp_path: Path, select: int, images: int, groups: int) -> None:
-    scores = BenignScores(outputs(select, 0), outputs(images, 1), np.arange(images) % groups)
+    scores = benign(outputs(select, 0), outputs(images, 1), np.arange(images) % groups)
     with pytest.raises(TrainingError, match="needs 20 images in 2 groups"):
         entry(scores, tmp_path)
     assert not (tmp_path / "calibration.npz").exists()
 
 
 def test_the_cascade_sends_its_share_on_and_keeps_the_rate(tmp_path: Path) -> None:
-    scores = BenignScores(outputs(500, 0), outputs(2000, 1), np.arange(2000))
+    scores = benign(outputs(500, 0), outputs(2000, 1), np.arange(2000))
     made = entry(scores, tmp_path, screened_by=["a", "b"], goes_on=0.13)
     cascade = made.cascade
     assert cascade is not None
@@ -168,3 +174,34 @@ def test_the_cascade_sends_its_share_on_and_keeps_the_rate(tmp_path: Path) -> No
     # An image that goes on is less common than among all: no p-value is larger than without the screen.
     p = (1 + len(on) - np.searchsorted(on, fused)) / 2001
     assert (p <= conformal_p(fused, fused)).all()
+
+
+def test_recovery_keeps_to_what_may_be_lost() -> None:
+    contrast, clear = np.array([5.0, 4, 3, 2, 1]), np.array([9.0, 7, 5, 3, 1])
+    lost = np.array([0, 1, -1, 1, 1])
+
+    def threshold(budget: float, lost: np.ndarray = lost) -> float | None:
+        rule = fit_recovery(contrast, clear, lost, budget=budget, benign=100)
+        return None if rule is None else rule.threshold
+
+    strength = (contrast - 3) / contrast.std() + (clear - 5) / clear.std()
+    assert [threshold(budget) for budget in (0.02, 0.01, 0.001)] == pytest.approx(
+        [strength[4], strength[3], strength[2]]
+    )
+    assert threshold(0.001, np.ones(5, int)) is None
+    assert fit_recovery(contrast[:1], clear[:1], lost[:1], budget=1, benign=100) is None
+
+
+def test_recovery_counts_right_answers_that_hiding_the_region_takes_or_gives(tmp_path: Path) -> None:
+    seen = outputs(400, 1)
+    first = seen.logits.argmax(1)
+
+    def rule(labels: np.ndarray, after: np.ndarray) -> float:
+        logits = 3.0 * np.eye(3)[after]
+        made = entry(BenignScores(outputs(200, 0), seen, np.arange(400), labels, lambda rows: logits[rows]), tmp_path)
+        return -np.inf if made.recovery is None else made.recovery.threshold
+
+    spoilt, mended = (first + 1) % 3, first
+    # Of about 20 gated images two may be lost (0.6 % of 400), the two whose window stands out most.
+    assert rule(first, spoilt) > rule(spoilt, mended - 3)
+    assert rule(first, first) == rule(spoilt, first)

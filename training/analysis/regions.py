@@ -20,14 +20,16 @@ from rich.table import Table
 from torch import Tensor
 
 from gateway.pipeline import Pipeline
+from gateway.verdict import lead
 from training.analysis.contrast import predictions, searched
 from training.analysis.explain import PATCH_SHARE
-from training.analysis.strategies import BATCH, FORWARDS, Answers, strategies
+from training.analysis.strategies import BATCH, FORWARDS, USUAL_SHARE, Answers, strategies
 from training.attacks.patch import Kind, patch_attack
+from training.calibrate import fit_recovery
 from training.data import Dataset, Split
 from training.defence.graph import DefenceGraph
 from training.defence.inpaint import inpaint
-from training.defence.regions import window_side
+from training.defence.regions import region_of_attack, window_sides
 from training.errors import TrainingError
 from training.evaluate.statistics import interval
 from training.models.network import Network
@@ -155,44 +157,33 @@ def _at_gate(
     """Recovered patches and clean accuracy of the strategy `name` behind the gate at `cutoff`."""
     images, rows, found = fit
     gated = images.p_value[rows] <= cutoff
-    evidence = found[name].evidence[gated]
-    mean, std = evidence.mean(0), evidence.std(0).clip(1e-6)
-
-    def strength(answered: Answers) -> np.ndarray:
-        return np.asarray(((answered.evidence - mean) / std).sum(1))
-
     lost = images.right[rows].astype(int) - (found[name].label == images.truth[rows])
-    threshold = lowest_threshold(strength(found[name])[gated], lost[gated], allowed=int(BUDGET * len(images)))
-    result: dict[str, Any] = {
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "cutoff": threshold if np.isfinite(threshold) else None,
-    }
-    for rule, above in (("always", -np.inf), ("threshold", threshold)):
+    rule = fit_recovery(
+        found[name].stands_out.cpu().numpy()[gated].astype(np.float64), lead(found[name].scores.cpu().numpy())[gated],
+        lost[gated], budget=BUDGET, benign=len(images),
+    )  # fmt: skip
+
+    def serves(answered: Answers, *, always: bool) -> np.ndarray:
+        if always or rule is None:
+            return np.full(len(answered.label), always)
+        strength = rule.strength(answered.stands_out.cpu().numpy(), lead(answered.scores.cpu().numpy()))
+        return np.asarray(strength >= rule.threshold)
+
+    result: dict[str, Any] = {"recovery": None if rule is None else rule.model_dump()}
+    for way, always in (("always", True), ("threshold", False)):
         some, rows, found = clean
         after = some.right.copy()
-        served = (some.p_value[rows] <= cutoff) & (strength(found[name]) >= above)
+        served = (some.p_value[rows] <= cutoff) & serves(found[name], always=always)
         after[rows[served]] = found[name].label[served] == some.truth[rows[served]]
-        result[rule] = {
+        result[way] = {
             "neutralised": float(served.sum() / len(some)),
             "clean_change": _cell(after, some.group, some.right),
         }
         for kind, images in patched.items():
             answered = answers[kind][name]
-            served = (images.p_value <= cutoff) & (strength(answered) >= above)
-            result[rule][kind] = _cell(served & (answered.label == images.truth), images.group)
+            served = (images.p_value <= cutoff) & serves(answered, always=always)
+            result[way][kind] = _cell(served & (answered.label == images.truth), images.group)
     return result
-
-
-def lowest_threshold(strength: np.ndarray, lost: np.ndarray, *, allowed: int) -> float:
-    """The lowest threshold at or above which answers of `strength` (n,) lose at most `allowed` right answers together.
-
-    `lost` (n,) is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. Infinite where even the
-    strongest answer loses more.
-    """
-    order = np.argsort(-strength, kind="stable")
-    fits = np.flatnonzero(np.cumsum(lost[order]) <= allowed)
-    return float(strength[order[fits[-1]]]) if len(fits) else np.inf
 
 
 def _found(images: Images, answered: Answers) -> dict[str, Any]:
@@ -216,9 +207,10 @@ def _as_served(clean: Images, patched: dict[str, Images]) -> dict[str, Any]:
 def _diagnosis(defence: DefenceGraph, images: Images, cutoff: float) -> dict[str, Any]:
     """Where recovery is lost as served; each image counts for the first reason that applies."""
     network, truth = defence.network, images.truth
-    window = torch.cat([defence.region_of_attack(x, network.taps(x)[1])[0] for x in images.x.split(BATCH)])
+    window = torch.cat([region_of_attack(x)[0] for x in images.x.split(BATCH)])
     covered = ((images.patch * window).sum((1, 2)) >= COVERED * images.patch.sum((1, 2))).cpu().numpy()
-    grown = max(0, window_side(*images.x.shape[2:]) - int(images.patch[0].amax(0).sum())) // 2
+    (usual,) = window_sides(*images.x.shape[2:], shares=(USUAL_SHARE,))
+    grown = max(0, usual - int(images.patch[0].amax(0).sum())) // 2
     around = F.max_pool2d(images.patch[:, None], 2 * grown + 1, 1, grown)[:, 0]
     own, placed = (predictions(network, inpaint(images.x, m)).cpu().numpy() == truth for m in (images.patch, around))
     up, after = images.p_value <= cutoff, images.after == truth

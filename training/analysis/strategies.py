@@ -16,18 +16,14 @@ from training.defence.localisers import (
     agreement,
     averaged,
     candidates,
-    colourfulness,
-    contrasts,
+    energy_and_features,
     hidden,
     local_entropy,
-    roa_scores,
-    texture,
-    together,
-    window_sides,
 )
-from training.defence.regions import window_side
+from training.defence.regions import attack_map, colourfulness, contrasts, texture, together, window_sides
 from training.models.network import Network
 
+USUAL_SHARE = 0.28
 COUNT = 6
 OF_EACH = 3
 LESS = 0.25
@@ -49,12 +45,6 @@ class Answers:
     def label(self) -> np.ndarray:
         return self.scores.argmax(1).cpu().numpy()
 
-    @property
-    def evidence(self) -> np.ndarray:
-        """(N, 2): how far the window stands out, and by how much the best label leads."""
-        best = self.scores.topk(2, 1).values
-        return torch.stack([self.stands_out, best[:, 0] - best[:, 1]], 1).cpu().numpy().astype(np.float64)
-
     def answering(self, probabilities: Tensor) -> Answers:
         """The same windows, other answers: probabilities (N, K)."""
         return replace(self, scores=probabilities.clamp_min(1e-12).log())
@@ -64,8 +54,8 @@ PLAIN, MEAN = "texture + colour", "texture + colour, averaged where networks agr
 CONTRASTED = ", less the first answer"
 FORWARDS = {
     "random window": 1,
-    "RoA": 1,
-    "RoA, four sides averaged": 4,
+    "energy + features": 1,
+    "energy + features, four sides averaged": 4,
     "entropy": 1,
     "texture + colour, one side": 1,
     PLAIN: 1,
@@ -88,20 +78,20 @@ def strategies(
     network, companion = defence.network, defence.companion
     assert companion is not None
     size = (x.shape[2], x.shape[3])
-    usual, sides = window_side(*size), window_sides(*size)
+    (usual,), sides = window_sides(*size, shares=(USUAL_SHARE,)), window_sides(*size)
     taps = network.taps(x)[1]
-    busy, colour, entropy = texture(x), colourfulness(x), local_entropy(x)
-    roa = roa_scores(x, taps[middle_tap(network)], sorted({usual, *sides}))
+    stands_out, entropy = attack_map(x), local_entropy(x)
+    roa = energy_and_features(x, taps[middle_tap(network)], sorted({usual, *sides}))
     lists = {
         "random window": _random_windows(len(x), size, usual, generator),
-        "RoA": candidates({usual: roa[usual]}, OF_EACH),
-        "RoA, four sides averaged": Windows.joined([candidates({side: roa[side]}, 1) for side in sides]),
+        "energy + features": candidates({usual: roa[usual]}, OF_EACH),
+        "energy + features, four sides averaged": Windows.joined([candidates({side: roa[side]}, 1) for side in sides]),
         "entropy": candidates(contrasts(entropy), OF_EACH),
-        "texture + colour, one side": candidates(contrasts(together(busy, colour), [usual]), 1),
-        PLAIN: candidates(contrasts(together(busy, colour)), COUNT),
-        "texture + colour + entropy": candidates(contrasts(together(busy, colour, entropy)), 1),
+        "texture + colour, one side": candidates(contrasts(stands_out, [usual]), 1),
+        PLAIN: candidates(contrasts(stands_out), COUNT),
+        "texture + colour + entropy": candidates(contrasts(together(texture(x), colourfulness(x), entropy)), 1),
     }
-    lists["all maps"] = Windows.joined([lists[name].first(OF_EACH) for name in ("RoA", "entropy", PLAIN)])
+    lists["all maps"] = Windows.joined([lists[name].first(OF_EACH) for name in ("energy + features", "entropy", PLAIN)])
     own = {name: _asked(network, x, windows) for name, windows in lists.items()}
     other = {name: _asked(companion, x, lists[name]) for name in ("all maps", PLAIN)}
 
@@ -122,11 +112,8 @@ def strategies(
     for name in (PLAIN, MEAN):
         first = LESS * logits.log_softmax(1)
         found[name + CONTRASTED] = replace(found[name], scores=found[name].scores - first)
-    # As served, RoA stands out by what is absolute about its window.
-    conspicuous = defence.region_of_attack(x, taps)[1]
-    sides_mean = averaged(own["RoA, four sides averaged"], torch.ones(len(x), len(sides)).to(x))
-    found["RoA"] = replace(found["RoA"], stands_out=conspicuous)
-    found["RoA, four sides averaged"] = found["RoA"].answering(sides_mean)
+    sides_mean = averaged(own["energy + features, four sides averaged"], torch.ones(len(x), len(sides)).to(x))
+    found["energy + features, four sides averaged"] = found["energy + features"].answering(sides_mean)
     return found
 
 

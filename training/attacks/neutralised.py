@@ -10,50 +10,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gateway.bundle import Recovery
 from gateway.verdict import Fusion
-from training.attacks.joint import Afterwards, Conditions, Seen, evidence, look, says, unobjected
-from training.defence.constants import middle_tap
+from training.attacks.joint import Afterwards, Conditions, Seen, evidence, says
 from training.defence.graph import DefenceGraph
 from training.defence.inpaint import inpaint
-from training.defence.regions import attack_maps, standardised, window_side
+from training.defence.regions import attack_map, contrasts, region_of_attack
 
-_TEMPERATURE = 0.25  # of the windows' scores, which are sums of two z-scores
+_TEMPERATURE = 0.5  # of the windows' contrasts, which are in standard errors
+_CLEARLY = 0.1  # deviations beyond the threshold at which a second answer is served
 
 
-def neutralised(defence: DefenceGraph, images: Tensor, taps: dict[str, Tensor]) -> Tensor:
+def neutralised(images: Tensor) -> Tensor:
     """Images (M, C, H, W) with their region of attack inpainted, as the gateway does it while the gate is up.
 
     Differentiable in `images`, by way of the pixels that stay and of the window's place.
     """
-    hard, _ = defence.region_of_attack(images, taps)
+    hard, _ = region_of_attack(images)
     filled = inpaint(images, hard.detach())
-    soft = soft_window(defence, images, taps)[:, None]
+    soft = soft_window(images)[:, None]
     return filled + (filled - images).detach() * (soft - soft.detach())
 
 
-def soft_window(defence: DefenceGraph, images: Tensor, taps: dict[str, Tensor]) -> Tensor:
-    """The probability (M, H, W) of each pixel to be in the window, were one drawn by a softmax of their scores."""
-    side = window_side(images.shape[2], images.shape[3])
-    energy, norm = attack_maps(images, taps[middle_tap(defence.network)], side)
-    score = standardised(energy) + standardised(norm)
-    share = (score.flatten(1) / _TEMPERATURE).softmax(1).view_as(score)
-    return F.avg_pool2d(F.pad(share[:, None], (side - 1,) * 4), side, stride=1, divisor_override=1)[:, 0]
+def soft_window(images: Tensor) -> Tensor:
+    """The probability (M, H, W) of each pixel to be in the window, were one drawn by a softmax of their contrasts."""
+    scores = contrasts(attack_map(images))
+    shares = torch.cat([score.flatten(1) for score in scores.values()], 1).div(_TEMPERATURE).softmax(1)
+    parts = shares.split([score[0].numel() for score in scores.values()], 1)
+    return torch.stack([
+        F.avg_pool2d(F.pad(part.view_as(score)[:, None], (side - 1,) * 4), side, stride=1, divisor_override=1)[:, 0]
+        for (side, score), part in zip(scores.items(), parts, strict=True)
+    ]).sum(0)  # fmt: skip
 
 
-def still_wrong(fusion: Fusion, level: float) -> Afterwards:
-    """Neutralised, the image is still answered with the target, and the second call stays above `level` too.
+def still_wrong(recovery: Recovery | None) -> Afterwards:
+    """Of an image whose first answer is the target: so is the second one, or it isn't served."""
 
-    `level` is that of the gate: below it the second answer would not be served.
-    """
-    statistic, (limit, objection) = evidence(fusion.components, fusion.columns), fusion.limits(level)
-
-    def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
-        second = look(defence, neutralised(defence, images, seen.taps))
-        hinges = [says(second.logits, target), (statistic(second.scores) - limit + 1).relu()]
-        if fusion.guard is not None:
-            told = second.scores[:, fusion.objecting]
-            hinges.append(unobjected(fusion.guard.score, objection, second.logits, second.companion, told, target))
-        return hinges
+    def afterwards(defence: DefenceGraph, images: Tensor, _seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
+        if recovery is None:
+            return []
+        logits = defence.network(neutralised(images))
+        return [torch.minimum(says(logits, target), (_served(recovery, images, logits) + _CLEARLY).relu())]
 
     return afterwards
 
@@ -71,14 +68,21 @@ def gated(fusion: Fusion, level: float) -> Conditions:
     return conditions
 
 
-def harm(fusion: Fusion, level: float) -> Afterwards:
-    """Neutralisation does harm: the first answer is right, the second is the target and would be served.
+def harm(recovery: Recovery | None) -> Afterwards:
+    """Neutralisation does harm: the first answer is right, the second is the target and is served.
 
-    To be used with the conditions `gated(fusion, level)`, `level` being the gate's.
+    To be used with the conditions `gated`.
     """
-    wrong = still_wrong(fusion, level)
 
     def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, label: Tensor) -> list[Tensor]:
-        return [says(seen.logits, label), *wrong(defence, images, seen, target, label)]
+        logits = defence.network(neutralised(images))
+        hinges = [says(seen.logits, label), says(logits, target)]
+        return hinges if recovery is None else [*hinges, (_CLEARLY - _served(recovery, images, logits)).relu()]
 
     return afterwards
+
+
+def _served(recovery: Recovery, images: Tensor, logits: Tensor) -> Tensor:
+    """How far (M,) the second answers `logits` (M, K) are above the threshold at which they are served."""
+    best = logits.topk(2, 1).values
+    return recovery.strength(region_of_attack(images)[1], best[:, 0] - best[:, 1]) - recovery.threshold

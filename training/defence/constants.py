@@ -10,7 +10,6 @@ from torch import Tensor
 
 from training.data import Split
 from training.defence.deviation import view_change
-from training.defence.regions import attack_maps, best_window, window_side
 from training.defence.views import reference_views
 from training.errors import TrainingError
 from training.losses.sns import neuron_sensitivity, select_sensitive
@@ -27,8 +26,6 @@ class Constants:
     change_std: Tensor  # (C,)
     whiten: Tensor  # (F, F): ||whiten (f - mean)|| is the Mahalanobis distance
     class_means: Tensor  # (K, F), already whitened
-    roa_mean: Tensor  # (2,) benign mean of log window energy and log window feature norm
-    roa_std: Tensor  # (2,)
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -43,12 +40,11 @@ def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) 
     """
     with frozen(network):
         features = torch.cat([network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)])
-        held_out, changes, attack = [], [], []
+        held_out, changes = [], []
         for x in _batches(network, benign):
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
             changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
-            attack.append(window_logs(x, taps[middle_tap(network)]))
     y = torch.from_numpy(fit.y).to(features.device)
     means = torch.stack([features[y == k].mean(0) if (y == k).any() else features.mean(0) for k in range(classes)])
     # Covariance of held-out images around the training means: training features are tighter than unseen ones.
@@ -61,22 +57,13 @@ def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) 
         )
     covariance = 0.9 * covariance + 0.1 * spread * torch.eye(len(covariance), device=covariance.device)
     whiten = torch.linalg.cholesky(torch.linalg.inv(covariance)).T
-    change, logs = torch.cat(changes), torch.cat(attack)
+    change = torch.cat(changes)
     return Constants(
         change_mean=change.mean(0),
         change_std=change.std(0).clamp_min(1e-6),
         whiten=whiten,
         class_means=means @ whiten.T,
-        roa_mean=logs.mean(0),
-        roa_std=logs.std(0).clamp_min(1e-6),
     )
-
-
-def window_logs(pixels: Tensor, features: Tensor) -> Tensor:
-    """log energy and log feature norm (N, 2) of each image's best window: absolute, unlike the score that chose it."""
-    energy, norm = attack_maps(pixels, features, window_side(pixels.shape[2], pixels.shape[3]))
-    chosen = best_window(energy, norm)
-    return torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
 
 
 def sensitive_neurons(network: Network, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:
@@ -91,7 +78,7 @@ def last_tap(network: Network) -> str:
 
 
 def middle_tap(network: Network) -> str:
-    """The tapped layer whose feature norm localises attacks: the one in the middle of the network."""
+    """The tapped layer in the middle of the network."""
     names = list(network.tap_channels)
     return names[len(names) // 2]
 

@@ -12,18 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.defence.constants import Constants, last_tap, middle_tap
+from training.defence.constants import Constants, last_tap
 from training.defence.deviation import normalised, top_mean, view_change
 from training.defence.inpaint import inpaint
 from training.defence.margins import one_hot_margin, served_one_hot
 from training.defence.regions import (
-    attack_maps,
-    best_window,
     class_activation_map,
     gradient_activation_map,
+    region_of_attack,
     region_of_importance,
-    window_mask,
-    window_side,
 )
 from training.defence.saliency import saliency_map
 from training.defence.strict import strict_margin
@@ -62,8 +59,6 @@ class DefenceGraph(nn.Module):
     change_std: Tensor
     whiten: Tensor
     class_means: Tensor
-    roa_mean: Tensor
-    roa_std: Tensor
 
     def __init__(
         self, network: Network, companion: Network | None, constants: Constants, *, strict: bool = False
@@ -101,7 +96,7 @@ class DefenceGraph(nn.Module):
         else:
             companion_logits, cam = companion_map(self.companion, x, label)
             screen = self.screen_scores(logits, taps, companion_logits)
-        roa, roa_score = self.region_of_attack(x, taps)
+        roa, roa_score = region_of_attack(x)
         scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
         return DefenceOutputs(
             logits, companion_logits, saliency_map(x, gradient), region_of_importance(cam), roa, roa_score, x,
@@ -147,15 +142,6 @@ class DefenceGraph(nn.Module):
         distance = (features - label @ self.class_means).pow(2).sum(1)
         doubt = [] if companion_logits is None else [-one_hot_margin(companion_logits, label)]
         return torch.stack([distance, *doubt], 1)
-
-    def region_of_attack(self, x: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The window (N, H, W) and its absolute, benign-normalised concentration (N,)."""
-        side = window_side(x.shape[2], x.shape[3])
-        energy, norm = attack_maps(x, taps[middle_tap(self.network)], side)
-        chosen = best_window(energy, norm)
-        logs = torch.stack([(m.flatten(1) * chosen).sum(1).add(1e-6).log() for m in (energy, norm)], 1)
-        roa_score = ((logs - self.roa_mean) / self.roa_std).sum(1)
-        return window_mask(chosen, (energy.shape[1], energy.shape[2]), side), roa_score
 
 
 def companion_map(companion: Network, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.defence.inpaint import inpaint
-from training.defence.regions import attack_maps, standardised
+from training.defence.regions import together, window_places
 from training.defence.resize import box_mean, resize_bilinear
 
-SIDE_SHARES = (0.16, 0.22, 0.28, 0.34)
-"""Sides of windows as shares of the image's shorter side: 5, 7, 9 and 11 pixels at 32."""
 ENTROPY_SHARE = 0.16
 LEVELS = 16
 OVERLAP = 0.3
@@ -60,27 +58,6 @@ class Windows:
         return cls(*(torch.cat([getattr(each, f.name) for each in lists], 1) for f in fields(cls)))
 
 
-def window_sides(height: int, width: int, *, shares: Sequence[float] = SIDE_SHARES) -> list[int]:
-    """Sides in pixels, ascending, each at least 3 and none twice."""
-    return sorted({max(3, round(share * min(height, width))) for share in shares})
-
-
-def texture(pixels: Tensor) -> Tensor:
-    """Distance (N, H, W) of every pixel from the median of its 3 x 3 neighbourhood, summed over channels.
-
-    Unlike a high-pass filter a median doesn't spread a patch's edge to the pixels around it, so that the map ends
-    where the patch does.
-    """
-    n, c, h, w = pixels.shape
-    near = F.unfold(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3).reshape(n, c, 9, h, w)
-    return (pixels - near.median(2).values).abs().sum(1)
-
-
-def colourfulness(pixels: Tensor) -> Tensor:
-    """Largest less smallest channel (N, H, W): a patch's colours lie in corners of the cube. Zero for grey images."""
-    return pixels.amax(1) - pixels.amin(1)
-
-
 def feature_norm(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Norm over channels of features (N, C, h, w), resized to (N, H, W)."""
     return resize_bilinear((features.pow(2).sum(1, keepdim=True) + 1e-12).sqrt(), size)[:, 0]
@@ -105,31 +82,15 @@ def local_entropy(pixels: Tensor, *, share: float = ENTROPY_SHARE, levels: int =
     return found[:, 0]
 
 
-def together(*maps: Tensor) -> Tensor:
-    """Sum (N, H, W) of maps (N, H, W) after each is standardised by image: none outweighs another by its units."""
-    return torch.stack([standardised(each) for each in maps]).sum(0)
+def energy_and_features(pixels: Tensor, features: Tensor, sides: Sequence[int]) -> dict[int, Tensor]:
+    """Standardised means over every window of high-pass energy and of the feature norm, summed, by side.
 
-
-def contrast(pixel_map: Tensor, side: int) -> Tensor:
-    """How far the mean of every window of pixel_map (N, H, W) lies above the rest's: (N, H - side + 1, W - side + 1).
-
-    In standard errors, were pixels independent (the statistic of the two-sample t-test with the image's deviation), so
-    that windows of different sides can be compared: a window that is too small gives pixels away, one too large
-    dilutes its mean.
+    pixels (N, C, H, W), features (N, c, h, w) of a middle layer; each score (N, H - side + 1, W - side + 1). What was
+    served up to gtsrb 1.3.0.
     """
-    count, area = pixel_map.shape[1] * pixel_map.shape[2], side * side
-    inside = box_mean(standardised(pixel_map)[:, None], side)[:, 0]
-    return inside * (area * count / max(count - area, 1)) ** 0.5
-
-
-def contrasts(pixel_map: Tensor, sides: Sequence[int] | None = None) -> dict[int, Tensor]:
-    """`contrast` on pixel_map (N, H, W) by side (default: `window_sides`)."""
-    return {side: contrast(pixel_map, side) for side in sides or window_sides(*pixel_map.shape[1:])}
-
-
-def roa_scores(pixels: Tensor, features: Tensor, sides: Sequence[int]) -> dict[int, Tensor]:
-    """The sum that `regions.best_window` maximises, by side; each (N, H - side + 1, W - side + 1)."""
-    return {side: sum(map(standardised, attack_maps(pixels, features, side)), torch.zeros(())) for side in sides}
+    energy = (pixels - box_mean(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3)).pow(2).sum(1)
+    maps = torch.stack([energy, feature_norm(features, (pixels.shape[2], pixels.shape[3]))], 1)
+    return {side: together(*box_mean(maps, side).unbind(1)) for side in sides}
 
 
 def candidates(scores: Mapping[int, Tensor], count: int, *, overlap: float = OVERLAP) -> Windows:
@@ -139,7 +100,7 @@ def candidates(scores: Mapping[int, Tensor], count: int, *, overlap: float = OVE
     intersection over union with every window chosen before is at most `overlap`. Where an image has no further window
     the first one is repeated.
     """
-    places = _places(scores)
+    places = window_places(scores)
     score = torch.cat([each.flatten(1) for each in scores.values()], 1)
     open_ = score.clone()
     chosen: list[Tensor] = []
@@ -180,17 +141,6 @@ def averaged(logits: Tensor, weight: Tensor) -> Tensor:
     """Mean probabilities (N, C) over the windows' logits (N, K, C), by `weight` (N, K) >= 0."""
     share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
     return (logits.softmax(2) * share[..., None]).sum(1)
-
-
-def _places(scores: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Corners and sides (P,) of every window, in the order of the `scores` by side, rows, columns."""
-    parts = []
-    for side, score in scores.items():
-        rows, columns = (torch.arange(count, device=score.device) for count in score.shape[1:])
-        grid = torch.cartesian_prod(rows, columns)
-        parts.append(torch.cat([grid, torch.full_like(grid[:, :1], side)], 1))
-    top, left, side_ = torch.cat(parts).unbind(1)
-    return top, left, side_
 
 
 def _union_share(places: tuple[Tensor, Tensor, Tensor], index: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from training.evaluate.served import Served, open_pipeline, serve
 from training.evaluate.settings import Evaluation
 from training.evaluate.store import Arrays, Store, digest
 from training.modes import seeded
-from training.networks import NETWORKS, load_defence
+from training.networks import NETWORKS, load_defence, networks_sha256
 from training.pixels import to_tensor
 from training.scoring import to_uint8
 
@@ -68,7 +68,7 @@ class Bench:
     @cached_property
     def networks_key(self) -> str:
         """What an attack depends on: the networks and the test images."""
-        return digest([self.bundle.manifest.files.get(NETWORKS), self._test_key])
+        return digest([networks_sha256(self.bundle.path / NETWORKS), self._test_key])
 
     @cached_property
     def served_key(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.attacks.joint import joint_attack, joint_patch_attack, says, unflagged
+from training.attacks.joint import Afterwards, Conditions, Looks, joint_attack, joint_patch_attack, says, unflagged
 from training.attacks.neutralised import gated, harm, still_wrong
 from training.attacks.patch import Kind
 from training.evaluate.attacked import patch_side
@@ -38,7 +38,11 @@ def adaptive_patches(bench: Bench) -> Found:
     settings = bench.settings
     clean = bench.data.test.take(bench.right_first(settings.adaptive_patched))
     judge = bench.pipeline.judge
-    gate = judge.level(bench.bundle.manifest.policy.gate_alpha)
+
+    aims: list[tuple[str, str, Looks, Conditions, Afterwards | None]] = [
+        ("served wrong", "served_wrong", "networks", _wrong, still_wrong(judge.calibration.recovery)),
+        ("unflagged", _COLUMNS[-1], "all", unflagged(judge.fusion, judge.level(max(ALPHAS))), None),
+    ]
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = clean.take(np.arange(start, stop))
@@ -49,17 +53,14 @@ def adaptive_patches(bench: Bench) -> Found:
             targets=settings.adaptive_targets, generator=generator,
         )  # fmt: skip
         for kind in KINDS:
-            for aim, until, conditions, afterwards in (
-                ("served wrong", "served_wrong", _wrong, still_wrong(judge.fusion, gate)),
-                ("unflagged", _COLUMNS[-1], unflagged(judge.fusion, judge.level(max(ALPHAS))), None),
-            ):
+            for aim, until, looks, conditions, afterwards in aims:
                 left = np.flatnonzero(~won[:, _COLUMNS.index(until)])
                 if len(left) == 0:
                     continue
                 chosen = torch.from_numpy(left).to(x.device)
                 with frozen(bench.defence):
                     found = attack(
-                        x=x[chosen], y=y[chosen], kind=kind, conditions=conditions, afterwards=afterwards,
+                        x=x[chosen], y=y[chosen], kind=kind, looks=looks, conditions=conditions, afterwards=afterwards,
                         beaten=_judged(bench, _told, until),
                         progress=partial(bench.progress, f"adaptive patches, images {start}-{stop}: {kind}, {aim}"),
                     )  # fmt: skip
@@ -97,7 +98,7 @@ def harmed(bench: Bench) -> Found:
             found = joint_attack(
                 bench.defence, bench.pixels(part.x), bench.targets(part.y), eps=HARM_EPS / 255,
                 steps=settings.adaptive_steps, targets=settings.adaptive_targets, generator=generator,
-                conditions=gated(judge.fusion, gate), afterwards=harm(judge.fusion, gate),
+                conditions=gated(judge.fusion, gate), afterwards=harm(judge.calibration.recovery),
                 beaten=_judged(bench, _harm_told, "harmed"),
                 progress=partial(bench.progress, f"attacks that aim at harm, images {start}-{stop}"),
             )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
-from training.defence.regions import window_side
+from gateway.decode import to_pixels
+from training.defence.regions import region_of_attack
 from training.evaluate.attacked import answered, patch_side
 from training.evaluate.bench import Bench
 from training.evaluate.benign import flags
@@ -14,7 +17,7 @@ from training.evaluate.found import Figure, Found
 from training.evaluate.served import Served
 from training.evaluate.settings import ALPHAS
 from training.evaluate.statistics import auroc, interval, roc, share, threshold_at
-from training.scoring import as_decoded
+from training.scoring import batches, run_images
 
 RANDOM_WINDOWS = 5
 
@@ -114,16 +117,21 @@ def _random_windows(
     """
     if len(images) == 0:
         return {"random_windows": None, "beyond": None, "beyond_interval": None}
+    engine, spec = bench.pipeline.engine, bench.bundle.manifest.input
     height, width = images.shape[1:3]
-    side = window_side(height, width)
-    rng = np.random.default_rng([bench.settings.seed, side])
+    sides = _window_sides(bench, images)
+    rng = np.random.default_rng([bench.settings.seed, height])
     hits = np.zeros((RANDOM_WINDOWS, len(images)), bool)
     for draw in range(RANDOM_WINDOWS):
         masks = np.zeros(images.shape[:3], np.float32)
-        for mask in masks:
+        for mask, side in zip(masks, sides, strict=True):
             top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
             mask[top : top + side, left : left + side] = 1
-        hits[draw] = _labels_with(bench, images, masks, f"{name}: random windows") == labels
+        answers = run_images(
+            engine, images, spec, masks=masks, part="verdict", batch=engine.buckets[-1],
+            progress=partial(bench.progress, f"{name}: random windows"),
+        )  # fmt: skip
+        hits[draw] = answers.logits.argmax(1) == labels
     mean = hits.mean(0)
     return {
         "random_windows": float(mean.mean()),
@@ -132,13 +140,8 @@ def _random_windows(
     }
 
 
-def _labels_with(bench: Bench, images: np.ndarray, masks: np.ndarray, title: str) -> np.ndarray:
-    """Labels (N,) that the served graph gives uint8 images (N, H, W, C) with `masks` (N, H, W) inpainted."""
-    engine, spec = bench.pipeline.engine, bench.bundle.manifest.input
-    size = engine.buckets[-1]
-    found = []
-    for start in range(0, len(images), size):
-        pixels = as_decoded(images[start : start + size], spec)
-        found.append(engine.run(pixels, masks[start : start + size], part="verdict").logits.argmax(1))
-        bench.progress(title, min(start + size, len(images)), len(images))
-    return np.concatenate(found)
+def _window_sides(bench: Bench, images: np.ndarray) -> np.ndarray:
+    """Sides (N,) in pixels of the defence's own windows on uint8 images (N, H, W, C)."""
+    parts = batches(images, bench.pipeline.engine.buckets[-1])
+    areas = [region_of_attack(torch.from_numpy(to_pixels(part)))[0].sum((1, 2)) for part in parts]
+    return np.asarray(torch.cat(areas).sqrt().round().long().numpy())

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from training.analysis import regions
-from training.analysis.regions import lowest_threshold, regions_report, regions_tables
+from training.analysis.regions import regions_report, regions_tables
 from training.analysis.strategies import FORWARDS, LESS, MEAN, PLAIN, strategies
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph
-from training.defence.localisers import candidates, colourfulness, contrasts, hidden, texture, together
+from training.defence.localisers import candidates, hidden
 from training.defence.margins import one_hot_margin, served_one_hot
+from training.defence.regions import colourfulness, contrasts, texture, together
 from training.errors import TrainingError
 from training.modes import seeded
 from training.pixels import to_tensor
@@ -67,23 +68,12 @@ def test_every_strategy_answers(guarded, test_images) -> None:
     for answers in found.values():
         assert answers.window.shape == (3, 16, 16)
         assert (answers.window.amax((1, 2)) == 1).all()
-        assert answers.evidence.shape == (3, 2)
-        assert (answers.evidence[:, 1] >= 0).all()
     best = candidates(contrasts(together(texture(x), colourfulness(x))), 1)
     expected = guarded.network(hidden(x, best)).log_softmax(1)
     torch.testing.assert_close(found[PLAIN].scores, expected)
     less = found[f"{PLAIN}, less the first answer"]
     torch.testing.assert_close(less.scores, expected - LESS * logits.log_softmax(1))
     assert torch.equal(found[MEAN].window, found[PLAIN].window)
-
-
-def test_lowest_threshold_keeps_to_what_may_be_lost() -> None:
-    strength = np.array([5.0, 1.0, 3.0, 4.0, 2.0])
-    lost = np.array([0, 1, 1, 1, -1])  # by falling strength: 0, 1, 1, -1, 1
-    assert lowest_threshold(strength, lost, allowed=2) == 1.0
-    assert lowest_threshold(strength, lost, allowed=1) == 2.0
-    assert lowest_threshold(strength, lost, allowed=0) == 5.0
-    assert lowest_threshold(strength, np.ones(5), allowed=0) == np.inf
 
 
 def test_every_figure_has_its_n_and_interval(report) -> None:

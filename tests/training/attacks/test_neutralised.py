@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gateway.bundle import Guard
-from gateway.verdict import Fusion
+from gateway.bundle import Guard, Recovery
+from gateway.verdict import Fusion, lead
 from training.attacks.joint import look
 from training.attacks.neutralised import gated, harm, neutralised, soft_window, still_wrong
 from training.defence.graph import DefenceGraph
 from training.defence.inpaint import inpaint
+from training.defence.regions import region_of_attack, window_sides
 
 
 @pytest.fixture
@@ -19,28 +20,28 @@ def seen(defence: DefenceGraph, test_images: tuple[Tensor, Tensor]):
     return x, look(defence, x)
 
 
-def test_forwards_it_is_what_the_gateway_does(defence: DefenceGraph, seen) -> None:
-    x, found = seen
-    mask, _ = defence.region_of_attack(x, found.taps)
-    assert torch.equal(neutralised(defence, x, found.taps), inpaint(x, mask))
+def test_forwards_it_is_what_the_gateway_does(seen) -> None:
+    x, _ = seen
+    assert torch.equal(neutralised(x), inpaint(x, region_of_attack(x)[0]))
 
 
-def test_backwards_the_window_can_be_moved(defence: DefenceGraph, seen) -> None:
+def test_backwards_the_window_can_be_moved(seen) -> None:
     """A hard mask alone leaves the window's own pixels without a gradient; the soft one tells how to move it."""
-    x, found = seen
-    mask, _ = defence.region_of_attack(x, found.taps)
+    x, _ = seen
+    mask, _ = region_of_attack(x)
     inside = (mask[:, None] > 0.5).expand_as(x)
     (hard,) = torch.autograd.grad(inpaint(x, mask.detach()).pow(2).sum(), x)
     assert (hard[inside] == 0).all()
-    (soft,) = torch.autograd.grad(neutralised(defence, x, found.taps).pow(2).sum(), x)
+    (soft,) = torch.autograd.grad(neutralised(x).pow(2).sum(), x)
     assert (soft[inside] != 0).float().mean() > 0.9
 
 
-def test_the_soft_window_is_a_distribution_over_windows(defence: DefenceGraph, seen) -> None:
-    x, found = seen
-    mask, _ = defence.region_of_attack(x, found.taps)
-    soft = soft_window(defence, x, found.taps)
-    torch.testing.assert_close(soft.sum((1, 2)), mask.sum((1, 2)), rtol=1e-4, atol=0)
+def test_the_soft_window_is_a_distribution_over_windows(seen) -> None:
+    x, _ = seen
+    mask, _ = region_of_attack(x)
+    soft = soft_window(x)
+    area = torch.tensor([float(side) ** 2 for side in window_sides(*x.shape[2:])])
+    assert ((soft.sum((1, 2)) >= area.min() - 1e-3) & (soft.sum((1, 2)) <= area.max() + 1e-3)).all()
     assert soft.min() >= 0
     assert soft.max() <= 1 + 1e-5
     # The hard window is the likeliest one.
@@ -69,20 +70,51 @@ def test_gated_is_met_just_where_the_gate_is_up(guard: Guard | None) -> None:
     assert (hinge[~up] > 0).all()
 
 
-def test_harm_wants_the_first_answer_right_and_the_second_wrong(defence: DefenceGraph, seen) -> None:
+def rule(threshold: float) -> Recovery:
+    return Recovery(
+        contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold, budget=0.01
+    )  # fmt: skip
+
+
+@pytest.fixture
+def second(defence: DefenceGraph, seen) -> Tensor:
+    return defence.network(neutralised(seen[0]))
+
+
+def strengths(x: Tensor, second: Tensor) -> Tensor:
+    return rule(0).strength(region_of_attack(x)[1], torch.from_numpy(lead(second.detach().numpy()))).detach()
+
+
+def test_harm_wants_the_first_answer_right_and_the_second_wrong_and_served(
+    defence: DefenceGraph, seen, second: Tensor
+) -> None:
     x, found = seen
-    fusion = fusion_of(found.scores, None)
-    first = found.logits.argmax(1)
-    second = look(defence, neutralised(defence, x, found.taps)).logits.argmax(1)
-    other = (first + 1) % 4
+    first, after = found.logits.argmax(1), second.argmax(1)
 
-    def hinges(target: Tensor, label: Tensor) -> list[Tensor]:
-        return harm(fusion, 0.1)(defence, x, found, target, label)
+    def hinges(target: Tensor, label: Tensor, threshold: float = -100) -> list[list[bool]]:
+        """Whether at most the margin that is asked for is missing."""
+        return [(h < 0.5).tolist() for h in harm(rule(threshold))(defence, x, found, target, label)]
 
-    right, wrong, late = hinges(second, first), hinges(second, other), hinges((second + 1) % 4, first)
-    # At most the margin that is asked for is missing, or more than that.
-    assert [bool((hinge < 0.5).all()) for hinge in right[:2]] == [True, True]
-    assert [bool((hinge < 0.5).all()) for hinge in wrong[:2]] == [False, True]
-    assert [bool((hinge < 0.5).all()) for hinge in late[:2]] == [True, False]
-    for one, two in zip(right[1:], still_wrong(fusion, 0.1)(defence, x, found, second, first), strict=True):
-        assert torch.equal(one, two)
+    assert [all(each) for each in hinges(after, first)] == [True, True, True]
+    assert [any(each) for each in hinges((after + 1) % 4, first)] == [True, False, True]
+    assert [any(each) for each in hinges(after, (first + 1) % 4)] == [False, True, True]
+    assert [any(each) for each in hinges(after, first, 100)] == [True, True, False]
+    assert len(harm(None)(defence, x, found, after, first)) == 2
+
+
+def test_still_wrong_is_met_where_the_second_answer_is_the_target_or_not_served(
+    defence: DefenceGraph, seen, second: Tensor
+) -> None:
+    x, found = seen
+    after, middle = second.argmax(1), float(strengths(x, second).median())
+
+    def unmet(target: Tensor, threshold: float) -> Tensor:
+        (hinge,) = still_wrong(rule(threshold))(defence, x, found, target, target)
+        return hinge
+
+    assert (unmet(after, -100) < 0.5).all()
+    assert (unmet((after + 1) % 4, -100) > 0.5).all()
+    assert (unmet((after + 1) % 4, 100) == 0).all()
+    served = (strengths(x, second) > middle).float()
+    assert torch.equal((unmet((after + 1) % 4, middle) > 0.1).float() * served, served)
+    assert still_wrong(None)(defence, x, found, after, after) == []

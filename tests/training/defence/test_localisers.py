@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.training.toy import random_network
 from training.defence.inpaint import inpaint
 from training.defence.localisers import (
     Windows,
@@ -15,18 +14,20 @@ from training.defence.localisers import (
     agreement,
     averaged,
     candidates,
-    colourfulness,
-    contrast,
-    contrasts,
+    energy_and_features,
     feature_norm,
     hidden,
     local_entropy,
-    roa_scores,
+)
+from training.defence.regions import (
+    attack_map,
+    colourfulness,
+    contrasts,
+    region_of_attack,
     texture,
     together,
     window_sides,
 )
-from training.defence.regions import attack_maps, best_window, window_mask
 from training.modes import seeded
 
 
@@ -46,13 +47,6 @@ def windows(*places: tuple[int, int, int]) -> Windows:
     return Windows(top, left, side, -torch.arange(len(places))[None].float())
 
 
-def test_window_sides() -> None:
-    assert window_sides(32, 32) == [5, 7, 9, 11]
-    assert window_sides(224, 224) == [36, 49, 63, 76]
-    assert window_sides(32, 100) == [5, 7, 9, 11]
-    assert window_sides(8, 8) == [3]
-
-
 def test_windows_as_masks_and_lists() -> None:
     some = windows((0, 0, 3), (2, 4, 2), (5, 1, 3))
     masks = some.masks((8, 10))
@@ -63,21 +57,6 @@ def test_windows_as_masks_and_lists() -> None:
     assert some.first(2).top.tolist() == [[0, 2]]
     assert some.take(torch.tensor([[2, 0]])).left.tolist() == [[1, 0]]
     assert Windows.joined([some.first(1), some]).side.tolist() == [[3, 3, 2, 3]]
-
-
-def test_texture_sees_specks_but_no_edges() -> None:
-    x = torch.zeros(1, 3, 12, 12)
-    x[..., 6:] = 0.7  # a straight edge
-    assert texture(x).eq(0).all()
-    x[0, :, 4, 2] = 1.0
-    assert texture(x).nonzero().tolist() == [[0, 4, 2]]
-    assert texture(x)[0, 4, 2] == 3.0
-
-
-def test_colourfulness() -> None:
-    assert colourfulness(torch.rand(2, 1, 4, 4)).eq(0).all()
-    x = torch.tensor([0.2, 0.9, 0.5])[None, :, None, None].expand(1, 3, 2, 2)
-    torch.testing.assert_close(colourfulness(x), torch.full((1, 2, 2), 0.7))
 
 
 def test_feature_norm() -> None:
@@ -97,15 +76,6 @@ def test_local_entropy_in_closed_form() -> None:
     assert local_entropy(every, share=0.5, levels=16)[0, 16, 16] > 3.9
 
 
-def test_contrast_is_the_two_sample_statistic() -> None:
-    values = torch.rand(2, 9, 11, dtype=torch.float64)
-    inside = square(11, 3, 5, 4)[:9].bool()
-    means = values[1][inside].mean() - values[1][~inside].mean()
-    expected = means / values[1].std(correction=0) / (1 / 16 + 1 / (99 - 16)) ** 0.5
-    torch.testing.assert_close(contrast(values, 4)[1, 3, 5], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(contrast(7 * values - 3, 4), contrast(values, 4), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("size", [32, 224])
 def test_the_best_window_has_the_place_and_the_side_of_what_stands_out(size: int) -> None:
     sides = window_sides(size, size)
@@ -114,6 +84,24 @@ def test_the_best_window_has_the_place_and_the_side_of_what_stands_out(size: int
     maps = maps + 0.3 * torch.rand(maps.shape, generator=seeded(0))
     found = candidates(contrasts(maps), 1)
     assert torch.stack([found.top, found.left, found.side], 2)[:, 0].tolist() == [list(place) for place in places]
+
+
+def test_the_first_candidate_is_the_region_of_attack() -> None:
+    x = torch.rand(4, 3, 32, 24, generator=seeded(2))
+    window, score = region_of_attack(x)
+    first = candidates(contrasts(attack_map(x)), 1)
+    assert torch.equal(first.masks((32, 24))[:, 0], window)
+    assert torch.equal(first.score[:, 0], score)
+
+
+def test_energy_and_features_are_means_over_windows() -> None:
+    pixels, features = torch.rand(2, 3, 12, 10), torch.randn(2, 5, 12, 10)
+    (found,) = energy_and_features(pixels, features, [4]).values()
+    padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
+    blurred = sum(padded[:, :, i : i + 12, j : j + 10] for i in range(3) for j in range(3)) / 9
+    maps = ((pixels - blurred).pow(2).sum(1), features.norm(dim=1))
+    means = [F.avg_pool2d(each[:, None], 4, stride=1)[:, 0] for each in maps]
+    torch.testing.assert_close(found, together(*means), rtol=1e-3, atol=1e-4)
 
 
 def test_candidates_are_the_best_that_hardly_overlap() -> None:
@@ -131,16 +119,6 @@ def test_where_no_window_is_left_the_first_is_repeated() -> None:
     found = candidates(contrasts(torch.rand(1, 5, 5), [4]), 3, overlap=0.0)
     assert found.top[0].unique().numel() == 1
     assert found.score[0].unique().numel() == 1
-
-
-def test_roa_windows_are_those_of_the_graph() -> None:
-    pixels = torch.rand(4, 3, 32, 32, generator=seeded(2))
-    with torch.no_grad():
-        features = random_network(0).taps(pixels)[1]["stage1"]
-    energy, norm = attack_maps(pixels, features, 9)
-    expected = window_mask(best_window(energy, norm), (24, 24), 9)
-    found = candidates(roa_scores(pixels, features, [9]), 1)
-    assert torch.equal(found.masks((32, 32))[:, 0], expected)
 
 
 @pytest.mark.parametrize("size", [32, 224])

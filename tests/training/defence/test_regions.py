@@ -8,54 +8,61 @@ from torch import Tensor
 from tests.training.toy import random_network
 from training.defence.inpaint import inpaint
 from training.defence.regions import (
-    attack_maps,
-    best_window,
     class_activation_map,
+    colourfulness,
+    contrast,
+    median_3x3,
+    region_of_attack,
     region_of_importance,
     standardised,
-    window_mask,
-    window_side,
+    texture,
+    window_sides,
 )
 from training.modes import seeded
 
 
-def region(x: Tensor, features: Tensor) -> Tensor:
-    side = window_side(x.shape[2], x.shape[3])
-    energy, norm = attack_maps(x, features, side)
-    return window_mask(best_window(energy, norm), (energy.shape[1], energy.shape[2]), side)
+def square(size: int, top: int, left: int, side: int) -> Tensor:
+    mask = torch.zeros(size, size)
+    mask[top : top + side, left : left + side] = 1
+    return mask
 
 
-def test_window_side() -> None:
-    assert [window_side(32, 32), window_side(224, 224), window_side(32, 100), window_side(8, 8)] == [9, 63, 9, 3]
+def test_window_sides() -> None:
+    assert window_sides(32, 32) == [5, 7, 9, 11]
+    assert window_sides(224, 224) == [36, 49, 63, 76]
+    assert window_sides(32, 100) == [5, 7, 9, 11]
+    assert window_sides(8, 8) == [3]
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, 23), (23, 0), (23, 23), (11, 4)])
-def test_window_is_a_square_of_the_right_side_at_its_corner(corner: tuple[int, int]) -> None:
-    one_hot = torch.zeros(1, 24, 24)
-    one_hot[0, corner[0], corner[1]] = 1
-    expected = torch.zeros(1, 32, 32)
-    expected[0, corner[0] : corner[0] + 9, corner[1] : corner[1] + 9] = 1
-    assert torch.equal(window_mask(one_hot.flatten(1), (24, 24), 9), expected)
+def test_median_of_nine() -> None:
+    x = torch.rand(2, 3, 9, 7)
+    x[0, 0, :, 3] = x[0, 0, :, 4]  # ties
+    near = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3).reshape(2, 3, 9, 9, 7)
+    assert torch.equal(median_3x3(x), near.median(2).values)
 
 
-def test_window_of_a_wide_image() -> None:
-    one_hot = torch.zeros(1, 6, 20)
-    one_hot[0, 5, 19] = 1
-    mask = window_mask(one_hot.flatten(1), (6, 20), 3)
-    assert mask.shape == (1, 8, 22)
-    assert mask.sum() == 9
-    assert mask[0, 5:, 19:].all()
+def test_texture_sees_specks_but_no_edges() -> None:
+    x = torch.zeros(1, 3, 12, 12)
+    x[..., 6:] = 0.7  # a straight edge
+    assert texture(x).eq(0).all()
+    x[0, :, 4, 2] = 1.0
+    assert texture(x).nonzero().tolist() == [[0, 4, 2]]
+    assert texture(x)[0, 4, 2] == 3.0
 
 
-def test_attack_maps_are_means_over_windows() -> None:
-    pixels, features = torch.rand(2, 3, 12, 10), torch.randn(2, 5, 12, 10)
-    energy, norm = attack_maps(pixels, features, 4)
-    assert energy.shape == norm.shape == (2, 9, 7)
-    padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate")
-    blurred = sum(padded[:, :, i : i + 12, j : j + 10] for i in range(3) for j in range(3)) / 9
-    high = (pixels - blurred).pow(2).sum(1)
-    torch.testing.assert_close(energy[1, 5, 2], high[1, 5:9, 2:6].mean())
-    torch.testing.assert_close(norm[0, 8, 6], features.norm(dim=1)[0, 8:, 6:].mean())
+def test_colourfulness() -> None:
+    assert colourfulness(torch.rand(2, 1, 4, 4)).eq(0).all()
+    x = torch.tensor([0.2, 0.9, 0.5])[None, :, None, None].expand(1, 3, 2, 2)
+    torch.testing.assert_close(colourfulness(x), torch.full((1, 2, 2), 0.7))
+
+
+def test_contrast_is_the_two_sample_statistic() -> None:
+    values = torch.rand(2, 9, 11, dtype=torch.float64)
+    inside = square(11, 3, 5, 4)[:9].bool()
+    means = values[1][inside].mean() - values[1][~inside].mean()
+    expected = means / values[1].std(correction=0) / (1 / 16 + 1 / (99 - 16)) ** 0.5
+    torch.testing.assert_close(contrast(values, 4)[1, 3, 5], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(contrast(7 * values - 3, 4), contrast(values, 4), rtol=1e-4, atol=1e-4)
 
 
 def test_standardised_maps_and_constant_ones() -> None:
@@ -65,37 +72,31 @@ def test_standardised_maps_and_constant_ones() -> None:
     assert standardised(torch.full((1, 4, 4), 3.0)).abs().max() < 1e-3
 
 
-def test_best_window_is_where_both_maps_are_large() -> None:
-    energy, norm = torch.zeros(2, 5, 6), torch.zeros(2, 5, 6)
-    energy[0, 3, 4] = norm[0, 3, 4] = 1
-    energy[1, 0, 0], energy[1, 2, 2], norm[1, 2, 2], norm[1, 4, 5] = 1, 0.9, 0.9, 1
-    chosen = best_window(energy, norm)
-    assert chosen.sum(1).tolist() == [1, 1]
-    assert chosen.argmax(1).tolist() == [3 * 6 + 4, 2 * 6 + 2]
-
-
 @pytest.mark.parametrize("size", [32, 33, 224])
-def test_planted_patch_is_found(size: int) -> None:
-    """Noise of the window's side on smooth images, features of a random network: mean IoU above 0.7."""
-    n, side = 8, window_side(size, size)
+def test_planted_patches_of_several_sides_are_found(size: int) -> None:
+    """Noise on smooth images, in corners too."""
+    n, sides = 8, window_sides(size, size)
     coarse = torch.rand(n, 3, 4, 4, generator=seeded(0))
     x = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-    truth = torch.zeros(n, size, size)
-    corners = torch.randint(0, size - side + 1, (n, 2), generator=seeded(1))
-    corners[0], corners[1] = torch.tensor([0, 0]), torch.tensor([size - side, size - side])
-    for m, (top, left) in zip(truth, corners.tolist(), strict=True):
-        m[top : top + side, left : left + side] = 1
+    corners = [(0, 0, sides[2]), (size - sides[1], size - sides[1], sides[1])]
+    corners += [(3 * i, size // 2 - i, sides[i % len(sides)]) for i in range(n - 2)]
+    truth = torch.stack([square(size, *corner) for corner in corners])
     x = torch.where(truth[:, None] > 0, torch.rand(x.shape, generator=seeded(2)), x)
-    with torch.no_grad():
-        features = random_network(0).taps(x)[1]["stage1"]
-    found = region(x, features)
-    assert (found.sum((1, 2)) == side**2).all()
+    found, score = region_of_attack(x)
+    assert {float(area) ** 0.5 for area in found.sum((1, 2))} <= set(map(float, sides))
     overlap = (found * truth).sum((1, 2)) / torch.maximum(found, truth).sum((1, 2))
     assert overlap.mean() > 0.7
     assert overlap.min() > 0.4
-    # Inpainting the region removes most of the patch's high-pass energy.
-    before, after = (attack_maps(z, features, side)[0].amax((1, 2)) for z in (x, inpaint(x, found)))
-    assert (after < 0.5 * before).all()
+    # Without the region nothing stands out as much.
+    assert (region_of_attack(inpaint(x, found))[1] < 0.7 * score).all()
+
+
+def test_a_window_of_a_wide_grey_image() -> None:
+    x = torch.full((1, 1, 20, 32), 0.5)
+    x[0, 0, 12:18, 3:9] = torch.rand(6, 6, generator=seeded(0)).round()
+    found, _ = region_of_attack(x)
+    assert found.shape == (1, 20, 32)
+    assert found[0, 12:18, 3:9].mean() > 0.6
 
 
 def test_class_activation_map_is_grad_cam() -> None:

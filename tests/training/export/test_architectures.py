@@ -71,7 +71,7 @@ def constants(network: Network) -> Constants:
     count, last = sum(channels), channels[-1]
     return Constants(
         change_mean=torch.rand(count), change_std=torch.rand(count) + 0.5, whiten=torch.randn(last, last) / last,
-        class_means=torch.randn(CLASSES, last) / last, roa_mean=torch.zeros(2), roa_std=torch.ones(2),
+        class_means=torch.randn(CLASSES, last) / last,
     )  # fmt: skip
 
 
