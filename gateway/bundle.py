@@ -124,8 +124,6 @@ class Recovery(_Strict):
     lead_mean: float
     lead_std: float = Field(gt=0)
     threshold: float
-    budget: Probability
-    """Share of benign images of the calibrate split that may lose a right answer by it."""
 
     def strength(self, contrast: Any, lead: Any) -> Any:
         """What is compared with `threshold`, of two numbers, arrays (N,) or tensors (N,), as one of those."""

@@ -29,7 +29,7 @@ CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
-GATED, LOST = 0.05, 0.006
+GATED, COST = 0.05, 0.01
 GOES_ON = 0.13
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 
@@ -161,27 +161,23 @@ def calibrate(
             "n_select": len(select),
             "design_effect": effect,
             "roa_threshold": float(np.quantile(concentration, ROA_QUANTILE)),
-            "recovery": _recovery(scores, gated),
+            "recovery": _recovery(scores, gated, allowed=allowed_count(n, n / effect, share=COST)),
             "date": today or datetime.now(UTC).date(),
             "evaluated": evaluated,
         }
     )
 
 
-def _recovery(scores: BenignScores, gated: np.ndarray) -> Recovery | None:
-    """When second answers of `gated` calibrate images (M,) are served, so that at most `LOST` of all right ones go."""
+def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recovery | None:
+    """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go."""
     labels, after = scores.labels[gated], scores.hidden(gated)
     lost = (scores.calibrate.logits[gated].argmax(1) == labels).astype(int) - (after.argmax(1) == labels)
-    return fit_recovery(
-        _needed(scores.calibrate, "roa_score")[gated].astype(np.float64), lead(after), lost,
-        budget=LOST, benign=len(scores.labels),
-    )  # fmt: skip
+    contrast = _needed(scores.calibrate, "roa_score")[gated].astype(np.float64)
+    return fit_recovery(contrast, lead(after), lost, allowed=allowed)
 
 
-def fit_recovery(
-    contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, budget: float, benign: int
-) -> Recovery | None:
-    """The rule whose second answers lose at most the share `budget` of `benign` images their right answer, all in all.
+def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, allowed: int) -> Recovery | None:
+    """The lowest threshold whose second answers lose at most `allowed` images their right answer, all in all.
 
     Of gated benign images: `contrast` of the window (M,), the second answer's lead `clear` (M,), and `lost` (M,), which
     is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. None with fewer than two images, and
@@ -191,11 +187,11 @@ def fit_recovery(
         return None
     rule = Recovery(
         contrast_mean=float(contrast.mean()), contrast_std=float(max(contrast.std(), 1e-6)),
-        lead_mean=float(clear.mean()), lead_std=float(max(clear.std(), 1e-6)), threshold=0.0, budget=budget,
+        lead_mean=float(clear.mean()), lead_std=float(max(clear.std(), 1e-6)), threshold=0.0,
     )  # fmt: skip
     strength = rule.strength(contrast, clear)
     order = np.argsort(-strength, kind="stable")
-    fits = np.flatnonzero(np.cumsum(lost[order]) <= int(budget * benign))
+    fits = np.flatnonzero(np.cumsum(lost[order]) <= allowed)
     return rule.model_copy(update={"threshold": float(strength[order[fits[-1]]])}) if len(fits) else None
 
 
@@ -223,15 +219,23 @@ def _needed(outputs: GraphOutputs, name: str) -> np.ndarray:
 def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONFIDENCE) -> float:
     """Largest conformal p-value at which flagging keeps the false-positive rate at or below `alpha`.
 
-    With k of `n` benign scores at or above a threshold, the rate above it is Beta(k + 1, n - k) distributed; the bound
-    takes n down to the `effective` number of independent images. At least the smallest p-value, 1 / (n + 1), is
-    returned: an input more anomalous than every benign one is always flagged.
+    At least the smallest p-value, 1 / (n + 1), is returned: an input more anomalous than every benign one is always
+    flagged.
+    """
+    return (1 + allowed_count(n, effective, share=alpha, confidence=confidence)) / (n + 1)
+
+
+def allowed_count(n: int, effective: float, *, share: float, confidence: float = CONFIDENCE) -> int:
+    """How many of `n` benign images may be hit for the true share of hits to be at most `share`, with `confidence`.
+
+    With k scores at or above a threshold, the share above it is Beta(k + 1, n - k) distributed; the bound takes n down
+    to the `effective` number of independent images. 0 if none may.
     """
     k = np.arange(n)
     a = k / n * effective + 1
     bound = beta.ppf(confidence, a, np.maximum(effective + 1 - a, 1e-9))
-    allowed = np.flatnonzero(bound <= alpha)
-    return float((1 + (allowed[-1] if len(allowed) else 0)) / (n + 1))
+    allowed = np.flatnonzero(bound <= share)
+    return int(allowed[-1]) if len(allowed) else 0
 
 
 def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, seed: int, draws: int = 500) -> float:

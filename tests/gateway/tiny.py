@@ -168,9 +168,7 @@ def write_bundle(
         n_select=200,
         design_effect=1.0,
         roa_threshold=0.005,
-        recovery=Recovery(
-            contrast_mean=0.0, contrast_std=0.01, lead_mean=0.0, lead_std=1.0, threshold=0.0, budget=0.005
-        ),
+        recovery=Recovery(contrast_mean=0.0, contrast_std=0.01, lead_mean=0.0, lead_std=1.0, threshold=0.0),
         date=date(2025, 1, 1),
     )
     manifest = Manifest(

@@ -3,7 +3,7 @@
 A patch that fools the answering network counts as recovered if the answer is right once the strategy has hidden what
 it suspects. The price is paid by benign images behind the gate, which are neutralised, too. So that strategies are
 compared at one price, each serves its answer where the window stands out and the answer is clear by a threshold fitted
-on benign images of the calibrate split: they lose at most `BUDGET` of their accuracy.
+on benign images of the calibrate split, as the calibration does it (`training.calibrate.fit_recovery`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.analysis.contrast import predictions, searched
 from training.analysis.explain import PATCH_SHARE
 from training.analysis.strategies import BATCH, FORWARDS, USUAL_SHARE, Answers, strategies
 from training.attacks.patch import Kind, patch_attack
-from training.calibrate import fit_recovery
+from training.calibrate import COST, allowed_count, fit_recovery
 from training.data import Dataset, Split
 from training.defence.graph import DefenceGraph
 from training.defence.inpaint import inpaint
@@ -39,7 +39,6 @@ from training.scoring import to_uint8
 
 KINDS: tuple[Kind, ...] = ("noisy", "low_frequency")
 GATES = (0.05, 0.1)
-BUDGET = 0.008
 COVERED = 0.8
 Progress = Callable[[str, int, int], None]
 Behind = tuple["Images", np.ndarray, dict[str, Answers]]
@@ -102,6 +101,7 @@ def regions_report(
         )
     side = round(PATCH_SHARE * min(data.select.x.shape[1:3]))
     cutoffs = {gate: pipeline.judge.cutoff(gate) for gate in GATES}
+    effect = pipeline.judge.calibration.design_effect
     widest = max(cutoffs.values())
 
     def behind(split: Split, name: str, stage: int) -> Behind:
@@ -127,7 +127,7 @@ def regions_report(
         "n": {kind: len(images) for kind, images in patched.items()} | {"benign": len(clean[0]), "fit": len(fit[0])},
         "attacked": tried,
         "side": side,
-        "budget": BUDGET,
+        "cost": COST,
         "gates": {f"{gate:g}": {"p_cutoff": cutoff} for gate, cutoff in cutoffs.items()},
         "accuracy": _cell(clean[0].right, clean[0].group),
         "as_served": _as_served(clean[0], patched),
@@ -137,7 +137,9 @@ def regions_report(
                 "forwards": forwards,
                 "found": {kind: _found(images, answers[kind][name]) for kind, images in patched.items()},
                 "gates": {
-                    f"{gate:g}": _at_gate(name, cutoff, clean, fit, patched, answers)
+                    f"{gate:g}": _at_gate(
+                        name, cutoff, clean, fit, patched, answers, effect=pipeline.judge.calibration.design_effect
+                    )
                     for gate, cutoff in cutoffs.items()
                 },
             }
@@ -153,6 +155,8 @@ def _at_gate(
     fit: Behind,
     patched: dict[str, Images],
     answers: dict[str, dict[str, Answers]],
+    *,
+    effect: float,
 ) -> dict[str, Any]:
     """Recovered patches and clean accuracy of the strategy `name` behind the gate at `cutoff`."""
     images, rows, found = fit
@@ -160,7 +164,7 @@ def _at_gate(
     lost = images.right[rows].astype(int) - (found[name].label == images.truth[rows])
     rule = fit_recovery(
         found[name].stands_out.cpu().numpy()[gated].astype(np.float64), lead(found[name].scores.cpu().numpy())[gated],
-        lost[gated], budget=BUDGET, benign=len(images),
+        lost[gated], allowed=allowed_count(len(images), len(images) / effect, share=COST),
     )  # fmt: skip
 
     def serves(answered: Answers, *, always: bool) -> np.ndarray:

@@ -34,7 +34,7 @@ class Gateway:
     def __init__(self, defence: DefenceGraph) -> None:
         self.network = defence.network
         self.bundle = SimpleNamespace(name="toy")
-        self.judge = SimpleNamespace(cutoff=lambda alpha: 4 * alpha)
+        self.judge = SimpleNamespace(cutoff=lambda alpha: 4 * alpha, calibration=SimpleNamespace(design_effect=1.0))
 
     @torch.no_grad()
     def decide_images(self, images: list[np.ndarray], *, explain: bool) -> list[Any]:

@@ -72,7 +72,7 @@ def test_gated_is_met_just_where_the_gate_is_up(guard: Guard | None) -> None:
 
 def rule(threshold: float) -> Recovery:
     return Recovery(
-        contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold, budget=0.01
+        contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold
     )  # fmt: skip
 
 
