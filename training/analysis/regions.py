@@ -137,9 +137,7 @@ def regions_report(
                 "forwards": forwards,
                 "found": {kind: _found(images, answers[kind][name]) for kind, images in patched.items()},
                 "gates": {
-                    f"{gate:g}": _at_gate(
-                        name, cutoff, clean, fit, patched, answers, effect=pipeline.judge.calibration.design_effect
-                    )
+                    f"{gate:g}": _at_gate(name, cutoff, clean, fit, patched, answers, effect=effect)
                     for gate, cutoff in cutoffs.items()
                 },
             }
