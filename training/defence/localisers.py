@@ -1,8 +1,8 @@
 """Where on an image a patch may lie: pixel maps, square windows of several sides, and what both networks say of them.
 
 A pixel map tells how unusual every pixel is; a window is as suspect as its pixels stand out from the rest of the image
-(`contrast`), whatever its side. The best windows that hardly overlap are candidates (`candidates`); hiding each of
-them and asking both networks again tells which one to believe (`agreement`, `averaged`).
+(`regions.contrasts`), whatever its side. The best windows that hardly overlap are candidates (`candidates`); hiding
+each of them and asking both networks again tells which one to believe (`agreement`, `averaged`).
 
 Nothing here depends on the resolution: sides are shares of the image's, and maps are standardised by image.
 """

@@ -44,7 +44,7 @@ def region_of_importance(cam: Tensor, level: float = ROI_LEVEL) -> Tensor:
 
 
 def region_of_attack(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """{0, 1} (N, H, W): the window of pixels (N, C, H, W) that stands out most; and by how much (N,) (`contrast`)."""
+    """{0, 1} (N, H, W): the window of pixels (N, C, H, W) that stands out most; and by how much (N,) (`contrasts`)."""
     size = (pixels.shape[2], pixels.shape[3])
     scores = contrasts(attack_map(pixels))
     joined = torch.cat([score.flatten(1) for score in scores.values()], 1)
@@ -115,25 +115,18 @@ def standardised(maps: Tensor) -> Tensor:
     return centred / (centred.pow(2).mean((1, 2), keepdim=True).sqrt() + 1e-6)
 
 
-def contrast(pixel_map: Tensor, side: int) -> Tensor:
-    """How far the mean of every window of pixel_map (N, H, W) lies above the rest's: (N, H - side + 1, W - side + 1).
-
-    In standard errors, were pixels independent (the statistic of the two-sample t-test with the image's deviation), so
-    that windows of different sides can be compared: a window that is too small gives pixels away, one too large
-    dilutes its mean.
-    """
-    return _contrast(standardised(pixel_map), side)
-
-
 def contrasts(pixel_map: Tensor, sides: Sequence[int] | None = None) -> dict[int, Tensor]:
-    """`contrast` on pixel_map (N, H, W) by side (default: `window_sides`)."""
-    z = standardised(pixel_map)
-    return {side: _contrast(z, side) for side in sides or window_sides(*pixel_map.shape[1:])}
+    """How far the mean of every window of pixel_map (N, H, W) lies above the rest's, by side (default: `window_sides`).
 
-
-def _contrast(z: Tensor, side: int) -> Tensor:
-    count, area = z.shape[1] * z.shape[2], side * side
-    return box_mean(z[:, None], side)[:, 0] * (area * count / max(count - area, 1)) ** 0.5
+    Each (N, H - side + 1, W - side + 1), in standard errors, were pixels independent (the statistic of the two-sample
+    t-test with the image's deviation), so that windows of different sides can be compared: a window that is too small
+    gives pixels away, one too large dilutes its mean.
+    """
+    z, count = standardised(pixel_map)[:, None], pixel_map.shape[1] * pixel_map.shape[2]
+    return {
+        side: box_mean(z, side)[:, 0] * (side**2 * count / max(count - side**2, 1)) ** 0.5
+        for side in sides or window_sides(*pixel_map.shape[1:])
+    }
 
 
 def window_sides(height: int, width: int, *, shares: Sequence[float] = SIDE_SHARES) -> list[int]:

@@ -10,7 +10,7 @@ from training.defence.inpaint import inpaint
 from training.defence.regions import (
     class_activation_map,
     colourfulness,
-    contrast,
+    contrasts,
     median_3x3,
     region_of_attack,
     region_of_importance,
@@ -61,8 +61,8 @@ def test_contrast_is_the_two_sample_statistic() -> None:
     inside = square(11, 3, 5, 4)[:9].bool()
     means = values[1][inside].mean() - values[1][~inside].mean()
     expected = means / values[1].std(correction=0) / (1 / 16 + 1 / (99 - 16)) ** 0.5
-    torch.testing.assert_close(contrast(values, 4)[1, 3, 5], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(contrast(7 * values - 3, 4), contrast(values, 4), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(contrasts(values, [4])[4][1, 3, 5], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(contrasts(7 * values - 3, [4]), contrasts(values, [4]), rtol=1e-4, atol=1e-4)
 
 
 def test_standardised_maps_and_constant_ones() -> None:
