@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.bundle import Bundle, load_bundle
+from tests.training.evaluate.conftest import TINY
+from training.assemble import Plan, Silent
+from training.assemble import assemble as assemble_bundle
+from training.data import Dataset
+from training.defence.graph import ALONE_SCORES
 from training.errors import TrainingError
 from training.evaluate import units
 from training.evaluate.bench import Bench
 from training.evaluate.card import assemble, drawn, write_card
 from training.evaluate.found import Found
 from training.evaluate.run import finished, plan, run_units
+from training.evaluate.store import Store
 from training.evaluate.units import LEVELS, UNITS, Unit, chosen
+from training.models import ModelSpec
+from training.networks import NETWORKS, load_networks
 
 QUICK = [name for name in UNITS if name not in {"queries", "autoattack_4", "transfer_16", "explanations"}]
 
@@ -151,3 +160,37 @@ def test_attacked_images_are_those_of_the_network(shared: Bench, card: dict[str,
     patched = attacked(shared, "patch")
     changed = (patched.images != patched.clean.x).any(3)
     assert not (changed & ~patched.rows["mask"]).any()
+
+
+def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: Path) -> None:
+    """What asks for a companion is neither measured nor missed."""
+    training, spec = {"standard": bundle.manifest.training["standard"]}, bundle.manifest.input
+    models = {"standard": ModelSpec.model_validate(training["standard"]["model"])}
+    networks = load_networks(bundle.path / NETWORKS, models, classes=len(data.classes), spec=spec)
+    (tmp_path / "alone").mkdir()
+    alone = Plan(name="alone", version="1.0.0", training=training, fused=ALONE_SCORES, samples=1, tried=8, steps=2)
+    assemble_bundle(tmp_path / "alone", alone, networks, data, Silent())
+    settings = TINY.model_copy(update={"bounds": TINY.bounds[:1]})
+    bench = Bench(load_bundle(tmp_path / "alone"), data, settings, Store(tmp_path / "work"))
+    names = [
+        "benign",
+        "control",
+        "curve",
+        "pgd_8",
+        "patch",
+        "adaptive_8",
+        "doubled",
+        "smoothed",
+        "patch_adaptive",
+        "harm",
+    ]
+    assert run_units(bench, names) == {}
+    card = assemble(bench)
+    assert {"companion_pgd", "autoattack", "cascade"}.isdisjoint(card)
+    assert not any("companion" in name or name.startswith("autoattack") for name in card["missing"])
+    assert set(card["systems"]["eps_8"]) >= {"answering", "max_softmax", "all"}
+    assert not any("companion" in name or name == "strict" for name in card["systems"]["eps_8"])
+    write_card(tmp_path, card, drawn(bench))
+    told = (tmp_path / "card.md").read_text()
+    assert "This bundle has no companion" in told
+    assert "companion's own error" not in told
