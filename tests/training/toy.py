@@ -84,3 +84,10 @@ def softplus_network(*, classes: int = 3, channels: int = 2, side: int = 5, seed
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(4 * side * side, classes)
     ).double()
+
+
+def square(size: int, top: int, left: int, side: int) -> Tensor:
+    """A mask (size, size) with a square of ones."""
+    mask = torch.zeros(size, size)
+    mask[top : top + side, left : left + side] = 1
+    return mask

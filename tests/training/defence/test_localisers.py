@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.training.toy import square
 from training.defence.inpaint import inpaint
 from training.defence.localisers import (
     Windows,
@@ -29,12 +30,6 @@ from training.defence.regions import (
     window_sides,
 )
 from training.modes import seeded
-
-
-def square(size: int, top: int, left: int, side: int) -> Tensor:
-    mask = torch.zeros(size, size)
-    mask[top : top + side, left : left + side] = 1
-    return mask
 
 
 def union_share(a: Tensor, b: Tensor) -> float:

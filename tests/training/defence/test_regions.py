@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from tests.training.toy import random_network
+from tests.training.toy import random_network, square
 from training.defence.inpaint import inpaint
 from training.defence.regions import (
     class_activation_map,
@@ -19,12 +18,6 @@ from training.defence.regions import (
     window_sides,
 )
 from training.modes import seeded
-
-
-def square(size: int, top: int, left: int, side: int) -> Tensor:
-    mask = torch.zeros(size, size)
-    mask[top : top + side, left : left + side] = 1
-    return mask
 
 
 def test_window_sides() -> None:
