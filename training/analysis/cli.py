@@ -21,8 +21,9 @@ from training.analysis.layers import layer_report, vulnerable_layers
 from training.analysis.monitored import monitored_layers
 from training.analysis.regions import regions_report, regions_tables
 from training.analysis.report import layer_page
+from training.analysis.sample import sample
 from training.analysis.sensitivity import sensitivity_study
-from training.analysis.subjects import load_subject, sample
+from training.analysis.subjects import load_subject
 from training.analysis.tables import detector_table, explanation_table, layer_table, monitored_table
 from training.build import load_data, recipe_of, same_data
 from training.data import Dataset
@@ -66,7 +67,7 @@ def layers(
     analysed: dict[str, tuple[dict[str, Any], Triples, torch.nn.Module]] = {}
     with progress_bars() as bars:
         for name, network in chosen.networks.items():
-            report, found = layer_report(
+            report, found, _ = layer_report(
                 network, x, y, group, fit=fit, classes=len(data.classes), eps=eps / 255, steps=steps, seed=seed,
                 score=score, progress=partial(_step, bars, name),
             )  # fmt: skip

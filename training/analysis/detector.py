@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gateway.verdict import Fusion
 from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, white_box
-from training.analysis.subjects import sample
+from training.analysis.sample import sample
 from training.data import Dataset
 from training.defence.constants import fit_constants
 from training.defence.graph import ALONE_SCORES, DefenceGraph

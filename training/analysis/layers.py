@@ -6,8 +6,9 @@ Gaussian-noised images. Vulnerability of a layer, V = median deviation under att
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,17 @@ RATES = (0.01, 0.05)
 UNDETERMINED = 1e4  # upper end of an interval of V
 
 
+class LayerReport(NamedTuple):
+    """JSON content, the images that it is about, and by layer which of them (N,) the attack moved more than noise did.
+
+    The last compares the Grad-CAM of the label that each image gets.
+    """
+
+    content: dict[str, Any]
+    images: Triples
+    moved: dict[str, np.ndarray]
+
+
 def layer_report(
     network: nn.Module,
     x: Tensor,
@@ -49,8 +61,8 @@ def layer_report(
     seed: int = 0,
     score: Score = "logit",
     progress: Progress = lambda _name, _done, _total: None,
-) -> tuple[dict[str, Any], Triples]:
-    """The analysis of one network on images x (N, C, H, W), labels y (N,), groups (N,); JSON content, and its images.
+) -> LayerReport:
+    """The analysis of one network on images x (N, C, H, W), labels y (N,), groups (N,).
 
     `fit` are benign training images and labels for the probes; `eps` is of 1. Heat maps are of the label that the
     network gives each input (`own_label`) and of the right one for all (`right_label`): an attack that changes the
@@ -84,7 +96,8 @@ def layer_report(
         row["turns_here"] = {kind: float((turning[kind] == column).mean()) for kind in KINDS}
         rows.append(row)
     gaussian = predictions(network, found.images["gaussian"])
-    return {
+    attacked, control = (table[f"own_label/grad_cam/{kind}"] for kind in KINDS[1:])
+    content = {
         "images": found.attacked,
         "correct": found.correct,
         "fooled": len(found),
@@ -96,7 +109,8 @@ def layer_report(
         "score": score,
         "never_turns": {kind: float((turning[kind] == len(names)).mean()) for kind in KINDS},
         "layers": rows,
-    }, found
+    }
+    return LayerReport(content, found, dict(zip(names, (attacked > control).T, strict=True)))
 
 
 def _measure(
@@ -186,49 +200,83 @@ def vulnerable_layers(
     return [layer for layer in determined if layer in ranked]
 
 
-def layer_ablation(
+@dataclass(frozen=True)
+class Watch:
+    """z-scores of every neuron's change over the reference views, {layer: (N, C)}: benign images', and by attack."""
+
+    benign: dict[str, Tensor]
+    attacked: dict[str, dict[str, Tensor]]
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self.benign)
+
+    def scores(self, layers: Sequence[str], attack: str | None = None) -> np.ndarray:
+        """The detector's score (N,) of the benign images or of an attack's, were it to watch `layers`.
+
+        The mean of the top tenth of the watched neurons' z-scores.
+        """
+        values = self.benign if attack is None else self.attacked[attack]
+        return np.asarray(top_mean(torch.cat([values[layer] for layer in layers], 1)).cpu().numpy())
+
+    def some(self, which: Mapping[str, np.ndarray]) -> Watch:
+        """The attacks with only the images `which` (N,) bool; attacks without any drop out."""
+        kept = {attack: torch.from_numpy(np.flatnonzero(chosen)) for attack, chosen in which.items() if chosen.any()}
+        return Watch(
+            self.benign,
+            {a: {layer: z[index.to(z.device)] for layer, z in self.attacked[a].items()} for a, index in kept.items()},
+        )
+
+
+def watch(
     network: nn.Module,
     *,
     fit: Tensor,
     benign: Tensor,
-    attacked: dict[str, Tensor],
-    chosen: Sequence[str],
+    attacked: Mapping[str, Tensor],
     layers: Sequence[str] | None = None,
-    draws: int = 20,
-    seed: int = 0,
-) -> dict[str, Any]:
+) -> Watch:
+    """`fit` (benign images) gives means and deviations of neurons, `benign` are others; `attacked` images by attack.
+
+    `layers` are those that can be watched (default: the network's taps, or every layer).
+    """
+    own = _view_changes(network, fit)
+    watched = list(layers or getattr(network, "tap_channels", own))
+
+    def z(images: Tensor) -> dict[str, Tensor]:
+        changes = _view_changes(network, images)
+        return {
+            layer: z_scores(changes[layer], own[layer].mean(0), own[layer].std(0).clamp_min(1e-6)) for layer in watched
+        }
+
+    return Watch(z(benign), {name: z(images) for name, images in attacked.items()})
+
+
+def layer_ablation(watched: Watch, chosen: Sequence[str], *, draws: int = 20, seed: int = 0) -> dict[str, Any]:
     """How well the deviation of neurons finds attacks when it watches chosen, all, the last, or random layers.
 
-    The score is that of the detector, the mean of the top tenth of the watched neurons' z-scores. `fit` (benign images)
-    gives means and deviations, `benign` others thresholds; `attacked` are images by attack that fool the network.
-    `layers` are those that can be watched (default: the network's taps, or every layer). Random sets have as many
-    layers as `chosen`.
+    Random sets have as many layers as `chosen`; `TrainingError` if one of those cannot be watched.
     """
-    changes = {name: _view_changes(network, images) for name, images in (attacked | {"": fit, " ": benign}).items()}
-    watched = list(layers or getattr(network, "tap_channels", changes[""]))
-    if unknown := set(chosen) - set(watched):
-        raise TrainingError(f"no such layers: {', '.join(sorted(unknown))}; there are {', '.join(watched)}")
-    z = {
-        name: {
-            layer: z_scores(change[layer], changes[""][layer].mean(0), changes[""][layer].std(0).clamp_min(1e-6))
-            for layer in watched
-        }
-        for name, change in changes.items()
-    }
+    layers = watched.layers
+    if unknown := set(chosen) - set(layers):
+        raise TrainingError(f"no such layers: {', '.join(sorted(unknown))}; there are {', '.join(layers)}")
 
     def found(some: Sequence[str]) -> dict[str, dict[str, float]]:
-        scores = {name: top_mean(torch.cat([of[layer] for layer in some], 1)).cpu().numpy() for name, of in z.items()}
-        return {name: _detected(scores[" "], scores[name]) for name in attacked}
+        benign = watched.scores(some)
+        return {name: _detected(benign, watched.scores(some, name)) for name in watched.attacked}
 
     rng = np.random.default_rng(seed)
-    sets = [sorted(rng.choice(len(watched), len(chosen), replace=False)) for _ in range(draws)]
-    drawn = [found([watched[i] for i in some]) for some in sets]
-    random = {name: {key: _spread([one[name][key] for one in drawn]) for key in drawn[0][name]} for name in attacked}
+    sets = [sorted(rng.choice(len(layers), len(chosen), replace=False)) for _ in range(draws)]
+    drawn = [found([layers[i] for i in some]) for some in sets]
+    random = {
+        name: {key: _spread([one[name][key] for one in drawn]) for key in drawn[0][name]} for name in watched.attacked
+    }
     return {
-        "fit": len(fit), "benign": len(benign), "attacked": {name: len(images) for name, images in attacked.items()},
+        "benign": len(watched.benign[layers[0]]),
+        "attacked": {name: len(values[layers[0]]) for name, values in watched.attacked.items()},
         "chosen_layers": list(chosen), "draws": draws, "seed": seed,
-        "chosen": found(list(chosen)), "all": found(watched), "last": found(watched[-1:]),
-        "single": {layer: found([layer]) for layer in watched}, "random": random,
+        "chosen": found(list(chosen)), "all": found(layers), "last": found(layers[-1:]),
+        "single": {layer: found([layer]) for layer in layers}, "random": random,
     }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, searched, white_box
-from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers
-from training.analysis.subjects import sample
+from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers, watch
+from training.analysis.sample import sample
 from training.attacks.patch import patch_attack
 from training.data import Dataset
 from training.models.network import Network
@@ -42,7 +42,7 @@ def monitored_layers(
     """
     x, y, group = sample(data.select, images, seed=seed)
     fit = sample(data.train, PROBE_IMAGES, seed=seed)[:2]
-    report, _ = layer_report(
+    report, *_ = layer_report(
         network, x, y, group, fit=fit, classes=len(data.classes), eps=8 / 255, steps=steps, seed=seed, progress=progress
     )
     taps = list(network.tap_channels)
@@ -50,14 +50,14 @@ def monitored_layers(
     progress("attacks", 0, 1)
     attacked = _attacks(network, x, y, steps=steps, seed=seed)
     progress("watching", 0, 1)
-    found = layer_ablation(
-        network, fit=to_tensor(data.select.x), benign=to_tensor(data.calibrate.x), attacked=attacked, chosen=chosen,
-        draws=draws, seed=seed,
-    )  # fmt: skip
+    watched = watch(
+        network, fit=to_tensor(data.select.x), benign=to_tensor(data.calibrate.x), attacked=attacked, layers=taps
+    )
+    found = layer_ablation(watched, chosen, draws=draws, seed=seed)
     values = {
         row["layer"]: row["own_label"]["grad_cam"]["vulnerability"] for row in report["layers"] if row["layer"] in taps
     }
-    return {"images": len(x), "vulnerability": values, **found}
+    return {"images": len(x), "fit": len(data.select), "vulnerability": values, **found}
 
 
 def _attacks(network: Network, x: Tensor, y: Tensor, *, steps: int, seed: int) -> dict[str, Tensor]:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from gateway.bundle import MANIFEST, load_bundle
 from training.build import load_data, recipe_of, same_data
-from training.data import Dataset, Split
+from training.data import Dataset
 from training.errors import TrainingError
 from training.models.network import Network
 from training.networks import load_defence
-from training.pixels import to_tensor
 from training.recipe import Recipe
 from training.runs import load_run
 
@@ -50,10 +46,3 @@ def load_subject(path: Path) -> Subject:
         raise TrainingError(f"{recipe_path}: {error.errors()[0]['msg']}") from None
     data = load_data(recipe)
     return Subject(recipe.name, data, {recipe.name: load_run(path, data)[1]})
-
-
-def sample(split: Split, count: int | None, *, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    """`count` images of `split` (None: all) drawn by `seed`: pixels (N, C, H, W), labels (N,), groups (N,)."""
-    index = np.random.default_rng(seed).permutation(len(split))[:count]
-    some = split.take(np.sort(index))
-    return to_tensor(some.x), torch.from_numpy(some.y), some.group

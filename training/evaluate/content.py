@@ -66,7 +66,7 @@ def sections(card: dict[str, Any]) -> list[Section]:
     """Everything that was measured, worst first."""
     parts = (
         _adaptive, _systems, _benign, _shifts, _companion, _curve, _served, _measured, _patches, _harm, _queries,
-        _cascade, _explanations, _checks, _samples, _units,
+        _cascade, _layers, _explanations, _checks, _samples, _units,
     )  # fmt: skip
     return [Section(title, body) for part in parts for title, body in part(card)]
 
@@ -389,6 +389,64 @@ def _cascade(card: dict[str, Any]) -> Parts:
             ],
         )
     ]
+
+
+def _layers(card: dict[str, Any]) -> Parts:
+    if "layers" not in card:
+        return []
+    found, watched = card["layers"], card["layers"]["watched"]
+    roles = [role for role in ("answering", "companion") if role in found]
+    rows = [
+        (role, row["layer"], f"{row['adversarial']:.3f} / {row['gaussian']:.3f}",
+         f"{row['vulnerability']:.1f} ({row['interval'][0]:.1f} to {row['interval'][1]:.1f})",
+         f"{row['responses']:.1f}", percent(row["turned"], 0))
+        for role in roles
+        for row in found[role]["rows"]
+    ]  # fmt: skip
+    chosen = ", ".join(watched["chosen_layers"])
+    sets = {f"{chosen} (chosen)": watched["chosen"], "all": watched["all"]}
+    sets |= {f"{layer} alone": told for layer, told in watched["single"].items() if layer != chosen}
+    attacks = list(watched["attacked"])
+    random = [
+        f"{cell['auroc']['mean']:.2f} ({cell['auroc']['min']:.2f} to {cell['auroc']['max']:.2f})"
+        for cell in watched["random"].values()
+    ]
+    fooled = " and ".join(f"{found[role]['fooled']:,} that fool the {_ROLES[role]}" for role in roles)
+    return [
+        (
+            "Layers",
+            [
+                (
+                    f"Test images under PGD-{found['steps']} at {found['eps']}/255, n = {found['n']:,} ({fooled}), and "
+                    "under Gaussian noise of equal mean and norm. D: median distance of a layer's Grad-CAM from the "
+                    "clean image's; vulnerability V: D attacked over D noise (after Renkhoff et al. 2023). `turned`: "
+                    "images whose linear probe at the layer prefers the wrong label. The attack moves the most "
+                    f"vulnerable layer's map more than noise does on {percent(found['moved'])} of its images."
+                ),
+                Table(("network", "layer", "D attacked / noise", "V", "V of responses", "turned"), rows),
+                (
+                    "Detection by the neuron deviation of watched layers alone: AUROC, then share found at 1 / 5 % of "
+                    f"false positives (thresholds of {watched['benign']:,} images of the calibrate split). The layer "
+                    "with the largest V on the select split is chosen; the random row has means and ranges of "
+                    f"AUROC over {watched['draws']} draws of as many layers."
+                ),
+                Table(
+                    ("watched", *(f"{DETECTED[name]} (n = {watched['attacked'][name]:,})" for name in attacks)),
+                    [
+                        *((name, *(_found(told[attack]) for attack in attacks)) for name, told in sets.items()),
+                        ("random", *random),
+                    ],
+                ),
+            ],
+        )
+    ]
+
+
+_ROLES = {"answering": "answering network", "companion": "companion"}
+
+
+def _found(cell: dict[str, float]) -> str:
+    return f"{cell['auroc']:.3f}, {100 * cell['tpr_0.01']:.0f} / {100 * cell['tpr_0.05']:.0f} %"
 
 
 def _explanations(card: dict[str, Any]) -> Parts:

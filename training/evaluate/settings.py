@@ -37,6 +37,10 @@ DETECTED = {
     "transfer_16": "transfer 16/255", "patch": "noisy patch", "patch_low": "low-frequency patch",
 }  # fmt: skip
 FIGURES |= {
+    "moved": "attacks that move the most vulnerable layer's heat map more than equal noise does",
+    "watched": "PGD 8/255: detected by the most vulnerable layer's neurons alone, 5 % of false positives",
+}
+FIGURES |= {
     f"detected_{attack}_{rate:g}": f"{title}: detected at a measured {100 * rate:g} % of false positives"
     for attack, title in DETECTED.items()
     for rate in ALPHAS
@@ -91,6 +95,7 @@ class Evaluation(BaseModel):
     queried: int = Field(20, ge=1, description="attacks over HTTP, at each level of disclosure")
     queries: int = Field(2000, ge=1, description="of each of them, at most")
     explained: int = Field(200, ge=1)
+    layered: int = Field(300, ge=1, description="heat maps of every layer")
     bounds: list[Bound] = []
 
     def capped(self, n: int | None) -> Evaluation:
@@ -103,5 +108,5 @@ class Evaluation(BaseModel):
 
 COUNTS = (
     "robust", "autoattack", "control", "curve", "shifts", "unaware", "minimal", "square", "patched", "adaptive",
-    "doubled", "adaptive_patched", "harm", "queried", "explained",
+    "doubled", "adaptive_patched", "harm", "queried", "explained", "layered",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from functools import partial
 from gateway.bundle import Bundle
 from training.data import Dataset
 from training.errors import TrainingError
-from training.evaluate import adaptive, benign, explained, local, queries, robust, unaware
+from training.evaluate import adaptive, benign, explained, layered, local, queries, robust, unaware
 from training.evaluate.attacked import ATTACKS, title
 from training.evaluate.bench import Bench
 from training.evaluate.found import Found
@@ -22,6 +22,7 @@ LEVELS = {
     "3": "adaptive: white box on everything",
     "4": "queries over HTTP",
     "patches": "patches, unaware and adaptive",
+    "layers": "what moves inside the networks, and whether the detector watches the right layers",
     "explanations": "whether the maps tell what the answer hangs on",
 }
 """docs: design, "Evaluation card"; `palisade evaluate --level`."""
@@ -137,6 +138,17 @@ UNITS: dict[str, Unit] = {
     "queries": Unit("4", "queries over HTTP", ("queries",), queries.queries, "queried", ("queries",), 60),
     "explanations": Unit(
         "explanations", "quality of explanations", ("explanations",), explained.explanations, "explained", seconds=1.0
+    ),
+    "layers": Unit(
+        "layers",
+        "vulnerability of layers",
+        ("layers",),
+        layered.layers,
+        "layered",
+        ("steps",),
+        1.0,
+        ("moved", "watched"),
+        100,
     ),
     "pictures": Unit("explanations", "pictures for the report", (), explained.pictures, "patched", ("steps",), 0.05),
 }

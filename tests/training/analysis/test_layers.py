@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.analysis.contrast import KINDS, matched_noise, triples
-from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers
+from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers, watch
 from training.analysis.report import layer_page
 from training.attacks.pgd import pgd
 from training.errors import TrainingError
@@ -54,8 +54,11 @@ def test_an_attack_that_fools_nothing_is_said(trained, images) -> None:
 
 
 def test_attacks_move_attention_more_than_noise(analysed, trained) -> None:
-    report, found = analysed
+    report, found, moved = analysed
     assert report["fooled"] == len(found) > N / 2
+    assert set(moved) == {row["layer"] for row in report["layers"]}
+    assert moved["stage3"].shape == (len(found),)
+    assert moved["stage3"].mean() > 0.9
     rows = {row["layer"]: row for row in report["layers"]}
     assert set(trained.tap_channels) < set(rows)
     last = rows["stage3"]
@@ -69,7 +72,7 @@ def test_attacks_move_attention_more_than_noise(analysed, trained) -> None:
 
 
 def test_the_most_vulnerable_layers_in_the_networks_order(analysed, trained) -> None:
-    report, _ = analysed
+    report, *_ = analysed
     names = [row["layer"] for row in report["layers"]]
     values = {row["layer"]: row["own_label"]["grad_cam"]["vulnerability"] for row in report["layers"]}
     two = vulnerable_layers(report)
@@ -82,7 +85,7 @@ def test_the_most_vulnerable_layers_in_the_networks_order(analysed, trained) -> 
 
 
 def test_the_page_carries_everything_inside(analysed, trained) -> None:
-    report, found = analysed
+    report, found, _ = analysed
     report["vulnerable"] = vulnerable_layers(report)
     page = layer_page("a <title>", {"toy": (report, found, trained)}, classes=list("abcd"), facts="n & seed")
     assert "a &lt;title&gt;" in page
@@ -98,14 +101,17 @@ def test_ablation_of_watched_layers(trained, images, toy) -> None:
     x, y, _ = images
     attacked = {"pgd": pgd(trained, x, y, eps=8 / 255, steps=5, generator=seeded(0))}
     fit, benign = to_tensor(toy.select.x), to_tensor(toy.calibrate.x)
-    found = layer_ablation(trained, fit=fit, benign=benign, attacked=attacked, chosen=["stage3"], draws=4)
+    watched = watch(trained, fit=fit, benign=benign, attacked=attacked | {"none": benign})
+    found = layer_ablation(watched, ["stage3"], draws=4)
     assert found["chosen"] == found["last"] == found["single"]["stage3"]
     assert found["chosen"]["pgd"]["auroc"] > 0.8
     for key in ("auroc", "tpr_0.01", "tpr_0.05"):
         singles = [found["single"][layer]["pgd"][key] for layer in trained.tap_channels]
         drawn = found["random"]["pgd"][key]
         assert min(singles) <= drawn["min"] <= drawn["mean"] <= drawn["max"] <= max(singles)
-    clean = layer_ablation(trained, fit=fit, benign=benign, attacked={"none": benign}, chosen=["stem"], draws=1)
-    assert clean["all"]["none"]["auroc"] == pytest.approx(0.5)
+    assert found["all"]["none"]["auroc"] == pytest.approx(0.5)
+    few = watched.some({"pgd": np.arange(N) < 5, "none": np.zeros(len(benign), bool)})
+    assert layer_ablation(few, ["stem"], draws=1)["attacked"] == {"pgd": 5}
+    assert np.array_equal(few.scores(["stem"], "pgd"), watched.scores(["stem"], "pgd")[:5])
     with pytest.raises(TrainingError, match="no such layers: stage9"):
-        layer_ablation(trained, fit=fit, benign=benign, attacked=attacked, chosen=["stage9"])
+        layer_ablation(watched, ["stage9"])

@@ -22,7 +22,7 @@ from training.networks import NETWORKS, save_networks
 TINY = Evaluation(
     robust=16, steps=5, autoattack=4, control=16, curve=8, shifts=12, unaware=16, minimal=8, square=8,
     square_queries=60, surrogate_epochs=1, patched=8, adaptive=6, adaptive_steps=5, adaptive_targets=1, doubled=4,
-    adaptive_patched=1, harm=6, explained=6, queried=1, queries=5,
+    adaptive_patched=1, harm=6, explained=6, layered=12, queried=1, queries=5,
     bounds=[{"figure": "accuracy_answering", "kind": "at_least", "bound": 0.5},
             {"figure": "pgd50_8", "kind": "at_most", "bound": 1.0},
             {"figure": "joint_excess_8", "kind": "at_most", "bound": 1.0}],
