@@ -8,6 +8,7 @@ effort (the stages of `training.evaluate.adaptive`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +28,9 @@ from training.attacks.margin import margin
 from training.build import load_data, recipe_of
 from training.defence.graph import DefenceGraph
 from training.defence.margins import served_one_hot
-from training.defence.strict import strict_margin
+from training.defence.strict import STEPS, strict_margin
 from training.evaluate.adaptive import Stage, carry_out, union_of
-from training.evaluate.bench import Bench
+from training.evaluate.bench import Bench, fast
 from training.evaluate.settings import RATES
 from training.evaluate.statistics import interval, threshold_at
 from training.evaluate.store import Arrays, Store
@@ -38,35 +39,41 @@ from training.modes import frozen
 from training.terminal import progress_bars, use_threads
 
 CHUNK = 1024
+SURE = 3.0  # what a network says of the target when it is taken for convinced
+
+# (images (N, C, H, W), one-hot label (N, K)) -> what each of P networks makes of the label (N, P), in logits or so.
+Opinion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The companion's margin after `steps` of our own attack, as a system."""
+    """A system that flags an answer where the least favourable `opinion` of it is low.
+
+    An opinion that is drawn anew for each request is taken for passed if at least half of `draws` pass; attacks on it
+    follow the mean gradient of `samples` draws (expectation over transformation, Athalye et al. 2018, arXiv
+    1802.00420).
+    """
 
     bench: Bench
-    steps: int
-
-    @property
-    def companion(self) -> nn.Module:
-        """Raises `ValueError` where the bundle has none."""
-        if self.bench.defence.companion is None:
-            raise ValueError("a strict margin needs a companion")
-        return self.bench.defence.companion
+    name: str
+    opinion: Opinion
+    draws: int = 1
+    samples: int = 1
 
     @cached_property
     def thresholds(self) -> list[float]:
-        """The lowest margin that is not flagged, by benign flag rate."""
+        """The lowest opinion that is not flagged, by benign flag rate."""
         images = self.bench.data.test
 
         def make(start: int, stop: int) -> Arrays:
             x = self.bench.pixels(images.x[start:stop])
             with frozen(self.bench.defence), torch.no_grad():
                 label = served_one_hot(self.bench.defence.network(x))
-                return {"margin": strict_margin(self.companion, x, label, steps=self.steps).cpu().numpy()}
+                return {"opinion": self.opinion(x, label).amin(1).cpu().numpy()}
 
-        rows = self.bench.store.rows(f"margins-{self.steps}", self.bench.networks_key, len(images), CHUNK, make)
-        return [-threshold_at(-rows["margin"], rate) for rate in RATES]
+        name = f"opinions-{self.name}"
+        rows = self.bench.store.rows(name, self.bench.networks_key, len(images), CHUNK, make)
+        return [-threshold_at(-rows["opinion"], rate) for rate in RATES]
 
     @property
     def columns(self) -> list[str]:
@@ -79,55 +86,74 @@ class Variant:
         with torch.no_grad():
             logits = self.bench.defence.network(images)
             second = margin(self.companion(images), label)
-            told = strict_margin(self.companion, images, served_one_hot(logits), steps=self.steps)
+            answer = served_one_hot(logits)
+            told = torch.stack([self.opinion(images, answer).amin(1) for _ in range(self.draws)])
         wrong = logits.argmax(1) != label
-        passes = [wrong & (told >= threshold) for threshold in self.thresholds]
+        passes = [wrong & (2 * (told >= threshold).sum(0) >= self.draws) for threshold in self.thresholds]
         return torch.stack([*passes, second < 0, second < DOUBT], dim=1).cpu().numpy()
 
+    @property
+    def companion(self) -> nn.Module:
+        """Raises `ValueError` where the bundle has none."""
+        if self.bench.defence.companion is None:
+            raise ValueError("a second opinion needs a companion")
+        return self.bench.defence.companion
+
     def stages(self) -> list[Stage]:
-        """The companion alone, both networks confident, and the margin at the limit of each rate."""
+        """The companion alone, everybody convinced, and the opinion at the limit of each rate."""
+        strictest = f"{RATES[-1]:g}"
         return [
             Stage(ALONE, companion_says, ALONE, "companion"),
-            Stage("confident", confident, f"{RATES[-1]:g}", "networks", DOUBTS),
+            Stage("confident", confident, strictest, "networks", DOUBTS),
+            Stage("convinced", _answered, strictest, "networks", DOUBTS, afterwards=self._stands(SURE)),
             *(
                 Stage(
                     f"at {rate:g}", _answered, f"{rate:g}", "networks", DOUBTS,
-                    afterwards=_stands(self.thresholds[RATES.index(rate)], self.steps),
+                    afterwards=self._stands(self.thresholds[RATES.index(rate)]),
                 )
                 for rate in reversed(RATES)
             ),
         ]  # fmt: skip
+
+    def _stands(self, limit: float) -> Afterwards:
+        """Every opinion of the target is at least `limit`."""
+
+        def afterwards(_d: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
+            label = torch.nn.functional.one_hot(target, seen.logits.shape[1]).to(images)
+            return [(limit + 0.1 - told).relu() for told in self.opinion(images, label).unbind(1)]
+
+        return afterwards
+
+    def measure(self, *, eps: float, count: int) -> dict[str, Any]:
+        """Shares of images answered wrong and not flagged, by benign flag rate, and the companion's own error."""
+        rows = carry_out(
+            self.bench, self, self.stages(), self.name, eps=eps, count=count,
+            steps=self.bench.settings.adaptive_steps, samples=self.samples,
+        )  # fmt: skip
+        won, group = union_of(rows, self.columns), self.bench.first(count).group
+        names = {ALONE: "companion_alone"} | {f"{rate:g}": f"rate_{rate:g}" for rate in RATES}
+        told = {name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
+                for column, name in names.items()}  # fmt: skip
+        return {"system": self.name, "eps": eps, "n": len(group), "groups": len(np.unique(group)), **told}
 
 
 def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
     return [says(logits, target)]
 
 
-def _stands(limit: float, steps: int) -> Afterwards:
-    """The companion's margin of the target, after our own attack, is at least `limit`."""
-
-    def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
-        label = torch.nn.functional.one_hot(target, seen.logits.shape[1]).to(images)
-        return [(limit + 0.1 - strict_margin(defence.companion or defence.network, images, label, steps=steps)).relu()]
-
-    return afterwards
+def strict_opinion(network: nn.Module, *, steps: int = STEPS) -> Opinion:
+    """The margin of the label after `steps` of an attack by ourselves, searched in bfloat16 where it is attacked."""
+    predict = fast(network)
+    return lambda images, label: strict_margin(predict, images, label, steps=steps)[:, None]
 
 
-def measure(bench: Bench, steps: int, *, eps: float, count: int) -> dict[str, Any]:
-    """Shares of images answered wrong and not flagged, by benign flag rate, and the companion's own error."""
-    variant = Variant(bench, steps)
-    won = union_of(
-        carry_out(
-            bench, variant, variant.stages(), f"strict{steps}", eps=eps, count=count,
-            steps=bench.settings.adaptive_steps,
-        ),
-        variant.columns,
-    )  # fmt: skip
-    group = bench.first(count).group
-    names = {ALONE: "companion_alone"} | {f"{rate:g}": f"rate_{rate:g}" for rate in RATES}
-    told = {name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
-            for column, name in names.items()}  # fmt: skip
-    return {"steps": steps, "eps": eps, "n": len(group), **told}
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Systems by radius, with the companion's own error and the share won at each benign flag rate."""
+    table = Table("eps", "system", "companion's error", *(f"{100 * rate:g} % flags" for rate in RATES))
+    for row in rows:
+        cells = [row["companion_alone"], *(row[f"rate_{rate:g}"] for rate in RATES)]
+        table.add_row(f"{row['eps']:g}/255", row["system"], *(_told(cell) for cell in cells))
+    return table
 
 
 def main(
@@ -151,12 +177,12 @@ def main(
     with progress_bars() as bars:
         bench = Bench(opened, chooses, settings, Store(work), bars.step)
         for radius in eps or [8.0]:
-            rows += [measure(bench, each, eps=radius, count=n) for each in (steps or [0, 1, 2])]
-    table = Table("eps", "steps", "companion's error", *(f"{100 * rate:g} % flags" for rate in RATES))
-    for row in rows:
-        cells = [row["companion_alone"], *(row[f"rate_{rate:g}"] for rate in RATES)]
-        table.add_row(f"{row['eps']:g}/255", str(row["steps"]), *(_told(cell) for cell in cells))
-    Console().print(table)
+            for each in steps or [0, 1, 2]:
+                if bench.defence.companion is None:
+                    raise ValueError("a strict margin needs a companion")
+                opinion = strict_opinion(bench.defence.companion, steps=each)
+                rows.append(Variant(bench, f"strict{each}", opinion).measure(eps=radius, count=n))
+    Console().print(table_of(rows))
     if json is not None:
         record(json, "strict margins of the companion, wrong and not flagged, select split", {
             "bundle": f"{opened.name} {opened.version}", "seed": settings.seed, "targets": settings.adaptive_targets,
