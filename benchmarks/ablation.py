@@ -38,6 +38,7 @@ from training.modes import frozen, seeded
 from training.penalties import teacher_maps
 from training.pixels import to_tensor
 from training.recipe import Recipe, Stage, load_recipe, read_yaml, validate
+from training.terminal import command
 from training.terms import Terms
 from training.trainer import accuracy
 
@@ -239,4 +240,4 @@ def _tell(run: str, event: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command(main))

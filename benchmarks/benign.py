@@ -28,7 +28,7 @@ from training.evaluate.bench import Bench
 from training.evaluate.settings import ALPHAS, DETECTED
 from training.evaluate.statistics import interval
 from training.evaluate.store import Store
-from training.terminal import progress_bars, use_threads
+from training.terminal import command, progress_bars, use_threads
 
 MILD = ["jpeg_90", "resize_75", "blur_0.5", "dark_60", "contrast_50", "shift_1", "rotate_5", "noise_0.02"]
 VARIANTS = {
@@ -112,4 +112,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command(main))

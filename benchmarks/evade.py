@@ -38,7 +38,7 @@ from training.modes import frozen, seeded
 from training.networks import load_defence
 from training.pixels import to_tensor
 from training.runs import load_run
-from training.terminal import progress_bars, use_threads
+from training.terminal import command, progress_bars, use_threads
 
 BASE = "ablation-base-s{}"
 EPS, STEPS, BATCH, RATE = 4 / 255, 3, 128, 0.05
@@ -228,4 +228,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command(main))

@@ -36,7 +36,7 @@ from training.evaluate.statistics import interval, threshold_at
 from training.evaluate.store import Arrays, Store
 from training.evaluate.systems import ALONE, DOUBT, DOUBTS
 from training.modes import frozen
-from training.terminal import progress_bars, use_threads
+from training.terminal import command, progress_bars, use_threads
 
 CHUNK = 1024
 SURE = 3.0  # what a network says of the target when it is taken for convinced
@@ -196,4 +196,4 @@ def _told(cell: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(command(main))
