@@ -74,7 +74,7 @@ COMPANIONS: dict[str, tuple[int, nn.Module | None, float]] = {
 """Seed of the base, what is put before it, and the weight of the consistency term."""
 
 
-def trained(
+def train_on(
     network: nn.Module,
     data: Dataset,
     recipe: Any,
@@ -129,7 +129,7 @@ def companion(
     if path.is_file():
         network.load_state_dict(load_file(path))
     else:
-        trained(
+        train_on(
             network, data, recipe, epochs=epochs, consistency=consistency, seed=seed,
             progress=lambda done, total: progress(f"training: {name}", done, total),
         )  # fmt: skip

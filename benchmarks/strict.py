@@ -142,9 +142,14 @@ def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tenso
 
 
 def strict_opinion(network: nn.Module, *, steps: int = STEPS) -> Opinion:
-    """The margin of the label after `steps` of an attack by ourselves, searched in bfloat16 where it is attacked."""
-    predict = fast(network)
-    return lambda images, label: strict_margin(predict, images, label, steps=steps)[:, None]
+    """The margin of the label after `steps` of an attack by ourselves, in bfloat16 where it is searched."""
+    coarse = fast(network)
+
+    def opinion(images: Tensor, label: Tensor) -> Tensor:
+        predict = coarse if torch.is_grad_enabled() else network
+        return strict_margin(predict, images, label, steps=steps)[:, None]
+
+    return opinion
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from training.analysis.layers import UNDETERMINED
 from training.evaluate.settings import ALPHAS, DETECTED, RATES
 
 STATUS = {
@@ -398,7 +399,7 @@ def _layers(card: dict[str, Any]) -> Parts:
     roles = [role for role in ("answering", "companion") if role in found]
     rows = [
         (role, row["layer"], f"{row['adversarial']:.3f} / {row['gaussian']:.3f}",
-         f"{row['vulnerability']:.1f} ({row['interval'][0]:.1f} to {row['interval'][1]:.1f})",
+         _vulnerability(row),
          f"{row['responses']:.1f}", percent(row["turned"], 0))
         for role in roles
         for row in found[role]["rows"]
@@ -443,6 +444,12 @@ def _layers(card: dict[str, Any]) -> Parts:
 
 
 _ROLES = {"answering": "answering network", "companion": "companion"}
+
+
+def _vulnerability(row: dict[str, Any]) -> str:
+    if row["interval"][1] > UNDETERMINED:
+        return "undetermined (maps mostly empty)"
+    return f"{row['vulnerability']:.1f} ({row['interval'][0]:.1f} to {row['interval'][1]:.1f})"
 
 
 def _found(cell: dict[str, float]) -> str:
