@@ -62,6 +62,7 @@ $(SERVE)/.stamp: $(NEEDS)
 
 $(TEST)/.stamp: $(NEEDS)
 	@$(call make_venv,$(TEST))
+	@df -Pk . | awk 'NR == 2 && $$4 < 12000000 {print "warning: " int($$4 / 1048576) " GB are free here; torch and its CUDA libraries need about 10 to be installed"}'
 	@echo "$(TEST): installing the gateway, training and tests (torch: a few minutes)"
 	@$(TEST)/bin/python $(PIP_INSTALL) --editable '.[training,test,lint]'
 	@touch $@
