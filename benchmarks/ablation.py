@@ -38,7 +38,7 @@ from training.modes import frozen, seeded
 from training.penalties import teacher_maps
 from training.pixels import to_tensor
 from training.recipe import Recipe, Stage, load_recipe, read_yaml, validate
-from training.terminal import command
+from training.terminal import JsonPath, Threads, command, use_threads
 from training.terms import Terms
 from training.trainer import accuracy
 
@@ -163,12 +163,11 @@ def main(
     study: Annotated[Path, typer.Option(help="The study's YAML file.")] = STUDY,
     runs: Annotated[Path, typer.Option(help="Folder of training runs and of measurements.")] = Path("runs"),
     attack: Annotated[bool, typer.Option(help="Run AutoAttack too (most of the time of a study).")] = True,  # noqa: FBT002
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    json_path: JsonPath = None,
+    threads: Threads = None,
 ) -> None:
     """Train (or find) every arm of the study, measure it, and print means and spreads over the training seeds."""
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     plan = validate(Study, read_yaml(study), study)
     data = load_data(plan.base)
     run = partial(train, data=data, runs=runs, report=_tell)

@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.record import record
 from gateway.bundle import load_bundle
 from gateway.verdict import Judge
-from training.build import load_data, recipe_of
+from training.build import made_with
 from training.calibrate import CALIBRATION, Benign, benign_scores, calibrate
 from training.changes import CHANGES, NOISES, changed
 from training.evaluate.attacked import ATTACKS, answered
@@ -28,7 +28,7 @@ from training.evaluate.bench import Bench
 from training.evaluate.settings import ALPHAS, DETECTED
 from training.evaluate.statistics import interval
 from training.evaluate.store import Store
-from training.terminal import command, progress_bars, use_threads
+from training.terminal import JsonPath, Threads, command, progress_bars, use_threads
 
 MILD = ["jpeg_90", "resize_75", "blur_0.5", "dark_60", "contrast_50", "shift_1", "rotate_5", "noise_0.02"]
 VARIANTS = {
@@ -74,17 +74,17 @@ def main(
     work: Annotated[Path, typer.Option(help="Work folder of its evaluation; what it lacks is measured.")] = Path(
         "runs/benign"
     ),
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    json_path: JsonPath = None,
+    threads: Threads = None,
 ) -> None:
     """Shares flagged at alpha 1 and 5 % by every variant of the calibration."""
     use_threads(threads)
     opened = load_bundle(bundle)
-    recipe, settings = recipe_of(opened)
+    data, settings = made_with(opened)
     table = Table("images", "n", *VARIANTS)
     rows: dict[str, Any] = {}
     with progress_bars() as bars:
-        bench = Bench(opened, load_data(recipe), settings, Store(work), bars.step)
+        bench = Bench(opened, data, settings, Store(work), bars.step)
         judges = {name: judge_of(bench, benign) for name, benign in VARIANTS.items()}
         for name, (scores, group) in seen(bench).items():
             told = {}
@@ -103,8 +103,8 @@ def main(
         for name, judge in judges.items()
     }
     Console().print(table, "flagged at alpha 1 / 5 %, percent; the guard objects above:", limits)
-    if json is not None:
-        record(json, "calibration on changed images: shares of test images flagged", {
+    if json_path is not None:
+        record(json_path, "calibration on changed images: shares of test images flagged", {
             "bundle": f"{opened.name} {opened.version}", "seed": settings.seed,
             "variants": {name: benign.model_dump(mode="json") for name, benign in VARIANTS.items()},
             "guard_limits": limits, "rows": rows,

@@ -26,6 +26,7 @@ from benchmarks.subgraph import INPAINTING, STAGES, macs
 from gateway.bundle import InputSpec, Part, graphs_sha256, hash_files, load_bundle
 from gateway.engine import Engine, Provider, _open
 from training.export.parts import OUTPUTS, cut, cut_masked, graph_specs, split_parts, write_parts
+from training.terminal import JsonPath
 
 BATCHES = (1, 8, 32)
 WARM_UP = 3
@@ -200,7 +201,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle to measure.")] = Path("models/gtsrb"),
     graph: Annotated[Path | None, typer.Option(help="A bare defence graph (.onnx) in place of a bundle.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    json_path: JsonPath = None,
     threads: Annotated[int, typer.Option(min=0, help="Intra-op threads; 0: the engine's default.")] = 0,
     provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 200,

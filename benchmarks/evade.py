@@ -27,7 +27,7 @@ from gateway.bundle import load_bundle
 from training.attacks.early import pgd_until_fooled
 from training.attacks.pgd import pgd
 from training.augment import augment
-from training.build import load_data, recipe_of
+from training.build import made_with
 from training.checkpoint import write_tensors
 from training.data import Dataset
 from training.defence.margins import one_hot_margin, served_one_hot
@@ -38,7 +38,7 @@ from training.modes import frozen, seeded
 from training.networks import load_defence
 from training.pixels import to_tensor
 from training.runs import load_run
-from training.terminal import command, progress_bars, use_threads
+from training.terminal import JsonPath, Threads, command, progress_bars, use_threads
 
 BASE = "ablation-base-s{}"
 EPS, STEPS, BATCH, RATE = 4 / 255, 3, 128, 0.05
@@ -192,14 +192,13 @@ def main(
     seed: int = 0,
     runs: Annotated[Path, typer.Option(help="Folder of the ablation's runs.")] = Path("runs"),
     work: Annotated[Path, typer.Option(help="Folder that keeps what was done.")] = Path("runs/evade"),
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    json_path: JsonPath = None,
+    threads: Threads = None,
 ) -> None:
     """Train the companions, attack each system, and print who wins how often."""
     use_threads(threads)
     opened = load_bundle(bundle)
-    recipe, settings = recipe_of(opened)
-    data = load_data(recipe)
+    data, settings = made_with(opened)
     order = np.random.default_rng(seed).permutation(len(data.select))
     chooses = dataclasses.replace(data, test=data.select.take(order))
     work.mkdir(parents=True, exist_ok=True)
@@ -219,8 +218,8 @@ def main(
     Console().print(table_of(rows))
     for name, told in about.items():
         Console().print(f"{name}: clean {100 * told['clean']:.1f} %, PGD-50 at 8/255 {100 * told['pgd_8']:.1f} %")
-    if json is not None:
-        record(json, "second opinions attacked by somebody who knows them, wrong and not flagged, select split", {
+    if json_path is not None:
+        record(json_path, "second opinions attacked by somebody who knows them, wrong and not flagged, select split", {
             "bundle": f"{opened.name} {opened.version}", "seed": seed, "epochs": epochs,
             "targets": settings.adaptive_targets, "attack_steps": settings.adaptive_steps,
             "restarts": settings.adaptive_restarts, "companions": about, "rows": rows,

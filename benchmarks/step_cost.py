@@ -12,7 +12,6 @@ import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,6 +28,7 @@ from training.models import ModelSpec, build_model
 from training.models.network import Network
 from training.modes import denormals_flushed, freeze_batchnorm, frozen, seeded
 from training.penalties import penalties
+from training.terminal import JsonPath
 from training.terms import Terms
 
 CLASSES, SIDE, EPS, GRID = 43, 32, 8 / 255, 6
@@ -151,7 +151,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 30,
     seconds: Annotated[float, typer.Option(min=0, help="Time at most (five rounds at least).")] = 120.0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_path: JsonPath = None,
 ) -> None:
     """Time steps with penalties, in either form, beside the plain step of adversarial training."""
     torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ from benchmarks.record import record
 from gateway.bundle import load_bundle
 from training.attacks.joint import Afterwards, Seen, companion_says, confident, says
 from training.attacks.margin import margin
-from training.build import load_data, recipe_of
+from training.build import made_with
 from training.defence.graph import DefenceGraph
 from training.defence.margins import served_one_hot
 from training.defence.strict import STEPS, strict_margin
@@ -36,7 +36,7 @@ from training.evaluate.statistics import interval, threshold_at
 from training.evaluate.store import Arrays, Store
 from training.evaluate.systems import ALONE, DOUBT, DOUBTS
 from training.modes import frozen
-from training.terminal import command, progress_bars, use_threads
+from training.terminal import JsonPath, Threads, command, progress_bars, use_threads
 
 CHUNK = 1024
 SURE = 3.0  # what a network says of the target when it is taken for convinced
@@ -168,14 +168,13 @@ def main(
     eps: Annotated[list[float] | None, typer.Option(help="Radii, of 255; default: 8.")] = None,
     restarts: Annotated[int, typer.Option(min=1)] = 2,
     work: Annotated[Path, typer.Option(help="Folder that keeps what was done.")] = Path("runs/strict"),
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    json_path: JsonPath = None,
+    threads: Threads = None,
 ) -> None:
     """Attack each variant and print who wins how often."""
     use_threads(threads)
     opened = load_bundle(bundle)
-    recipe, settings = recipe_of(opened)
-    data = load_data(recipe)
+    data, settings = made_with(opened)
     chooses = dataclasses.replace(data, test=data.select)
     settings = settings.model_copy(update={"adaptive_restarts": restarts})
     rows = []
@@ -188,8 +187,8 @@ def main(
                 opinion = strict_opinion(bench.defence.companion, steps=each)
                 rows.append(Variant(bench, f"strict{each}", opinion).measure(eps=radius, count=n))
     Console().print(table_of(rows))
-    if json is not None:
-        record(json, "strict margins of the companion, wrong and not flagged, select split", {
+    if json_path is not None:
+        record(json_path, "strict margins of the companion, wrong and not flagged, select split", {
             "bundle": f"{opened.name} {opened.version}", "seed": settings.seed, "targets": settings.adaptive_targets,
             "attack_steps": settings.adaptive_steps, "restarts": restarts, "rows": rows,
         })  # fmt: skip

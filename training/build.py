@@ -184,11 +184,17 @@ def recipe_of(bundle: Bundle) -> tuple[Recipe | Wrapped, Evaluation]:
         raise TrainingError(f"{bundle.path}: the manifest does not say how it was made: {reason}") from None
 
 
-def same_data(bundle: Bundle, data: Dataset) -> None:
-    """`TrainingError` unless `data` are the very arrays that the bundle's manifest describes."""
+def made_with(bundle: Bundle) -> tuple[Dataset, Evaluation]:
+    """The data and evaluation settings that a bundle was made with.
+
+    `TrainingError` unless the data here are the very arrays that the manifest describes.
+    """
+    recipe, evaluation = recipe_of(bundle)
+    data = load_data(recipe)
     told, found = json.loads(json.dumps(bundle.manifest.data)), data.describe()
     for split in ("train", "select", "calibrate", "test"):
         if told.get(split) != found[split]:
             raise TrainingError(
                 f"{data.name}: the {split} split is not the one that {bundle.name} {bundle.version} was made with"
             )
+    return data, evaluation

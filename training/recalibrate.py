@@ -23,7 +23,7 @@ from gateway.bundle import (
     write_manifest,
 )
 from gateway.engine import Engine, Provider
-from training.build import load_data, recipe_of, same_data
+from training.build import made_with
 from training.calibrate import Benign, Progress, benign_scores, calibrate
 from training.data import Dataset
 from training.drafts import draft_of
@@ -53,9 +53,7 @@ def recalibrate(
         raise TrainingError(f"--version {version}: expected three numbers and a suffix, such as 1.2.0-gpu") from None
     if version == bundle.version:
         raise TrainingError(f"{path} is version {version} already; another calibration is another --version")
-    recipe, evaluation = recipe_of(bundle)
-    data = load_data(recipe)
-    same_data(bundle, data)
+    data, evaluation = made_with(bundle)
     with draft_of(out) as draft:
         shutil.copytree(path, draft, dirs_exist_ok=True)
         if not manifest.graphs_of(precision):

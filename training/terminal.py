@@ -31,6 +31,7 @@ console, errors = Console(), Console(stderr=True)
 
 Runs = Annotated[Path, typer.Option(help="Folder of training runs; each run is named after its recipe.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as many as torch chooses.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures there, as JSON.")]
 BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 
 

@@ -14,7 +14,7 @@ import torch
 from gateway.bundle import load_bundle
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import pgd
-from training.build import load_data, recipe_of
+from training.build import made_with
 from training.modes import seeded
 from training.networks import load_defence
 from training.pixels import to_tensor
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     bundle = load_bundle(HERE.parents[1] / "models" / "gtsrb")
-    data, defence = load_data(recipe_of(bundle)[0]), load_defence(bundle)
+    data, defence = made_with(bundle)[0], load_defence(bundle)
     clean, attacked, patched = (data.test.take(np.arange(n)) for n in (140, 60, 40))
     strong = pgd(
         defence.network, to_tensor(attacked.x), torch.from_numpy(attacked.y), eps=8 / 255, steps=20,

@@ -26,7 +26,7 @@ from gateway.settings import Settings
 from tests.gateway.http_thread import serving
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
-from training.build import load_data, recipe_of, same_data
+from training.build import made_with
 from training.cli import app
 from training.data import Split
 from training.errors import TrainingError
@@ -109,9 +109,7 @@ def test_a_wrapped_network_is_served_and_flags_an_attack(bundle: Path) -> None:
 
 def test_weights_and_data_come_back(bundle: Path, given: Path) -> None:
     loaded = load_bundle(bundle)
-    recipe, _ = recipe_of(loaded)
-    data = load_data(recipe)
-    same_data(loaded, data)
+    data, _ = made_with(loaded)
     network = Stages(CLASSES)
     network.load_state_dict(load_file(given / "weights.safetensors"))
     x = to_tensor(data.test.x[:8])

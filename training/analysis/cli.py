@@ -25,12 +25,12 @@ from training.analysis.sample import sample
 from training.analysis.sensitivity import sensitivity_study
 from training.analysis.subjects import load_subject
 from training.analysis.tables import detector_table, explanation_table, layer_table, monitored_table
-from training.build import load_data, recipe_of, same_data
+from training.build import made_with
 from training.data import Dataset
 from training.errors import TrainingError
 from training.evaluate.served import open_pipeline
 from training.networks import load_defence
-from training.terminal import Bars, BundlePath, Threads, command, console, progress_bars, use_threads
+from training.terminal import Bars, BundlePath, JsonPath, Threads, command, console, progress_bars, use_threads
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 PROBE_IMAGES = 2000
@@ -145,7 +145,7 @@ def explanations(
 @command
 def regions(
     bundle: BundlePath = Path("models/gtsrb"),
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything there, as JSON.")] = None,
+    json_path: JsonPath = None,
     n: Annotated[int, typer.Option("--n", min=2, help="Patches of each kind that fool the answering network.")] = 200,
     benign: Annotated[int | None, typer.Option(min=20, help="Benign images of each split (default: all).")] = None,
     seed: int = 0,
@@ -208,9 +208,7 @@ def _step(bars: Bars, name: str, step: str, done: int, total: int) -> None:
 def _with_data(path: Path) -> tuple[Bundle, Dataset]:
     """A bundle and the very data that it was made with."""
     loaded = load_bundle(path)
-    data = load_data(recipe_of(loaded)[0])
-    same_data(loaded, data)
-    return loaded, data
+    return loaded, made_with(loaded)[0]
 
 
 def _today() -> str:
@@ -235,7 +233,7 @@ def _rounded(value: Any) -> Any:
 @command
 def sensitivity(
     subject: Subject = Path("models/gtsrb"),
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything there, as JSON.")] = None,
+    json_path: JsonPath = None,
     images: Annotated[int, typer.Option(min=8, help="Images to attack.")] = 300,
     split: Part = "test",
     eps: Eps = 8.0,

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gateway.bundle import MANIFEST, load_bundle
-from training.build import load_data, recipe_of, same_data
+from training.build import load_data, made_with
 from training.data import Dataset
 from training.errors import TrainingError
 from training.models.network import Network
@@ -30,8 +30,7 @@ def load_subject(path: Path) -> Subject:
     """The networks of the bundle or run folder `path`; `TrainingError` if it is neither, or its data are not there."""
     if (path / MANIFEST).is_file():
         bundle = load_bundle(path)
-        data = load_data(recipe_of(bundle)[0])
-        same_data(bundle, data)
+        data, _ = made_with(bundle)
         defence = load_defence(bundle)
         networks = {"answering network": defence.network}
         if defence.companion is not None:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from gateway.bundle import Bundle, load_bundle, write_manifest
-from training.build import load_bundle_recipe, load_data, recipe_of, same_data
+from training.build import load_bundle_recipe, made_with
 from training.drafts import draft_of
 from training.errors import TrainingError
 from training.evaluate.bench import Bench
@@ -111,11 +111,9 @@ def _open(
 ) -> Bench:
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no GPU here")
-    recipe, settings = recipe_of(bundle)
+    data, settings = made_with(bundle)
     if config is not None:
         settings = load_bundle_recipe(config).evaluation
-    data = load_data(recipe)
-    same_data(bundle, data)
     table = None
     if ablation.is_file():
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gateway.bundle import Bundle
-from training.build import load_data, recipe_of, same_data
+from training.build import made_with
 from training.errors import TrainingError
 from training.evaluate.bench import Bench
 from training.evaluate.card import PAGE, check
@@ -39,9 +39,7 @@ def verify(bundle: Bundle, progress: Progress, *, count: int | None = None) -> l
     (schema 2) is compared by its shares, within three standard errors. Raises `TrainingError` when the data are missing
     or are not those of the bundle, or there is no card.
     """
-    recipe, asked = recipe_of(bundle)
-    data = load_data(recipe)
-    same_data(bundle, data)
+    data, asked = made_with(bundle)
     card = bundle.card()
     if card is None:
         raise TrainingError(f"{bundle.path}: no card to verify; `palisade evaluate {bundle.path}` makes one")

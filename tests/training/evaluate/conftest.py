@@ -11,7 +11,7 @@ import yaml
 
 from gateway.bundle import Bundle
 from tests.training.toy import CLASSES, SPEC, gratings, random_network, taught
-from training.build import build, load_data, recipe_of
+from training.build import build, made_with
 from training.data import Dataset, load_dataset
 from training.defence.constants import fit_constants
 from training.evaluate.bench import Bench
@@ -61,7 +61,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 
 @pytest.fixture(scope="session")
 def data(bundle: Bundle) -> Dataset:
-    return load_data(recipe_of(bundle)[0])
+    return made_with(bundle)[0]
 
 
 @pytest.fixture(scope="session")
