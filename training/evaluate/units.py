@@ -146,10 +146,10 @@ UNITS: dict[str, Unit] = {
         layered.layers,
         "layered",
         ("steps",),
-        1.0,
+        0.7,
         ("moved", "watched"),
-        100,
-    ),
+        64,
+    ),  # fmt: skip
     "pictures": Unit("explanations", "pictures for the report", (), explained.pictures, "patched", ("steps",), 0.05),
 }
 
