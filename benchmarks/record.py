@@ -29,11 +29,17 @@ def origin() -> dict[str, Any]:
     name = module.name if module is not None else Path(sys.argv[0]).name
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m", name, *sys.argv[1:]]),
+        "command": " ".join(["python -m", name, *map(_told, sys.argv[1:])]),
         "device": device(),
         "versions": {"python": platform.python_version(), "onnxruntime": str(onnxruntime.__version__)}
         | {name: version(name) for name in ("bentoml", "numpy")},
     }
+
+
+def _told(argument: str) -> str:
+    """An argument without where this machine keeps things: of an absolute path its last two parts."""
+    path = Path(argument)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else argument
 
 
 def device() -> dict[str, Any]:
