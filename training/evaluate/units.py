@@ -149,7 +149,7 @@ UNITS: dict[str, Unit] = {
         0.7,
         ("moved", "watched"),
         64,
-    ),  # fmt: skip
+    ),
     "pictures": Unit("explanations", "pictures for the report", (), explained.pictures, "patched", ("steps",), 0.05),
 }
 
