@@ -132,6 +132,11 @@ def _foreign(bench: Bench) -> dict[str, np.ndarray]:
     return found
 
 
+def lacks_photos(bench: Bench, section: dict[str, Any]) -> bool:
+    """Whether there are photos to look at that `section` of `shifts` says nothing of."""
+    return bench.photos is not None and "other: photos" not in section
+
+
 def _photos(bench: Bench) -> np.ndarray:
     assert bench.photos is not None
     if not bench.photos.is_dir():

@@ -48,7 +48,7 @@ def plan(bench: Bench, names: Sequence[str]) -> list[Plan]:
         n = UNITS[name].images(bench.settings, bench.bundle, bench.data)
         found, last = finished(bench, name), bench.store.result(name)
         rate = last["seconds"] / max(last["n"], 1) if last else UNITS[name].seconds
-        have = found["n"] if found else None
+        have = found["n"] if found and not UNITS[name].lacks(bench, found["section"]) else None
         rows.append(Plan(name, n, have, 0.0 if have is not None and have >= n else rate * n))
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from gateway.bundle import Bundle
 from training.data import Dataset
@@ -33,7 +34,8 @@ class Unit:
     """A measurement: `count` names the setting of its number of images, `depends` those its figures hang on.
 
     `path` is its place in the card. `seconds` by image are an estimate for one slow core. `verified` images are enough
-    to compare its outcomes with a card's; None: all of them. `companion`: only for bundles that have one.
+    to compare its outcomes with a card's; None: all of them. `companion`: only for bundles that have one. `lacks` says
+    whether a finished result's section is without something that this run could tell.
     """
 
     level: str
@@ -46,6 +48,7 @@ class Unit:
     figures: tuple[str, ...] = ()
     verified: int | None = None
     companion: bool = False
+    lacks: Callable[[Bench, dict[str, Any]], bool] = lambda _bench, _section: False
 
     def images(self, settings: Evaluation, bundle: Bundle, data: Dataset) -> int:
         """How many test images it uses at most; 0 if it is not for this bundle."""
@@ -102,7 +105,15 @@ UNITS: dict[str, Unit] = {
     "cascade": Unit(
         "0", "benign test images behind the cascade", ("cascade",), benign.cascade, seconds=0.008, companion=True
     ),
-    "shifts": Unit("0", "benign shifts and other images", ("shifts",), benign.shifts, "shifts", seconds=0.25),
+    "shifts": Unit(
+        "0",
+        "benign shifts and other images",
+        ("shifts",),
+        benign.shifts,
+        "shifts",
+        seconds=0.25,
+        lacks=benign.lacks_photos,
+    ),
     **_companion(4),
     **_companion(8),
     "control": Unit(

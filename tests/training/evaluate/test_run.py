@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gateway.bundle import Bundle, load_bundle
 from tests.training.evaluate.conftest import TINY
@@ -194,3 +196,18 @@ def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: P
     told = (tmp_path / "card.md").read_text()
     assert "This bundle has no companion" in told
     assert "companion's own error" not in told
+
+
+def test_photos_that_come_later_are_looked_at(fresh: Callable[..., Bench], tmp_path: Path) -> None:
+    bench = fresh(shifts=2)
+    assert run_units(bench, ["shifts"]) == {}
+    assert "other: photos" not in finished(bench, "shifts")["section"]
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photos" / "one.png")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    bench.photos = tmp_path / "photos"
+    assert [row.done for row in plan(bench, ["shifts"])] == [False]
+    assert run_units(bench, ["shifts"]) == {}
+    assert finished(bench, "shifts")["section"]["other: photos"]["n"] == 1
+    bench.photos = None
+    assert [row.done for row in plan(bench, ["shifts"])] == [True]
