@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.bundle import MANIFEST, Bundle, Guard, Name, Policy, Version, load_bundle, read_manifest, write_manifest
 from training.assemble import Plan, Report, Silent, assemble, input_spec
-from training.calibrate import ALPHAS, GUARD, Benign
+from training.calibrate import ALPHAS, GUARD, Benign, enough_to_calibrate
 from training.data import Dataset, load_dataset
 from training.defence.graph import SCORES, SCREEN_SCORES, STRICT
 from training.drafts import draft_of
@@ -105,6 +105,7 @@ def build(
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"], report.step)
+    enough_to_calibrate(data)
     if networks is not None:
         models = {role: recipes[role].model for role in ROLES}
         spec = input_spec(data, recipes["standard"].data.resize)

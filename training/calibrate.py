@@ -31,6 +31,7 @@ CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
 GATED, COST = 0.05, 0.01
 GOES_ON = 0.13
+FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 
 Progress = Callable[[str, int, int], None]
@@ -119,8 +120,7 @@ def calibrate(
     """
     select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
     n, groups = len(scores.groups), len(np.unique(scores.groups))
-    if n < 20 or groups < 2 or len(select) < 20:
-        raise TrainingError(f"calibration needs 20 images in 2 groups, has {n} in {groups}")
+    _enough(len(select), n, groups)
     fusion = Fusion.fit(select, names, fused, guard)
     statistic = fusion.statistic(benign)
     effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
@@ -166,6 +166,19 @@ def calibrate(
             "evaluated": evaluated,
         }
     )
+
+
+def enough_to_calibrate(data: Dataset) -> None:
+    """`TrainingError` if the splits are too small to calibrate on: to be asked before hours of training."""
+    _enough(len(data.select), len(data.calibrate), len(np.unique(data.calibrate.group)))
+
+
+def _enough(select: int, calibrate: int, groups: int) -> None:
+    if select < FEWEST or calibrate < FEWEST or groups < 2:
+        raise TrainingError(
+            f"too few images to calibrate on: the select split has {select}, the calibrate split {calibrate} in "
+            f"{groups} group(s); {FEWEST} each, in 2 groups, are needed: add images or give these splits a larger share"
+        )
 
 
 def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recovery | None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gateway.bundle import BUCKETS, Bundle, Policy, Resize, file_sha256, load_bundle
 from training.assemble import Plan, Report, Silent, assemble
 from training.build import Wrapped, check_free, load_data, train
-from training.calibrate import GUARD
+from training.calibrate import GUARD, enough_to_calibrate
 from training.data import Dataset, folder_at
 from training.defence.constants import batch_of
 from training.defence.graph import ALONE_SCORES, SCORES
@@ -99,6 +99,7 @@ def harden(
     _named(companion, version)
     recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch)
     images = load_data(recipes["standard"], report.step)
+    enough_to_calibrate(images)
     networks = {role: train(recipes[role], images, runs=runs, report=report.training) for role in ROLES}
     training = {role: recipe.model_dump(mode="json") for role, recipe in recipes.items()}
     training |= {"evaluation": Evaluation().model_dump(mode="json")}

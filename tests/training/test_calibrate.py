@@ -156,7 +156,7 @@ def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
 )
 def test_too_little_to_calibrate_on(tmp_path: Path, select: int, images: int, groups: int) -> None:
     scores = benign(outputs(select, 0), outputs(images, 1), np.arange(images) % groups)
-    with pytest.raises(TrainingError, match="needs 20 images in 2 groups"):
+    with pytest.raises(TrainingError, match="20 each, in 2 groups, are needed"):
         entry(scores, tmp_path)
     assert not (tmp_path / "calibration.npz").exists()
 

@@ -205,10 +205,22 @@ def test_recipes_to_start_from(side: int) -> None:
     assert recipes["standard"].data == recipes["companion"].data
 
 
-@pytest.mark.reference
-def test_a_network_and_its_companion_are_trained_on_a_folder(given: Path, tmp_path: Path) -> None:
+def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
     made = run(
-        "harden", "--model", MODEL, "--companion-model", MODEL, "--data", given / "photos", "--size", SIDE,
+        "harden", "--model", MODEL, "--data", given / "photos", "--size", SIDE, "--runs", tmp_path / "runs",
+        "--out", tmp_path / "toy",
+    )  # fmt: skip
+    assert made.exit_code == 2
+    assert "too few images to calibrate on: the select split has 16" in " ".join(made.output.split())
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.reference
+def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
+    made = run(
+        "harden", "--model", MODEL, "--companion-model", MODEL, "--data", photos, "--size", SIDE,
         "--epochs", 2, "--batch", 32, "--runs", tmp_path / "runs", "--out", tmp_path / "toy", "--samples", 1,
     )  # fmt: skip
     assert made.exit_code == 0, made.output
