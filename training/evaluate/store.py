@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,21 @@ class Store:
         make: Callable[[int, int], Arrays],
         progress: Progress = lambda _done, _total: None,
     ) -> Arrays:
-        """Arrays of `count` rows, in chunks of `size`: `make(start, stop)` makes those that are not there.
+        """Arrays of `count` rows: `make(start, stop)` makes those that are not there, in chunks of `size`.
 
-        A chunk may be longer than is asked for; it is then cut.
+        A chunk that is there may be of any length, as one that an evaluation with fewer rows ended with.
         """
-        parts, folder = [], self._chunks(name, key)
-        for start, stop in _spans(count, size):
-            found = self._read(folder, start, stop)
+        parts, folder, start = list[Arrays](), self._chunks(name, key), 0
+        while start < count or not parts:
+            found, stop = self._longest(folder, start), min(start + size, count)
             if found is None:
                 found = make(start, stop)
                 self._write(folder / f"{start}-{stop}.npz", found)
+            else:
+                stop = min(start + len(next(iter(found.values()))), count)
             parts.append({field: array[: stop - start] for field, array in found.items()})
             progress(stop, count)
+            start = stop
         return {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
 
     def result(self, unit: str) -> dict[str, Any] | None:
@@ -80,9 +83,10 @@ class Store:
     def _chunks(self, name: str, key: str) -> Path:
         return self.folder / f"{name}-{key}"
 
-    def _read(self, folder: Path, start: int, stop: int) -> Arrays | None:
-        for path in folder.glob(f"{start}-*.npz"):
-            if _length(path) < stop - start:
+    def _longest(self, folder: Path, start: int) -> Arrays | None:
+        """The longest chunk from `start` that can be read; None if there is none with a row."""
+        for path in sorted(folder.glob(f"{start}-*.npz"), key=_length, reverse=True):
+            if _length(path) == 0:
                 continue
             try:
                 with np.load(path, allow_pickle=False) as file:
@@ -110,11 +114,6 @@ def replace_text(path: Path, text: str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _spans(count: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, max(count, 1), size):
-        yield start, min(start + size, count)
 
 
 def _length(path: Path) -> int:

@@ -33,13 +33,31 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_more_rows_use_whole_chunks_and_fewer_use_a_part(tmp_path) -> None:
+def test_more_rows_go_on_from_the_last_chunk_and_fewer_use_a_part(tmp_path) -> None:
     store, more, fewer = Store(tmp_path), Maker(), Maker()
     store.rows("a", "k", 6, 4, Maker())
     assert store.rows("a", "k", 12, 4, more)["row"].tolist() == list(range(12))
-    assert more.asked == [(4, 8), (8, 12)]
+    assert more.asked == [(6, 10), (10, 12)]
     assert store.rows("a", "k", 5, 4, fewer)["row"].tolist() == list(range(5))
     assert fewer.asked == []
+
+
+def test_of_chunks_from_the_same_row_the_longest_is_used(tmp_path) -> None:
+    store, other = Store(tmp_path), Maker()
+    store.rows("a", "k", 2, 2, Maker())
+    longer = tmp_path / "a-k" / "0-5.npz"
+    np.savez_compressed(longer, **Maker()(0, 5))
+    assert store.rows("a", "k", 7, 2, other)["row"].tolist() == list(range(7))
+    assert other.asked == [(5, 7)]
+    longer.write_bytes(b"PK\x03\x04 half a file")
+    assert store.rows("a", "k", 2, 2, other)["row"].tolist() == [0, 1]
+    assert other.asked == [(5, 7)]
+
+
+def test_no_rows_are_no_chunk_to_go_on_from(tmp_path) -> None:
+    store = Store(tmp_path)
+    assert store.rows("a", "k", 0, 4, Maker())["row"].tolist() == []
+    assert store.rows("a", "k", 3, 4, Maker())["row"].tolist() == [0, 1, 2]
 
 
 def test_other_names_and_keys_are_apart(tmp_path) -> None:
