@@ -54,10 +54,10 @@ _PATCH_RANKING = 16 / 255  # radius at which a patch's targets are ranked
 _LEVELS = np.concatenate([np.linspace(0, 0.9, 10), [0.95, 0.98, 0.99, 0.995, 1.0]])
 
 
-def unflagged(fusion: Fusion, level: float) -> Conditions:
-    """The conditions of a wrong answer whose T (`gateway.verdict.Fusion`) stays above `level`."""
+def unflagged(fusion: Fusion, level: float, *, capped: bool = False) -> Conditions:
+    """The conditions of a wrong answer whose T (`gateway.verdict.Fusion`) stays above `level`; `capped`: `evidence`."""
     limit, objection = fusion.limits(level)
-    statistic = evidence(fusion.components, fusion.columns)
+    statistic = evidence(fusion.components, fusion.columns, capped=capped)
 
     def conditions(logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
         hinges = [says(logits, target), (statistic(scores) - limit + _FISHER).relu()]
@@ -353,8 +353,12 @@ def says(logits: Tensor, target: Tensor, by: float = _ANSWER) -> Tensor:
     return (by - margin(logits, target)).relu()
 
 
-def evidence(components: np.ndarray, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Fisher's statistic (N,) of scores (N, S), differentiable: -2 log p linear between benign quantiles and beyond."""
+def evidence(components: np.ndarray, columns: Sequence[int], *, capped: bool = False) -> Callable[[Tensor], Tensor]:
+    """Fisher's statistic (N,) of scores (N, S), differentiable: -2 log p linear between benign quantiles and beyond.
+
+    `capped`: a score beyond all benign ones counts as the largest of them, as it does in the gateway, and is left to
+    grow. Where the limit lets one score be off the scale that wins more; elsewhere the slope that it takes away does.
+    """
     n = len(components)
     heights = torch.from_numpy(-2 * np.log(1 - _LEVELS * n / (n + 1))).float()
     knots = [torch.from_numpy(np.quantile(components[:, column], _LEVELS)).float() for column in columns]
@@ -365,7 +369,8 @@ def evidence(components: np.ndarray, columns: Sequence[int]) -> Callable[[Tensor
             score, at = scores[:, column].contiguous(), knot.to(scores.device)
             right = torch.searchsorted(at, score.detach()).clamp(1, len(at) - 1)
             slope = (high[right] - high[right - 1]) / (at[right] - at[right - 1]).clamp_min(1e-6)
-            total = total + (high[right - 1] + slope * (score - at[right - 1])).relu()
+            doubt = (high[right - 1] + slope * (score - at[right - 1])).relu()
+            total = total + (doubt.clamp(max=float(high[-1])) if capped else doubt)
         return total
 
     return statistic

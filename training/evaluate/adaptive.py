@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -98,6 +98,23 @@ def stages(systems: Systems) -> list[Stage]:
     return found
 
 
+def stricter(systems: Systems) -> list[Stage]:
+    """What is tried on images that stand where few are flagged: there the limit of the fused scores is wide.
+
+    The systems as served at the smaller levels, which no stage of `stages` aims at, and `all` at the least rate.
+    """
+    judge = systems.bench.pipeline.judge
+    rate, guard = RATES[0], f"guard@{RATES[0]:g}" if systems.guards else None
+    least = unflagged(judge.fusion, -systems.thresholds["all", rate], capped=True)
+    found = [Stage(f"joint, {rate:g}, capped", least, f"all@{rate:g}", given=guard)]
+    for alpha in sorted(ALPHAS)[:-1]:
+        level = judge.level(alpha)
+        near = _near(judge.fusion.limits(level)[1])
+        conditions = unflagged(judge.fusion, level, capped=True)
+        found.append(Stage(f"{JOINT}, {alpha:g}", conditions, f"served@{alpha:g}", given=near))
+    return found
+
+
 def _guarded(systems: Systems, rate: float) -> list[Stage]:
     """The guard alone within `all`, the strict companion alone, and everything, at one rate.
 
@@ -150,17 +167,20 @@ def _calm(systems: Systems, rate: float) -> Conditions:
     return conditions
 
 
-def suite(
-    bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[str] = (), samples: int = 1
-) -> tuple[Arrays, list[str]]:
+def suite(bench: Bench, *, eps: float, count: int, steps: int, only: Sequence[str] = ()) -> tuple[Arrays, list[str]]:
     """Which of the first `count` test images beat which column by which attack: {attack: (n, R)}, and the columns.
 
-    `only` names the stages to run, without the simple attacks.
+    `only` names the stages to run, without the simple attacks and without those of `stricter`.
     """
     systems = Systems(bench)
     plan = [stage for stage in stages(systems) if not only or stage.name in only]
-    rows = carry_out(bench, systems, plan, "adaptive", eps=eps, count=count, steps=steps, only=only, samples=samples)
-    return rows, systems.columns
+    rows = carry_out(bench, systems, plan, "adaptive", eps=eps, count=count, steps=steps, only=only)
+    if only:
+        return rows, systems.columns
+    more = carry_out(
+        bench, systems, stricter(systems), "adaptive-stricter", eps=eps, count=count, steps=steps, before=rows
+    )
+    return rows | more, systems.columns
 
 
 def carry_out(
@@ -174,11 +194,13 @@ def carry_out(
     steps: int,
     only: Sequence[str] = (),
     samples: int = 1,
+    before: Arrays | None = None,
 ) -> Arrays:
     """The stages of `plan` one after another on the first `count` test images: {attack: (n, R) bool}.
 
-    The simple attacks come first, unless `only` names stages. `kind` is what the rows are kept under. More than one of
-    `samples`: gradients are means over as many images within `JITTER`.
+    The simple attacks come first, unless `only` names stages or this goes on from `before`, rows of earlier attacks on
+    the same images. `kind` is what the rows are kept under. More than one of `samples`: gradients are means over as
+    many images within `JITTER`.
     """
     test, columns = bench.first(count), systems.columns
     targets, restarts = bench.settings.adaptive_targets, bench.settings.adaptive_restarts
@@ -188,16 +210,18 @@ def carry_out(
         part = test.take(np.arange(start, stop))
         x, y = bench.pixels(part.x), bench.targets(part.y)
         won: Arrays = {}
+        earlier = {name: each[start:stop] for name, each in (before or {}).items()}
         with frozen(bench.defence):
-            if not only:
+            if not only and before is None:
                 won |= {simple: systems.judged(images, y) for simple, images in _simple(bench, x, y, eps, generator)}
             second = bench.defence.companion or bench.defence.network
             order, _ = rank_targets(second, x, y, eps=eps / 255, targets=targets)
             for stage in plan:
                 # What a simple attack has won is tried again: the joint attacks have to win it themselves.
-                todo = ~_any(won, stage.until, columns, [name for name in won if name not in SIMPLE], len(part))
+                known = earlier | won
+                todo = ~_any(known, stage.until, columns, [name for name in known if name not in SIMPLE], len(part))
                 if stage.given is not None and (not only or stage.given == GUARDED):
-                    todo &= _any(won, stage.given, columns, list(won), len(part))
+                    todo &= _any(known, stage.given, columns, list(known), len(part))
                 won[stage.name] = np.zeros((len(part), len(columns)), bool)
                 if todo.any():
                     chosen = torch.from_numpy(np.flatnonzero(todo)).to(x.device)
@@ -214,6 +238,8 @@ def carry_out(
     depends |= {"stages": [stage.name for stage in plan], "columns": columns}
     if samples > 1:
         depends |= {"samples": samples, "jitter": JITTER}
+    if before is not None:
+        depends["after"] = list(before)
     return bench.rows(name, f"{kind}-{eps:g}", depends, len(test), CHUNK, make, served=True)
 
 
@@ -271,8 +297,11 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
         for alpha in ALPHAS:
             if (won := union.get(f"{system}@{alpha:g}")) is not None:
                 tell(f"{prefix}_{alpha:g}", won)
-    outcomes = {f"joint_{eps}": union[SERVED]}
-    figures = {f"joint_{eps}": Figure(f"joint_{eps}", at=("adaptive", key, f"alpha_{max(ALPHAS):g}"))}
+    outcomes, figures = {}, {}
+    for alpha in ALPHAS:
+        figure = f"joint_{eps}" if alpha == max(ALPHAS) else f"joint_{eps}_{alpha:g}"
+        outcomes[figure] = union[f"served@{alpha:g}"]
+        figures[figure] = Figure(figure, at=("adaptive", key, f"alpha_{alpha:g}"))
     if ALONE in union:
         half, _ = suite(bench, eps=eps / 2, count=settings.adaptive, steps=settings.adaptive_steps, only=[ALONE])
         tell("companion", union[ALONE])
@@ -326,16 +355,24 @@ def doubled(bench: Bench) -> Found:
 
 
 def smoothed(bench: Bench) -> Found:
-    """The joint attack at 8/255 with gradients averaged over noise, on the same images."""
-    section: dict[str, Any] = {"samples": SAMPLES, "jitter": JITTER}
-    for name, samples in (("once", 1), ("averaged", SAMPLES)):
-        section |= _served(bench, name, (GUARD_STAGE, JOINT), steps=bench.settings.adaptive_steps, samples=samples)
+    """The joint attacks at 8/255 with gradients averaged over noise, on the images that stood without."""
+    settings, systems = bench.settings, Systems(bench)
+    effort: dict[str, Any] = {"eps": 8, "count": settings.doubled, "steps": settings.adaptive_steps}
+    rows, columns = suite(bench, **effort)
+    plan = [stage for stage in stages(systems) if stage.name == JOINT]
+    plan += [stage for stage in stricter(systems) if stage.name.startswith(JOINT)]
+    near = None if bench.defence.companion is None else DOUBTS
+    plan = [replace(stage, name=f"{stage.name}, averaged", given=near) for stage in plan]
+    more = carry_out(bench, systems, plan, "adaptive-smoothed", samples=SAMPLES, before=rows, **effort)
+    section: dict[str, Any] = {"samples": SAMPLES, "jitter": JITTER, "n": len(rows[JOINT])}
+    for name, won in (("once", union_of(rows, columns)), ("averaged", union_of(rows | more, columns))):
+        section[name] = {f"alpha_{alpha:g}": float(won[f"served@{alpha:g}"].mean()) for alpha in ALPHAS}
     return Found(section)
 
 
-def _served(bench: Bench, name: str, only: Sequence[str], *, steps: int, samples: int = 1) -> dict[str, Any]:
+def _served(bench: Bench, name: str, only: Sequence[str], *, steps: int) -> dict[str, Any]:
     """{n, `name`: shares won on the system as served and, where that is attacked, on the companion}."""
-    won = union_of(*suite(bench, eps=8, count=bench.settings.doubled, steps=steps, only=only, samples=samples))
+    won = union_of(*suite(bench, eps=8, count=bench.settings.doubled, steps=steps, only=only))
     told = {"served": float(won[SERVED].mean())}
     if ALONE in only and ALONE in won:
         told["companion"] = float(won[ALONE].mean())

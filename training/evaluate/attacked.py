@@ -127,7 +127,7 @@ def attacked(bench: Bench, name: str) -> Attacked:
     """The images of the attack `name`, made now or before."""
     attack = ATTACKS[name]
     index = bench.right_first(count_of(name, bench.settings))
-    clean = bench.data.test.take(index)
+    clean = bench.test.take(index)
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = clean.take(np.arange(start, stop))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from training.defence.graph import DefenceGraph
 from training.evaluate.served import Served, open_pipeline, serve
 from training.evaluate.settings import Evaluation
 from training.evaluate.store import Arrays, Store, digest
+from training.evaluate.tracks import inferred_tracks
 from training.modes import seeded
 from training.networks import NETWORKS, load_defence, networks_sha256
 from training.pixels import to_tensor
@@ -84,10 +85,18 @@ class Bench:
         told: Any = self.data.describe()["test"]
         return str(told["sha256"])
 
+    @cached_property
+    def test(self) -> Split:
+        """The test images in groups that intervals resample: the data set's, else inferred ones, else each image."""
+        test, frames = self.data.test, self.settings.track_frames
+        if frames is None or len(np.unique(test.group)) < len(test):
+            return test
+        return replace(test, group=inferred_tracks(test.x, test.y, frames=frames))
+
     def first(self, count: int | None) -> Split:
         """The first `count` test images; None: all."""
-        n = len(self.data.test)
-        return self.data.test.take(np.arange(n if count is None else min(count, n)))
+        n = len(self.test)
+        return self.test.take(np.arange(n if count is None else min(count, n)))
 
     def right_first(self, count: int) -> np.ndarray:
         """Indices of the first `count` test images that the answering network gets right."""

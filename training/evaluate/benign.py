@@ -28,7 +28,7 @@ def flags(bench: Bench, answers: Served, alpha: float, *, cascade: bool = False)
 
 def benign(bench: Bench) -> Found:
     """Clean accuracy of every answer, share flagged at each alpha, and what neutralisation does to clean images."""
-    test, answers = bench.data.test, bench.clean
+    test, answers = bench.test, bench.clean
     right = answers.raw == test.y
     outcomes = {
         "accuracy_answering": right,

@@ -137,8 +137,9 @@ def _smoothed(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> V
     if "smoothed" not in results:
         return None
     section = results["smoothed"]["section"]
-    once, averaged, n = section["once"]["served"], section["averaged"]["served"], section["n"]
-    return averaged - once <= max(POINT, 1.5 / n), f"{_percent(once)} to {_percent(averaged)}, n = {n}"
+    once, averaged, n = section["once"], section["averaged"], section["n"]
+    told = ", ".join(f"{_percent(once[key])} to {_percent(averaged[key])}" for key in once)
+    return max(averaged[key] - once[key] for key in once) <= max(POINT, 1.5 / n), f"{told}, n = {n}"
 
 
 def _adaptive(eps: int) -> Check:

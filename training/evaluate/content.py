@@ -59,7 +59,17 @@ def introduction(card: dict[str, Any]) -> str:
     return (
         f"Measured until {card['date']} by `{card['command']}` ({card['device']}), seed {card['settings']['seed']}, on "
         "the system as served: PNG images through the gateway's decoder, ONNX Runtime session, calibration and policy "
-        "`sanitize`. In brackets: 95 % bootstrap intervals, by group where the test split has groups, else by image."
+        f"`sanitize`. In brackets: 95 % bootstrap intervals, {_resampled(card)}."
+    )
+
+
+def _resampled(card: dict[str, Any]) -> str:
+    frames = card["settings"].get("track_frames")
+    if frames is None:
+        return "by group where the test split has groups, else by image"
+    return (
+        f"by track: the test images are frames of tracks of {frames}, which the data set does not name; they are "
+        "inferred from likeness (`training/evaluate/tracks.py`)"
     )
 
 
@@ -165,11 +175,19 @@ def _systems(card: dict[str, Any]) -> Parts:
     if "smoothed" in card:
         row = card["smoothed"]
         body.append(
-            f"With gradients averaged over {row['samples']} images within {255 * row['jitter']:.0f}/255, n = "
-            f"{row['n']}: {percent(row['once']['served'])} becomes {percent(row['averaged']['served'])} on the system "
-            "as served."
+            f"With gradients averaged over {row['samples']} images within {255 * row['jitter']:.0f}/255, on those that "
+            f"stood at 8/255 and on which the companion came near to erring, n = {row['n']}: {_averaged(row)}."
         )
     return [("Systems against an attacker who knows them", body)]
+
+
+def _averaged(row: dict[str, Any]) -> str:
+    """What averaging gradients changes on the system as served, by alpha."""
+    return ", ".join(
+        f"{percent(row['once'][key])} becomes {percent(row['averaged'][key])} at alpha {percent(alpha, 0)}"
+        for alpha in ALPHAS
+        if (key := f"alpha_{alpha:g}") in row["once"]
+    )
 
 
 def _benign(card: dict[str, Any]) -> Parts:

@@ -36,7 +36,7 @@ def adaptive_patches(bench: Bench) -> Found:
     served for.
     """
     settings = bench.settings
-    clean = bench.data.test.take(bench.right_first(settings.adaptive_patched))
+    clean = bench.test.take(bench.right_first(settings.adaptive_patched))
     judge = bench.pipeline.judge
 
     aims: list[tuple[str, str, Looks, Conditions, Afterwards | None]] = [
@@ -89,7 +89,7 @@ def adaptive_patches(bench: Bench) -> Found:
 def harmed(bench: Bench) -> Found:
     """How often an attacker who aims at it has neutralisation turn a right answer into a wrong one that is served."""
     settings, judge = bench.settings, bench.pipeline.judge
-    clean = bench.data.test.take(bench.right_first(settings.harm))
+    clean = bench.test.take(bench.right_first(settings.harm))
     gate = judge.level(bench.bundle.manifest.policy.gate_alpha)
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:

@@ -44,7 +44,7 @@ def queries(bench: Bench) -> Found:
     for which the budget was enough, `median` the median of queries where an image that stood counts as the budget.
     """
     settings = bench.settings
-    clean = bench.data.test.take(bench.right_first(settings.queried))
+    clean = bench.test.take(bench.right_first(settings.queried))
     section: dict[str, Any] = {"n": len(clean), "eps": EPS, "budget": settings.queries}
     for disclosure in get_args(Disclosure):
 

@@ -30,7 +30,7 @@ def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts
     right are attacked.
     """
     test, predict = bench.first(count), fast(bench.networks[role])
-    right = bench.labels[role] == bench.data.test.y
+    right = bench.labels[role] == bench.test.y
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = test.take(np.arange(start, stop))
@@ -54,7 +54,7 @@ def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts
 def companion_pgd(bench: Bench, *, eps: int) -> Found:
     """Accuracy of the companion alone under PGD: right before and after."""
     standing = pgd_rows(bench, "companion", eps=eps, count=bench.settings.robust)["standing"]
-    group, key = bench.data.test.group[: len(standing)], f"pgd50_{eps}"
+    group, key = bench.test.group[: len(standing)], f"pgd50_{eps}"
     section = {
         "n": len(standing), "eps": eps, "steps": bench.settings.steps, "restarts": 1,
         "accuracy": float(standing.mean()), "accuracy_interval": interval(standing, group),
@@ -66,7 +66,7 @@ def control(bench: Bench) -> Found:
     """The undefended network under PGD at a large radius with restarts: a working harness leaves next to nothing."""
     rows = pgd_rows(bench, "answering", eps=CONTROL_EPS, count=bench.settings.control, restarts=CONTROL_RESTARTS)
     standing = rows["standing"]
-    group = bench.data.test.group[: len(standing)]
+    group = bench.test.group[: len(standing)]
     section = {
         "n": len(standing), "eps": CONTROL_EPS, "steps": bench.settings.steps, "restarts": CONTROL_RESTARTS,
         "accuracy": float(standing.mean()), "accuracy_interval": interval(standing, group),
@@ -133,7 +133,7 @@ def curve(bench: Bench) -> Found:
         for eps in CURVE:
             if eps == 0:
                 count = len(bench.first(bench.settings.curve))
-                points["0"] = float((bench.labels[role] == bench.data.test.y)[:count].mean())
+                points["0"] = float((bench.labels[role] == bench.test.y)[:count].mean())
             else:
                 restarts = FAR_RESTARTS if eps >= FAR else 1
                 rows = pgd_rows(bench, role, eps=eps, count=bench.settings.curve, restarts=restarts)

@@ -31,8 +31,14 @@ class Plan:
 
 def key_of(bench: Bench, name: str) -> str:
     """What a unit's result hangs on but for its number of images."""
-    settings = {setting: getattr(bench.settings, setting) for setting in ("seed", *UNITS[name].depends)}
-    return digest([name, bench.served_key, bench.networks_key, settings])
+    unit = UNITS[name]
+    settings = {setting: getattr(bench.settings, setting) for setting in ("seed", *unit.depends)}
+    told: list[object] = [name, bench.served_key, bench.networks_key, settings]
+    if unit.version > 1:
+        told.append(unit.version)
+    if bench.settings.track_frames is not None:
+        told.append(bench.settings.track_frames)
+    return digest(told)
 
 
 def finished(bench: Bench, name: str) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ FIGURES = {
     "control": "answering network under PGD at a large radius",
     "joint_4": "wrong and not flagged under the joint attack at 4/255, alpha 5 %",
     "joint_8": "wrong and not flagged under the joint attack at 8/255, alpha 5 %",
+    "joint_4_0.01": "wrong and not flagged under the joint attack at 4/255, alpha 1 %",
+    "joint_8_0.01": "wrong and not flagged under the joint attack at 8/255, alpha 1 %",
     "joint_excess_4": "joint attack at 4/255 beyond the companion's own error, alpha 5 %",
     "joint_excess_8": "joint attack at 8/255 beyond the companion's own error, alpha 5 %",
     "recovered_patch": "noisy patches that fool: answered rightly after neutralisation",
@@ -96,6 +98,9 @@ class Evaluation(BaseModel):
     queries: int = Field(2000, ge=1, description="of each of them, at most")
     explained: int = Field(200, ge=1)
     layered: int = Field(300, ge=1, description="heat maps of every layer")
+    track_frames: int | None = Field(
+        None, ge=2, description="frames of a track, where test images come in tracks that the data set does not name"
+    )
     bounds: list[Bound] = []
 
     def capped(self, n: int | None) -> Evaluation:

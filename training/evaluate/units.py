@@ -35,7 +35,8 @@ class Unit:
 
     `path` is its place in the card. `seconds` by image are an estimate for one slow core. `verified` images are enough
     to compare its outcomes with a card's; None: all of them. `companion`: only for bundles that have one. `lacks` says
-    whether a finished result's section is without something that this run could tell.
+    whether a finished result's section is without something that this run could tell. `version` counts up when what is
+    measured changes: results of an earlier one are not taken.
     """
 
     level: str
@@ -49,6 +50,7 @@ class Unit:
     verified: int | None = None
     companion: bool = False
     lacks: Callable[[Bench, dict[str, Any]], bool] = lambda _bench, _section: False
+    version: int = 1
 
     def images(self, settings: Evaluation, bundle: Bundle, data: Dataset) -> int:
         """How many test images it uses at most; 0 if it is not for this bundle."""
@@ -95,7 +97,7 @@ def _adaptive(eps: int) -> dict[str, Unit]:
     return {
         f"adaptive_{eps}": Unit(
             "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 10,
-            (f"joint_{eps}", f"joint_excess_{eps}"), 8,
+            (f"joint_{eps}", f"joint_{eps}_{min(ALPHAS):g}", f"joint_excess_{eps}"), 8, version=2,
         ),
     }  # fmt: skip
 
@@ -132,7 +134,8 @@ UNITS: dict[str, Unit] = {
         adaptive.smoothed,
         "doubled",
         _EFFORT,
-        30,
+        6,
+        version=2,
     ),
     "patch_adaptive": Unit(
         "patches",

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gateway.bundle import Guard
-from gateway.verdict import Fusion
+from gateway.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
 from training.attacks.coarse import coarse
 from training.attacks.joint import (
     companion_says,
     confident,
+    evidence,
     joint_attack,
     joint_patch_attack,
     rank_targets,
@@ -198,6 +199,21 @@ def test_hinges_are_zero_just_where_the_system_does_not_object() -> None:
     calm, loud = fusion.statistic(np.array([[0.5, objection - 0.01], [0.5, objection + 0.01]]))
     assert -calm > level > -loud
     assert fusion.statistic(np.array([[1.6, 0.0]]))[0] > -level
+
+
+def test_a_capped_score_costs_what_the_gateway_makes_of_it_and_no_more() -> None:
+    """Beyond all benign scores the p-value of one falls no further; uncapped evidence goes on rising."""
+    far = np.array([[50.0, BENIGN[:, 1].min()], [5000.0, BENIGN[:, 1].min()]])
+    scores = torch.from_numpy(far).float().requires_grad_(True)
+    columns = [0, 1]
+    ordered = np.sort(BENIGN, axis=0)
+    capped, free = (evidence(ordered, columns, capped=cap)(scores) for cap in (True, False))
+    assert capped[0] == capped[1]
+    assert np.allclose(capped.detach().numpy(), fisher(component_p(ordered, far)), atol=0.1)
+    assert free[1] > free[0] > capped[0]
+    assert torch.autograd.grad(capped.sum(), scores)[0][:, 0].tolist() == [0, 0]
+    inside = torch.from_numpy(ordered[::7]).float()
+    assert torch.equal(evidence(ordered, columns)(inside), evidence(ordered, columns, capped=True)(inside))
 
 
 def test_jitter_moves_what_is_looked_at_and_not_what_is_judged(weight: Tensor, images) -> None:

@@ -45,8 +45,8 @@ def test_nothing_measured_is_nothing_told() -> None:
          {"autoattack_8": {"n": 500, "fell_to": {"square": 0.03}}}),
         ("doubled", {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.505}}},
          {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.53}}}),
-        ("smoothed", {"smoothed": {"n": 200, "once": {"served": 0.5}, "averaged": {"served": 0.45}}},
-         {"smoothed": {"n": 200, "once": {"served": 0.5}, "averaged": {"served": 0.53}}}),
+        ("smoothed", {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.505}}},
+         {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.53}}}),
     ],
 )  # fmt: skip
 def test_what_a_section_tells(check: str, good: dict[str, Any], bad: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from gateway.bundle import Guard
 from tests.training.toy import CLASSES, SIDE
 from training.attacks.margin import margin
 from training.defence.graph import SCORES, DefenceGraph
-from training.evaluate.adaptive import SERVED, _judge, stages
-from training.evaluate.settings import RATES
+from training.evaluate.adaptive import SERVED, _judge, stages, stricter
+from training.evaluate.settings import ALPHAS, RATES
 from training.evaluate.systems import ALONE, DOUBTS, Systems
 
 RNG = np.random.default_rng(0)
@@ -124,3 +124,12 @@ def test_every_system_is_attacked_at_every_rate(systems: Systems) -> None:
     beaten = _judge(systems, SERVED)(torch.rand(2, 3, SIDE, SIDE), torch.zeros(2, dtype=torch.long))
     assert beaten.shape == (2, len(systems.columns) + 1)
     assert (beaten[:, -1] == beaten[:, systems.columns.index(SERVED)]).all()
+
+
+def test_every_level_that_is_served_is_somebodys_aim(systems: Systems) -> None:
+    """The level that flags fewest is no by-product of attacks on others: it is what a gateway serves by default."""
+    aims = {stage.until for stage in [*stages(systems), *stricter(systems)]}
+    assert {f"served@{alpha:g}" for alpha in ALPHAS} <= aims
+    least = [stage for stage in stricter(systems) if stage.until == f"all@{RATES[0]:g}"]
+    assert len(least) == 1
+    assert least[0].given is None
