@@ -84,7 +84,10 @@ def build(
 def calibrate_bundle(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
-    version: Annotated[str, typer.Option(help="Version of the new bundle, for example 1.2.0-gpu.")],
+    version: Annotated[
+        str,
+        typer.Option(help="Version of the new bundle, such as 1.4.1: higher than the old, or that is served."),
+    ],
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What will serve it.")] = "cuda",
     precision: Annotated[
         Literal["fp32", "fp16"], typer.Option(help="fp16 graphs are made where the bundle has none.")

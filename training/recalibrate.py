@@ -50,7 +50,7 @@ def recalibrate(
     try:
         manifest = Manifest.model_validate(bundle.manifest.model_dump() | {"version": version})
     except ValidationError:
-        raise TrainingError(f"--version {version}: expected three numbers and a suffix, such as 1.2.0-gpu") from None
+        raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
     if version == bundle.version:
         raise TrainingError(f"{path} is version {version} already; another calibration is another --version")
     data, evaluation = made_with(bundle)

@@ -279,10 +279,11 @@ def union_of(rows: Arrays, columns: Sequence[str], names: Sequence[str] | None =
 
 
 def adaptive(bench: Bench, *, eps: int) -> Found:
-    """Share of test images answered wrong and not flagged, by system and rate; what each attack adds, and the limit.
+    """Share of test images answered wrong and not flagged, by system and rate, and what each attack adds.
 
-    `half` is the companion's error at half the radius: a detector that is robust at eps makes a classifier that is
-    robust at eps / 2 (Tramer 2022, arXiv 2107.11630), so that much less than that error is not to be had.
+    `half` is the companion's error at half the radius, to compare with: a detector that is robust at eps makes a
+    classifier (perhaps one that cannot be computed) that is robust at eps / 2 (Tramer 2022, arXiv 2107.11630), so that
+    figures far below it would claim more than the companion's kind of training gives.
     """
     settings, key = bench.settings, f"eps_{eps}"
     test = bench.first(settings.adaptive)

@@ -43,9 +43,10 @@ def evaluate(
         Path | None, typer.Option(help="Folder that keeps what was done; default: runs/evaluate-NAME-VERSION.")
     ] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos that are none of the classes.")] = None,
-    ablation: Annotated[Path, typer.Option(help="An ablation's table, drawn in the report if it is there.")] = Path(
-        "benchmarks/results/ablation.json"
-    ),
+    ablation: Annotated[
+        Path | None,
+        typer.Option(help="An ablation's table, drawn in the report; default: the newest in benchmarks/results/."),
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where attacks run; answers are the CPU's.")] = "cpu",
     install: Annotated[
         bool | None,
@@ -106,7 +107,7 @@ def _open(
     n: int | None,
     work: Path | None,
     photos: Path | None,
-    ablation: Path,
+    ablation: Path | None,
     device: str,
 ) -> Bench:
     if device == "cuda" and not torch.cuda.is_available():
@@ -114,14 +115,25 @@ def _open(
     data, settings = made_with(bundle)
     if config is not None:
         settings = load_bundle_recipe(config).evaluation
-    table = None
-    if ablation.is_file():
-        try:
-            table = json.loads(ablation.read_text("utf-8"))
-        except ValueError as error:
-            raise TrainingError(f"{ablation}: not JSON: {error}") from None
     store = Store(work or Path("runs") / f"evaluate-{bundle.name}-{bundle.version}")
-    return Bench(bundle, data, settings.capped(n), store, asked=settings, device=device, photos=photos, ablation=table)
+    return Bench(
+        bundle, data, settings.capped(n), store, asked=settings, device=device, photos=photos,
+        ablation=_ablation(ablation, data.name),
+    )  # fmt: skip
+
+
+def _ablation(path: Path | None, source: str) -> dict[str, Any] | None:
+    """The table at `path`; without one the newest that is kept here, if it is of the same data."""
+    newest = max(Path("benchmarks/results").glob("ablation-*.json"), default=None)
+    if (found := path or newest) is None:
+        return None
+    try:
+        table: dict[str, Any] = json.loads(found.read_text("utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{found}: {error.strerror}") from None
+    except ValueError as error:
+        raise TrainingError(f"{found}: not JSON: {error}") from None
+    return table if path or table["study"]["base"]["data"]["source"] == source else None
 
 
 def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | None) -> None:

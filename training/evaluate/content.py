@@ -114,7 +114,7 @@ def _adaptive(card: dict[str, Any]) -> Parts:
         if "cascade_0.05" in row:
             lines.append(("all behind the cascade", "cascade_0.01", "cascade_0.05"))
         if "half" in row:
-            lines.append(("the limit: the companion's error at half the eps", "half", "half"))
+            lines.append(("the companion's error at half the eps, to compare with", "half", "half"))
         rows += [(eps, name, ranged(row, one), ranged(row, five)) for name, one, five in lines]
     if _has_companion(card):
         whole = "answering network, companion and detector"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def test_a_partial_card_stays_in_the_work_folder_unless_it_is_installed(own: Pat
     assert card is not None
     assert card["status"] == "incomplete"
     assert (own / "report.html").is_file()
+
+
+def test_the_newest_ablation_of_the_same_data_is_drawn(
+    own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    summary = {"at": {"clean": {"mean": 0.9, "sd": 0.01}}}
+
+    def drawn(day: int, source: str, *options: object) -> bool:
+        table = {"summary": summary, "study": {"base": {"data": {"source": source}}}}
+        (results / f"ablation-{day}.json").write_text(json.dumps(table))
+        code, said = run("evaluate", own, "--only", "benign", "--work", tmp_path / "work", *options)
+        assert code == 0, said
+        return "Ablation at equal budget" in (tmp_path / "work" / "report.html").read_text()
+
+    assert drawn(1, "npz:gratings")
+    assert not drawn(2, "npz:others")
+    assert drawn(2, "npz:others", "--ablation", results / "ablation-1.json")
+    code, said = run(
+        "evaluate", own, "--only", "benign", "--work", tmp_path / "work", "--ablation", results / "no.json"
+    )
+    assert code == 2
+    assert "no.json: No such file" in said
 
 
 def test_missing_data_and_altered_bundles_are_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
