@@ -380,9 +380,20 @@ def _queries(card: dict[str, Any]) -> Parts:
         f"Over HTTP, {found['eps']}/255, n = {found['n']}, at most {found['budget']:,} queries an image: until one "
         "answer is wrong and not flagged. Told `full`, an attacker sees maps too, which these attacks do not use."
     )
-    return [
-        ("Queries", [text, Table(("told", "attack", "images won", "median of queries (budget where it stood)"), rows)])
+    body: list[str | Table] = [
+        text,
+        Table(("told", "attack", "images won", "median of queries (budget where it stood)"), rows),
     ]
+    if transferred := card.get("unaware", {}).get(f"transfer_{found['eps']:g}"):
+        said = ", ".join(
+            f"{percent(transferred[f'alpha_{alpha:g}']['undetected'])} at alpha {percent(alpha, 0)}" for alpha in ALPHAS
+        )
+        body.append(
+            "One query is enough to send an image made on networks of one's own. Of all images that are attacked so "
+            f"(n = {transferred['n']:,}) are answered wrong and not flagged: {said}. Where a row above is below that, "
+            "its sample was too small or the attack too weak to show it; an attacker has both."
+        )
+    return [("Queries", body)]
 
 
 def _cascade(card: dict[str, Any]) -> Parts:
