@@ -1,11 +1,12 @@
-"""Makes tests/data/gtsrb.npz from the shipped bundle's test split (needs the data set; `python tests/data/make.py`).
+"""Makes tests/data/NAME.npz from the test split of models/NAME (needs the data set; `python tests/data/make.py NAME`).
 
 The first 140 test images, the first 60 attacked (PGD-20, 8/255, seed 0) and the first 40 patched (7x7, seed 0), uint8,
-with labels. Source of the images: GTSRB (Stallkamp et al. 2012), resized to 32x32.
+with labels. Sources of the images: GTSRB (Stallkamp et al. 2012), resized to 32x32; CIFAR-10 (Krizhevsky 2009).
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from training.scoring import to_uint8
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    bundle = load_bundle(HERE.parents[1] / "models" / "gtsrb")
+def main(name: str) -> None:
+    bundle = load_bundle(HERE.parents[1] / "models" / name)
     data, defence = made_with(bundle)[0], load_defence(bundle)
     clean, attacked, patched = (data.test.take(np.arange(n)) for n in (140, 60, 40))
     strong = pgd(
@@ -36,7 +37,7 @@ def main() -> None:
     )
     images = [clean.x, to_uint8(strong.numpy()), to_uint8(patches.numpy())]
     np.savez_compressed(
-        HERE / "gtsrb.npz",
+        HERE / f"{name}.npz",
         x=np.concatenate(images),
         y=np.concatenate([clean.y, attacked.y, patched.y]),
         kind=np.repeat(np.arange(3), [140, 60, 40]),
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -14,15 +14,18 @@ from training.networks import load_defence
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def bundle():
-    return load_bundle(ROOT / "models" / "gtsrb")
+BUNDLES = sorted(path.parent for path in (ROOT / "models").glob("*/manifest.json"))
+
+
+@pytest.fixture(scope="session", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request):
+    return load_bundle(request.param)
 
 
 @pytest.fixture(scope="session")
-def images():
+def images(bundle):
     """The committed images: x uint8 (240, 32, 32, 3), y, kind (0 clean, 1 PGD, 2 patched)."""
-    with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
+    with np.load(ROOT / "tests" / "data" / f"{bundle.path.name}.npz", allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
