@@ -44,11 +44,18 @@ def benign(bench: Bench) -> Found:
             section |= {name: float(which.mean()), f"{name}_interval": interval(which, test.group)}
     section["flagged"] = {f"{alpha:g}": float(outcomes[f"flagged_{alpha:g}"].mean()) for alpha in ALPHAS}
     section |= {f"flagged_{a:g}_interval": interval(outcomes[f"flagged_{a:g}"], test.group) for a in ALPHAS}
+    if bench.bundle.manifest.companion:
+        section["disagrees"] = float((answers.companion != answers.raw).mean())
     section["resampled_by"] = "group" if len(np.unique(test.group)) < len(test) else "image"
     kept = {name: which for name, which in outcomes.items() if name != "neutralised"}
     places = {name: ("benign", *name.split("_")) if name.startswith("flagged") else ("benign", name) for name in kept}
     parts = {"benign": section, "worst_classes": worst_classes(bench, test, outcomes)}
     return Found(parts, {name: Figure(name, at=places[name]) for name in kept}, kept)
+
+
+def lacks_disagreement(bench: Bench, section: dict[str, Any]) -> bool:
+    """Whether a finished section was written before cards said how often the companion disagrees."""
+    return bench.bundle.manifest.companion and "disagrees" not in section["benign"]
 
 
 def worst_classes(bench: Bench, test: Split, outcomes: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -103,7 +103,15 @@ def _adaptive(eps: int) -> dict[str, Unit]:
 
 
 UNITS: dict[str, Unit] = {
-    "benign": Unit("0", "benign test images", (), benign.benign, seconds=0.012, figures=_BENIGN),
+    "benign": Unit(
+        "0",
+        "benign test images",
+        (),
+        benign.benign,
+        seconds=0.012,
+        figures=_BENIGN,
+        lacks=benign.lacks_disagreement,
+    ),
     "cascade": Unit(
         "0", "benign test images behind the cascade", ("cascade",), benign.cascade, seconds=0.008, companion=True
     ),

@@ -196,6 +196,19 @@ def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: P
     told = (tmp_path / "card.md").read_text()
     assert "This bundle has no companion" in told
     assert "companion's own error" not in told
+    assert "disagrees" not in told
+
+
+def test_how_often_the_companion_disagrees(fresh: Callable[..., Bench]) -> None:
+    """Told of finished results too: a card that was made before it was told is completed."""
+    bench = fresh()
+    assert run_units(bench, ["benign"]) == {}
+    found = bench.store.result("benign")
+    assert found["section"]["benign"].pop("disagrees") == np.mean(bench.clean.companion != bench.clean.raw)
+    bench.store.finish("benign", found)
+    assert [row.done for row in plan(bench, ["benign"])] == [False]
+    assert run_units(bench, ["benign"]) == {}
+    assert "disagrees" in finished(bench, "benign")["section"]["benign"]
 
 
 def test_photos_that_come_later_are_looked_at(fresh: Callable[..., Bench], tmp_path: Path) -> None:
