@@ -204,9 +204,9 @@ def _benign(card: dict[str, Any]) -> Parts:
     ]
     if "disagrees" in found:
         body.append(
-            f"The companion disagrees with the answering network on {percent(found['disagrees'])}. Where that is more than "
-            "the share that may be flagged, its objection cannot count unless it is strong, and an attacker who knows need "
-            "not win it over."
+            f"The companion disagrees with the answering network on {percent(found['disagrees'])}. Where that is more "
+            "than the share that may be flagged, its objection cannot count unless it is strong, and an attacker who "
+            "knows need not win it over."
         )
     if worst := card.get("worst_classes"):
         names = {"accuracy_answering": "lowest accuracy"} | {
