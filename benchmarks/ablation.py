@@ -140,7 +140,7 @@ class Measures:
         with frozen(network):
             found = autoattack(
                 fast(network), self.x, self.y, eps=eps / 255, batch=250, folder=self.folder / name / f"autoattack-{eps}"
-            )  # fmt: skip
+            )
         return float(found.robust.float().mean())
 
     def _jacobian(self, network: SmallResNet) -> float:

@@ -46,9 +46,16 @@ def judge_of(bench: Bench, benign: Benign) -> Judge:
     )
     with tempfile.TemporaryDirectory() as folder:
         made = calibrate(
-            scores, names=bundle.manifest.scores, fused=like.fused, guard=like.guard, provider=like.provider,
-            precision=like.precision, graphs_sha256=like.graphs_sha256, out=Path(folder), seed=bench.settings.seed,
-        )  # fmt: skip
+            scores,
+            names=bundle.manifest.scores,
+            fused=like.fused,
+            guard=like.guard,
+            provider=like.provider,
+            precision=like.precision,
+            graphs_sha256=like.graphs_sha256,
+            out=Path(folder),
+            seed=bench.settings.seed,
+        )
         with np.load(Path(folder) / CALIBRATION, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     return Judge(dataclasses.replace(bundle, arrays=bundle.arrays | arrays), made)
@@ -104,11 +111,17 @@ def main(
     }
     Console().print(table, "flagged at alpha 1 / 5 %, percent; the guard objects above:", limits)
     if json_path is not None:
-        record(json_path, "calibration on changed images: shares of test images flagged", {
-            "bundle": f"{opened.name} {opened.version}", "seed": settings.seed,
-            "variants": {name: benign.model_dump(mode="json") for name, benign in VARIANTS.items()},
-            "guard_limits": limits, "rows": rows,
-        })  # fmt: skip
+        record(
+            json_path,
+            "calibration on changed images: shares of test images flagged",
+            {
+                "bundle": f"{opened.name} {opened.version}",
+                "seed": settings.seed,
+                "variants": {name: benign.model_dump(mode="json") for name, benign in VARIANTS.items()},
+                "guard_limits": limits,
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

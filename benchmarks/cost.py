@@ -131,8 +131,9 @@ def measure(served: Served, batch: int, folder: Path, *, repeats: int, seconds: 
 
     main = in_turns(
         {"forward": run(forward), **{part: run_part(part) for part in served.engine.parts}},
-        repeats=repeats, seconds=0.5 * seconds,
-    )  # fmt: skip
+        repeats=repeats,
+        seconds=0.5 * seconds,
+    )
     calls = {name: run(name) for name in sessions}
     calls[INPAINTING] = lambda: inpainting.run(None, {"pixels": pixels, "mask": mask})
     calls["second call, a window inpainted"] = lambda: served.engine.run(pixels, window)
@@ -181,9 +182,13 @@ def show(report: dict[str, Any], console: Console) -> None:
         for part, found in row["parts"].items():
             ratios = [found[f"forwards_{name}"] for name in ("measured", "measured_min", "measured_processor", "run")]
             table.add_row(
-                str(row["batch"]), part, f"{row['forward']['median_ms']:.2f}", f"{found['median_ms']:.2f}",
-                *(f"{ratio:.2f}" for ratio in ratios), f"{(found['measured_over_run'] - 1) * 100:+.0f} %",
-            )  # fmt: skip
+                str(row["batch"]),
+                part,
+                f"{row['forward']['median_ms']:.2f}",
+                f"{found['median_ms']:.2f}",
+                *(f"{ratio:.2f}" for ratio in ratios),
+                f"{(found['measured_over_run'] - 1) * 100:+.0f} %",
+            )
     console.print(table)
     stages = Table(title="Stages in forwards of the same run: measured (run)")
     stages.add_column("stage")

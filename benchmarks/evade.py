@@ -68,9 +68,13 @@ class Edges(nn.Module):
 
 
 COMPANIONS: dict[str, tuple[int, nn.Module | None, float]] = {
-    "plain": (0, None, 0.0), "other seed": (1, None, 0.0), "consistency": (0, None, 0.5), "grey": (0, Grey(), 0.0),
-    "half": (0, Half(), 0.0), "edges": (0, Edges(), 0.0),
-}  # fmt: skip
+    "plain": (0, None, 0.0),
+    "other seed": (1, None, 0.0),
+    "consistency": (0, None, 0.5),
+    "grey": (0, Grey(), 0.0),
+    "half": (0, Half(), 0.0),
+    "edges": (0, Edges(), 0.0),
+}
 """Seed of the base, what is put before it, and the weight of the consistency term."""
 
 
@@ -130,9 +134,14 @@ def companion(
         network.load_state_dict(load_file(path))
     else:
         train_on(
-            network, data, recipe, epochs=epochs, consistency=consistency, seed=seed,
+            network,
+            data,
+            recipe,
+            epochs=epochs,
+            consistency=consistency,
+            seed=seed,
             progress=lambda done, total: progress(f"training: {name}", done, total),
-        )  # fmt: skip
+        )
         write_tensors(path, {key: value.contiguous() for key, value in network.state_dict().items()})
     return network.eval().requires_grad_(requires_grad=False)
 
@@ -219,11 +228,20 @@ def main(
     for name, told in about.items():
         Console().print(f"{name}: clean {100 * told['clean']:.1f} %, PGD-50 at 8/255 {100 * told['pgd_8']:.1f} %")
     if json_path is not None:
-        record(json_path, "second opinions attacked by somebody who knows them, wrong and not flagged, select split", {
-            "bundle": f"{opened.name} {opened.version}", "seed": seed, "epochs": epochs,
-            "targets": settings.adaptive_targets, "attack_steps": settings.adaptive_steps,
-            "restarts": settings.adaptive_restarts, "companions": about, "rows": rows,
-        })  # fmt: skip
+        record(
+            json_path,
+            "second opinions attacked by somebody who knows them, wrong and not flagged, select split",
+            {
+                "bundle": f"{opened.name} {opened.version}",
+                "seed": seed,
+                "epochs": epochs,
+                "targets": settings.adaptive_targets,
+                "attack_steps": settings.adaptive_steps,
+                "restarts": settings.adaptive_restarts,
+                "companions": about,
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -224,12 +224,16 @@ def main(
     servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {
         "verdict": (palisade(bundle, path="/v1/predict", threads=threads), "verdict", CLIENTS),
         "verdict, cascade on": (
-            palisade(bundle, path="/v1/predict", threads=threads, cascade=True, cascade_audit=0.0), None, CLIENTS,
+            palisade(bundle, path="/v1/predict", threads=threads, cascade=True, cascade_audit=0.0),
+            None,
+            CLIENTS,
         ),
         "verdict + saliency": (
-            palisade(bundle, path="/v1/predict?explain=saliency", threads=threads), "full", CLIENTS,
+            palisade(bundle, path="/v1/predict?explain=saliency", threads=threads),
+            "full",
+            CLIENTS,
         ),
-    }  # fmt: skip
+    }
     if compare:
         for kind in ("torch", "onnx"):
             servers[f"assembled: {kind}"] = (assembled(bundle, kind, threads=engine.threads), None, CLIENTS[:3])
@@ -286,9 +290,18 @@ def _print_limits(console: Console, limits: dict[Part, dict[str, dict[str, float
 
 def _print_results(console: Console, results: dict[str, list[dict[str, Any]]]) -> None:
     columns = (
-        "clients", "images_per_second", "p50_ms", "p95_ms", "p99_ms", "batch_size", "passes", "server_cpu_ms",
-        "overhead_cpu_ms", "share_of_engine_limit", *(f"{stage}_ms" for stage in STAGES),
-    )  # fmt: skip
+        "clients",
+        "images_per_second",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "batch_size",
+        "passes",
+        "server_cpu_ms",
+        "overhead_cpu_ms",
+        "share_of_engine_limit",
+        *(f"{stage}_ms" for stage in STAGES),
+    )
     table = Table("over HTTP", *(column.replace("_", " ") for column in columns), box=None)
     for name, rows in results.items():
         for row in rows:

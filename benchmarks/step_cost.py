@@ -75,9 +75,17 @@ class Steps:
             )
         logits, taps = self._taps(adversarial)
         losses = penalties(
-            self.setting.terms, self.network, self.x, self.y, adversarial, self.saliency, self.sensitive,
-            self.generator, adversarial_taps=taps if self.setting.shared else None, step=self.done,
-        )  # fmt: skip
+            self.setting.terms,
+            self.network,
+            self.x,
+            self.y,
+            adversarial,
+            self.saliency,
+            self.sensitive,
+            self.generator,
+            adversarial_taps=taps if self.setting.shared else None,
+            step=self.done,
+        )
         losses["ce"] = F.cross_entropy(logits, self.y)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
@@ -165,8 +173,10 @@ def main(
     for column in ("setting", "ms", "ratio (quartiles)", "in processor time"):
         table.add_column(column)
     for row in rows:
-        cells = [f"{row[key]:.2f} ({' to '.join(f'{q:.2f}' for q in row[f'{key}_quartiles'])})" for key in
-                 ("ratio", "ratio_processor")]  # fmt: skip
+        cells = [
+            f"{row[key]:.2f} ({' to '.join(f'{q:.2f}' for q in row[f'{key}_quartiles'])})"
+            for key in ("ratio", "ratio_processor")
+        ]
         table.add_row(row["setting"], f"{row['step_ms']:.1f}", *cells)
     Console().print(table)
     if json_path:

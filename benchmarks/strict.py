@@ -108,12 +108,16 @@ class Variant:
             Stage("convinced", _answered, strictest, "networks", DOUBTS, afterwards=self._stands(SURE)),
             *(
                 Stage(
-                    f"at {rate:g}", _answered, f"{rate:g}", "networks", DOUBTS,
+                    f"at {rate:g}",
+                    _answered,
+                    f"{rate:g}",
+                    "networks",
+                    DOUBTS,
                     afterwards=self._stands(self.thresholds[RATES.index(rate)]),
                 )
                 for rate in reversed(RATES)
             ),
-        ]  # fmt: skip
+        ]
 
     def _stands(self, limit: float) -> Afterwards:
         """Every opinion of the target is at least `limit`."""
@@ -127,13 +131,21 @@ class Variant:
     def measure(self, *, eps: float, count: int) -> dict[str, Any]:
         """Shares of images answered wrong and not flagged, by benign flag rate, and the companion's own error."""
         rows = carry_out(
-            self.bench, self, self.stages(), self.name, eps=eps, count=count,
-            steps=self.bench.settings.adaptive_steps, samples=self.samples,
-        )  # fmt: skip
+            self.bench,
+            self,
+            self.stages(),
+            self.name,
+            eps=eps,
+            count=count,
+            steps=self.bench.settings.adaptive_steps,
+            samples=self.samples,
+        )
         won, group = union_of(rows, self.columns), self.bench.first(count).group
         names = {ALONE: "companion_alone"} | {f"{rate:g}": f"rate_{rate:g}" for rate in RATES}
-        told = {name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
-                for column, name in names.items()}  # fmt: skip
+        told = {
+            name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
+            for column, name in names.items()
+        }
         return {"system": self.name, "eps": eps, "n": len(group), "groups": len(np.unique(group)), **told}
 
 
@@ -188,10 +200,18 @@ def main(
                 rows.append(Variant(bench, f"strict{each}", opinion).measure(eps=radius, count=n))
     Console().print(table_of(rows))
     if json_path is not None:
-        record(json_path, "strict margins of the companion, wrong and not flagged, select split", {
-            "bundle": f"{opened.name} {opened.version}", "seed": settings.seed, "targets": settings.adaptive_targets,
-            "attack_steps": settings.adaptive_steps, "restarts": restarts, "rows": rows,
-        })  # fmt: skip
+        record(
+            json_path,
+            "strict margins of the companion, wrong and not flagged, select split",
+            {
+                "bundle": f"{opened.name} {opened.version}",
+                "seed": settings.seed,
+                "targets": settings.adaptive_targets,
+                "attack_steps": settings.adaptive_steps,
+                "restarts": restarts,
+                "rows": rows,
+            },
+        )
 
 
 def _told(cell: dict[str, Any]) -> str:

@@ -49,12 +49,15 @@ def measure(split: Split, outcomes: dict[str, np.ndarray]) -> dict[str, Any]:
     recall, precision = pairs(split.group, found)
     by = {"image": np.arange(len(split)), "track": split.group, "inferred": found}
     return {
-        "n": len(split), "tracks": len(np.unique(split.group)), "pairs_found": recall, "pairs_right": precision,
+        "n": len(split),
+        "tracks": len(np.unique(split.group)),
+        "pairs_found": recall,
+        "pairs_right": precision,
         "standard_errors": {
             name: {kind: standard_error(outcome, group) for kind, group in by.items()}
             for name, outcome in outcomes.items()
         },
-    }  # fmt: skip
+    }
 
 
 def main(

@@ -91,9 +91,16 @@ router = APIRouter(prefix="/v1/admin/models", dependencies=[Depends(require("adm
 
 _READING = problem_docs(Unauthorized, Forbidden, NotReady, StoreUnavailable)
 _CHANGING = problem_docs(
-    Unauthorized, Forbidden, NotReady, StoreUnavailable, UnknownModel, UnknownVersion, BundleError, Conflict,
+    Unauthorized,
+    Forbidden,
+    NotReady,
+    StoreUnavailable,
+    UnknownModel,
+    UnknownVersion,
+    BundleError,
+    Conflict,
     BadParameter,
-)  # fmt: skip
+)
 
 
 @router.get("", responses=_READING)

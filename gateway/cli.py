@@ -117,9 +117,16 @@ def serve(
     from gateway.serving import free_port, run_server, sample_image
 
     given = {
-        "host": host, "port": port, "workers": workers, "device": device, "precision": precision,
-        "threads": threads, "policy": policy, "alpha": alpha, "models": models,
-    }  # fmt: skip
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "policy": policy,
+        "alpha": alpha,
+        "models": models,
+    }
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_access(settings)

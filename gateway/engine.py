@@ -107,9 +107,14 @@ class Engine:
 
         def opened(provider: Provider, precision: Precision) -> Engine:
             return cls(
-                bundle.path, manifest.graphs_of(precision), manifest.input, provider=provider, precision=precision,
-                threads=threads, buckets=manifest.buckets,
-            )  # fmt: skip
+                bundle.path,
+                manifest.graphs_of(precision),
+                manifest.input,
+                provider=provider,
+                precision=precision,
+                threads=threads,
+                buckets=manifest.buckets,
+            )
 
         provider, chosen = choose(bundle, device, precision)
         try:

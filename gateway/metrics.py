@@ -45,13 +45,15 @@ rejected_total = Counter("palisade_rejected_total", "Requests answered with an e
 queue_depth = Gauge("palisade_queue_depth", "Passes waiting for a batch.", multiprocess_mode="livesum")
 batch_size = Histogram("palisade_batch_size", "Images in a batch of the engine.", buckets=(1, 2, 4, 8, 16, 32, 64))
 cascade_total = Counter(
-    "palisade_cascade_total", "Images by how far they went: screen, verdict, or audit (drawn at random).",
+    "palisade_cascade_total",
+    "Images by how far they went: screen, verdict, or audit (drawn at random).",
     ["model", "stage"],
-)  # fmt: skip
+)
 cascade_missed_total = Counter(
-    "palisade_cascade_missed_total", "Audited images that the screen lets through and the whole verdict flags.",
+    "palisade_cascade_missed_total",
+    "Audited images that the screen lets through and the whole verdict flags.",
     ["model"],
-)  # fmt: skip
+)
 companion_total = Counter(
     "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
 )
@@ -81,9 +83,10 @@ audit_spool_age_seconds = Gauge(
     "palisade_audit_spool_age_seconds", "Age of the oldest audit event that waits.", multiprocess_mode="livemax"
 )
 shadow_total = Counter(
-    "palisade_shadow_total", "Images offered to a shadow version, by how its decision compares to the answer.",
+    "palisade_shadow_total",
+    "Images offered to a shadow version, by how its decision compares to the answer.",
     ["model", "version", "agreement"],
-)  # fmt: skip
+)
 ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
 model_info = Gauge(
     "palisade_model_info",

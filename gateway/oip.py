@@ -110,9 +110,22 @@ _INFER: dict[str, Any] = {
     "responses": {
         200: {"content": {"application/octet-stream": {"schema": _BINARY}}},
         **problem_docs(
-            EmptyBody, Unauthorized, BlockedByPolicy, Forbidden, UnknownModel, UnknownVersion, RequestTimeout,
-            ImageTooLarge, UnsupportedMediaType, UndecodableImage, BadParameter, RateLimited, Overloaded, NotReady,
-            PalisadeError, schema=OipProblem,
+            EmptyBody,
+            Unauthorized,
+            BlockedByPolicy,
+            Forbidden,
+            UnknownModel,
+            UnknownVersion,
+            RequestTimeout,
+            ImageTooLarge,
+            UnsupportedMediaType,
+            UndecodableImage,
+            BadParameter,
+            RateLimited,
+            Overloaded,
+            NotReady,
+            PalisadeError,
+            schema=OipProblem,
         ),
     },
     "openapi_extra": {
@@ -130,7 +143,7 @@ _INFER: dict[str, Any] = {
             {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer", "minimum": 0}}
         ],
     },
-}  # fmt: skip
+}
 
 
 @router.get("")

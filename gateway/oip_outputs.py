@@ -68,9 +68,13 @@ def shape_of(name: str, manifest: Manifest) -> list[int]:
     """Shape of one row of an output."""
     spec = manifest.input
     sizes: dict[Axis, int] = {
-        "K": len(manifest.classes), "H": spec.height, "W": spec.width, "C": spec.channels,
-        "S": len(manifest.scores), "L": len(manifest.layers),
-    }  # fmt: skip
+        "K": len(manifest.classes),
+        "H": spec.height,
+        "W": spec.width,
+        "C": spec.channels,
+        "S": len(manifest.scores),
+        "L": len(manifest.layers),
+    }
     return [sizes[axis] for axis in OUTPUTS[name].axes]
 
 

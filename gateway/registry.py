@@ -137,9 +137,11 @@ def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, calibration.key, seconds * 1e3)
     if not calibration.evaluated:
         log.warning(
-            "%s %s on %s: calibrated, but the card's figures were not measured so", bundle.name, bundle.version,
+            "%s %s on %s: calibrated, but the card's figures were not measured so",
+            bundle.name,
+            bundle.version,
             calibration.key,
-        )  # fmt: skip
+        )
     return pipeline
 
 

@@ -49,9 +49,20 @@ _BODY: dict[str, Any] = {
     }
 }
 _ERRORS = problem_docs(
-    EmptyBody, Unauthorized, BlockedByPolicy, Forbidden, UnknownModel, RequestTimeout, ImageTooLarge,
-    UnsupportedMediaType, UndecodableImage, BadParameter, RateLimited, Overloaded, NotReady,
-)  # fmt: skip
+    EmptyBody,
+    Unauthorized,
+    BlockedByPolicy,
+    Forbidden,
+    UnknownModel,
+    RequestTimeout,
+    ImageTooLarge,
+    UnsupportedMediaType,
+    UndecodableImage,
+    BadParameter,
+    RateLimited,
+    Overloaded,
+    NotReady,
+)
 
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
 TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the number of classes.")]

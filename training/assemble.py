@@ -107,14 +107,24 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
     scores = benign_scores(
-        engine, spec, data, lambda name, done, total: report.step(f"calibrating: {name}", done, total),
-        benign=plan.benign, seed=plan.seed,
-    )  # fmt: skip
+        engine,
+        spec,
+        data,
+        lambda name, done, total: report.step(f"calibrating: {name}", done, total),
+        benign=plan.benign,
+        seed=plan.seed,
+    )
     names = defence.score_names
     calibration = calibrate(
-        scores, names=names, fused=plan.fused, provider="cpu", out=folder,
-        graphs_sha256=graphs_sha256(hash_files(folder)), guard=plan.guard, screened_by=plan.screened_by,
-    )  # fmt: skip
+        scores,
+        names=names,
+        fused=plan.fused,
+        provider="cpu",
+        out=folder,
+        graphs_sha256=graphs_sha256(hash_files(folder)),
+        guard=plan.guard,
+        screened_by=plan.screened_by,
+    )
     sensitive = _sensitive(standard, data)
     manifest = Manifest(
         name=plan.name,
@@ -184,9 +194,11 @@ def export_defence(
     mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
     with TemporaryDirectory() as temporary:
         model = export_module(
-            _Given(defence), Path(temporary) / "whole.onnx", inputs={"pixels": pixels, "mask": mask},
+            _Given(defence),
+            Path(temporary) / "whole.onnx",
+            inputs={"pixels": pixels, "mask": mask},
             outputs=outputs_of(defence),
-        )  # fmt: skip
+        )
     keep_blocked(model)
     parts = split_parts(model)
     write_parts(parts, folder)

@@ -113,12 +113,20 @@ def build(
     else:
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     plan = Plan(
-        name=recipe.name, version=recipe.version, description=recipe.description, fused=recipe.fused,
-        guard=recipe.guard, screened_by=recipe.screened_by, policy=recipe.policy, benign=recipe.benign,
-        samples=recipe.samples, seed=recipe.evaluation.seed, resize=recipes["standard"].data.resize,
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        fused=recipe.fused,
+        guard=recipe.guard,
+        screened_by=recipe.screened_by,
+        policy=recipe.policy,
+        benign=recipe.benign,
+        samples=recipe.samples,
+        seed=recipe.evaluation.seed,
+        resize=recipes["standard"].data.resize,
         training={role: recipes[role].model_dump(mode="json") for role in recipes}
         | {"evaluation": recipe.evaluation.model_dump(mode="json"), "benign": recipe.benign.model_dump(mode="json")},
-    )  # fmt: skip
+    )
     with draft_of(out) as draft:
         assemble(draft, plan, made, data, report)
         if card:
@@ -139,10 +147,17 @@ def load_data(recipe: Recipe | Wrapped, progress: Progress = lambda _name, _done
     """The data set that a recipe names, split as it says."""
     spec = recipe.data
     return load_dataset(
-        spec.source, seed=spec.split_seed, fractions=spec.fractions, classes=spec.classes, per_class=spec.per_class,
-        size=spec.size, resize=spec.resize, images_per_class=spec.images_per_class, held_out=spec.held_out,
+        spec.source,
+        seed=spec.split_seed,
+        fractions=spec.fractions,
+        classes=spec.classes,
+        per_class=spec.per_class,
+        size=spec.size,
+        resize=spec.resize,
+        images_per_class=spec.images_per_class,
+        held_out=spec.held_out,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def train(

@@ -139,9 +139,12 @@ def calibrate(
         composite = design_effect(np.where(on, statistic, -np.inf), scores.groups, alpha=0.05, seed=seed)
         arrays["cascade"] = np.sort(statistic[on])
         cascade = Cascade(
-            scores=list(screened_by), threshold=threshold, goes_on=float(on.mean()), n_on=int(on.sum()),
+            scores=list(screened_by),
+            threshold=threshold,
+            goes_on=float(on.mean()),
+            n_on=int(on.sum()),
             cutoffs=_cutoffs(n, composite),
-        )  # fmt: skip
+        )
     concentration = _needed(scores.calibrate, "roa_score")
     gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
     key = f"{provider}-{precision}"
@@ -199,9 +202,12 @@ def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, a
     if len(lost) < 2:
         return None
     rule = Recovery(
-        contrast_mean=float(contrast.mean()), contrast_std=float(max(contrast.std(), 1e-6)),
-        lead_mean=float(clear.mean()), lead_std=float(max(clear.std(), 1e-6)), threshold=0.0,
-    )  # fmt: skip
+        contrast_mean=float(contrast.mean()),
+        contrast_std=float(max(contrast.std(), 1e-6)),
+        lead_mean=float(clear.mean()),
+        lead_std=float(max(clear.std(), 1e-6)),
+        threshold=0.0,
+    )
     strength = rule.strength(contrast, clear)
     order = np.argsort(-strength, kind="stable")
     fits = np.flatnonzero(np.cumsum(lost[order]) <= allowed)

@@ -49,9 +49,7 @@ def train(
     with fabric.rank_zero_first():  # the first may have to download
         data = load_data(recipe)
     with progress_bars(shown=fabric.is_global_zero) as bars:
-        network = train_network(
-            recipe, data, runs=runs, report=bars.training, fabric=fabric, tensorboard=tensorboard
-        )  # fmt: skip
+        network = train_network(recipe, data, runs=runs, report=bars.training, fabric=fabric, tensorboard=tensorboard)
     if fabric.is_global_zero:
         console.print(
             f"{runs / recipe.name}: select accuracy {accuracy(network, data.select):.4f} (n = {len(data.select)})"

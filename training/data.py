@@ -131,9 +131,10 @@ def load_dataset(
     kind, _, name = source.partition(":")
     options = _Options(size, resize, images_per_class, seed, progress)
     loaders = {
-        "npz": lambda: _load_npz(name), "torchvision": lambda: _load_torchvision(name),
+        "npz": lambda: _load_npz(name),
+        "torchvision": lambda: _load_torchvision(name),
         "folder": lambda: _load_folder(name, options),
-    }  # fmt: skip
+    }
     if kind not in loaders or not name:
         raise DataError(f"unknown data source {source!r}; use npz:NAME, torchvision:CIFAR10 or folder:PATH")
     loaded = loaders[kind]()

@@ -69,9 +69,11 @@ def defence_graph(
     """The defence graph of networks by role, with BatchNorm folded; `side` is the images'."""
     companion = networks.get("companion")
     return DefenceGraph(
-        folded(networks["standard"], side=side), None if companion is None else folded(companion, side=side), constants,
+        folded(networks["standard"], side=side),
+        None if companion is None else folded(companion, side=side),
+        constants,
         strict=strict,
-    )  # fmt: skip
+    )
 
 
 def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:

@@ -117,11 +117,9 @@ def recipes_for(name: str, model: str, companion: str, data: DataSpec, *, epochs
     hardened = [Stage(name="adversarial", epochs=max(1, epochs - late), lr=0.05, adversary=adversary), settle]
     networks = {"standard": ModelSpec(arch=model), "companion": _companion(companion, data.size or 32)}
     return {
-        role: Recipe(
-            name=f"{name}-{role}", data=data, model=networks[role], stages=stages, batch=batch, ema=0.99
-        )
+        role: Recipe(name=f"{name}-{role}", data=data, model=networks[role], stages=stages, batch=batch, ema=0.99)
         for role, stages in (("standard", learnt), ("companion", hardened))
-    }  # fmt: skip
+    }
 
 
 def _companion(arch: str, side: int) -> ModelSpec:
@@ -140,9 +138,14 @@ def image_folder(
     held_out = seen and has_test_part(folder_at(str(folder)))
     fractions = HELD_OUT if held_out else UNSEEN if seen else DataSpec.model_fields["fractions"].default
     return DataSpec(
-        source=f"folder:{folder}", split_seed=seed, fractions=fractions, size=size, resize=resize,
-        images_per_class=images_per_class, held_out=held_out,
-    )  # fmt: skip
+        source=f"folder:{folder}",
+        split_seed=seed,
+        fractions=fractions,
+        size=size,
+        resize=resize,
+        images_per_class=images_per_class,
+        held_out=held_out,
+    )
 
 
 def normalisation(text: str | None, model: str) -> tuple[list[float], list[float]]:
@@ -170,10 +173,19 @@ def _plan(
     small = data.train.x.shape[1] <= LARGE
     scores: Sequence[str] = ALONE_SCORES if alone else SCORES
     return Plan(
-        name=name, version=version, training=training, fused=scores, guard=None if alone else GUARD,
-        screened_by=() if alone else ("companion_margin",), policy=Policy(), resize=resize,
-        buckets=BUCKETS if small else BUCKETS[:4], samples=samples, tried=(8 if small else 4) * samples, steps=20,
-    )  # fmt: skip
+        name=name,
+        version=version,
+        training=training,
+        fused=scores,
+        guard=None if alone else GUARD,
+        screened_by=() if alone else ("companion_margin",),
+        policy=Policy(),
+        resize=resize,
+        buckets=BUCKETS if small else BUCKETS[:4],
+        samples=samples,
+        tried=(8 if small else 4) * samples,
+        steps=20,
+    )
 
 
 def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Dataset, report: Report) -> Bundle:

@@ -68,9 +68,18 @@ def wrap(
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images, right = wrap_network(
-            model, weights, spec, place, mean=mean, std=std, version=version, samples=samples, force=force,
-            companion=None if companion == "none" else Path(companion), report=bars,
-        )  # fmt: skip
+            model,
+            weights,
+            spec,
+            place,
+            mean=mean,
+            std=std,
+            version=version,
+            samples=samples,
+            force=force,
+            companion=None if companion == "none" else Path(companion),
+            report=bars,
+        )
     classes = len(images.classes)
     console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
     if right < 2 / classes:
@@ -108,9 +117,18 @@ def harden(
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images = harden_network(
-            model, spec, place, runs=runs, epochs=epochs, companion=companion_model, batch=batch, version=version,
-            samples=samples, force=force, report=bars,
-        )  # fmt: skip
+            model,
+            spec,
+            place,
+            runs=runs,
+            epochs=epochs,
+            companion=companion_model,
+            batch=batch,
+            version=version,
+            samples=samples,
+            force=force,
+            report=bars,
+        )
     _tell(made, images, place)
 
 

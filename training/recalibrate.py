@@ -59,9 +59,13 @@ def recalibrate(
         if not manifest.graphs_of(precision):
             manifest = _with_half(draft, manifest)
         engine = Engine(
-            draft, manifest.graphs_of(precision), manifest.input, provider=provider, precision=precision,
+            draft,
+            manifest.graphs_of(precision),
+            manifest.input,
+            provider=provider,
+            precision=precision,
             buckets=manifest.buckets,
-        )  # fmt: skip
+        )
         _try_gradient(engine, manifest, data)
         made = _calibrate(draft, manifest, engine, data, evaluation.seed, progress)
         kept = [calibration for calibration in manifest.calibrations if calibration.key != made.key]
@@ -88,14 +92,25 @@ def _calibrate(
     """With the fused scores, guard, screen and benign images of the calibration that is there."""
     like = manifest.calibrations[0]
     scores = benign_scores(
-        engine, manifest.input, data, lambda name, done, total: progress(f"calibrating: {name}", done, total),
-        benign=Benign.model_validate(manifest.training.get("benign", {})), seed=seed,
-    )  # fmt: skip
+        engine,
+        manifest.input,
+        data,
+        lambda name, done, total: progress(f"calibrating: {name}", done, total),
+        benign=Benign.model_validate(manifest.training.get("benign", {})),
+        seed=seed,
+    )
     return calibrate(
-        scores, names=manifest.scores, fused=like.fused, guard=like.guard,
-        screened_by=like.cascade.scores if like.cascade else [], provider=engine.provider, precision=engine.precision,
-        graphs_sha256=graphs_sha256(hash_files(draft), engine.precision), out=draft, evaluated=False,
-    )  # fmt: skip
+        scores,
+        names=manifest.scores,
+        fused=like.fused,
+        guard=like.guard,
+        screened_by=like.cascade.scores if like.cascade else [],
+        provider=engine.provider,
+        precision=engine.precision,
+        graphs_sha256=graphs_sha256(hash_files(draft), engine.precision),
+        out=draft,
+        evaluated=False,
+    )
 
 
 def _try_gradient(engine: Engine, manifest: Manifest, data: Dataset) -> None:

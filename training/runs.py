@@ -129,8 +129,10 @@ def _commit() -> str | None:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)  # noqa: S603
         told = subprocess.run(  # noqa: S603
             [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return told.stdout.strip()

@@ -207,9 +207,14 @@ class Trainer:
         if (sns := stage.terms.sns) and epoch % sns.rerank_epochs == 0:
             assert stage.radius is not None
             self.sensitive = rank_neurons(
-                sns, self.model, self._predict, self.data.train,
-                eps=stage.radius, seed=self.recipe.seed, epoch=number,
-            )  # fmt: skip
+                sns,
+                self.model,
+                self._predict,
+                self.data.train,
+                eps=stage.radius,
+                seed=self.recipe.seed,
+                epoch=number,
+            )
         order = torch.randperm(len(self.y), generator=generator)
         batches = max(1, len(order) // self.recipe.batch)
         sums: dict[str, float] = {}
@@ -247,16 +252,28 @@ class Trainer:
 
         def task() -> dict[str, Tensor]:
             return task_losses(
-                stage, self._tapped(taps) if stage.terms.sns else self._predict, x, adversarial, y,
+                stage,
+                self._tapped(taps) if stage.terms.sns else self._predict,
+                x,
+                adversarial,
+                y,
                 smoothing=self.recipe.label_smoothing,
-            )  # fmt: skip
+            )
 
         with self._perturbation(stage, task, progress):
             losses = task() | penalties(
-                stage.terms, self.model, nchw, y, adversarial, maps, self.sensitive, generator,
+                stage.terms,
+                self.model,
+                nchw,
+                y,
+                adversarial,
+                maps,
+                self.sensitive,
+                generator,
                 adversarial_taps={name: tap[adversarial_rows(stage, len(x))] for name, tap in taps.items()},
-                progress=progress, step=step,
-            )  # fmt: skip
+                progress=progress,
+                step=step,
+            )
             loss = torch.stack(list(losses.values())).sum()
             self.optimizer.zero_grad(set_to_none=True)
             self.fabric.backward(loss)

@@ -78,10 +78,18 @@ events = sa.Table(
     # Lists and counts read this alone, whatever they filter by.
     sa.Index(
         "audit_events_list",
-        "id", "time", "kind", "model", "review", "flagged", "sampled", "sample_probability", "picture_bytes",
+        "id",
+        "time",
+        "kind",
+        "model",
+        "review",
+        "flagged",
+        "sampled",
+        "sample_probability",
+        "picture_bytes",
     ),
     sqlite_autoincrement=True,
-)  # fmt: skip
+)
 
 pictures = sa.Table(
     "audit_pictures",

@@ -34,9 +34,14 @@ def test_training_goes_on_and_the_self_attack_bears_on_it(trained, toy) -> None:
     for consistency in (0.0, 0.0, 0.5):
         network, seen = copy.deepcopy(trained).requires_grad_(requires_grad=True), list[int]()
         train_on(
-            network, toy, recipe, epochs=2, consistency=consistency, seed=0,
+            network,
+            toy,
+            recipe,
+            epochs=2,
+            consistency=consistency,
+            seed=0,
             progress=lambda done, _total, seen=seen: seen.append(done),
-        )  # fmt: skip
+        )
         assert seen == [1, 2, 3, 4]
         assert not network.training
         heads.append(network.head.weight.detach())

@@ -29,9 +29,13 @@ def main(name: str) -> None:
     data, defence = made_with(bundle)[0], load_defence(bundle)
     clean, attacked, patched = (data.test.take(np.arange(n)) for n in (140, 60, 40))
     strong = pgd(
-        defence.network, to_tensor(attacked.x), torch.from_numpy(attacked.y), eps=8 / 255, steps=20,
+        defence.network,
+        to_tensor(attacked.x),
+        torch.from_numpy(attacked.y),
+        eps=8 / 255,
+        steps=20,
         generator=seeded(0, 8),
-    )  # fmt: skip
+    )
     patches, _ = patch_attack(
         defence.network, to_tensor(patched.x), torch.from_numpy(patched.y), side=7, generator=seeded(0, 7)
     )

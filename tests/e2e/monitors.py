@@ -25,8 +25,11 @@ class Monitor:
         with self.log.open("wb") as file:
             self._process = subprocess.Popen(
                 [program, f"--web.listen-address=127.0.0.1:{port}", *options],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=folder,
+            )
 
     def get(self, path: str, **parameters: str) -> Any:
         answer = httpx.get(self.url + path, params=parameters, timeout=10)

@@ -107,10 +107,20 @@ uploads = st.one_of(damaged(), st.sampled_from(UNUSUAL), lying_pngs, magic, st.b
 content_types = st.one_of(
     st.sampled_from(
         [
-            "image/png", "image/jpeg", "image/*", "application/octet-stream", "", "text/plain", "application/json",
-            "multipart/form-data", "multipart/form-data; boundary=x", "multipart/form-data; boundary=",
-            "image/png; a=b", "image/svg+xml", "application/x-www-form-urlencoded",
+            "image/png",
+            "image/jpeg",
+            "image/*",
+            "application/octet-stream",
+            "",
+            "text/plain",
+            "application/json",
+            "multipart/form-data",
+            "multipart/form-data; boundary=x",
+            "multipart/form-data; boundary=",
+            "image/png; a=b",
+            "image/svg+xml",
+            "application/x-www-form-urlencoded",
         ]
     ),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40),
-)  # fmt: skip
+)

@@ -51,13 +51,11 @@ requests = st.fixed_dictionaries(
         "id": st.text(max_size=5),
         "parameters": parameters,
         "outputs": st.lists(
-            st.fixed_dictionaries(
-                {"name": st.sampled_from([*OUTPUTS, "other"])}, optional={"parameters": parameters}
-            ),
+            st.fixed_dictionaries({"name": st.sampled_from([*OUTPUTS, "other"])}, optional={"parameters": parameters}),
             max_size=3,
         ),
     },
-)  # fmt: skip
+)
 blobs = st.one_of(st.binary(max_size=80), st.sampled_from([bytes(SIZE), bytes(4 * SIZE), b"\x02\0\0\0ab"]))
 
 

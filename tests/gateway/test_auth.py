@@ -145,8 +145,10 @@ def test_the_document_tells_how_to_authenticate(gateway: Gateway) -> None:
     assert {"key": []} in document["security"]
     answers = document["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert [option["$ref"].rpartition("/")[2] for option in answers["anyOf"]] == [
-        "PredictResponse", "VerdictResponse", "LabelResponse"
-    ]  # fmt: skip
+        "PredictResponse",
+        "VerdictResponse",
+        "LabelResponse",
+    ]
 
 
 def test_nothing_of_a_strangers_body_is_read(gateway: Gateway) -> None:
@@ -157,9 +159,13 @@ def test_nothing_of_a_strangers_body_is_read(gateway: Gateway) -> None:
     async def talk() -> None:
         source = body()
         scope = {
-            "type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "client": ("127.0.0.1", 1),
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "query_string": b"",
+            "client": ("127.0.0.1", 1),
             "headers": [(b"content-length", b"1000")],
-        }  # fmt: skip
+        }
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -270,9 +276,7 @@ def test_what_a_caller_sees(tmp_path: Path, pipeline: Pipeline) -> None:
         for key in ("reviewer", "client", "label")
     }
     full, verdict, label = bodies["reviewer"], bodies["client"], bodies["label"]
-    assert set(full) == {
-        "id", "model", "prediction", "top", "verdict", "neutralization", "explanation", "timing_ms"
-    }  # fmt: skip
+    assert set(full) == {"id", "model", "prediction", "top", "verdict", "neutralization", "explanation", "timing_ms"}
     assert set(verdict) == set(full) - {"timing_ms"}
     assert verdict["prediction"] == full["prediction"]
     assert set(verdict["verdict"]) == {"flagged", "p_value", "action"}

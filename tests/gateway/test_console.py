@@ -150,9 +150,19 @@ def test_a_sample_is_encoded_again(api: FastAPI) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["answers.json", "secret.png", "..%2fmanifest.json", "../manifest.json", "%2e%2e%2fdefense.onnx", "none.png",
-     "clean_0.png%00", "..%2fsamples%2fclean_0.png", "....//clean_0.png", "%2fetc%2fpasswd"],
-)  # fmt: skip
+    [
+        "answers.json",
+        "secret.png",
+        "..%2fmanifest.json",
+        "../manifest.json",
+        "%2e%2e%2fdefense.onnx",
+        "none.png",
+        "clean_0.png%00",
+        "..%2fsamples%2fclean_0.png",
+        "....//clean_0.png",
+        "%2fetc%2fpasswd",
+    ],
+)
 def test_only_listed_samples_are_served(api: FastAPI, file: str) -> None:
     response = get(api, f"/v1/models/tiny/samples/{file}")
     assert response.status_code == 404

@@ -107,9 +107,13 @@ def test_one_image_has_its_verdict_in_the_parameters(client: triton.InferenceSer
     parameters = client.infer("tiny", [tensor(PATCHED[None])], model_version="1.0.0").get_response()["parameters"]
     verdict = server.post("/v1/predict?model=tiny", content=encode(PATCHED)).json()["verdict"]
     assert parameters == {
-        "flagged": True, "p_value": verdict["p_value"], "alpha": verdict["alpha"], "action": "sanitize",
-        "neutralized": True, "stage": "verdict",
-    }  # fmt: skip
+        "flagged": True,
+        "p_value": verdict["p_value"],
+        "alpha": verdict["alpha"],
+        "action": "sanitize",
+        "neutralized": True,
+        "stage": "verdict",
+    }
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -178,8 +182,9 @@ def test_what_the_client_is_told(client: triton.InferenceServerClient) -> None:
     assert refused(client, one, tensor(CLEAN[None]))[1].endswith("there twice")
     assert refused(client, one, tensor(np.array([b""], object), name="image"))[1].endswith("(got pixels, image)")
     assert refused(client, tensor(np.array([b"text"], object), name="image")) == (
-        "415", "the content is not PNG, JPEG, WebP or BMP",
-    )  # fmt: skip
+        "415",
+        "the content is not PNG, JPEG, WebP or BMP",
+    )
     assert refused(client, one, outputs=[triton.InferRequestedOutput("nothing")])[1].startswith("output 'nothing' does")
     classes = [triton.InferRequestedOutput("logits", class_count=2)]
     assert refused(client, one, outputs=classes)[1].endswith("classification is not supported")

@@ -115,8 +115,10 @@ def test_another_version_or_policy_judges_everything_again(folder: Path, out: Pa
     run_scan(folder, out, models=write_bundle(tmp_path / "two", version="1.1.0"))
     run_scan(folder, out, models=write_bundle(tmp_path / "three", version="1.1.0", action="observe"))
     assert [(row["version"], row["action"]) for row in rows(out)[::5]] == [
-        ("1.0.0", "sanitize"), ("1.1.0", "sanitize"), ("1.1.0", "observe"),
-    ]  # fmt: skip
+        ("1.0.0", "sanitize"),
+        ("1.1.0", "sanitize"),
+        ("1.1.0", "observe"),
+    ]
     assert len(rows(out)) == 15
 
 

@@ -83,9 +83,12 @@ def test_tail_p_is_conformal_below_and_falls_on_above() -> None:
 
 
 GUARDS = st.builds(
-    Guard, score=st.just("c"), share_below=st.floats(0.05, 0.95), share=st.floats(0.05, 0.95),
+    Guard,
+    score=st.just("c"),
+    share_below=st.floats(0.05, 0.95),
+    share=st.floats(0.05, 0.95),
     knee=st.floats(0.001, 0.2),
-)  # fmt: skip
+)
 BENIGN = np.random.default_rng(3).normal(size=(800, 3))
 
 

@@ -35,9 +35,14 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     y_train, y_test = np.repeat(np.arange(CLASSES), 60), np.repeat(np.arange(CLASSES), 10)
     np.savez(
-        root / "squares.npz", x_train=pictures(rng, y_train), y_train=y_train, track_train=np.tile(np.arange(20), 12),
-        x_test=pictures(rng, y_test), y_test=y_test, classes=np.array(["tl", "tr", "bl", "br"]),
-    )  # fmt: skip
+        root / "squares.npz",
+        x_train=pictures(rng, y_train),
+        y_train=y_train,
+        track_train=np.tile(np.arange(20), 12),
+        x_test=pictures(rng, y_test),
+        y_test=y_test,
+        classes=np.array(["tl", "tr", "bl", "br"]),
+    )
     common = {
         "data": {"source": "npz:squares", "fractions": [0.6, 0.2, 0.2]},
         "model": {"width": 8, "blocks": [1, 1]},
@@ -68,10 +73,15 @@ def folder(tmp_path_factory):
         "companion": "companion.yaml",
         "samples": 1,
         "evaluation": {
-            "unaware": 8, "patched": 8, "adaptive": 4, "adaptive_steps": 5, "adaptive_targets": 1, "steps": 5,
+            "unaware": 8,
+            "patched": 8,
+            "adaptive": 4,
+            "adaptive_steps": 5,
+            "adaptive_targets": 1,
+            "steps": 5,
             "bounds": [{"figure": "accuracy_answering", "kind": "at_least", "bound": 0.9}],
         },
-    }  # fmt: skip
+    }
     for name, content in (("standard", standard), ("companion", companion), ("bundle", bundle)):
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
@@ -91,9 +101,12 @@ def test_the_gateway_serves_it(folder):
 def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
     """The same networks give the same scores and cutoffs; nothing is trained."""
     again = build(
-        folder / "bundle.yaml", folder / "again", runs=folder / "no-runs",
-        networks=folder / "out" / "networks.safetensors", card=False,
-    )  # fmt: skip
+        folder / "bundle.yaml",
+        folder / "again",
+        runs=folder / "no-runs",
+        networks=folder / "out" / "networks.safetensors",
+        card=False,
+    )
     first = load_bundle(folder / "out")
     assert not (folder / "no-runs").exists()
     assert again.card() is None

@@ -157,9 +157,13 @@ def test_recipe_refuses_terms_that_train_batchnorm() -> None:
 def test_batchnorm_as_an_affine_map_is_the_same_to_the_second_derivative(affine: bool) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=affine), nn.Softplus(), nn.Flatten(), nn.BatchNorm1d(12),
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3, affine=affine),
+        nn.Softplus(),
+        nn.Flatten(),
+        nn.BatchNorm1d(12),
         nn.Linear(12, 2),
-    ).double()  # fmt: skip
+    ).double()
     x = torch.rand(5, 2, 4, 4, dtype=torch.float64)
     for _ in range(3):
         network(x)

@@ -70,9 +70,14 @@ def run(*arguments: object) -> Result:
 
 def wrap(given: Path, out: Path, **changes: object) -> Result:
     options = {
-        "model": MODEL, "weights": given / "weights.safetensors", "data": given / "photos", "out": out, "size": SIDE,
-        "normalise": "0.5,0.5,0.5/0.15,0.15,0.15", "threads": 1,
-    } | changes  # fmt: skip
+        "model": MODEL,
+        "weights": given / "weights.safetensors",
+        "data": given / "photos",
+        "out": out,
+        "size": SIDE,
+        "normalise": "0.5,0.5,0.5/0.15,0.15,0.15",
+        "threads": 1,
+    } | changes
     return run("wrap", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
 
 
@@ -207,9 +212,18 @@ def test_recipes_to_start_from(side: int) -> None:
 
 def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
     made = run(
-        "harden", "--model", MODEL, "--data", given / "photos", "--size", SIDE, "--runs", tmp_path / "runs",
-        "--out", tmp_path / "toy",
-    )  # fmt: skip
+        "harden",
+        "--model",
+        MODEL,
+        "--data",
+        given / "photos",
+        "--size",
+        SIDE,
+        "--runs",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "toy",
+    )
     assert made.exit_code == 2
     assert "too few images to calibrate on: the select split has 16" in " ".join(made.output.split())
     assert not (tmp_path / "runs").exists()
@@ -220,14 +234,32 @@ def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(give
 def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
     made = run(
-        "harden", "--model", MODEL, "--companion-model", MODEL, "--data", photos, "--size", SIDE,
-        "--epochs", 2, "--batch", 32, "--runs", tmp_path / "runs", "--out", tmp_path / "toy", "--samples", 1,
-    )  # fmt: skip
+        "harden",
+        "--model",
+        MODEL,
+        "--companion-model",
+        MODEL,
+        "--data",
+        photos,
+        "--size",
+        SIDE,
+        "--epochs",
+        2,
+        "--batch",
+        32,
+        "--runs",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "toy",
+        "--samples",
+        1,
+    )
     assert made.exit_code == 0, made.output
     manifest = load_bundle(tmp_path / "toy").manifest
     assert manifest.companion
     assert set(manifest.graphs) == {"screen", "verdict", "full"}
     assert manifest.calibrations[0].guard is not None
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != "."} == {
-        "toy-standard", "toy-companion"
-    }  # fmt: skip
+        "toy-standard",
+        "toy-companion",
+    }

@@ -152,9 +152,11 @@ def test_maps_of_two_grids_are_refused() -> None:
 
 def test_settings_of_older_recipes_are_read() -> None:
     old = {
-        "jacobian": {"weight": 0.1, "method": "finite_difference"}, "selective": None,
-        "sns": {"weight": 0.3, "ramp_epochs": 0, "every": 1, "share": 0.1, "pairs": 512}, "fraction": 0.5,
-    }  # fmt: skip
+        "jacobian": {"weight": 0.1, "method": "finite_difference"},
+        "selective": None,
+        "sns": {"weight": 0.3, "ramp_epochs": 0, "every": 1, "share": 0.1, "pairs": 512},
+        "fraction": 0.5,
+    }
     terms = Terms.model_validate(old)
     assert terms.jacobian == Jacobian(weight=0.1)
     assert terms.sns == Sns(weight=0.3)

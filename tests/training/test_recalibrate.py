@@ -33,9 +33,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.
     root = tmp_path_factory.mktemp("calibrate")
     train, test = gratings(256, seed=1), gratings(16, seed=2)
     np.savez(
-        root / "gratings.npz", x_train=train.x, y_train=train.y, track_train=np.arange(256) // 2, x_test=test.x,
-        y_test=test.y, classes=np.array([f"direction {k}" for k in range(CLASSES)]),
-    )  # fmt: skip
+        root / "gratings.npz",
+        x_train=train.x,
+        y_train=train.y,
+        track_train=np.arange(256) // 2,
+        x_test=test.x,
+        y_test=test.y,
+        classes=np.array([f"direction {k}" for k in range(CLASSES)]),
+    )
     monkeypatch_module.setenv("PALISADE_DATA", str(root))
     common = {
         "data": {"source": "npz:gratings", "fractions": [0.4, 0.3, 0.3]},

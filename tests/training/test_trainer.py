@@ -98,10 +98,14 @@ def reranked(every: int | None) -> list[dict[str, Any]]:
     sns = {"weight": 1.0, "pairs": 16} | ({} if every is None else {"rerank_epochs": every})
     return [
         {
-            "name": "sns", "epochs": 4, "lr": 0.05, "batchnorm": "frozen",
-            "adversary": {"eps": 4, "steps": 1}, "terms": {"sns": sns},
+            "name": "sns",
+            "epochs": 4,
+            "lr": 0.05,
+            "batchnorm": "frozen",
+            "adversary": {"eps": 4, "steps": 1},
+            "terms": {"sns": sns},
         }
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("every", "change"), [(None, 1), (2, 2), (9, None)])

@@ -68,9 +68,18 @@ def layers(
     with progress_bars() as bars:
         for name, network in chosen.networks.items():
             report, found, _ = layer_report(
-                network, x, y, group, fit=fit, classes=len(data.classes), eps=eps / 255, steps=steps, seed=seed,
-                score=score, progress=partial(_step, bars, name),
-            )  # fmt: skip
+                network,
+                x,
+                y,
+                group,
+                fit=fit,
+                classes=len(data.classes),
+                eps=eps / 255,
+                steps=steps,
+                seed=seed,
+                score=score,
+                progress=partial(_step, bars, name),
+            )
             report["vulnerable"] = vulnerable_layers(report)
             analysed[name] = report, found, network
     out.mkdir(parents=True, exist_ok=True)
@@ -190,9 +199,14 @@ def detector(
             for name, network in subject.networks.items():
                 label = name if name == subject.name else f"{subject.name}, {name}"
                 reports[label] = detector_report(
-                    network, subject.data, images=images, benign=benign, steps=steps, seed=seed,
+                    network,
+                    subject.data,
+                    images=images,
+                    benign=benign,
+                    steps=steps,
+                    seed=seed,
                     progress=partial(_step, bars, label),
-                )  # fmt: skip
+                )
     write_json(out, {"date": _today(), "split": "test", "networks": reports})
     for attack in next(iter(reports.values()))["attacks"]:
         console.print(detector_table(attack, reports))
@@ -258,13 +272,29 @@ def sensitivity(
         for count, (name, network) in enumerate(chosen.networks.items()):
             bars.step("neuron sensitivity", count, len(chosen.networks))
             found[name] = sensitivity_study(
-                network, x, y, ranked_on, group=group, eps=eps / 255, steps=steps, layers=layers, top=top, share=share,
-                draws=draws, seed=seed,
-            )  # fmt: skip
+                network,
+                x,
+                y,
+                ranked_on,
+                group=group,
+                eps=eps / 255,
+                steps=steps,
+                layers=layers,
+                top=top,
+                share=share,
+                draws=draws,
+                seed=seed,
+            )
     facts = {
-        "subject": chosen.name, "date": datetime.now(UTC).date().isoformat(), "split": split, "n": len(x),
-        "groups": len(np.unique(group)), "attack": f"PGD-{steps}", "eps": eps, "seed": seed,
-    }  # fmt: skip
+        "subject": chosen.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "split": split,
+        "n": len(x),
+        "groups": len(np.unique(group)),
+        "attack": f"PGD-{steps}",
+        "eps": eps,
+        "seed": seed,
+    }
     for name, study in found.items():
         console.print(_sensitivity_table(name, study["layers"]))
         console.print(_masking_table(name, study["masking"]))

@@ -52,8 +52,12 @@ def detector_report(
     right = predictions(network, x) == y
     out: dict[str, Any] = {
         "clean_accuracy": float((predictions(network, to_tensor(clean.x)).cpu().numpy() == clean.y).mean()),
-        "benign": len(clean), "attacked": int(right.sum()), "steps": steps, "seed": seed, "attacks": {},
-    }  # fmt: skip
+        "benign": len(clean),
+        "attacked": int(right.sum()),
+        "steps": steps,
+        "seed": seed,
+        "attacks": {},
+    }
     for number, name in enumerate(ATTACKS):
         progress(name, number, len(ATTACKS))
         adversarial = white_box(network, x[right], y[right], name, steps=steps, seed=seed)

@@ -274,10 +274,15 @@ def layer_ablation(watched: Watch, chosen: Sequence[str], *, draws: int = 20, se
     return {
         "benign": len(watched.benign[layers[0]]),
         "attacked": {name: len(values[layers[0]]) for name, values in watched.attacked.items()},
-        "chosen_layers": list(chosen), "draws": draws, "seed": seed,
-        "chosen": found(list(chosen)), "all": found(layers), "last": found(layers[-1:]),
-        "single": {layer: found([layer]) for layer in layers}, "random": random,
-    }  # fmt: skip
+        "chosen_layers": list(chosen),
+        "draws": draws,
+        "seed": seed,
+        "chosen": found(list(chosen)),
+        "all": found(layers),
+        "last": found(layers[-1:]),
+        "single": {layer: found([layer]) for layer in layers},
+        "random": random,
+    }
 
 
 def _spread(values: list[float]) -> dict[str, float]:

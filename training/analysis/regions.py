@@ -161,9 +161,11 @@ def _at_gate(
     gated = images.p_value[rows] <= cutoff
     lost = images.right[rows].astype(int) - (found[name].label == images.truth[rows])
     rule = fit_recovery(
-        found[name].stands_out.cpu().numpy()[gated].astype(np.float64), lead(found[name].scores.cpu().numpy())[gated],
-        lost[gated], allowed=allowed_count(len(images), len(images) / effect, share=COST),
-    )  # fmt: skip
+        found[name].stands_out.cpu().numpy()[gated].astype(np.float64),
+        lead(found[name].scores.cpu().numpy())[gated],
+        lost[gated],
+        allowed=allowed_count(len(images), len(images) / effect, share=COST),
+    )
 
     def serves(answered: Answers, *, always: bool) -> np.ndarray:
         if always or rule is None:
@@ -300,9 +302,12 @@ def regions_tables(report: dict[str, Any]) -> list[Table]:
     for kind, told in report["diagnosis"].items():
         reasons = [told["missed"][r] for r in ("kept_back", "window_beside", "wrong_behind_any_mask")]
         lost.add_row(
-            kind, str(report["n"][kind]), _percent(told["gate_up"]), _percent(told["covered"]),
+            kind,
+            str(report["n"][kind]),
+            _percent(told["gate_up"]),
+            _percent(told["covered"]),
             *(f"{100 * share:.1f}" for share in (*reasons, told["missed"]["wrong_behind_this_window"])),
-        )  # fmt: skip
+        )
     tables = [lost]
     for gate in report["gates"]:
         columns = [f"{kind}: {what}" for kind in KINDS for what in ("covers", "recovered")]

@@ -15,10 +15,25 @@ from training.models.network import Network
 
 FOLLOWED: frozenset[Callable[..., Any]] = frozenset(
     {
-        F.batch_norm, F.instance_norm, F.group_norm, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu,
-        F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.silu, F.gelu, F.mish, F.softplus, F.hardswish,
+        F.batch_norm,
+        F.instance_norm,
+        F.group_norm,
+        torch.relu,
+        torch.relu_,
+        Tensor.relu,
+        Tensor.relu_,
+        F.relu,
+        F.relu6,
+        F.hardtanh,
+        F.leaky_relu,
+        F.elu,
+        F.silu,
+        F.gelu,
+        F.mish,
+        F.softplus,
+        F.hardswish,
     }
-)  # fmt: skip
+)
 
 
 class _Following(TorchFunctionMode):

@@ -13,9 +13,14 @@ def layer_table(name: str, report: dict[str, Any]) -> Table:
     for row in report["layers"]:
         own, held, response = row["own_label"]["grad_cam"], row["right_label"]["grad_cam"], row["response"]
         table.add_row(
-            row["layer"], f"{own['adversarial']:.3f}", f"{own['gaussian']:.3f}", _with_interval(own),
-            _with_interval(held), _with_interval(response), f"{row['turned']['adversarial']:.2f}",
-        )  # fmt: skip
+            row["layer"],
+            f"{own['adversarial']:.3f}",
+            f"{own['gaussian']:.3f}",
+            _with_interval(own),
+            _with_interval(held),
+            _with_interval(response),
+            f"{row['turned']['adversarial']:.2f}",
+        )
     return table
 
 

@@ -80,10 +80,15 @@ def autoattack(
         look = predict(x[:_LOOK]).float()
     if folder is not None:
         settings = {
-            "eps": eps, "norm": norm, "version": version,
-            "attacks": None if attacks is None else list(attacks), "seed": seed, "batch": batch, "images": len(x),
+            "eps": eps,
+            "norm": norm,
+            "version": version,
+            "attacks": None if attacks is None else list(attacks),
+            "seed": seed,
+            "batch": batch,
+            "images": len(x),
             "data": hashlib.sha256(x.cpu().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest(),
-        }  # fmt: skip
+        }
         _claim(folder, settings, look.cpu().numpy())
     suite = _suite(predict, attacks, eps, norm, version, seed, classes=look.shape[1], device=x.device)
     parts: list[dict[str, Tensor]] = []

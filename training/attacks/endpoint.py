@@ -98,9 +98,13 @@ class Endpoint:
         for number in range(self._tries):
             try:
                 response = self._gateway.send(
-                    "POST", "v1/predict", content=file, params=self._parameters(), timeout=self._timeout,
+                    "POST",
+                    "v1/predict",
+                    content=file,
+                    params=self._parameters(),
+                    timeout=self._timeout,
                     headers={"Content-Type": "image/png"},
-                )  # fmt: skip
+                )
                 return _read(response.json())
             except GatewayAnswer as error:
                 if error.code == "blocked_by_policy":

@@ -155,9 +155,14 @@ def joint_attack(
     for number, (restart, aim) in enumerate(passes):
         start = x if restart == 0 else (x + random_start(x, eps, "linf", generator)).clamp(0, 1)
         run.descend(
-            Ball(x, eps), start, None if aim is None else order[:, aim], steps=steps, combine=combine, samples=samples,
+            Ball(x, eps),
+            start,
+            None if aim is None else order[:, aim],
+            steps=steps,
+            combine=combine,
+            samples=samples,
             progress=_part(progress, number * steps, len(passes) * steps),
-        )  # fmt: skip
+        )
     progress(len(passes) * steps, len(passes) * steps)
     return run.won
 
@@ -197,9 +202,14 @@ def joint_patch_attack(
     for number in range(places):
         patches = random_patches(x, side, kind, generator)
         found = run.descend(
-            Painted(x, patches), patches.colours, None, steps=probe_steps, combine=combine, samples=samples,
+            Painted(x, patches),
+            patches.colours,
+            None,
+            steps=probe_steps,
+            combine=combine,
+            samples=samples,
             progress=_part(progress, number * probe_steps, total),
-        )  # fmt: skip
+        )
         patches = patches.painted(found.parameters)
         best = patches if best is None else patches.where(found.total < lowest, best)
         lowest = torch.minimum(lowest, found.total)
@@ -207,9 +217,14 @@ def joint_patch_attack(
         raise ValueError("places 0: at least one is needed")
     for aim in aims:
         run.descend(
-            Painted(x, best), best.colours, order[:, aim], steps=steps, combine=combine, samples=samples,
+            Painted(x, best),
+            best.colours,
+            order[:, aim],
+            steps=steps,
+            combine=combine,
+            samples=samples,
             progress=_part(progress, places * probe_steps + aim * steps, total),
-        )  # fmt: skip
+        )
     progress(total, total)
     return run.won
 
@@ -279,10 +294,15 @@ class _Run:
         if len(left) == 0:
             return found
         part = descend(
-            _Rows(space, left), start[left], self._hinges(left, target),
+            _Rows(space, left),
+            start[left],
+            self._hinges(left, target),
             lambda images, rows: self.judge(images, left[rows]),
-            steps=steps, combine=combine, samples=samples, progress=progress,
-        )  # fmt: skip
+            steps=steps,
+            combine=combine,
+            samples=samples,
+            progress=progress,
+        )
         found.parameters[left], found.total[left] = part.parameters, part.total
         return found
 

@@ -37,10 +37,12 @@ def soft_window(images: Tensor) -> Tensor:
     scores = contrasts(attack_map(images))
     shares = torch.cat([score.flatten(1) for score in scores.values()], 1).div(_TEMPERATURE).softmax(1)
     parts = shares.split([score[0].numel() for score in scores.values()], 1)
-    return torch.stack([
-        F.avg_pool2d(F.pad(part.view_as(score)[:, None], (side - 1,) * 4), side, stride=1, divisor_override=1)[:, 0]
-        for (side, score), part in zip(scores.items(), parts, strict=True)
-    ]).sum(0)  # fmt: skip
+    return torch.stack(
+        [
+            F.avg_pool2d(F.pad(part.view_as(score)[:, None], (side - 1,) * 4), side, stride=1, divisor_override=1)[:, 0]
+            for (side, score), part in zip(scores.items(), parts, strict=True)
+        ]
+    ).sum(0)
 
 
 def still_wrong(recovery: Recovery | None) -> Afterwards:

@@ -99,9 +99,17 @@ class DefenceGraph(nn.Module):
         roa, roa_score = region_of_attack(x)
         scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
         return DefenceOutputs(
-            logits, companion_logits, saliency_map(x, gradient), region_of_importance(cam), roa, roa_score, x,
-            layer_deviation, scores, screen,
-        )  # fmt: skip
+            logits,
+            companion_logits,
+            saliency_map(x, gradient),
+            region_of_importance(cam),
+            roa,
+            roa_score,
+            x,
+            layer_deviation,
+            scores,
+            screen,
+        )
 
     def detector_scores(
         self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None

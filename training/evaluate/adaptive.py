@@ -225,13 +225,28 @@ def carry_out(
                 won[stage.name] = np.zeros((len(part), len(columns)), bool)
                 if todo.any():
                     chosen = torch.from_numpy(np.flatnonzero(todo)).to(x.device)
-                    won[stage.name][todo] = joint_attack(
-                        bench.defence, x[chosen], y[chosen], eps=eps / 255, steps=steps, targets=targets,
-                        conditions=stage.conditions, beaten=_judge(systems, stage.until), looks=stage.looks,
-                        restarts=restarts, order=order[chosen], afterwards=stage.afterwards, generator=generator,
-                        samples=samples, jitter=JITTER if samples > 1 else 0.0,
-                        progress=partial(bench.progress, f"{name}, images {start}-{stop}: {stage.name}"),
-                    )[:, :-1].cpu().numpy()  # fmt: skip
+                    won[stage.name][todo] = (
+                        joint_attack(
+                            bench.defence,
+                            x[chosen],
+                            y[chosen],
+                            eps=eps / 255,
+                            steps=steps,
+                            targets=targets,
+                            conditions=stage.conditions,
+                            beaten=_judge(systems, stage.until),
+                            looks=stage.looks,
+                            restarts=restarts,
+                            order=order[chosen],
+                            afterwards=stage.afterwards,
+                            generator=generator,
+                            samples=samples,
+                            jitter=JITTER if samples > 1 else 0.0,
+                            progress=partial(bench.progress, f"{name}, images {start}-{stop}: {stage.name}"),
+                        )[:, :-1]
+                        .cpu()
+                        .numpy()
+                    )
         return won
 
     depends: dict[str, Any] = {"steps": steps, "targets": targets, "restarts": restarts, "only": sorted(only)}

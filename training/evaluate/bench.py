@@ -133,9 +133,7 @@ class Bench:
 
         kind = "answers-cascade" if cascade else "answers"
         key = digest([self.served_key, self.networks_key, depends])
-        rows = self.store.rows(
-            f"{kind}-{name}", key, len(images), ANSWER_CHUNK, make, partial(self.progress, title)
-        )  # fmt: skip
+        rows = self.store.rows(f"{kind}-{name}", key, len(images), ANSWER_CHUNK, make, partial(self.progress, title))
         return Served(**rows)
 
     def rows(
@@ -156,9 +154,13 @@ class Bench:
         key = digest([self.served_key if served else self.networks_key, depends, self.settings.seed])
         tag = int(digest(name), 16) % 2**31
         return self.store.rows(
-            name, key, count, size, lambda a, b: make(a, b, seeded(self.settings.seed, tag, a)),
+            name,
+            key,
+            count,
+            size,
+            lambda a, b: make(a, b, seeded(self.settings.seed, tag, a)),
             partial(self.progress, title),
-        )  # fmt: skip
+        )
 
     def pixels(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, C) as float32 (N, C, H, W) in [0, 1] where attacks run."""

@@ -78,7 +78,8 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "date": max((found["date"] for found in results.values()), default=datetime.now(UTC).date().isoformat()),
         "command": f"palisade evaluate models/{bundle.name}",
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-        if bench.device == "cpu" else torch.cuda.get_device_name(),
+        if bench.device == "cpu"
+        else torch.cuda.get_device_name(),
         "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "settings": settings.model_dump(mode="json"),
         "checks": self_checks(results, outcomes, settings),
@@ -86,7 +87,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
             {"unit": name, **{key: found[key] for key in ("n", "date", "seconds")}} for name, found in results.items()
         ],
         "figures": figure_rows(figures, outcomes, settings.seed),
-    }  # fmt: skip
+    }
     for name, found in results.items():
         _place(card, UNITS[name].path, found["section"])
     card["samples"] = _samples(bundle)

@@ -29,9 +29,10 @@ def self_checks(results: Results, outcomes: Outcomes, settings: Evaluation) -> l
     for name, (title, test) in CHECKS.items():
         found = test(results, outcomes, settings)
         rows.append(
-            {"check": name, "title": title, "passed": None, "seen": "not measured"} if found is None
+            {"check": name, "title": title, "passed": None, "seen": "not measured"}
+            if found is None
             else {"check": name, "title": title, "passed": found[0], "seen": found[1]}
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -117,9 +117,15 @@ def _open(
         settings = load_bundle_recipe(config).evaluation
     store = Store(work or Path("runs") / f"evaluate-{bundle.name}-{bundle.version}")
     return Bench(
-        bundle, data, settings.capped(n), store, asked=settings, device=device, photos=photos,
+        bundle,
+        data,
+        settings.capped(n),
+        store,
+        asked=settings,
+        device=device,
+        photos=photos,
         ablation=_ablation(ablation, data.name),
-    )  # fmt: skip
+    )
 
 
 def _ablation(path: Path | None, source: str) -> dict[str, Any] | None:
@@ -181,7 +187,12 @@ def _verified(path: Path, rows: list[dict[str, Any]]) -> Table:
         told, value = ("-" if each is None else f"{each:.4f}" for each in (row["card"], row["value"]))
         bound = f"{sign} {row['bound']:g}" if sign else ""
         table.add_row(
-            row["title"], bound, told, str(row.get("n_card", "")), value, str(row["n"]),
+            row["title"],
+            bound,
+            told,
+            str(row.get("n_card", "")),
+            value,
+            str(row["n"]),
             "pass" if row["pass"] else f"FAIL {row['why']}".strip(),
-        )  # fmt: skip
+        )
     return table

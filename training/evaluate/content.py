@@ -48,11 +48,16 @@ def headline(bounds: list[dict[str, Any]]) -> Table:
     return Table(
         ("figure", "value", "bound", "kept", "n"),
         [
-            (row["title"], percent(row["value"]), f"{signs[row['kind']]} {percent(row['bound'])}", kept[row["pass"]],
-             f"{row['n']:,}")
+            (
+                row["title"],
+                percent(row["value"]),
+                f"{signs[row['kind']]} {percent(row['bound'])}",
+                kept[row["pass"]],
+                f"{row['n']:,}",
+            )
             for row in bounds
         ],
-    )  # fmt: skip
+    )
 
 
 def introduction(card: dict[str, Any]) -> str:
@@ -76,9 +81,24 @@ def _resampled(card: dict[str, Any]) -> str:
 def sections(card: dict[str, Any]) -> list[Section]:
     """Everything that was measured, worst first."""
     parts = (
-        _adaptive, _systems, _benign, _shifts, _companion, _curve, _served, _measured, _patches, _harm, _queries,
-        _cascade, _layers, _explanations, _checks, _samples, _units,
-    )  # fmt: skip
+        _adaptive,
+        _systems,
+        _benign,
+        _shifts,
+        _companion,
+        _curve,
+        _served,
+        _measured,
+        _patches,
+        _harm,
+        _queries,
+        _cascade,
+        _layers,
+        _explanations,
+        _checks,
+        _samples,
+        _units,
+    )
     return [Section(title, body) for part in parts for title, body in part(card)]
 
 
@@ -222,11 +242,18 @@ def _shifts(card: dict[str, Any]) -> Parts:
         return []
     aim = {None: "-", True: "yes", False: "no"}
     rows = [
-        (name.replace("_", " "), f"{row['n']:,}", percent(row.get("accuracy_answering")), ranged(row, "alpha_0.01"),
-         ranged(row, "alpha_0.05"), percent(row.get("worst_class_0.05")), aim[row.get("within_aim")])
+        (
+            name.replace("_", " "),
+            f"{row['n']:,}",
+            percent(row.get("accuracy_answering")),
+            ranged(row, "alpha_0.01"),
+            ranged(row, "alpha_0.05"),
+            percent(row.get("worst_class_0.05")),
+            aim[row.get("within_aim")],
+        )
         for name, row in card["shifts"].items()
         if isinstance(row, dict)
-    ]  # fmt: skip
+    ]
     return [
         (
             "Benign shifts",
@@ -283,18 +310,34 @@ def _title(name: str, row: dict[str, Any]) -> str:
 
 def _served(card: dict[str, Any]) -> Parts:
     rows = [
-        (_title(name, row), f"{row['n']:,}", f"{row['fooled']:,}", percent(alpha, 0), percent(at["measured_fpr"]),
-         ranged(at, "flagged"), percent(at["max_softmax"]), percent(row["recovered"]), percent(at["undetected"]))
+        (
+            _title(name, row),
+            f"{row['n']:,}",
+            f"{row['fooled']:,}",
+            percent(alpha, 0),
+            percent(at["measured_fpr"]),
+            ranged(at, "flagged"),
+            percent(at["max_softmax"]),
+            percent(row["recovered"]),
+            percent(at["undetected"]),
+        )
         for name, row in card.get("unaware", {}).items()
         for alpha in ALPHAS
         for at in [row[f"alpha_{alpha:g}"]]
-    ]  # fmt: skip
+    ]
     if not rows:
         return []
     head = (
-        "attack", "images", "fooled", "alpha", "measured FPR", "flagged", "max softmax", "served right",
+        "attack",
+        "images",
+        "fooled",
+        "alpha",
+        "measured FPR",
+        "flagged",
+        "max softmax",
+        "served right",
         "wrong and unflagged, of all",
-    )  # fmt: skip
+    )
     return [
         (
             "Attackers who don't know the defence",
@@ -315,9 +358,15 @@ def _measured(card: dict[str, Any]) -> Parts:
         for rate in ALPHAS:
             at, area = row[f"fpr_{rate:g}"], row["auroc"]["system"]
             rows.append(
-                (DETECTED[name], percent(rate, 0), ranged(at, "system"), percent(at["max_softmax"]),
-                 percent(at.get("class_distance")), "-" if area is None else f"{area:.3f}")
-            )  # fmt: skip
+                (
+                    DETECTED[name],
+                    percent(rate, 0),
+                    ranged(at, "system"),
+                    percent(at["max_softmax"]),
+                    percent(at.get("class_distance")),
+                    "-" if area is None else f"{area:.3f}",
+                )
+            )
     if not rows:
         return []
     head = ("attack", "measured FPR", "the system", "max softmax", "Mahalanobis", "AUROC, the system")
@@ -331,10 +380,15 @@ def _measured(card: dict[str, Any]) -> Parts:
 
 def _patches(card: dict[str, Any]) -> Parts:
     rows = [
-        (_title(name, row), f"{row['fooled']:,}", ranged(row, "recovered"), percent(row["random_windows"]),
-         ranged(row, "beyond"))
+        (
+            _title(name, row),
+            f"{row['fooled']:,}",
+            ranged(row, "recovered"),
+            percent(row["random_windows"]),
+            ranged(row, "beyond"),
+        )
         for name, row in card.get("patches", {}).items()
-    ]  # fmt: skip
+    ]
     if row := card.get("patch_adaptive"):
         rows.append(("patch whose maker knows the defence", f"{row['fooled']:,}", ranged(row, "recovered"), "-", "-"))
     if not rows:
@@ -407,10 +461,15 @@ def _cascade(card: dict[str, Any]) -> Parts:
     if "screened" not in found:
         return []
     rows = [
-        (DETECTED.get(name, name), f"{row['fooled']:,}", percent(row["screened"]), percent(row["alpha_0.01"]),
-         percent(row["alpha_0.05"]))
+        (
+            DETECTED.get(name, name),
+            f"{row['fooled']:,}",
+            percent(row["screened"]),
+            percent(row["alpha_0.01"]),
+            percent(row["alpha_0.05"]),
+        )
         for name, row in found.get("attacks", {}).items()
-    ]  # fmt: skip
+    ]
     head = ("attack on the answering network", "fooled", "let off by the screen", "flagged, alpha 1 %", "alpha 5 %")
     return [
         (
@@ -433,12 +492,17 @@ def _layers(card: dict[str, Any]) -> Parts:
     found, watched = card["layers"], card["layers"]["watched"]
     roles = [role for role in ("answering", "companion") if role in found]
     rows = [
-        (role, row["layer"], f"{row['adversarial']:.3f} / {row['gaussian']:.3f}",
-         _vulnerability(row),
-         f"{row['responses']:.1f}", percent(row["turned"], 0))
+        (
+            role,
+            row["layer"],
+            f"{row['adversarial']:.3f} / {row['gaussian']:.3f}",
+            _vulnerability(row),
+            f"{row['responses']:.1f}",
+            percent(row["turned"], 0),
+        )
         for role in roles
         for row in found[role]["rows"]
-    ]  # fmt: skip
+    ]
     chosen = ", ".join(watched["chosen_layers"])
     sets = {f"{chosen} (chosen)": watched["chosen"], "all": watched["all"]}
     sets |= {f"{layer} alone": told for layer, told in watched["single"].items() if layer != chosen}
@@ -500,14 +564,25 @@ def _explanations(card: dict[str, Any]) -> Parts:
     for name, areas in curves.items():
         reset = found["randomised_weights"].get(name)
         rows.append(
-            (name, f"{areas['deletion']['mean']:.3f}", f"{areas['insertion']['mean']:.3f}",
-             _mean(patch, "energy", name), _mean(patch, "points", name), _mean(stable, name, "rank_correlation"),
-             f"{reset[-1]['rank_correlation']:.2f}" if reset else "-")
-        )  # fmt: skip
+            (
+                name,
+                f"{areas['deletion']['mean']:.3f}",
+                f"{areas['insertion']['mean']:.3f}",
+                _mean(patch, "energy", name),
+                _mean(patch, "points", name),
+                _mean(stable, name, "rank_correlation"),
+                f"{reset[-1]['rank_correlation']:.2f}" if reset else "-",
+            )
+        )
     head = (
-        "map", "deletion (low is good)", "insertion (high is good)", "share on the patch", "points at the patch",
-        "same under noise", "same with random weights (low is good)",
-    )  # fmt: skip
+        "map",
+        "deletion (low is good)",
+        "insertion (high is good)",
+        "share on the patch",
+        "points at the patch",
+        "same under noise",
+        "same with random weights (low is good)",
+    )
     return [
         (
             "Explanations",
@@ -540,10 +615,17 @@ def _samples(card: dict[str, Any]) -> Parts:
     if not card.get("samples"):
         return []
     rows = [
-        (name, row["truth"], "yes" if row["flagged"] else "no", f"{row['p_value']:.4f}", row["before"],
-         row["after"] or "-", row["label"])
+        (
+            name,
+            row["truth"],
+            "yes" if row["flagged"] else "no",
+            f"{row['p_value']:.4f}",
+            row["before"],
+            row["after"] or "-",
+            row["label"],
+        )
         for name, row in card["samples"].items()
-    ]  # fmt: skip
+    ]
     return [
         (
             "Samples",

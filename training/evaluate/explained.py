@@ -51,9 +51,15 @@ def explanations(bench: Bench) -> Found:
     test = bench.first(bench.settings.explained)
     with frozen(bench.defence):
         report = explanation_report(
-            bench.defence, bench.pixels(test.x), bench.targets(test.y), test.group, patched=len(test),
-            seed=bench.settings.seed, references=find_spec("captum") is not None, progress=bench.progress,
-        )  # fmt: skip
+            bench.defence,
+            bench.pixels(test.x),
+            bench.targets(test.y),
+            test.group,
+            patched=len(test),
+            seed=bench.settings.seed,
+            references=find_spec("captum") is not None,
+            progress=bench.progress,
+        )
     return Found(report)
 
 
@@ -64,7 +70,10 @@ def _decide(bench: Bench, images: np.ndarray, *, explain: bool = False) -> list[
 def _cell(kind: str, found: Pass, truth: int, *, flagged: bool) -> dict[str, Any]:
     image = torch.from_numpy(found.outputs.need("neutral_pixels"))
     return {
-        "kind": kind, "image": data_uri(plain(image)), "label": found.prediction.label,
+        "kind": kind,
+        "image": data_uri(plain(image)),
+        "label": found.prediction.label,
         "map": data_uri(overlaid(image, torch.from_numpy(found.outputs.need("saliency")))),
-        "right": found.prediction.index == truth, "flagged": flagged,
-    }  # fmt: skip
+        "right": found.prediction.index == truth,
+        "flagged": flagged,
+    }

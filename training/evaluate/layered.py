@@ -61,14 +61,24 @@ def _report(bench: Bench, role: str, split: Split, name: str) -> LayerReport:
     network, data = bench.networks[role], bench.data
     fit = (each.to(bench.device) for each in sample(data.train, PROBE_IMAGES, seed=bench.settings.seed)[:2])
     return layer_report(
-        network, bench.pixels(split.x), bench.targets(split.y), split.group, fit=(next(fit), next(fit)),
-        classes=len(data.classes), eps=EPS / 255, steps=STEPS, seed=bench.settings.seed,
+        network,
+        bench.pixels(split.x),
+        bench.targets(split.y),
+        split.group,
+        fit=(next(fit), next(fit)),
+        classes=len(data.classes),
+        eps=EPS / 255,
+        steps=STEPS,
+        seed=bench.settings.seed,
         progress=lambda what, done, total: bench.progress(f"layers, {name}: {what}", done, total),
-    )  # fmt: skip
+    )
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     maps, responses = row["own_label"]["grad_cam"], row["response"]
     return {
-        "layer": row["layer"], **maps, "responses": responses["vulnerability"], "turned": row["turned"]["adversarial"]
-    }  # fmt: skip
+        "layer": row["layer"],
+        **maps,
+        "responses": responses["vulnerability"],
+        "turned": row["turned"]["adversarial"],
+    }

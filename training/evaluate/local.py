@@ -49,9 +49,13 @@ def adaptive_patches(bench: Bench) -> Found:
         x, y = bench.pixels(part.x), bench.targets(part.y)
         won = np.zeros((len(part), len(_COLUMNS)), bool)
         attack = partial(
-            joint_patch_attack, bench.defence, side=patch_side(bench), steps=settings.adaptive_steps,
-            targets=settings.adaptive_targets, generator=generator,
-        )  # fmt: skip
+            joint_patch_attack,
+            bench.defence,
+            side=patch_side(bench),
+            steps=settings.adaptive_steps,
+            targets=settings.adaptive_targets,
+            generator=generator,
+        )
         for kind in KINDS:
             for aim, until, looks, conditions, afterwards in aims:
                 left = np.flatnonzero(~won[:, _COLUMNS.index(until)])
@@ -60,10 +64,15 @@ def adaptive_patches(bench: Bench) -> Found:
                 chosen = torch.from_numpy(left).to(x.device)
                 with frozen(bench.defence):
                     found = attack(
-                        x=x[chosen], y=y[chosen], kind=kind, looks=looks, conditions=conditions, afterwards=afterwards,
+                        x=x[chosen],
+                        y=y[chosen],
+                        kind=kind,
+                        looks=looks,
+                        conditions=conditions,
+                        afterwards=afterwards,
                         beaten=_judged(bench, _told, until),
                         progress=partial(bench.progress, f"adaptive patches, images {start}-{stop}: {kind}, {aim}"),
-                    )  # fmt: skip
+                    )
                 won[left] |= found[:, :-1].cpu().numpy()
         return {"won": won}
 
@@ -72,18 +81,21 @@ def adaptive_patches(bench: Bench) -> Found:
     won = dict(zip(_COLUMNS, rows.T, strict=True))
     recovered, group = ~won["served_wrong"], clean.group
     section = {
-        "n": len(clean), "side": patch_side(bench), "fooled": int(won["fools"].sum()),
+        "n": len(clean),
+        "side": patch_side(bench),
+        "fooled": int(won["fools"].sum()),
         "recovered": share(recovered, won["fools"]),
         "recovered_interval": interval(recovered[won["fools"]], group[won["fools"]]),
-    } | effort  # fmt: skip
+    } | effort
     for alpha in ALPHAS:
         passed = won[f"unflagged_{alpha:g}"]
         section |= {f"alpha_{alpha:g}": float(passed.mean()), f"alpha_{alpha:g}_interval": interval(passed, group)}
     key = "recovered_patch_adaptive"
     return Found(
-        section, {key: Figure(key, "fooled_patch_adaptive", at=("patch_adaptive", "recovered"))},
+        section,
+        {key: Figure(key, "fooled_patch_adaptive", at=("patch_adaptive", "recovered"))},
         {key: recovered, "fooled_patch_adaptive": won["fools"]},
-    )  # fmt: skip
+    )
 
 
 def harmed(bench: Bench) -> Found:
@@ -96,19 +108,28 @@ def harmed(bench: Bench) -> Found:
         part = clean.take(np.arange(start, stop))
         with frozen(bench.defence):
             found = joint_attack(
-                bench.defence, bench.pixels(part.x), bench.targets(part.y), eps=HARM_EPS / 255,
-                steps=settings.adaptive_steps, targets=settings.adaptive_targets, generator=generator,
-                conditions=gated(judge.fusion, gate), afterwards=harm(judge.calibration.recovery),
+                bench.defence,
+                bench.pixels(part.x),
+                bench.targets(part.y),
+                eps=HARM_EPS / 255,
+                steps=settings.adaptive_steps,
+                targets=settings.adaptive_targets,
+                generator=generator,
+                conditions=gated(judge.fusion, gate),
+                afterwards=harm(judge.calibration.recovery),
                 beaten=_judged(bench, _harm_told, "harmed"),
                 progress=partial(bench.progress, f"attacks that aim at harm, images {start}-{stop}"),
-            )  # fmt: skip
+            )
         return {"harmed": found[:, 0].cpu().numpy()}
 
     effort = {"steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
     won = bench.rows("attacks that aim at harm", "harm", effort, len(clean), CHUNK, make, served=True)["harmed"]
     section = {
-        "n": len(clean), "eps": HARM_EPS, "harmed": float(won.mean()), "harmed_interval": interval(won, clean.group),
-    } | effort  # fmt: skip
+        "n": len(clean),
+        "eps": HARM_EPS,
+        "harmed": float(won.mean()),
+        "harmed_interval": interval(won, clean.group),
+    } | effort
     return Found(section, outcomes={"harmed_adaptive": won})
 
 

@@ -56,26 +56,43 @@ def queries(bench: Bench) -> Found:
                 endpoint = Endpoint(url, key)
                 if told == "label":
                     done = rays(
-                        endpoint.fooled, x, y, confirmed=partial(_unflagged, bench), eps=EPS / 255,
-                        queries=settings.queries, generator=generator, progress=progress,
-                    )  # fmt: skip
+                        endpoint.fooled,
+                        x,
+                        y,
+                        confirmed=partial(_unflagged, bench),
+                        eps=EPS / 255,
+                        queries=settings.queries,
+                        generator=generator,
+                        progress=progress,
+                    )
                 else:
                     done = square(
-                        endpoint.score, x, y, eps=EPS / 255, queries=settings.queries, generator=generator,
+                        endpoint.score,
+                        x,
+                        y,
+                        eps=EPS / 255,
+                        queries=settings.queries,
+                        generator=generator,
                         progress=progress,
-                    )  # fmt: skip
+                    )
             return {"won": done.succeeded.cpu().numpy(), "queries": done.queries.cpu().numpy()}
 
         rows = bench.rows(
-            f"queries, {disclosure}", f"queries-{disclosure}", {"budget": settings.queries}, len(clean), CHUNK, make,
+            f"queries, {disclosure}",
+            f"queries-{disclosure}",
+            {"budget": settings.queries},
+            len(clean),
+            CHUNK,
+            make,
             served=True,
-        )  # fmt: skip
+        )
         spent = np.where(rows["won"], rows["queries"], settings.queries)
         section[disclosure] = {
             "attack": "RayS" if disclosure == "label" else "Square",
-            "won": float(rows["won"].mean()), "won_interval": interval(rows["won"], clean.group),
+            "won": float(rows["won"].mean()),
+            "won_interval": interval(rows["won"], clean.group),
             "median": float(np.median(spent)),
-        }  # fmt: skip
+        }
     return Found(section)
 
 
@@ -111,9 +128,12 @@ def gateway(bundle: Path, disclosure: Disclosure, folder: Path) -> Iterator[tupl
     log = folder / "gateway.log"
     with log.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603  # our own command
-            server_command(chosen), env=server_environment(chosen) | {"BENTOML_HOME": str(folder)},
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-        )  # fmt: skip
+            server_command(chosen),
+            env=server_environment(chosen) | {"BENTOML_HOME": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(process, url, log)

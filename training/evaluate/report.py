@@ -18,9 +18,14 @@ from training.evaluate.settings import DETECTED, RATES
 
 ROC_TICKS = (0.001, 0.01, 0.1, 1.0)
 ABLATED = {
-    "clean": "clean", "pgd_4": "PGD 4", "pgd_8": "PGD 8", "autoattack_4": "AA 4", "autoattack_8": "AA 8",
-    "transfer_8": "MI 8", "transfer_16": "MI 16",
-}  # fmt: skip
+    "clean": "clean",
+    "pgd_4": "PGD 4",
+    "pgd_8": "PGD 8",
+    "autoattack_4": "AA 4",
+    "autoattack_8": "AA 8",
+    "transfer_8": "MI 8",
+    "transfer_16": "MI 16",
+}
 READINGS = {"system": "the system", "max_softmax": "max softmax", "class_distance": "Mahalanobis"}
 
 
@@ -36,16 +41,23 @@ class Drawn:
 def html(card: dict[str, Any], bounds: list[dict[str, Any]], drawn: Drawn = Drawn()) -> str:
     """The page of `card`; `bounds` are the rows of `card.check`."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["marked"] = marked
     environment.tests["table"] = lambda part: isinstance(part, Table)
     return environment.get_template("report.html.jinja").render(
-        card=card, status=STATUS[card["status"]], introduction=introduction(card), headline=headline(bounds),
-        sections=sections(card), charts=[Markup(chart) for chart in _charts(card, drawn)],  # noqa: S704  # text is escaped
+        card=card,
+        status=STATUS[card["status"]],
+        introduction=introduction(card),
+        headline=headline(bounds),
+        sections=sections(card),
+        charts=[Markup(chart) for chart in _charts(card, drawn)],  # noqa: S704  # text is escaped
         pictures=drawn.pictures,
-    )  # fmt: skip
+    )
 
 
 def marked(text: str) -> Markup:
@@ -65,11 +77,13 @@ def _charts(card: dict[str, Any], drawn: Drawn) -> list[str]:
         }
         charts.append(
             line_chart(
-                series, label=f"Security curve: accuracy under PGD-{curve['steps']}, n = {curve['n']:,}",
-                x_label="radius of the attack, of 255", y_label="accuracy",
+                series,
+                label=f"Security curve: accuracy under PGD-{curve['steps']}, n = {curve['n']:,}",
+                x_label="radius of the attack, of 255",
+                y_label="accuracy",
                 x_ticks=[float(eps) for eps in curve["answering"] if float(eps) in _TICKS],
             )
-        )  # fmt: skip
+        )
     for eps, part in card.get("systems", {}).items():
         series = {
             SYSTEMS[system]: [(rate, part[system][f"fpr_{rate:g}"]) for rate in RATES]
@@ -78,21 +92,30 @@ def _charts(card: dict[str, Any], drawn: Drawn) -> list[str]:
         }
         charts.append(
             line_chart(
-                series, label=f"Wrong and not flagged, adaptive attack at {eps[4:]}/255",
-                x_label="benign images flagged", y_label="wrong and not flagged", x_ticks=RATES, x_log=True,
+                series,
+                label=f"Wrong and not flagged, adaptive attack at {eps[4:]}/255",
+                x_label="benign images flagged",
+                y_label="wrong and not flagged",
+                x_ticks=RATES,
+                x_log=True,
                 x_names=[f"{100 * rate:g} %" for rate in RATES],
             )
-        )  # fmt: skip
+        )
     for attack, curves in drawn.roc.items():
         read = {READINGS[reading]: points for reading, points in curves.items() if points}
         if read:
             charts.append(
                 line_chart(
-                    read, label=f"ROC: {DETECTED[attack]}", x_label="benign images flagged",
-                    y_label="attacks flagged", x_ticks=ROC_TICKS, x_log=True, marks=False,
+                    read,
+                    label=f"ROC: {DETECTED[attack]}",
+                    x_label="benign images flagged",
+                    y_label="attacks flagged",
+                    x_ticks=ROC_TICKS,
+                    x_log=True,
+                    marks=False,
                     x_names=[f"{100 * tick:g} %" for tick in ROC_TICKS],
                 )
-            )  # fmt: skip
+            )
     return charts + _ablation(drawn.ablation)
 
 

@@ -39,9 +39,14 @@ def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts
         if len(alive):
             with frozen(bench.defence):
                 adversarial, fooled = pgd_until_fooled(
-                    predict, bench.pixels(part.x[alive]), bench.targets(part.y[alive]), eps=eps / 255,
-                    steps=bench.settings.steps, restarts=restarts, generator=generator,
-                )  # fmt: skip
+                    predict,
+                    bench.pixels(part.x[alive]),
+                    bench.targets(part.y[alive]),
+                    eps=eps / 255,
+                    steps=bench.settings.steps,
+                    restarts=restarts,
+                    generator=generator,
+                )
             images[alive], standing[alive] = as_images(adversarial), ~fooled.cpu().numpy()
         return {"images": images, "standing": standing}
 
@@ -56,9 +61,13 @@ def companion_pgd(bench: Bench, *, eps: int) -> Found:
     standing = pgd_rows(bench, "companion", eps=eps, count=bench.settings.robust)["standing"]
     group, key = bench.test.group[: len(standing)], f"pgd50_{eps}"
     section = {
-        "n": len(standing), "eps": eps, "steps": bench.settings.steps, "restarts": 1,
-        "accuracy": float(standing.mean()), "accuracy_interval": interval(standing, group),
-    }  # fmt: skip
+        "n": len(standing),
+        "eps": eps,
+        "steps": bench.settings.steps,
+        "restarts": 1,
+        "accuracy": float(standing.mean()),
+        "accuracy_interval": interval(standing, group),
+    }
     return Found(section, {key: Figure(key, at=("companion_pgd", f"eps_{eps}", "accuracy"))}, {key: standing})
 
 
@@ -68,9 +77,13 @@ def control(bench: Bench) -> Found:
     standing = rows["standing"]
     group = bench.test.group[: len(standing)]
     section = {
-        "n": len(standing), "eps": CONTROL_EPS, "steps": bench.settings.steps, "restarts": CONTROL_RESTARTS,
-        "accuracy": float(standing.mean()), "accuracy_interval": interval(standing, group),
-    }  # fmt: skip
+        "n": len(standing),
+        "eps": CONTROL_EPS,
+        "steps": bench.settings.steps,
+        "restarts": CONTROL_RESTARTS,
+        "accuracy": float(standing.mean()),
+        "accuracy_interval": interval(standing, group),
+    }
     return Found(section, {"control": Figure("control", at=("control", "accuracy"))}, {"control": standing})
 
 
@@ -108,9 +121,13 @@ def autoattacked(bench: Bench, *, eps: int) -> Found:
         part = test.take(np.arange(start, stop))
         with frozen(bench.defence):
             done = autoattack(
-                predict, bench.pixels(part.x), bench.targets(part.y), eps=eps / 255, seed=bench.settings.seed,
+                predict,
+                bench.pixels(part.x),
+                bench.targets(part.y),
+                eps=eps / 255,
+                seed=bench.settings.seed,
                 batch=stop - start,
-            )  # fmt: skip
+            )
         fell_to = np.array(["", *done.stages])[done.fell_to.cpu().numpy() + 1]
         return {"images": as_images(done.adversarial), "standing": done.robust.cpu().numpy(), "fell_to": fell_to}
 
@@ -118,10 +135,13 @@ def autoattacked(bench: Bench, *, eps: int) -> Found:
     rows = bench.rows(title, f"autoattack-{eps}", {}, len(test), AUTOATTACK_CHUNK, make)
     standing, key = rows["standing"], f"autoattack_{eps}"
     section = {
-        "n": len(test), "eps": eps, "version": "standard", "accuracy": float(standing.mean()),
+        "n": len(test),
+        "eps": eps,
+        "version": "standard",
+        "accuracy": float(standing.mean()),
         "accuracy_interval": interval(standing, test.group),
         "fell_to": {stage: float((rows["fell_to"] == stage).mean()) for stage in np.unique(rows["fell_to"]) if stage},
-    }  # fmt: skip
+    }
     return Found(section, {key: Figure(key, at=("autoattack", f"eps_{eps}", "accuracy"))}, {key: standing})
 
 

@@ -83,10 +83,14 @@ def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] 
             bench.store.finish(
                 row.name,
                 {
-                    "unit": row.name, "key": key_of(bench, row.name), "n": row.n, "seconds": round(seconds, 1),
-                    "date": datetime.now(UTC).date().isoformat(), **found.to_json(),
+                    "unit": row.name,
+                    "key": key_of(bench, row.name),
+                    "n": row.n,
+                    "seconds": round(seconds, 1),
+                    "date": datetime.now(UTC).date().isoformat(),
+                    **found.to_json(),
                 },
-            )  # fmt: skip
+            )
         left -= row.seconds
     return failed
 

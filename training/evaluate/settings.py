@@ -34,10 +34,17 @@ FIGURES = {
     "recovered_patch_adaptive": "adaptive patches that fool: answered rightly after neutralisation",
 }
 DETECTED = {
-    "fgsm_8": "FGSM 8/255", "pgd_4": "PGD 4/255", "pgd_8": "PGD 8/255", "l2_1": "PGD in L2, 1.0",
-    "minimal": "minimal norm with a margin", "square_8": "Square 8/255", "transfer_8": "transfer 8/255",
-    "transfer_16": "transfer 16/255", "patch": "noisy patch", "patch_low": "low-frequency patch",
-}  # fmt: skip
+    "fgsm_8": "FGSM 8/255",
+    "pgd_4": "PGD 4/255",
+    "pgd_8": "PGD 8/255",
+    "l2_1": "PGD in L2, 1.0",
+    "minimal": "minimal norm with a margin",
+    "square_8": "Square 8/255",
+    "transfer_8": "transfer 8/255",
+    "transfer_16": "transfer 16/255",
+    "patch": "noisy patch",
+    "patch_low": "low-frequency patch",
+}
 FIGURES |= {
     "moved": "attacks that move the most vulnerable layer's heat map more than equal noise does",
     "watched": "PGD 8/255: detected by the most vulnerable layer's neurons alone, 5 % of false positives",
@@ -112,6 +119,20 @@ class Evaluation(BaseModel):
 
 
 COUNTS = (
-    "robust", "autoattack", "control", "curve", "shifts", "unaware", "minimal", "square", "patched", "adaptive",
-    "doubled", "adaptive_patched", "harm", "queried", "explained", "layered",
-)  # fmt: skip
+    "robust",
+    "autoattack",
+    "control",
+    "curve",
+    "shifts",
+    "unaware",
+    "minimal",
+    "square",
+    "patched",
+    "adaptive",
+    "doubled",
+    "adaptive_patched",
+    "harm",
+    "queried",
+    "explained",
+    "layered",
+)

@@ -25,9 +25,12 @@ def _network(bench: Bench, number: int, width: int) -> nn.Module:
     epochs = bench.settings.surrogate_epochs
     folder = bench.store.folder / f"surrogate-{number}-{epochs}-{bench.networks_key}"
     recipe = Recipe(
-        name=f"surrogate-{number}", seed=1000 + number + bench.settings.seed, data=DataSpec(source=bench.data.name),
-        model=ModelSpec(width=width), stages=[Stage(name="standard", epochs=epochs, lr=0.1)],
-    )  # fmt: skip
+        name=f"surrogate-{number}",
+        seed=1000 + number + bench.settings.seed,
+        data=DataSpec(source=bench.data.name),
+        model=ModelSpec(width=width),
+        stages=[Stage(name="standard", epochs=epochs, lr=0.1)],
+    )
     if not (folder / "weights.safetensors").is_file():
         Trainer(recipe, bench.data, folder).run(partial(_told, bench, recipe.name))
     return load_run(Path(folder), bench.data)[1].eval()

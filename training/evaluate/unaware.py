@@ -128,9 +128,14 @@ def _random_windows(
             top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
             mask[top : top + side, left : left + side] = 1
         answers = run_images(
-            engine, images, spec, masks=masks, part="verdict", batch=engine.buckets[-1],
+            engine,
+            images,
+            spec,
+            masks=masks,
+            part="verdict",
+            batch=engine.buckets[-1],
             progress=partial(bench.progress, f"{name}: random windows"),
-        )  # fmt: skip
+        )
         hits[draw] = answers.logits.argmax(1) == labels
     mean = hits.mean(0)
     return {

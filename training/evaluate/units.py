@@ -67,39 +67,73 @@ def _of_attack(name: str) -> set[str]:
 def _attack(name: str) -> Unit:
     attack = ATTACKS[name]
     return Unit(
-        attack.level, f"{title(name)} on the answering network", (), partial(unaware.unaware, name=name),
-        count=attack.count, depends=attack.depends, seconds=attack.seconds,
+        attack.level,
+        f"{title(name)} on the answering network",
+        (),
+        partial(unaware.unaware, name=name),
+        count=attack.count,
+        depends=attack.depends,
+        seconds=attack.seconds,
         verified=attack.chunk if attack.level == "patches" else 32,  # where patches lie is drawn for a chunk at once
         figures=tuple(figure for figure in FIGURES if figure in _of_attack(name)),
-    )  # fmt: skip
+    )
 
 
 _EFFORT = ("steps", "adaptive_steps", "adaptive_targets", "adaptive_restarts")
 _BENIGN = (
-    "accuracy_answering", "accuracy_companion", "accuracy_served", "flagged_0.01", "flagged_0.05", "harmed",
-)  # fmt: skip
+    "accuracy_answering",
+    "accuracy_companion",
+    "accuracy_served",
+    "flagged_0.01",
+    "flagged_0.05",
+    "harmed",
+)
 
 
 def _companion(eps: int) -> dict[str, Unit]:
     return {
         f"companion_pgd_{eps}": Unit(
-            "2", f"companion, PGD {eps}/255", ("companion_pgd", f"eps_{eps}"), partial(robust.companion_pgd, eps=eps),
-            "robust", ("steps",), 0.09, (f"pgd50_{eps}",), 256, companion=True,
+            "2",
+            f"companion, PGD {eps}/255",
+            ("companion_pgd", f"eps_{eps}"),
+            partial(robust.companion_pgd, eps=eps),
+            "robust",
+            ("steps",),
+            0.09,
+            (f"pgd50_{eps}",),
+            256,
+            companion=True,
         ),
         f"autoattack_{eps}": Unit(
-            "2", f"companion, AutoAttack {eps}/255", ("autoattack", f"eps_{eps}"),
-            partial(robust.autoattacked, eps=eps), "autoattack", (), 4, (f"autoattack_{eps}",), 32, companion=True,
+            "2",
+            f"companion, AutoAttack {eps}/255",
+            ("autoattack", f"eps_{eps}"),
+            partial(robust.autoattacked, eps=eps),
+            "autoattack",
+            (),
+            4,
+            (f"autoattack_{eps}",),
+            32,
+            companion=True,
         ),
-    }  # fmt: skip
+    }
 
 
 def _adaptive(eps: int) -> dict[str, Unit]:
     return {
         f"adaptive_{eps}": Unit(
-            "3", f"adaptive attacks at {eps}/255", (), partial(adaptive.adaptive, eps=eps), "adaptive", _EFFORT, 10,
-            (f"joint_{eps}", f"joint_{eps}_{min(ALPHAS):g}", f"joint_excess_{eps}"), 8, version=2,
+            "3",
+            f"adaptive attacks at {eps}/255",
+            (),
+            partial(adaptive.adaptive, eps=eps),
+            "adaptive",
+            _EFFORT,
+            10,
+            (f"joint_{eps}", f"joint_{eps}_{min(ALPHAS):g}", f"joint_excess_{eps}"),
+            8,
+            version=2,
         ),
-    }  # fmt: skip
+    }
 
 
 UNITS: dict[str, Unit] = {

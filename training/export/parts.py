@@ -18,8 +18,15 @@ SHARED_BYTES = 1024
 _ALIGNMENT = 64
 DTYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
 _VERDICT = (
-    "logits", "companion_logits", "roi", "roa", "roa_score", "neutral_pixels", "layer_deviation", "scores",
-)  # fmt: skip
+    "logits",
+    "companion_logits",
+    "roi",
+    "roa",
+    "roa_score",
+    "neutral_pixels",
+    "layer_deviation",
+    "scores",
+)
 OUTPUTS: dict[Part, tuple[str, ...]] = {
     "screen": ("logits", "companion_logits", "screen_scores"),
     "verdict": _VERDICT,

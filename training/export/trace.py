@@ -106,9 +106,12 @@ def max_pool2d_backward(
     channels = int(inputs.shape[1])
     place = torch.eye(kh * kw, dtype=gradient.dtype, device=gradient.device).reshape(kh * kw, 1, kh, kw)
     spread = F.conv_transpose2d(
-        torch.stack(parts, 2).flatten(1, 2), place.repeat(channels, 1, 1, 1), stride=(sh, sw), groups=channels,
+        torch.stack(parts, 2).flatten(1, 2),
+        place.repeat(channels, 1, 1, 1),
+        stride=(sh, sw),
+        groups=channels,
         dilation=(dh, dw),
-    )  # fmt: skip
+    )
     spread = F.pad(spread, (0, max(0, pw + width - full_w), 0, max(0, ph + height - full_h)))
     return spread[:, :, ph : ph + height, pw : pw + width]
 

@@ -111,8 +111,10 @@ def test_one_event_and_its_pictures(api: FastAPI) -> None:
     )
     png = call(api, "GET", f"/v1/events/{key}/image?kind=roa")
     assert (png.content, png.headers["content-type"], png.headers["x-content-type-options"]) == (
-        b"map", "image/png", "nosniff",
-    )  # fmt: skip
+        b"map",
+        "image/png",
+        "nosniff",
+    )
     problem(call(api, "GET", f"/v1/events/{key}/image?kind=saliency"), 404, "unknown_event")
     problem(call(api, "GET", f"/v1/events/{key}/image?kind=secret"), 422, "bad_parameter")
     problem(call(api, "GET", "/v1/events/nothing"), 404, "unknown_event")

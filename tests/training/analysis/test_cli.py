@@ -23,10 +23,12 @@ def run_folder(trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     recipe = Recipe.model_validate(
         {
-            "name": "toy", "data": {"source": "npz:toy"}, "model": SPEC.model_dump(),
+            "name": "toy",
+            "data": {"source": "npz:toy"},
+            "model": SPEC.model_dump(),
             "stages": [{"name": "standard", "epochs": 1, "lr": 0.1}],
         }
-    )  # fmt: skip
+    )
     run = folder / "toy"
     run.mkdir()
     (run / "recipe.json").write_text(recipe.model_dump_json())

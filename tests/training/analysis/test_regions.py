@@ -43,16 +43,18 @@ class Gateway:
         p = one_hot_margin(logits, served_one_hot(logits)).argsort().argsort().add(1) / (len(images) + 1)
         return [
             SimpleNamespace(
-                raw=(first := SimpleNamespace(
-                    outputs=SimpleNamespace(logits=row.numpy()),
-                    verdict=SimpleNamespace(p_value=float(value)),
-                    prediction=SimpleNamespace(index=int(row.argmax())),
-                )),
+                raw=(
+                    first := SimpleNamespace(
+                        outputs=SimpleNamespace(logits=row.numpy()),
+                        verdict=SimpleNamespace(p_value=float(value)),
+                        prediction=SimpleNamespace(index=int(row.argmax())),
+                    )
+                ),
                 served=first,
                 neutralized=None,
             )
             for row, value in zip(logits, p, strict=True)
-        ]  # fmt: skip
+        ]
 
 
 @pytest.fixture(scope="module")

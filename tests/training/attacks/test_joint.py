@@ -228,9 +228,19 @@ def test_jitter_moves_what_is_looked_at_and_not_what_is_judged(weight: Tensor, i
     forward = defence.companion.forward
     defence.companion.forward = lambda pixels: looked.append(pixels.detach()) or forward(pixels)
     attack(
-        defence, x, y, beaten, eps=0.02, samples=3, jitter=0.05, steps=4, looks="networks", conditions=companion_says,
-        order=(1 - y)[:, None], generator=seeded(0),
-    )  # fmt: skip
+        defence,
+        x,
+        y,
+        beaten,
+        eps=0.02,
+        samples=3,
+        jitter=0.05,
+        steps=4,
+        looks="networks",
+        conditions=companion_says,
+        order=(1 - y)[:, None],
+        generator=seeded(0),
+    )
     assert len(looked) == 5 * 3
     moved = max(float((seen - x).abs().max()) for seen in looked)
     assert 0.03 < moved <= 0.07 + 1e-6
@@ -333,9 +343,19 @@ def test_patches_that_are_joint_saturate(weight: Tensor) -> None:
     plain, _ = patch_attack(defence.network, x, y, side=2, places=1, probe_steps=40, generator=drawn)
     expected = defence.network(plain).argmax(1) != y
     won = joint_patch_attack(
-        defence, x, y, side=2, places=1, probe_steps=10, steps=40, targets=1,
-        conditions=unflagged(FUSION, 0.3), beaten=wrong(defence), full_precision=True, generator=seeded(1),
-    )  # fmt: skip
+        defence,
+        x,
+        y,
+        side=2,
+        places=1,
+        probe_steps=10,
+        steps=40,
+        targets=1,
+        conditions=unflagged(FUSION, 0.3),
+        beaten=wrong(defence),
+        full_precision=True,
+        generator=seeded(1),
+    )
     assert 0 < expected.sum() < len(x)
     assert torch.equal(won[:, 0], expected)
 
@@ -376,7 +396,7 @@ def test_the_coarse_search_is_judged_exactly(
 
     won = joint_attack(
         defence, x, y, eps=4 / 255, steps=8, targets=2, conditions=confident, looks="networks", beaten=beaten
-    )  # fmt: skip
+    )
     assert won[:, 0].sum() == sum(int(fallen.sum()) for fallen in judged)  # each is left alone once it has fallen
     assert won.any()
     rough = coarse(defence)

@@ -71,9 +71,7 @@ def test_gated_is_met_just_where_the_gate_is_up(guard: Guard | None) -> None:
 
 
 def rule(threshold: float) -> Recovery:
-    return Recovery(
-        contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold
-    )  # fmt: skip
+    return Recovery(contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold)
 
 
 @pytest.fixture

@@ -89,8 +89,9 @@ def test_low_frequency_reaches_the_corner_of_its_colours() -> None:
         torch.testing.assert_close(
             adv[k][:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1],
             torch.einsum("cg,gij->cij", colours, blown),
-            atol=1e-5, rtol=0,
-        )  # fmt: skip
+            atol=1e-5,
+            rtol=0,
+        )
     outside = (mask[:, None] == 0).expand_as(x)
     assert torch.equal(adv[outside], x[outside])
 

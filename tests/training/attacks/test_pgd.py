@@ -67,9 +67,13 @@ def test_linear_model_is_fooled_just_beyond_its_distance_to_the_boundary(linear:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    eps=st.floats(0, 2), steps=st.integers(1, 4), norm=st.sampled_from(NORMS), seed=st.integers(0, 1000),
-    step_size=st.none() | st.floats(0, 3), loss=st.sampled_from(["ce", "margin"]),
-)  # fmt: skip
+    eps=st.floats(0, 2),
+    steps=st.integers(1, 4),
+    norm=st.sampled_from(NORMS),
+    seed=st.integers(0, 1000),
+    step_size=st.none() | st.floats(0, 3),
+    loss=st.sampled_from(["ce", "margin"]),
+)
 def test_ball_and_pixel_range_are_kept(eps, steps, norm, seed, step_size, loss) -> None:
     x = torch.rand(2, 3, 8, 8, generator=seeded(seed))
     x[0] = x[0].round()  # at the borders of the range too

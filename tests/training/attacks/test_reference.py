@@ -58,17 +58,21 @@ def test_fgsm(subject) -> None:
 def test_pgd_linf(subject) -> None:
     network, x, y = subject
     compare(
-        subject, lambda eps: pgd(network, x, y, eps=eps, steps=STEPS, loss="ce", generator=seeded(0)),
-        foolbox.attacks.LinfPGD(rel_stepsize=2.5 / STEPS, steps=STEPS), LINF,
-    )  # fmt: skip
+        subject,
+        lambda eps: pgd(network, x, y, eps=eps, steps=STEPS, loss="ce", generator=seeded(0)),
+        foolbox.attacks.LinfPGD(rel_stepsize=2.5 / STEPS, steps=STEPS),
+        LINF,
+    )
 
 
 def test_pgd_l2(subject) -> None:
     network, x, y = subject
     compare(
-        subject, lambda eps: pgd(network, x, y, eps=eps, steps=STEPS, norm="l2", loss="ce", generator=seeded(0)),
-        foolbox.attacks.L2PGD(rel_stepsize=2.5 / STEPS, steps=STEPS), L2,
-    )  # fmt: skip
+        subject,
+        lambda eps: pgd(network, x, y, eps=eps, steps=STEPS, norm="l2", loss="ce", generator=seeded(0)),
+        foolbox.attacks.L2PGD(rel_stepsize=2.5 / STEPS, steps=STEPS),
+        L2,
+    )
 
 
 def test_minimal_norm(subject) -> None:

@@ -50,9 +50,10 @@ def run(hinges, judge, **changed: object) -> Found:
 @pytest.mark.parametrize("rule", ["sum", "normalised", "selective", "orthogonal"])
 def test_both_conditions_are_met_where_they_can_be(rule) -> None:
     found = run(
-        lambda x, _rows: [hinge(x, ONE, 1.3), hinge(x, TWO, 0.85)], lambda x, _rows: torch.zeros(len(x)).bool(),
+        lambda x, _rows: [hinge(x, ONE, 1.3), hinge(x, TWO, 0.85)],
+        lambda x, _rows: torch.zeros(len(x)).bool(),
         combine=rule,
-    )  # fmt: skip
+    )
     x = found.parameters
     assert (hinge(x, ONE, 1.3) == 0).all()
     assert (hinge(x, TWO, 0.85) == 0).all()

@@ -51,10 +51,17 @@ def out(defence: DefenceGraph, x: Tensor) -> DefenceOutputs:
 def test_shapes(out: DefenceOutputs) -> None:
     maps, channels = (6, SIDE, SIDE), 4  # stem and three stages
     assert {name: tuple(value.shape) for name, value in out._asdict().items()} == {
-        "logits": (6, CLASSES), "companion_logits": (6, CLASSES), "saliency": maps, "roi": maps, "roa": maps,
-        "roa_score": (6,), "neutral_pixels": (6, 3, SIDE, SIDE), "layer_deviation": (6, channels),
-        "scores": (6, len(SCORES)), "screen_scores": (6, len(SCREEN_SCORES)),
-    }  # fmt: skip
+        "logits": (6, CLASSES),
+        "companion_logits": (6, CLASSES),
+        "saliency": maps,
+        "roi": maps,
+        "roa": maps,
+        "roa_score": (6,),
+        "neutral_pixels": (6, 3, SIDE, SIDE),
+        "layer_deviation": (6, channels),
+        "scores": (6, len(SCORES)),
+        "screen_scores": (6, len(SCREEN_SCORES)),
+    }
     assert all(value.isfinite().all() and not value.requires_grad for value in out)
 
 

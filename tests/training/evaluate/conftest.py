@@ -20,13 +20,34 @@ from training.evaluate.store import Store
 from training.networks import NETWORKS, save_networks
 
 TINY = Evaluation(
-    robust=16, steps=5, autoattack=4, control=16, curve=8, shifts=12, unaware=16, minimal=8, square=8,
-    square_queries=60, surrogate_epochs=1, patched=8, adaptive=6, adaptive_steps=5, adaptive_targets=1, doubled=4,
-    adaptive_patched=1, harm=6, explained=6, layered=12, queried=1, queries=5,
-    bounds=[{"figure": "accuracy_answering", "kind": "at_least", "bound": 0.5},
-            {"figure": "pgd50_8", "kind": "at_most", "bound": 1.0},
-            {"figure": "joint_excess_8", "kind": "at_most", "bound": 1.0}],
-)  # fmt: skip
+    robust=16,
+    steps=5,
+    autoattack=4,
+    control=16,
+    curve=8,
+    shifts=12,
+    unaware=16,
+    minimal=8,
+    square=8,
+    square_queries=60,
+    surrogate_epochs=1,
+    patched=8,
+    adaptive=6,
+    adaptive_steps=5,
+    adaptive_targets=1,
+    doubled=4,
+    adaptive_patched=1,
+    harm=6,
+    explained=6,
+    layered=12,
+    queried=1,
+    queries=5,
+    bounds=[
+        {"figure": "accuracy_answering", "kind": "at_least", "bound": 0.5},
+        {"figure": "pgd50_8", "kind": "at_most", "bound": 1.0},
+        {"figure": "joint_excess_8", "kind": "at_most", "bound": 1.0},
+    ],
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,20 +56,30 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     root = tmp_path_factory.mktemp("evaluate")
     train, test = gratings(320, seed=1), gratings(32, seed=2)
     np.savez(
-        root / "gratings.npz", x_train=train.x, y_train=train.y, track_train=np.arange(320) // 2, x_test=test.x,
-        y_test=test.y, classes=np.array([f"direction {k}" for k in range(CLASSES)]),
-    )  # fmt: skip
+        root / "gratings.npz",
+        x_train=train.x,
+        y_train=train.y,
+        track_train=np.arange(320) // 2,
+        x_test=test.x,
+        y_test=test.y,
+        classes=np.array([f"direction {k}" for k in range(CLASSES)]),
+    )
     common = {
-        "data": {"source": "npz:gratings", "fractions": [0.5, 0.25, 0.25]}, "model": SPEC.model_dump(mode="json"),
+        "data": {"source": "npz:gratings", "fractions": [0.5, 0.25, 0.25]},
+        "model": SPEC.model_dump(mode="json"),
         "precision": "fp32",
-    }  # fmt: skip
+    }
     for role in ("standard", "companion"):
         recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
         (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
     recipe = {
-        "name": "gratings", "version": "1.0.0", "standard": "standard.yaml", "companion": "companion.yaml",
-        "samples": 1, "evaluation": TINY.model_dump(mode="json"),
-    }  # fmt: skip
+        "name": "gratings",
+        "version": "1.0.0",
+        "standard": "standard.yaml",
+        "companion": "companion.yaml",
+        "samples": 1,
+        "evaluation": TINY.model_dump(mode="json"),
+    }
     (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PALISADE_DATA", str(root))

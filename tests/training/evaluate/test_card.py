@@ -15,9 +15,13 @@ from training.evaluate.report import Drawn, html, marked
 from training.evaluate.settings import FIGURES, Bound, Evaluation
 
 VALUES = {
-    "accuracy_answering": 0.98, "accuracy_companion": 0.96, "pgd50_4": 0.7, "pgd50_8": 0.5, "flagged_0.05": 0.06,
+    "accuracy_answering": 0.98,
+    "accuracy_companion": 0.96,
+    "pgd50_4": 0.7,
+    "pgd50_8": 0.5,
+    "flagged_0.05": 0.06,
     "joint_excess_8": 0.01,
-}  # fmt: skip
+}
 FIGURE_ROWS = {name: {"value": value, "n": 1000, "seed": 0} for name, value in VALUES.items()}
 
 
@@ -26,17 +30,31 @@ def card(bounds: list[Bound], **more: Any) -> dict[str, Any]:
     row = {"n": 10, "fooled": 8, "recovered": 0.125, "alpha_0.01": at, "alpha_0.05": at}
     patch = {"side": 7, "fooled": 8, "recovered": 0.125, "random_windows": 0.01, "beyond": 0.115}
     return {
-        "bundle": "toy", "version": "1.2.3", "status": "complete", "missing": [], "reduced": [], "date": "2026-01-02",
-        "command": "palisade evaluate x", "device": "CPU", "checks": [], "units": [],
-        "settings": Evaluation(bounds=bounds).model_dump(mode="json"), "figures": FIGURE_ROWS,
+        "bundle": "toy",
+        "version": "1.2.3",
+        "status": "complete",
+        "missing": [],
+        "reduced": [],
+        "date": "2026-01-02",
+        "command": "palisade evaluate x",
+        "device": "CPU",
+        "checks": [],
+        "units": [],
+        "settings": Evaluation(bounds=bounds).model_dump(mode="json"),
+        "figures": FIGURE_ROWS,
         "benign": {
-            "n": 1000, "accuracy_served": 0.97, "flagged": {"0.01": 0.009, "0.05": 0.06}, "neutralised": 0.04,
-            "harmed": 0.0015, "harmed_interval": [0.001, 0.002],
+            "n": 1000,
+            "accuracy_served": 0.97,
+            "flagged": {"0.01": 0.009, "0.05": 0.06},
+            "neutralised": 0.04,
+            "harmed": 0.0015,
+            "harmed_interval": [0.001, 0.002],
         },
-        "unaware": {"pgd_4": row, "patch": row | {"side": 7}}, "samples": {},
+        "unaware": {"pgd_4": row, "patch": row | {"side": 7}},
+        "samples": {},
         "patches": {"patch": patch | {"beyond_interval": [0.05, 0.2]}},
         **more,
-    }  # fmt: skip
+    }
 
 
 def adaptive() -> dict[str, Any]:
@@ -44,11 +62,15 @@ def adaptive() -> dict[str, Any]:
     systems = {name: {f"fpr_{rate}": 0.5 for rate in ("0.01", "0.05", "0.1")} for name in ("answering", "all")}
     return {
         "adaptive": {
-            "n": 5, "steps": 3, "targets": 1, "eps_4": row,
+            "n": 5,
+            "steps": 3,
+            "targets": 1,
+            "eps_4": row,
             "eps_8": row | {"cascade_0.01": 0.5, "cascade_0.05": 0.25},
         },
-        "systems": {"eps_8": systems}, "stages": {"eps_8": {"joint": 3}},
-    }  # fmt: skip
+        "systems": {"eps_8": systems},
+        "stages": {"eps_8": {"joint": 3}},
+    }
 
 
 def page(content: dict[str, Any]) -> str:
@@ -58,15 +80,27 @@ def page(content: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "bound", "kept"),
-    [("at_least", 0.4, True), ("at_least", 0.5, True), ("at_least", 0.51, False),
-     ("at_most", 0.6, True), ("at_most", 0.5, True), ("at_most", 0.49, False)],
-)  # fmt: skip
+    [
+        ("at_least", 0.4, True),
+        ("at_least", 0.5, True),
+        ("at_least", 0.51, False),
+        ("at_most", 0.6, True),
+        ("at_most", 0.5, True),
+        ("at_most", 0.49, False),
+    ],
+)
 def test_a_bound_holds_at_itself_and_on_its_side(kind: str, bound: float, kept: bool) -> None:
     (row,) = check(FIGURE_ROWS, [Bound(figure="pgd50_8", kind=kind, bound=bound)])
     assert row == {
-        "figure": "pgd50_8", "kind": kind, "bound": bound, "title": FIGURES["pgd50_8"], "value": 0.5, "n": 1000,
-        "seed": 0, "pass": kept,
-    }  # fmt: skip
+        "figure": "pgd50_8",
+        "kind": kind,
+        "bound": bound,
+        "title": FIGURES["pgd50_8"],
+        "value": 0.5,
+        "n": 1000,
+        "seed": 0,
+        "pass": kept,
+    }
 
 
 def test_what_was_not_measured_keeps_no_bound() -> None:
@@ -87,9 +121,11 @@ def test_the_page_has_every_bound_and_marks_the_missed_one() -> None:
 def test_tables_are_whole() -> None:
     """Rows of as many cells as their heading, whichever units were run."""
     behind = {
-        "n": 1000, "screened": 0.87, "flagged": {"0.01": 0.008, "0.05": 0.041},
+        "n": 1000,
+        "screened": 0.87,
+        "flagged": {"0.01": 0.008, "0.05": 0.041},
         "attacks": {"pgd_4": {"fooled": 8, "screened": 0.0, "alpha_0.01": 1.0, "alpha_0.05": 1.0}},
-    }  # fmt: skip
+    }
     without = page(card([]))
     found = page(card([], **adaptive(), cascade=behind))
     for table in found.split("\n\n"):
@@ -110,12 +146,15 @@ def test_the_page_of_a_bundle_without_a_companion_does_not_speak_of_one() -> Non
     systems = {"answering": {f"fpr_{rate}": 0.5 for rate in ("0.01", "0.05", "0.1")}}
     found = page(
         card(
-            [], companion=False, adaptive={"n": 5, "steps": 3, "targets": 1, "eps_8": row}, systems={"eps_8": systems},
+            [],
+            companion=False,
+            adaptive={"n": 5, "steps": 3, "targets": 1, "eps_8": row},
+            systems={"eps_8": systems},
             doubled={"n": 4, "steps": 3, "once": {"served": 0.25}, "twice": {"served": 0.5}},
             control={"n": 9, "eps": 16, "steps": 5, "restarts": 3, "accuracy": 0.0},
             curve={"n": 9, "steps": 5, "answering": {"0": 0.9, "8": 0.0}},
         )
-    )  # fmt: skip
+    )
     assert [line for line in found.splitlines() if "companion" in line and "has no companion" not in line] == []
     assert "25.0 % becomes 50.0 % on the system as served." in found
     assert "| control: the undefended network, PGD-5, 3 restarts | 16/255 | 0.0 % | 9 |" in found

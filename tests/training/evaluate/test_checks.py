@@ -34,21 +34,39 @@ def test_nothing_measured_is_nothing_told() -> None:
     ("check", "good", "bad"),
     [
         ("control", {"control": DRIVEN}, {"control": DRIVEN | {"accuracy": 0.02}}),
-        ("unbounded", {"curve": {"n": 500, "companion": CURVE}},
-         {"curve": {"n": 500, "companion": CURVE | {"255": 0.004}}}),
+        (
+            "unbounded",
+            {"curve": {"n": 500, "companion": CURVE}},
+            {"curve": {"n": 500, "companion": CURVE | {"255": 0.004}}},
+        ),
         ("budget", {"curve": {"n": 500, "companion": CURVE}}, {"curve": {"n": 500, "companion": CURVE | {"8": 0.72}}}),
-        ("gradients", {"gradients": {"n": 99, "companion": GRADIENTS}},
-         {"gradients": {"n": 99, "companion": GRADIENTS | {"zero": 0.3}}}),
-        ("noise", {"gradients": {"n": 99, "companion": GRADIENTS}},
-         {"gradients": {"n": 99, "companion": GRADIENTS | {"sign": 0.0}}}),
-        ("square_last_8", {"autoattack_8": {"n": 500, "fell_to": {"square": 0.002}}},
-         {"autoattack_8": {"n": 500, "fell_to": {"square": 0.03}}}),
-        ("doubled", {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.505}}},
-         {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.53}}}),
-        ("smoothed", {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.505}}},
-         {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.53}}}),
+        (
+            "gradients",
+            {"gradients": {"n": 99, "companion": GRADIENTS}},
+            {"gradients": {"n": 99, "companion": GRADIENTS | {"zero": 0.3}}},
+        ),
+        (
+            "noise",
+            {"gradients": {"n": 99, "companion": GRADIENTS}},
+            {"gradients": {"n": 99, "companion": GRADIENTS | {"sign": 0.0}}},
+        ),
+        (
+            "square_last_8",
+            {"autoattack_8": {"n": 500, "fell_to": {"square": 0.002}}},
+            {"autoattack_8": {"n": 500, "fell_to": {"square": 0.03}}},
+        ),
+        (
+            "doubled",
+            {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.505}}},
+            {"doubled": {"n": 200, "once": {"served": 0.5}, "twice": {"served": 0.53}}},
+        ),
+        (
+            "smoothed",
+            {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.505}}},
+            {"smoothed": {"n": 200, "once": {"alpha_0.05": 0.5}, "averaged": {"alpha_0.05": 0.53}}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_section_tells(check: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
     assert verdicts(results(**good))[check] is True
     assert verdicts(results(**bad))[check] is False
@@ -56,9 +74,13 @@ def test_what_a_section_tells(check: str, good: dict[str, Any], bad: dict[str, A
 
 @pytest.mark.parametrize(
     ("check", "weak", "strong"),
-    [("iterative", "fgsm_8", "pgd_8"), ("square", "square_8", "pgd_8"), ("transfer", "transfer_8", "pgd_8"),
-     ("radius", "pgd_4", "pgd_8")],
-)  # fmt: skip
+    [
+        ("iterative", "fgsm_8", "pgd_8"),
+        ("square", "square_8", "pgd_8"),
+        ("transfer", "transfer_8", "pgd_8"),
+        ("radius", "pgd_4", "pgd_8"),
+    ],
+)
 def test_a_weak_attack_may_not_win(check: str, weak: str, strong: str) -> None:
     """On as many images as both were made on."""
     fine = {f"fooled_{weak}": bits(0.9, 100), f"fooled_{strong}": bits(0.9)}

@@ -46,11 +46,35 @@ def test_what_is_missing_is_said_to_be(card: dict[str, Any]) -> None:
 
 
 def test_the_tables_are_there(card: dict[str, Any]) -> None:
-    assert {"benign", "shifts", "companion_pgd", "autoattack", "control", "curve", "unaware", "adaptive", "systems",
-            "cascade", "detection", "patches", "patch_adaptive", "harm", "doubled",
-            "smoothed"} <= set(card)  # fmt: skip
-    assert set(card["unaware"]) == {"transfer_8", "square_8", "fgsm_8", "pgd_4", "pgd_8", "l2_1", "minimal", "patch",
-                                    "patch_low"}  # fmt: skip
+    assert {
+        "benign",
+        "shifts",
+        "companion_pgd",
+        "autoattack",
+        "control",
+        "curve",
+        "unaware",
+        "adaptive",
+        "systems",
+        "cascade",
+        "detection",
+        "patches",
+        "patch_adaptive",
+        "harm",
+        "doubled",
+        "smoothed",
+    } <= set(card)
+    assert set(card["unaware"]) == {
+        "transfer_8",
+        "square_8",
+        "fgsm_8",
+        "pgd_4",
+        "pgd_8",
+        "l2_1",
+        "minimal",
+        "patch",
+        "patch_low",
+    }
     assert set(card["cascade"]["attacks"]) == set(card["unaware"])
     assert set(card["adaptive"]["eps_8"]) >= {"alpha_0.01", "alpha_0.05", "companion", "excess_0.05", "half"}
     assert card["benign"]["n"] == 32

@@ -13,10 +13,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"robusts": 3}, {"unaware": 0}, {"bounds": [{"figure": "luck", "kind": "at_least", "bound": 1.0}]},
-     {"bounds": [{"figure": "pgd50_8", "kind": "about", "bound": 1.0}]},
-     {"bounds": [{"figure": "pgd50_8", "kind": "at_least", "bound": 1.0, "why": "x"}]}],
-)  # fmt: skip
+    [
+        {"robusts": 3},
+        {"unaware": 0},
+        {"bounds": [{"figure": "luck", "kind": "at_least", "bound": 1.0}]},
+        {"bounds": [{"figure": "pgd50_8", "kind": "about", "bound": 1.0}]},
+        {"bounds": [{"figure": "pgd50_8", "kind": "at_least", "bound": 1.0, "why": "x"}]},
+    ],
+)
 def test_unknown_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Evaluation.model_validate(wrong)

@@ -26,9 +26,12 @@ class Judge:
 
     calibration = SimpleNamespace(cascade=None)
     fusion = SimpleNamespace(
-        columns=[0, 1, 2, 3], components=BENIGN, guard=None, statistic=lambda scores: scores.sum(1),
+        columns=[0, 1, 2, 3],
+        components=BENIGN,
+        guard=None,
+        statistic=lambda scores: scores.sum(1),
         limits=lambda _level: (3.0, np.inf),
-    )  # fmt: skip
+    )
 
     def cutoff(self, alpha: float) -> float:
         return alpha

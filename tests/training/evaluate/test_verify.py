@@ -25,15 +25,28 @@ MEASURED = ["benign", "companion_pgd_8", "adaptive_8"]
 
 def told(outcomes: dict[str, np.ndarray], figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
-        "bundle": "toy", "version": "1.0.0", "status": "complete", "date": "2026-01-02", "command": "x", "device": "x",
-        "settings": Evaluation().model_dump(mode="json"), "figures": figures,
+        "bundle": "toy",
+        "version": "1.0.0",
+        "status": "complete",
+        "date": "2026-01-02",
+        "command": "x",
+        "device": "x",
+        "settings": Evaluation().model_dump(mode="json"),
+        "figures": figures,
         "companion_pgd": {"eps_8": {"n": 4, "eps": 8, "steps": 5, "accuracy": 0.75}},
         "outcomes": [{"name": name, **pack(bits)} for name, bits in outcomes.items()],
-    }  # fmt: skip
+    }
 
 
-PGD = {"value": 0.75, "n": 4, "seed": 0, "outcome": "pgd50_8", "among": None, "minus": None,
-       "at": ["companion_pgd", "eps_8", "accuracy"]}  # fmt: skip
+PGD = {
+    "value": 0.75,
+    "n": 4,
+    "seed": 0,
+    "outcome": "pgd50_8",
+    "among": None,
+    "minus": None,
+    "at": ["companion_pgd", "eps_8", "accuracy"],
+}
 OUTCOMES = {"pgd50_8": np.array([True, True, False, True])}
 
 
@@ -49,9 +62,13 @@ def test_a_true_card_does_not_contradict_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"value": 0.76}, "figures is not the share"), ({"n": 5}, "n is not that"),
-     ({"outcome": "luck"}, "lacks the outcomes luck"), ({"at": ["companion_pgd", "eps_8", "n"]}, "is not the share")],
-)  # fmt: skip
+    [
+        ({"value": 0.76}, "figures is not the share"),
+        ({"n": 5}, "n is not that"),
+        ({"outcome": "luck"}, "lacks the outcomes luck"),
+        ({"at": ["companion_pgd", "eps_8", "n"]}, "is not the share"),
+    ],
+)
 def test_an_altered_figure_is_found(change: dict[str, Any], why: str, tmp_path: Path) -> None:
     found = wrong(told(OUTCOMES, {"pgd50_8": PGD | change}), tmp_path)
     assert len(found) == 1

@@ -70,9 +70,11 @@ def constants(network: Network) -> Constants:
     channels = list(network.tap_channels.values())
     count, last = sum(channels), channels[-1]
     return Constants(
-        change_mean=torch.rand(count), change_std=torch.rand(count) + 0.5, whiten=torch.randn(last, last) / last,
+        change_mean=torch.rand(count),
+        change_std=torch.rand(count) + 0.5,
+        whiten=torch.randn(last, last) / last,
         class_means=torch.randn(CLASSES, last) / last,
-    )  # fmt: skip
+    )
 
 
 def check(network: Network, companion: Network | None, folder: Path, side: int, *, smooth: bool = True) -> None:
@@ -112,10 +114,14 @@ def test_operators_beyond_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "side"),
     [
-        ("resnet18", 64), ("resnet50", 64), ("vgg16", 32), ("mobilenet_v3_small", 64), ("convnext_tiny", 64),
+        ("resnet18", 64),
+        ("resnet50", 64),
+        ("vgg16", 32),
+        ("mobilenet_v3_small", 64),
+        ("convnext_tiny", 64),
         ("vit_b_16", 32),
     ],
-)  # fmt: skip
+)
 def test_torchvisions_networks(name: str, side: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(arch=f"torchvision:{name}")

@@ -84,11 +84,15 @@ def transposed(*kernels: int, side: int = 5, channels: int = 32) -> tuple[onnx.M
     """The sum of gradients of stride-2 convolutions with these kernels, each padded to double its input."""
     nodes = [
         helper.make_node(
-            "ConvTranspose", ["x", f"w{n}"], [f"t{n}"],
-            strides=[2, 2], pads=[(k - 1) // 2] * 4, output_padding=[2 - k + 2 * ((k - 1) // 2)] * 2,
+            "ConvTranspose",
+            ["x", f"w{n}"],
+            [f"t{n}"],
+            strides=[2, 2],
+            pads=[(k - 1) // 2] * 4,
+            output_padding=[2 - k + 2 * ((k - 1) // 2)] * 2,
         )
         for n, k in enumerate(kernels)
-    ]  # fmt: skip
+    ]
     names = [f"t{n}" for n in range(len(kernels))]
     nodes.append(helper.make_node("Add" if len(names) > 1 else "Relu", names, ["y"]))
     weights = {f"w{n}": noise(channels, 16, k, k, seed=n) / k for n, k in enumerate(kernels)}
@@ -203,9 +207,12 @@ def test_what_is_uniform_needs_no_batch() -> None:
         helper.make_node("Mul", ["share", "x"], ["y"]),
     ]
     constants = {
-        "one": np.float32(1), "column": np.array([-1, 1], np.int64), "axes": np.array([1, 2, 3], np.int64),
-        "space": np.array([2, 3], np.int64), "area": np.float32(16),
-    }  # fmt: skip
+        "one": np.float32(1),
+        "column": np.array([-1, 1], np.int64),
+        "axes": np.array([1, 2, 3], np.int64),
+        "space": np.array([2, 3], np.int64),
+        "area": np.float32(16),
+    }
     model = graph(nodes, [3, 4, 4], constants, made=["N", 3, 4, 4])
     for name in ("minuses", "peaks", "quotient"):  # as an exporter writes them down
         model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]))

@@ -59,9 +59,18 @@ def test_input_gradient_is_autograds(kernel, stride, padding) -> None:
         upstream = torch.randn_like(out)
         (expected,) = torch.autograd.grad(out, x, upstream)
         back = convolution_backward(
-            upstream, x.detach(), module.weight.detach(), None, list(module.stride), list(module.padding),
-            list(module.dilation), False, [0, 0], groups, [True, False, False],
-        )  # fmt: skip
+            upstream,
+            x.detach(),
+            module.weight.detach(),
+            None,
+            list(module.stride),
+            list(module.padding),
+            list(module.dilation),
+            False,
+            [0, 0],
+            groups,
+            [True, False, False],
+        )
         torch.testing.assert_close(back[0], expected)
         assert back[1:] == (None, None)
 

@@ -113,8 +113,9 @@ def test_the_ratio_is_of_the_map_and_not_of_its_size(method: Method, network: nn
 def test_the_ratio_has_no_slope_along_the_scale_of_the_gradient(method: Method, x: Tensor) -> None:
     """Two classes: g is the difference of the weights' rows, and <W, d ratio / d W> = 0."""
     model = Linear(torch.randn(2, 50, dtype=torch.float64, generator=seeded(1)))
-    (gradient,) = torch.autograd.grad(penalty(model, x, torch.tensor([0, 1, 1, 0]), half_mask(), "ratio", method),
-                                      [model.weight])  # fmt: skip
+    (gradient,) = torch.autograd.grad(
+        penalty(model, x, torch.tensor([0, 1, 1, 0]), half_mask(), "ratio", method), [model.weight]
+    )
     along = (gradient * model.weight.detach()).sum() / (gradient.norm() * model.weight.detach().norm())
     assert gradient.norm() > 0
     assert float(along) == pytest.approx(0, abs=1e-6)

@@ -54,8 +54,10 @@ def test_the_last_module_at_each_resolution_is_tapped() -> None:
     logits, taps = network.taps(x)
     assert network.tap_channels == {"stem": 4, "middle": 6, "late": 8}
     assert {name: tuple(tap.shape[1:]) for name, tap in taps.items()} == {
-        "stem": (4, 8, 8), "middle": (6, 4, 4), "late": (8, 2, 2)
-    }  # fmt: skip
+        "stem": (4, 8, 8),
+        "middle": (6, 4, 4),
+        "late": (8, 2, 2),
+    }
     normalised = (x - 0.5) / 0.2
     assert torch.equal(taps["middle"], network.body.middle(network.body.stem(normalised)))
     assert torch.equal(logits, network.body(normalised))

@@ -26,8 +26,12 @@ def test_thirteen_convolutions_in_five_blocks(network) -> None:
     assert list(taps) == list(network.tap_channels) == NAMES
     assert {name: tap.shape[1] for name, tap in taps.items()} == network.tap_channels
     assert [taps[f"block{b}_conv2"].shape[1:] for b in range(1, 6)] == [
-        (4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4), (32, 2, 2),
-    ]  # fmt: skip
+        (4, 32, 32),
+        (8, 16, 16),
+        (16, 8, 8),
+        (32, 4, 4),
+        (32, 2, 2),
+    ]
     assert sum(isinstance(m, nn.Conv2d) for m in network.modules()) == 13
     wide = Vgg16(classes=43, mean=[0.0] * 3, std=[1.0] * 3)
     assert (wide.tap_channels["block1_conv1"], wide.tap_channels["block5_conv3"]) == (64, 512)
