@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -12,8 +11,7 @@ from gateway.core.loading import Bundle
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.core.verdict import Judge
 from training.served.scoring import batches, png
-
-Progress = Callable[[int, int], None]
+from training.util.signatures import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def open_pipeline(bundle: Bundle) -> Pipeline:
 def serve(
     pipeline: Pipeline,
     images: np.ndarray,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
     *,
     cascade: bool = False,
     batch: int = 64,
