@@ -20,6 +20,7 @@ CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 # An ICC profile is a few hundred bytes to two megabytes; what unpacks to more is ignored.
 MAX_PROFILE = 4_000_000
 _DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
+_BEFORE_PALETTE = (b"iCCP", b"sRGB", b"gAMA")
 _USED = (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"eXIf")
 _CUT = "the data end before the image does"
 
@@ -81,8 +82,10 @@ def read_png(data: bytes) -> Png:
             if palette is not None:
                 raise UndecodableImage("PNG with two palettes")
             palette = _palette(body, colour)
-        elif kind == b"tRNS" and colour == PALETTE and palette is None:
-            continue  # it must follow the palette
+        elif (kind in _BEFORE_PALETTE and palette is not None) or (
+            kind == b"tRNS" and colour == PALETTE and palette is None
+        ):
+            continue  # misplaced
         elif kind == b"IHDR":
             raise UndecodableImage("PNG with two headers")
         else:

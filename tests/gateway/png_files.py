@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
+FIRST = (b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"sBIT")
 DEPTHS = [(GREY, d) for d in (1, 2, 4, 8, 16)] + [(PALETTE, d) for d in (1, 2, 4, 8)]
 DEPTHS += [(colour, d) for colour in (RGB, GREY_ALPHA, RGB_ALPHA) for d in (8, 16)]
 PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -49,22 +50,24 @@ def png(
     colour: int,
     depth: int,
     *,
-    chunks: Iterable[bytes] = (),
+    chunks: Sequence[bytes] = (),
     after: Iterable[bytes] = (),
     palette: np.ndarray | None = None,
     interlaced: bool = False,
     pieces: int = 1,
     end: bytes = chunk(b"IEND"),
 ) -> bytes:
-    """`samples` (H, W, C); `chunks` stand between palette and image data, `after` behind them, in `pieces` chunks."""
+    """`samples` (H, W, C) in `pieces` chunks; `chunks` stand before them, those of colour before the palette."""
+    first = [made for made in chunks if made[4:8] in FIRST]
     data = zlib.compress(raster(samples, depth, interlaced=interlaced))
     size = -(-len(data) // pieces)
     return b"".join(
         [
             SIGNATURE,
             header(samples, colour, depth, interlaced=interlaced),
+            *first,
             chunk(b"PLTE", palette.astype(np.uint8).tobytes()) if palette is not None else b"",
-            *chunks,
+            *(made for made in chunks if made[4:8] not in FIRST),
             *(chunk(b"IDAT", data[i : i + size]) for i in range(0, len(data), size)),
             *after,
             end,
