@@ -52,13 +52,13 @@ class _Remarks:
     """What the application segments say."""
 
     def __init__(self) -> None:
-        self.exif = b""
+        self._exif: list[bytes] = []
         self._parts: list[bytes] = []
 
     def take(self, kind: int, body: bytes) -> bytes:
         """Note what a segment says; the bytes of it that the decoder needs."""
         if kind == 0xE1 and body.startswith(b"Exif\x00\x00"):
-            self.exif += body[6:] if self.exif else body  # a block of more than 64 KB is continued
+            self._exif.append(body[6:])  # a block of more than 64 KB is continued
         elif kind == 0xE2 and body.startswith(b"ICC_PROFILE\x00"):
             self._parts.append(body[12:])
         elif (kind == 0xE0 and body.startswith(b"JFIF\x00")) or (kind == 0xEE and body.startswith(b"Adobe")):
@@ -66,6 +66,11 @@ class _Remarks:
             if len(body) >= size:
                 return struct.pack(">BBH", 0xFF, kind, size + 2) + body[:size]
         return b""
+
+    @property
+    def exif(self) -> bytes:
+        """The EXIF block."""
+        return b"".join(self._exif)
 
     @property
     def profile(self) -> bytes | None:
@@ -94,10 +99,11 @@ def read_jpeg(data: bytes) -> Jpeg:
             scanned = scanned or start
             if len(scans) > MAX_SCANS:
                 raise UndecodableImage(f"JPEG of more than {MAX_SCANS} scans")
-        elif scanned:
+        elif scanned or kind == _COMMENT:
             continue
-        elif kind == _COMMENT or 0xE0 <= kind <= 0xEF:
-            kept.append(remarks.take(kind, data[start + 4 : stop]))
+        elif 0xE0 <= kind <= 0xEF:
+            if needed := remarks.take(kind, data[start + 4 : stop]):
+                kept.append(needed)
         else:
             kept.append(data[start:stop])
             if kind in _FRAMES:

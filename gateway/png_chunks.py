@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway.errors import UndecodableImage
 
@@ -21,6 +22,7 @@ CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 MAX_PROFILE = 4_000_000
 _DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
 _BEFORE_PALETTE = (b"iCCP", b"sRGB", b"gAMA")
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
 _USED = (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"eXIf")
 _CUT = "the data end before the image does"
 
@@ -30,6 +32,7 @@ class Png:
     """What is used of a file.
 
     `transparent` is the one sample (grey) or three (RGB), at the file's depth, that stand for transparent pixels.
+    `chunks` are the image data, as they were.
     `gamma` is the exponent of the encoding (gAMA; 1 is linear light), None where sRGB or nothing is stated.
     """
 
@@ -44,7 +47,7 @@ class Png:
     profile: bytes | None = None
     gamma: float | None = None
     exif: bytes = b""
-    data: bytes = field(default=b"", repr=False)
+    chunks: bytes = field(default=b"", repr=False)
 
     def file(self, *, depth: int, colour: int) -> bytes:
         """A PNG file of these pixels alone; `depth` and `colour` may name another layout of as many bits a pixel."""
@@ -54,31 +57,35 @@ class Png:
             chunks.append((b"PLTE", self.palette))
         if self.alphas is not None:
             chunks.append((b"tRNS", self.alphas))
-        chunks += [(b"IDAT", self.data), (b"IEND", b"")]
-        return SIGNATURE + b"".join(
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-            for kind, body in chunks
-        )
+        return SIGNATURE + b"".join(_chunk(kind, body) for kind, body in chunks) + self.chunks + _chunk(b"IEND", b"")
+
+
+class _Chunk(NamedTuple):
+    kind: bytes
+    start: int
+    end: int
 
 
 def read_png(data: bytes) -> Png:
     """The chunks that make the pixels and their colours; `UndecodableImage` if a critical one is missing or wrong."""
     chunks = _chunks(data)
-    kind, header = next(chunks, (b"", b""))
-    if kind != b"IHDR" or len(header) != 13:
+    first = next(chunks, None)
+    if first is None or first.kind != b"IHDR" or first.end - first.start != 25:
         raise UndecodableImage("PNG without a header")
-    width, height, depth, colour, packing, filters, interlace = struct.unpack(">IIBBBBB", header)
+    width, height, depth, colour, packing, filters, interlace = struct.unpack_from(">IIBBBBB", data, 16)
     if depth not in _DEPTHS.get(colour, ()) or packing or filters or interlace > 1:
         raise UndecodableImage(
             f"PNG of colour type {colour} with {depth} bits, methods {packing}, {filters}, {interlace}"
         )
     palette: bytes | None = None
     used: dict[bytes, bytes] = {}
-    parts: list[bytes] = []
-    for kind, body in chunks:
+    begin = end = 0
+    for kind, start, stop in chunks:
         if kind == b"IDAT":
-            parts.append(body)
-        elif kind == b"PLTE":
+            begin, end = begin or start, stop
+            continue
+        body = data[start + 8 : stop - 4]
+        if kind == b"PLTE":
             if palette is not None:
                 raise UndecodableImage("PNG with two palettes")
             palette = _palette(body, colour)
@@ -90,7 +97,7 @@ def read_png(data: bytes) -> Png:
             raise UndecodableImage("PNG with two headers")
         else:
             used.setdefault(kind, body)
-    if not parts:
+    if not end:
         raise UndecodableImage(_CUT)
     if colour == PALETTE and not palette:
         raise UndecodableImage("PNG without its palette")
@@ -106,34 +113,37 @@ def read_png(data: bytes) -> Png:
         profile=_profile(used.get(b"iCCP", b""), colour),
         gamma=None if b"sRGB" in used else _gamma(used.get(b"gAMA", b"")),
         exif=used.get(b"eXIf", b""),
-        data=parts[0] if len(parts) == 1 else b"".join(parts),
+        chunks=data[begin:end],
     )
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, body) of the critical chunks, and of the used ones that are sound, up to the end of the image data."""
-    position, seen = len(SIGNATURE), False
+def _chunks(data: bytes) -> Iterator[_Chunk]:
+    """The critical chunks, and the used ones that are sound, up to the end of the image data."""
+    position, seen, view = len(SIGNATURE), False, memoryview(data)
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if seen and kind != b"IDAT":
             return
         seen = kind == b"IDAT"
-        start, end = position + 8, position + 8 + length
-        if end + 4 > len(data):
+        start, end = position, position + 12 + length
+        if end > len(data):
             raise UndecodableImage(_CUT)
-        position = end + 4
+        position = end
         if not kind.isalpha():
             raise UndecodableImage(f"PNG with a chunk of type {kind!r}")
         critical = not kind[0] & 0x20
         if not critical and kind not in _USED:
             continue
-        body = data[start:end]
-        if zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end:position], "big"):
-            if critical and kind not in (b"IHDR", b"PLTE", b"IDAT"):
+        if zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big"):
+            if critical and kind not in _CRITICAL:
                 raise UndecodableImage(f"PNG with an unknown critical chunk, {kind!r}, or without image data")
-            yield kind, body
+            yield _Chunk(kind, start, end)
         elif critical:
             raise UndecodableImage(f"PNG with a damaged chunk, {kind!r}")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _palette(body: bytes, colour: int) -> bytes | None:
