@@ -146,15 +146,16 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 
 def _check_complete(header: bytes, scans: list[bytes], *, progressive: bool) -> None:
     """Every coefficient of every component must be sent to its last bit: scans that are missing were cut off."""
-    missing = {name: set(range(64)) for name in header[6::3][: header[5]]}
+    if not header[5]:
+        raise UndecodableImage("JPEG without components")
+    coefficients = 64 if progressive else 1  # all at once
+    missing = {(name, i) for name in header[6::3][: header[5]] for i in range(coefficients)}
     for scan in scans:
         count = scan[0] if scan else 0
         if len(scan) < 4 + 2 * count:
             raise UndecodableImage(_CUT)
-        first, last, bits = scan[1 + 2 * count :][:3] if progressive else (0, 63, 0)
-        if bits & 15:
-            continue  # a later scan refines it
-        for name in scan[1 : 1 + 2 * count : 2]:
-            missing.get(name, set()).difference_update(range(first, last + 1))
-    if not missing or any(missing.values()):
+        first, last, bits = scan[1 + 2 * count :][:3] if progressive else (0, 0, 0)
+        if not bits & 15:  # else a later scan refines it
+            missing -= {(name, i) for name in scan[1 : 1 + 2 * count : 2] for i in range(first, last + 1)}
+    if missing:
         raise UndecodableImage(_CUT)
