@@ -61,7 +61,7 @@ class _Jpeg(_Marked, JpegImagePlugin.JpegImageFile):
 
     def load_prepare(self) -> None:
         self.last = (self.width - 1, self.height - 1) if self.sequential else None
-        self._rest = [_END, _AHEAD] if self.sequential else [_END]
+        self._rest = [_END, _AHEAD] if self.sequential else []
         super().load_prepare()
 
     def load_read(self, read_bytes: int) -> bytes:
@@ -88,7 +88,7 @@ def load_png(data: bytes, raw_mode: str | None = None) -> ImageFile.ImageFile:
 def load_jpeg(jpeg: Jpeg) -> ImageFile.ImageFile:
     """The pixels of a JPEG file; where rows are decoded in order, every row must be there."""
     for mark in _MARKS:
-        image = _Jpeg(io.BytesIO(jpeg.file))
+        image = _Jpeg(io.BytesIO(jpeg.file if jpeg.sequential else jpeg.file + _END))
         if image.size != jpeg.size:
             raise UndecodableImage("JPEG of more than one size")
         image.mark, image.sequential = mark, jpeg.sequential

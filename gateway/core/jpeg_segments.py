@@ -16,7 +16,7 @@ from gateway.errors import UndecodableImage
 
 # An ordinary progressive JPEG has about ten scans; each costs a pass over the whole image, however few its bytes.
 MAX_SCANS = 100
-_SOI, _EOI, _SOS, _HIERARCHY, _COMMENT = 0xD8, 0xD9, 0xDA, 0xDE, 0xFE
+_TEM, _SOI, _EOI, _SOS, _HIERARCHY, _COMMENT = 0x01, 0xD8, 0xD9, 0xDA, 0xDE, 0xFE
 _FRAMES = frozenset((*range(0xC0, 0xD0), _HIERARCHY)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xCA)
 # The next marker that entropy-coded data can't hold: not a stuffed zero, a restart marker or a fill byte.
@@ -26,20 +26,17 @@ _CUT = "the data end before the image does"
 
 @dataclass(frozen=True)
 class Jpeg:
-    """What is used of a file; `file` lacks its end marker."""
+    """What is used of a file; `file` lacks its end marker.
+
+    `sequential`: the decoder gives each row as soon as it has its data, since Huffman codes of one scan hold them all.
+    """
 
     size: tuple[int, int]
-    progressive: bool
+    sequential: bool
     scans: int
-    arithmetic: bool
     exif: bytes
     profile: bytes | None
     file: bytes = field(repr=False)
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the decoder gives each row as soon as it has its data: Huffman codes in one scan."""
-        return self.scans == 1 and not self.progressive and not self.arithmetic
 
 
 class _Segment(NamedTuple):
@@ -90,8 +87,9 @@ def read_jpeg(data: bytes) -> Jpeg:
     kept, remarks = [b"\xff\xd8"], _Remarks()
     scans: list[bytes] = []
     frame: tuple[int, bytes] | None = None
-    scanned = end = 0
+    scanned = after = end = 0
     for kind, start, stop in _segments(data):
+        after = after or (start if scanned else 0)
         if kind == _EOI:
             end = start
         elif kind == _SOS:
@@ -99,7 +97,7 @@ def read_jpeg(data: bytes) -> Jpeg:
             scanned = scanned or start
             if len(scans) > MAX_SCANS:
                 raise UndecodableImage(f"JPEG of more than {MAX_SCANS} scans")
-        elif scanned or kind == _COMMENT:
+        elif scanned or kind in (_COMMENT, _TEM, _SOI):
             continue
         elif 0xE0 <= kind <= 0xEF:
             if needed := remarks.take(kind, data[start + 4 : stop]):
@@ -115,27 +113,22 @@ def read_jpeg(data: bytes) -> Jpeg:
     kind, header = frame
     height, width = struct.unpack_from(">HH", header, 1)
     _check_complete(header, scans, progressive=kind in _PROGRESSIVE)
-    kept.append(data[scanned:end])
-    return Jpeg(
-        size=(width, height),
-        progressive=kind in _PROGRESSIVE,
-        scans=len(scans),
-        arithmetic=kind > 0xC8,
-        exif=remarks.exif,
-        profile=remarks.profile,
-        file=b"".join(kept),
-    )
+    sequential = len(scans) == 1 and kind not in _PROGRESSIVE and kind < 0xC8
+    # Any other marker would end the scan as the end marker does.
+    kept.append(data[scanned : after if sequential else end])
+    return Jpeg((width, height), sequential, len(scans), remarks.exif, remarks.profile, b"".join(kept))
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """Markers with a body, up to the end marker; `start` is at the marker, `end` behind the body."""
+    """Markers but those inside scans, up to the end marker; `start` is at the marker, `end` behind the body."""
     position = 2
     while marker := _NEXT_MARKER.search(data, position):
         kind, position = data[marker.end() - 1], marker.end()
         if kind == _EOI:  # what follows is not decoded
             yield _Segment(kind, marker.start(), position)
             return
-        if kind in (0x01, _SOI):
+        if kind in (_TEM, _SOI):
+            yield _Segment(kind, marker.start(), position)
             continue
         length = int.from_bytes(data[position : position + 2], "big")  # counts itself
         if length < 2 or position + length > len(data):

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gateway.core.colour_profiles import MAX_PROFILE
 from gateway.errors import UndecodableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
-# An ICC profile is a few hundred bytes to two megabytes; what unpacks to more is ignored.
-MAX_PROFILE = 4_000_000
 _DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
 _BEFORE_PALETTE = (b"iCCP", b"sRGB", b"gAMA")
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
+_INTENTS = (b"\x00", b"\x01", b"\x02", b"\x03")  # all that an sRGB chunk may hold
 _USED = (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"eXIf")
 _CUT = "the data end before the image does"
 
@@ -107,11 +107,12 @@ def read_png(data: bytes) -> Png:
         depth=depth,
         colour=colour,
         interlaced=bool(interlace),
-        palette=palette[: 3 << depth] if palette and colour == PALETTE else None,
+        # Samples beyond the palette are black, as in libpng.
+        palette=palette[: 3 << depth].ljust(3 << depth, b"\x00") if palette and colour == PALETTE else None,
         alphas=_alphas(used.get(b"tRNS", b""), palette or b"") if colour == PALETTE else None,
         transparent=_transparent(used.get(b"tRNS", b""), colour, depth),
         profile=_profile(used.get(b"iCCP", b""), colour),
-        gamma=None if b"sRGB" in used else _gamma(used.get(b"gAMA", b"")),
+        gamma=None if used.get(b"sRGB") in _INTENTS else _gamma(used.get(b"gAMA", b"")),
         exif=used.get(b"eXIf", b""),
         chunks=data[begin:end],
     )

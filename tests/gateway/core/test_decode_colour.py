@@ -160,6 +160,11 @@ def test_profiles_of_other_modes() -> None:
     )
 
 
+@pytest.mark.parametrize("body", [b"", b"\x04", b"\x00\x00"])
+def test_an_srgb_chunk_that_is_none_leaves_the_gamma(body: bytes) -> None:
+    near(png(IMAGE, RGB, 8, chunks=[chunk(b"sRGB", body), gama(1.0)]), displayed(IMAGE / 255, 1.0), 1)
+
+
 def test_white_stays_white_and_black_black() -> None:
     for level in (0, 255):
         flat = np.full((16, 16, 3), level)

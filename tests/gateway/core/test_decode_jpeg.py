@@ -97,8 +97,9 @@ def test_scans_that_end_early(options: dict[str, object], mode: str, fill: str) 
     start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     for share in (0.0, 0.2, 0.5, 0.8):
         cut = start + int(share * (len(data) - 2 - start))
-        with pytest.raises(UndecodableImage, match="end"):
-            decode_image(data[:cut] + b"\xff\xd9", SPEC)
+        for other in (b"", segment(0xFE, b"comment"), segment(0xDD, b"\x00\x00"), segment(0xC4, b""), b"\xff\x01"):
+            with pytest.raises(UndecodableImage, match="end"):
+                decode_image(data[:cut] + other + b"\xff\xd9", SPEC)
 
 
 def scans(data: bytes) -> list[bytes]:

@@ -261,6 +261,24 @@ def test_headers_that_are_none(fields: tuple[int, ...]) -> None:
         decode_image(SIGNATURE + head + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND"), SPEC)
 
 
+@pytest.mark.parametrize("depth", [2, 4, 8])
+def test_samples_beyond_the_palette_are_black(depth: int) -> None:
+    samples, palette = drawn(PALETTE, depth), palette_of(depth)[:3]
+    padded = np.zeros((1 << depth, 3), int)
+    padded[:3] = palette
+    made = decode_image(png(samples, PALETTE, depth, palette=palette), SPEC)
+    np.testing.assert_array_equal(made, padded[samples[..., 0]])
+    clear = png(samples, PALETTE, depth, palette=palette, chunks=[chunk(b"tRNS", bytes([0, 0, 0]))])
+    padded[:3] = 255
+    np.testing.assert_array_equal(decode_image(clear, SPEC), padded[samples[..., 0]])
+
+
+def test_a_palette_longer_than_the_depth_is_cut() -> None:
+    samples = drawn(PALETTE, 2)
+    made = decode_image(png(samples, PALETTE, 2, palette=palette_of(8)), SPEC)
+    np.testing.assert_array_equal(made, palette_of(8)[samples[..., 0]])
+
+
 def test_a_suggested_palette_is_ignored() -> None:
     whole = decode_image(png(PLAIN, RGB, 8), SPEC)
     for body in (b"", bytes(4), bytes(900), bytes(30)):
