@@ -24,7 +24,16 @@ from gateway.problems import from_http_exception, from_validation, problem_respo
 from gateway.settings import Settings
 from gateway.store import Store
 
-ROUTERS = (v1.router, oip.router, login.router, admin.router, audit_routes.router, console.router)
+ROUTERS = (
+    v1.router,
+    oip.router,
+    oip.probes,
+    login.router,
+    admin.router,
+    audit_routes.router,
+    console.samples_router,
+    console.router,
+)
 
 
 class Api(FastAPI):

@@ -6,23 +6,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from gateway import metrics, schemas
 from gateway.auth import Auth, Caller
+from gateway.bodies import StrictBody
 from gateway.context import caller_of
 from gateway.errors import BadParameter, RateLimited, StoreUnavailable, Unauthorized
 from gateway.limits import Limit, address_block, charge
 from gateway.problems import problem_docs
 from gateway.sessions import COOKIE, CSRF_COOKIE, LIFETIME
+from gateway.strict import StrictRoute
 
 _MAX_BYTES = 4096
 # Failed attempts of one address: ten at once, then one in ten seconds.
 _RATE, _BURST = 0.1, 10.0
 
 
-class Login(BaseModel):
+class Login(StrictBody):
     key: str
 
 
@@ -31,7 +32,7 @@ _BODY: dict[str, Any] = {
 }
 _UNSAFE = problem_docs(Unauthorized, BadParameter, RateLimited, StoreUnavailable)
 
-router = APIRouter(prefix="/v1/session")
+router = APIRouter(prefix="/v1/session", route_class=StrictRoute)
 
 
 @router.post("", responses=_UNSAFE, openapi_extra=_BODY)
@@ -82,9 +83,9 @@ async def _read(request: Request) -> Login:
         if len(data) > _MAX_BYTES:
             raise BadParameter(f"the body has more than {_MAX_BYTES} bytes")
     try:
-        return Login.model_validate_json(data)
-    except ValidationError:
-        raise BadParameter('the body must be {"key": "..."}') from None
+        return Login.read(data)
+    except BadParameter as error:
+        raise BadParameter(f'the body must be {{"key": "..."}}: {error.detail}') from None
 
 
 def _info(caller: Caller) -> schemas.SessionInfo:

@@ -11,7 +11,7 @@ import numpy as np
 from gateway.bundle import Manifest
 from gateway.errors import BadParameter, Forbidden
 from gateway.keys import Disclosure
-from gateway.oip_tensors import DTYPES, InferRequest, Parameters, flag
+from gateway.oip_tensors import DTYPES, InferRequest, Parameters, check_parameters, flag
 from gateway.pipeline import Decision
 from gateway.policy import coarse_p_value, shows
 
@@ -102,9 +102,7 @@ def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
             raise Forbidden(f"{shown} is not for callers at disclosure {disclosure} (may ask for {', '.join(may)})")
         if output.name in names:
             raise BadParameter(f"{shown} is asked for twice")
-        for extension in ("classification", "shared_memory_region"):
-            if extension in output.parameters:
-                raise BadParameter(f"{shown}: the parameter {extension} is not supported")
+        check_parameters(shown, output.parameters, "binary_data")
         names[output.name] = flag(output.parameters, "binary_data", default=binary)
     return names
 

@@ -20,6 +20,7 @@ from gateway.audit.event import Kind, PictureKind, Review
 from gateway.audit.store import AuditStore, Filter, Stats, StoredEvent
 from gateway.audit.trail import Audit
 from gateway.auth import Caller, require
+from gateway.bodies import StrictBody
 from gateway.errors import (
     AuditUnavailable,
     BadParameter,
@@ -30,6 +31,7 @@ from gateway.errors import (
     UnknownEvent,
 )
 from gateway.problems import problem_docs
+from gateway.strict import StrictRoute
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,9 @@ Since = Annotated[datetime | None, AfterValidator(lambda v: v and _utc(v)), Quer
 ReviewState = Literal["confirmed", "false_positive", "none"]
 
 router = APIRouter(
-    prefix="/v1/events", responses=problem_docs(Unauthorized, Forbidden, BadParameter, RateLimited, AuditUnavailable)
+    prefix="/v1/events",
+    responses=problem_docs(Unauthorized, Forbidden, BadParameter, RateLimited, AuditUnavailable),
+    route_class=StrictRoute,
 )
 _ONE = problem_docs(UnknownEvent)
 
@@ -74,10 +78,8 @@ class EventPage(BaseModel):
     next: str | None
 
 
-class ReviewBody(BaseModel):
+class ReviewBody(StrictBody):
     """What a reviewer says; fields that are absent stay as they are, `review` null takes a review back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     review: Review | None = None
     note: str = Field(default="", max_length=1000, pattern=_NO_NUL)
