@@ -9,8 +9,8 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.content_coding import Coding, inflate
 from gateway.errors import BadParameter, ImageTooLarge
+from gateway.http.content_coding import Coding, inflate
 
 LIMIT = 100_000
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from gateway.client import ROOM_AGAIN, Gateway, GatewayAnswer, GatewayUnreachable, Patience
 from training.attacks.square import QueriesSpent
 from training.errors import TrainingError
-from training.scoring import png, to_uint8
+from training.served.scoring import png, to_uint8
 
 _FLOOR = 1e-6  # of a probability: answers have six digits
 _FLAG_WEIGHT = 1.0
