@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway import __version__, metrics
 from gateway.bundle import InputSpec
-from gateway.context import caller_of, dispatcher_of, recorder, registry_of
+from gateway.context import caller_of, check_ready, dispatcher_of, recorder, registry_of
 from gateway.errors import (
     BadParameter,
     BlockedByPolicy,
@@ -159,9 +159,9 @@ async def live() -> Live:
 
 
 @router.get("/health/ready", responses=problem_docs(NotReady, schema=OipProblem))
-async def ready(request: Request) -> Ready:
-    """Whether all models are ready."""
-    registry_of(request)
+def ready(request: Request) -> Ready:
+    """Whether the server is ready, as `/readyz` says."""
+    check_ready(request)
     return Ready()
 
 

@@ -15,7 +15,7 @@ import bentoml
 from bentoml._internal.server.http import traffic
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import metrics, store, worker_metrics
+from gateway import home, metrics, store, worker_metrics
 from gateway.api import create_api
 from gateway.audit.trail import check_audit
 from gateway.auth import check_access
@@ -27,7 +27,7 @@ from gateway.rollout import Rollout, forget_workers, read_wanted
 from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
 from gateway.shadow import Shadow
-from gateway.tracing import tracing_options
+from gateway.tracing import check_provider, tracing_options
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Palisade:
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
+        api.state.ready = self.__is_ready__
         self._closing = threading.Event()
         if _now(self._rollout.served_before):
             # This worker replaces one that died: it takes no connection before it can answer.
@@ -96,6 +97,7 @@ class Palisade:
         log_to_stderr(settings.log_format)
         watch_closely()
         worker_metrics.make_folder()
+        home.remove_at_end()
         # Workers know by it whether they listen to more than this machine.
         os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
@@ -108,6 +110,7 @@ class Palisade:
                 load_registry(now, read_wanted(shared)[0])
                 check_audit(now)
             shared.close()
+            check_provider()
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
 
