@@ -82,7 +82,7 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
         """Whether a worker has ended, and workers were started again and again since one was last ready."""
         if self._starts:
             self._notice_ready()
-        if self._starts < TRIES * self._wanted():
+        if not self._starts or self._starts < TRIES * self._wanted():
             return False
         living = [p for watcher in self.watchers for p in watcher.processes.values() if p.status not in _ENDED]
         return len(living) < self._wanted()

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             return code
         if -code not in _STOPPED:
             test = now.read_text("utf-8") if now.exists() else "before the first test"
-            print(f"\n{remedy(test, signal.Signals(-code).name)}", file=sys.stderr)
+            sys.stderr.write(f"\n{remedy(test, signal.Signals(-code).name)}\n")
         return 128 - code
 
 
