@@ -9,18 +9,26 @@ from typing import Any
 
 import pytest
 
+from gateway import NO_TELEMETRY
 from gateway.cores import usable_cores
 from tests.run import NOW, remedy
 
 # Those by which `make` and people steer the tests themselves.
 _OF_TESTS = {"PALISADE_FUZZ_CASES", "PALISADE_LOAD_SECONDS", "PALISADE_CHROMIUM", "PALISADE_SCREENSHOTS", NOW}
 _SETTINGS = ("PALISADE_", "BENTOML_", "OTEL_", "XDG_", "PROMETHEUS_")
+# How wide and colourful a terminal is, and by which proxy even the loopback would be reached.
+_OF_THE_SHELL = {"COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+_OF_THE_SHELL |= {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+
+
+def _is_outside(name: str) -> bool:
+    return (name.startswith(_SETTINGS) and name not in _OF_TESTS) or name.upper() in _OF_THE_SHELL
+
 
 # Before any test module is imported, and with it what reads the environment at import.
-for _name in [name for name in os.environ if name.startswith(_SETTINGS) and name not in _OF_TESTS]:
+for _name in filter(_is_outside, list(os.environ)):
     del os.environ[_name]
-# `import gateway`, above, said it before the variables were removed.
-os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+os.environ.update(NO_TELEMETRY)
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Or each process would start as many threads as there are cores; torch reads it when it is imported.
     _threads = max(1, usable_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
