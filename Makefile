@@ -42,7 +42,7 @@ bench: $(TEST)/.stamp  ## Cost in forwards, HTTP against the engine's limit and 
 	@$(TEST)/bin/python -m benchmarks.serving $(if $(OUT),--out $(OUT)/serving.json) $(ARGS)
 
 fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for each property).
-	@PALISADE_FUZZ_CASES=$(CASES) $(TEST)/bin/python -m pytest tests/fuzz tests/gateway/test_decode.py -q $(ARGS)
+	@PALISADE_FUZZ_CASES=$(CASES) $(TEST)/bin/python -m pytest tests/fuzz tests/gateway/core/test_decode.py -q $(ARGS)
 
 load: $(TEST)/.stamp  ## Twice the capacity for two minutes, killed workers, hot swaps (loopback only).
 	@$(TEST)/bin/python -m pytest tests/load -m load -s -q $(ARGS)

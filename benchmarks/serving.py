@@ -32,13 +32,14 @@ from rich.table import Table
 
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
-from gateway.bundle import Part, load_bundle
-from gateway.decode import to_pixels
-from gateway.engine import Engine
-from gateway.pipeline import Pipeline
-from gateway.serving import server_command, server_environment
+from gateway.core.decode import to_pixels
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
+from gateway.core.manifest import Part
+from gateway.core.pipeline import Pipeline
+from gateway.core.verdict import Judge
+from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
-from gateway.verdict import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 8, 32, 128)

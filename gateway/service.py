@@ -15,19 +15,21 @@ import bentoml
 from bentoml._internal.server.http import traffic
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import home, metrics, store, worker_metrics
-from gateway.api import create_api
+from gateway.access.auth import check_access
+from gateway.app import create_api
 from gateway.audit.trail import check_audit
-from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
-from gateway.middleware import PrintablePathMiddleware, ProbeMiddleware
-from gateway.protocol import guard_connections
-from gateway.registry import load_registry
-from gateway.rollout import Rollout, forget_workers, read_wanted
-from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
+from gateway.http.connection import guard_connections
+from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
+from gateway.inference.shadow import Shadow
+from gateway.process import home
+from gateway.process.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
-from gateway.shadow import Shadow
-from gateway.tracing import check_provider, tracing_options
+from gateway.telemetry import metrics, worker_metrics
+from gateway.telemetry.tracing import check_provider, tracing_options
+from gateway.versions import shared_state as store
+from gateway.versions.registry import load_registry
+from gateway.versions.rollout import Rollout, forget_workers, read_wanted
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.dra
     workers=settings.workers,
     http={"host": settings.host, "port": settings.port},
     # BentoML's HTTP metrics carry the raw path as a label, which a scanner could fill without bound, and its access
-    # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).
+    # log prints that path unescaped: both are replaced by ours (gateway.telemetry.metrics, gateway.http.middleware).
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing=tracing,
@@ -92,7 +94,7 @@ class Palisade:
     @staticmethod
     def check() -> None:
         """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
-        from gateway.supervisor import watch_closely  # needs what workers need not import
+        from gateway.process.supervisor import watch_closely  # needs what workers need not import
 
         log_to_stderr(settings.log_format)
         watch_closely()

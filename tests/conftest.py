@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway import NO_TELEMETRY
-from gateway.cores import usable_cores
+from gateway.core.cores import usable_cores
 from tests.run import NOW, remedy
 
 # Those by which `make` and people steer the tests themselves.

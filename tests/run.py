@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gateway.cores import usable_cores
+from gateway.core.cores import usable_cores
 
 # Names the file in which conftest.py notes each test that starts.
 NOW = "PALISADE_TEST_NOW"

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from gateway import NO_TELEMETRY
 from tests.gateway.server import ROOT, free_port
 from tests.gateway.tiny import clean_image, encode, write_bundle
+from tests.training.bundling.test_wrap import MODEL, write_folder
+from tests.training.commands.test_train_command import RECIPE
 from tests.training.models.test_adapted import Stages
-from tests.training.test_own import MODEL, write_folder
-from tests.training.test_train_command import RECIPE
 from tests.training.toy import CLASSES, SIDE, gratings
 
 # Seconds after it is ready in which a server with telemetry looks up its host: measured, 8 to 10.
@@ -210,6 +210,6 @@ def test_serve(watched: Watched, tmp_path: Path, seconds: float) -> None:
 def test_whatever_a_user_set_telemetry_is_off(hook: Path) -> None:
     program = "import os, gateway; assert {k: os.environ[k] for k in gateway.NO_TELEMETRY} == gateway.NO_TELEMETRY"
     environment = os.environ | dict.fromkeys(NO_TELEMETRY, "0")
-    for package in ("gateway", "training", "benchmarks"):
+    for package in ("gateway", "training", "studies", "benchmarks"):
         command = [sys.executable, "-c", f"import {package}\n{program}"]
         subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, check=True)

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
-from gateway.render import image_png, map_png
-from gateway.schemas import ClassScore
+from gateway.answers.render import image_png, map_png
+from gateway.answers.schemas import ClassScore
+from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
 Kind = Literal["flagged", "changed", "blocked", "sample"]
 Review = Literal["confirmed", "false_positive"]

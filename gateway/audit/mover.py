@@ -10,11 +10,11 @@ from pathlib import Path
 
 from sqlalchemy import exc
 
-from gateway import metrics
 from gateway.audit.event import Record
 from gateway.audit.spool import Spool, payloads, unpack
 from gateway.audit.store import AuditStore, Limits
 from gateway.errors import AuditUnavailable, ConfigError
+from gateway.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gateway import metrics
+from gateway.access.auth import Caller
 from gateway.audit.database import sqlite_url
 from gateway.audit.event import Subject, kind_of
 from gateway.audit.mover import Mover
 from gateway.audit.spool import Spool
 from gateway.audit.store import AuditStore, Limits
 from gateway.audit.writer import SpoolWriter
-from gateway.auth import Caller
+from gateway.core.pipeline import Decision
 from gateway.errors import AuditUnavailable, ConfigError
-from gateway.pipeline import Decision
 from gateway.settings import Settings
+from gateway.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway import metrics
 from gateway.audit.event import Record
 from gateway.audit.spool import Spool, SpoolFull
+from gateway.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bundle import InputSpec
+from gateway.core.manifest import InputSpec
 from gateway.errors import PalisadeError
-from gateway.oip import read_images
-from gateway.oip_outputs import OUTPUTS, wanted
-from gateway.oip_tensors import inflate, read_request
+from gateway.http.routes.oip.outputs import OUTPUTS, wanted
+from gateway.http.routes.oip.routes import read_images
+from gateway.http.routes.oip.tensors import inflate, read_request
 
 SPEC = InputSpec(height=8, width=8, channels=1)
 SIZE = 64

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.pipeline import Pipeline
-from gateway.registry import load_pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.settings import Settings
+from gateway.versions.registry import load_pipeline
 from tests.gateway.tiny import write_bundle
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from gateway.serving import server_command, server_environment
+from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

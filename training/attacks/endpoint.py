@@ -21,7 +21,7 @@ from torch import Tensor
 from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable
 from training.attacks.square import QueriesSpent
 from training.errors import TrainingError
-from training.scoring import png, to_uint8
+from training.served.scoring import png, to_uint8
 
 _AGAIN = (429, 503)
 _FLOOR = 1e-6  # of a probability: answers have six digits

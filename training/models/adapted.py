@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from training.errors import TrainingError
 from training.models.network import Network, Normalise
-from training.modes import frozen
+from training.util.module_modes import frozen
 
 LAYERS = 5  # tapped at most where the resolution falls
 BLOCKS = 4  # tapped where it does not

@@ -18,7 +18,7 @@ from training.attacks.endpoint import Endpoint
 from training.attacks.rays import rays
 from training.attacks.square import QueriesSpent, square
 from training.errors import TrainingError
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(3, 48, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gateway.bundle import Guard
-from gateway.verdict import Fusion, component_p, fisher
+from gateway.core.manifest import Guard
+from gateway.core.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
 from training.attacks.coarse import coarse
 from training.attacks.joint import (
@@ -31,7 +31,7 @@ from training.attacks.pgd import random_start
 from training.defence.constants import Constants
 from training.defence.graph import STRICT, DefenceGraph
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 LEVEL = torch.tensor([1.0, 1.0])
 BENIGN = np.linspace([0.0, 0.0], [1.5, 1.5], 400)

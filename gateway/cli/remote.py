@@ -1,0 +1,84 @@
+"""A gateway that runs, as the command line's source of answers: images go to `/v1/predict`."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from gateway.answers.respond import Explain
+from gateway.cli.sources import Answer, Body, Setup, SourceFailed
+from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable
+from gateway.errors import PalisadeError
+
+# Statuses that speak of the image; what others say holds for the next image as well.
+_OF_THE_IMAGE = frozenset({400, 413, 415, 422, 500})
+_ROOM_AGAIN = frozenset({429, 503})
+_PATIENCE_SECONDS = 300.0
+_ANSWER_SECONDS = 60.0
+
+
+class Remote:
+    """The model `model`, or the default one, of a gateway; used from any thread.
+
+    Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` where it refuses or answers nothing.
+    """
+
+    def __init__(self, gateway: Gateway, *, model: str | None = None) -> None:
+        self._gateway = gateway
+        self._query = {} if model is None else {"model": model}
+        self.setup = self._setup(model)
+
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+        """See `gateway.cli.sources.Source`."""
+        body = self._predict(data, {"explain": explain})
+        return Answer(body, self._post("/v1/explain", data, {}, "image/png").content if picture else None)
+
+    def prepare(self, data: bytes) -> Body:
+        """The gateway's answer itself: requests concur, and the gateway makes batches of them."""
+        return self._predict(data, {})
+
+    def judge(self, prepared: Sequence[Body]) -> list[Body | PalisadeError]:
+        return list(prepared)
+
+    def _setup(self, model: str | None) -> Setup:
+        models = self._gateway.call("GET", "v1", "models")["models"]
+        for entry in models:
+            if entry["name"] == model or (model is None and entry["default"]):
+                return Setup(entry["name"], entry.get("version"), entry.get("alpha"), entry.get("policy"))
+        have = ", ".join(entry["name"] for entry in models)
+        raise SourceFailed(f"model {model!r} is not served at {self._gateway.url} (has {have})")
+
+    def _predict(self, data: bytes, query: dict[str, Any]) -> Body:
+        response = self._post("/v1/predict", data, {"top_k": 1, **query}, "application/json")
+        try:
+            body: Body = response.json()
+        except ValueError:
+            raise SourceFailed(f"{self._gateway.url} does not answer as a gateway does: no JSON") from None
+        return body
+
+    def _post(self, path: str, data: bytes, query: dict[str, Any], accept: str) -> httpx.Response:
+        """The answer, once the gateway has room: 429 and 503 are waited for as it says."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        headers = {"Accept": accept, "Content-Type": "application/octet-stream"}
+        while True:
+            try:
+                return self._gateway.send(
+                    "POST", path, params=query | self._query, content=data, headers=headers, timeout=_ANSWER_SECONDS
+                )
+            except GatewayAnswer as error:
+                if error.status in _OF_THE_IMAGE or error.code == "blocked_by_policy":
+                    raise
+                # Some more than it says, so that threads do not all come back at once.
+                pause = error.retry_after * random.uniform(1.0, 1.25)
+                if error.status not in _ROOM_AGAIN or time.monotonic() + pause > deadline:
+                    raise SourceFailed(f"{self._gateway.url}: {error.detail}") from None
+            except GatewayUnreachable as error:
+                # A connection that breaks may be a worker that ended: others go on.
+                pause = 1.0
+                if isinstance(error.__cause__, httpx.ConnectError) or time.monotonic() + pause > deadline:
+                    raise SourceFailed(error.detail) from None
+            time.sleep(pause)
