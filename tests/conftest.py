@@ -37,10 +37,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is written to, or found in, the home folder of the user who runs the tests."""
+    """Nothing is written to, or found in, the home folder of the user who runs the tests; and no telemetry in this."""
+    home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HOME", str(home))
         yield
+    assert not [*home.rglob("*onnxruntime*"), *home.rglob("deviceid")], "ONNX Runtime keeps telemetry"
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

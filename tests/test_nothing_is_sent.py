@@ -68,8 +68,8 @@ class Watched:
         path = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home), "LANG": "C.UTF-8"}
         return path | {"LD_PRELOAD": str(self.hook), "PALISADE_TEST_CALLS": str(self.folder / "calls")} | variables
 
-    def run(self, *arguments: object, module: str = "gateway.cli", **variables: str) -> None:
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+    def run(self, *arguments: object, **variables: str) -> None:
+        command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
         done = subprocess.run(
             command,
             check=False,
@@ -77,7 +77,7 @@ class Watched:
             env=self.environment(**variables),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
 
@@ -152,6 +152,7 @@ def test_train(watched: Watched, tmp_path: Path) -> None:
     quiet(watched)
 
 
+@pytest.mark.e2e
 def test_wrap(watched: Watched, tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(Stages(CLASSES).state_dict(), tmp_path / "weights.safetensors")
@@ -181,7 +182,7 @@ def server(watched: Watched, models: Path) -> Iterator[str]:
             stderr=log,
         )
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
         while True:
             try:
                 if httpx.get(f"{url}/readyz").status_code == 200:
@@ -194,7 +195,7 @@ def server(watched: Watched, models: Path) -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
 
 
 @pytest.mark.parametrize("seconds", [QUIET_SECONDS, pytest.param(LONG_SECONDS, marks=pytest.mark.e2e)])

@@ -39,7 +39,7 @@ def cli(*arguments: str, **variables: str | None) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -60,7 +60,7 @@ def test_workers_that_end_before_they_can_answer_end_the_server(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     server = start(models, tmp_path, workers=2)
     try:
-        assert server.process.wait(60) == 1
+        assert server.process.wait(240) == 1
     finally:
         stop(server)
     log = server.log.read_text()
