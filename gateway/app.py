@@ -28,7 +28,16 @@ from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.shared_state import Store
 
-ROUTERS = (v1.router, oip.router, login.router, admin.router, audit_routes.router, console.router)
+ROUTERS = (
+    v1.router,
+    oip.router,
+    oip.probes,
+    login.router,
+    admin.router,
+    audit_routes.router,
+    console.samples_router,
+    console.router,
+)
 
 
 class Api(FastAPI):
