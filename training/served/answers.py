@@ -9,7 +9,6 @@ import numpy as np
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Decision, Pipeline
-from gateway.core.verdict import Judge
 from training.served.scoring import batches, png
 from training.util.signatures import Progress, silent
 
@@ -43,8 +42,7 @@ class Served:
 
 def open_pipeline(bundle: Bundle) -> Pipeline:
     """The gateway's pipeline on the bundle's CPU calibration, policy `sanitize`."""
-    engine = Engine.open(bundle, device="cpu")
-    return Pipeline(bundle, engine, Judge(bundle, bundle.calibration("cpu")), action="sanitize")
+    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle, action="sanitize")
 
 
 def serve(
