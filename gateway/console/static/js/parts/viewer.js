@@ -2,7 +2,7 @@
 import { fill, h } from "../dom.js";
 import { heat, readMap, region, scaleGradient } from "./regions.js";
 
-// The viewer's settings outlive one image: who compares images wants the same layers on each.
+// The viewer's settings outlive one image: a person who compares images wants the same layers on each.
 const chosen = { saliency: false, roi: true, roa: true, mask: false, neutral: false };
 let opacity = 80;
 
@@ -14,7 +14,7 @@ const NAMES = {
   neutral: "Neutralised pixels",
 };
 const HINTS = {
-  saliency: "what the answer hangs on",
+  saliency: "what the answer depends on",
   roi: "where the companion looks",
   roa: "the window most like a patch",
   mask: "what was replaced",
@@ -23,7 +23,7 @@ const HINTS = {
 
 /**
  * `sources`: addresses of PNGs by name (input, saliency, roi, roa, mask, neutral), those that exist.
- * `unsuspected`: the region of attack is only the likeliest window, nothing speaks against it.
+ * `unsuspected`: the region of attack is only the likeliest window and is not suspected.
  */
 export function viewer(sources, { description, unsuspected = false }) {
   const stage = h("div", {
