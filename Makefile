@@ -16,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraint
 NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test verify lint bench fuzz load e2e reference constraints
+.PHONY: help setup serve test verify lint wheel bench fuzz load e2e reference constraints
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
@@ -34,8 +34,19 @@ verify: $(TEST)/.stamp  ## Compute the headline figures of every shipped bundle 
 	@$(TEST)/bin/python -m gateway.cli verify $(ARGS)
 
 lint: $(TEST)/.stamp  ## Check style and types.
+	@$(TEST)/bin/python -m ruff format --check .
 	@$(TEST)/bin/python -m ruff check .
 	@$(TEST)/bin/python -m mypy
+
+wheel:  ## Build the wheel, install it into an empty environment without torch, and use it there.
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@echo "build/wheel: building the wheel and installing it into an empty environment: one or two minutes"
+	@"$(PYTHON)" -m venv build/wheel/venv
+	@build/wheel/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	@build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/palisade_gateway-*.whl
+	@cd build/wheel && venv/bin/python -m gateway.cli --help > /dev/null && venv/bin/python -c "import gateway, training"
+	@cd build/wheel && venv/bin/python -m gateway.cli bundle verify ../../models/gtsrb
+	@echo "build/wheel: the wheel works"
 
 bench: $(TEST)/.stamp  ## Cost in forwards, HTTP against the engine's limit and what users assemble (OUT=folder for JSON).
 	@$(TEST)/bin/python -m benchmarks.cost $(if $(OUT),--json $(OUT)/cost.json)
