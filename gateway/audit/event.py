@@ -57,7 +57,9 @@ class Event(BaseModel):
     neutralization: EventNeutralization | None
     caller: str | None = Field(description="Id of the caller's key.")
     image_sha256: str | None = Field(description="SHA-256 of the bytes that were sent; null under privacy `none`.")
-    sampled: bool = Field(description="Whether it was drawn into the uniform sample of all traffic, whatever was found.")
+    sampled: bool = Field(
+        description="Whether it was drawn into the uniform sample of all traffic, whatever was found."
+    )
     sample_probability: float = Field(description="Probability of that draw.")
 
 

@@ -33,7 +33,11 @@ Models = Annotated[
 Url = Annotated[str | None, typer.Option(help="Address of a running gateway that answers in place of this process.")]
 Key = Annotated[
     str | None,
-    typer.Option(envvar="PALISADE_KEY", help="API key for --url; the environment variable keeps it out of the process list.", show_default=False),
+    typer.Option(
+        envvar="PALISADE_KEY",
+        help="API key for --url; the environment variable keeps it out of the process list.",
+        show_default=False,
+    ),
 ]
 
 
@@ -44,7 +48,9 @@ def predict(
     models: Models = None,
     url: Url = None,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, in the shape of the HTTP answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, in the shape of the HTTP answer.")
+    ] = False,
     explain: Annotated[Literal["none", "saliency", "all"], typer.Option(help="Which maps the JSON contains.")] = "none",
     panel: Annotated[Path | None, typer.Option(help="Folder that receives a picture of each decision.")] = None,
 ) -> None:
@@ -96,9 +102,16 @@ def scan(
     url: Url = None,
     key: Key = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Number of images in a batch (default 32); with --url, number of concurrent requests (default 8).")
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Number of images in a batch (default 32); with --url, number of concurrent requests (default 8).",
+        ),
     ] = None,
-    only_flagged: Annotated[bool, typer.Option("--only-flagged", help="Print each flagged file when it is found.")] = False,
+    only_flagged: Annotated[
+        bool, typer.Option("--only-flagged", help="Print each flagged file when it is found.")
+    ] = False,
 ) -> None:
     """Judge folders of images into a report; a second run adds what is new or has changed.
 

@@ -26,16 +26,25 @@ File = Annotated[Path | None, typer.Option("--file", help="Keys file (default: P
 def create(
     key_id: Annotated[str, typer.Option("--id", help="Name of the key, of letters, digits and . _ -")],
     role: Annotated[Role, typer.Option(help="Role: what the holder of the key may do.")] = "client",
-    disclosure: Annotated[Disclosure | None, typer.Option(help="Disclosure: what the holder sees of a decision (default: depends on the role).")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second in the long run; 0 is unlimited (default: the gateway's).")] = None,
-    burst: Annotated[int | None, typer.Option(help="Requests that may be sent at once (default: the gateway's).")] = None,
+    disclosure: Annotated[
+        Disclosure | None,
+        typer.Option(help="Disclosure: what the holder sees of a decision (default: depends on the role)."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second in the long run; 0 is unlimited (default: the gateway's).")
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option(help="Requests that may be sent at once (default: the gateway's).")
+    ] = None,
     file: File = None,
 ) -> None:
     """Make a key and print it: it cannot be shown again. Servers accept it within a second."""
     path = _path(file)
     entries = read_keys(path) if path.exists() else []
     if any(entry.id == key_id for entry in entries):
-        raise ConfigError(f"{path} already has a key {key_id}; choose another --id (the id of a revoked key is not reused)")
+        raise ConfigError(
+            f"{path} already has a key {key_id}; choose another --id (the id of a revoked key is not reused)"
+        )
     key = new_key()
     try:
         entry = ApiKey(

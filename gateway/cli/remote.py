@@ -54,7 +54,9 @@ class Remote:
         try:
             body: Body = response.json()
         except ValueError:
-            raise SourceFailed(f"{self._gateway.url} does not answer as a gateway does: the answer is not JSON") from None
+            raise SourceFailed(
+                f"{self._gateway.url} does not answer as a gateway does: the answer is not JSON"
+            ) from None
         return body
 
     def _post(self, path: str, data: bytes, query: dict[str, Any], accept: str) -> httpx.Response:

@@ -238,7 +238,9 @@ class Manifest(_Strict):
             raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
         cascade = calibration.cascade
         if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
-            raise ValueError(f"the cascade of {calibration.key} uses scores {sorted(unknown)} that the screen does not compute")
+            raise ValueError(
+                f"the cascade of {calibration.key} uses scores {sorted(unknown)} that the screen does not compute"
+            )
         for cutoffs in [calibration.cutoffs, *([cascade.cutoffs] if cascade else [])]:
             if not {self.policy.alpha, self.policy.gate_alpha} <= {cutoff.alpha for cutoff in cutoffs}:
                 raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")

@@ -36,7 +36,7 @@ def fisher(p: np.ndarray) -> np.ndarray:
 
 
 def tail_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """p-values (N,) that go on falling beyond the largest benign score, where `conformal_p` has come to its end.
+    """p-values (N,) that keep falling beyond the largest benign score, where `conformal_p` stays at its smallest value.
 
     Conformal up to the benign 95 % quantile, exponential with the benign mean excess above it. No law is claimed: what
     comes of these p-values is made conformal again.
@@ -127,7 +127,7 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What calibration says of one input: p-values in (0, 1], whether it is flagged, and per-score evidence."""
+    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score."""
 
     p_value: float
     alpha: float
@@ -192,9 +192,9 @@ class Judge:
         return fisher(component_p(self._screen_benign, screen_scores[:, self._screen_columns])) >= threshold
 
     def p_values(self, scores: np.ndarray, *, cascade: bool = False) -> np.ndarray:
-        """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen sent on.
+        """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen did not let through.
 
-        The composite's p-value counts benign images that were screened as less unusual than any that went on.
+        The composite's p-value counts benign images that the screen let through as less unusual than any other.
         """
         statistic = self.fusion.statistic(scores)
         if not cascade:
@@ -207,7 +207,7 @@ class Judge:
         return np.asarray(np.quantile(self._layer_scores, quantile, axis=0))
 
     def judge(self, scores: np.ndarray, layer_deviation: np.ndarray, *, cascade: bool = False) -> list[Verdict]:
-        """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen sent the images on."""
+        """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen did not let the images through."""
         p = self.p_values(scores, cascade=cascade)
         flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self._gate_alpha))
         evidence = component_p(self.fusion.components, scores)

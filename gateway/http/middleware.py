@@ -52,7 +52,9 @@ class RequestMiddleware:
             log.exception("request %s failed", request_id)
             if status:
                 raise
-            await problem_response(EngineError("unexpected failure; the log has the reason"), scope)(scope, receive, tagged)
+            await problem_response(EngineError("unexpected failure; the log has the reason"), scope)(
+                scope, receive, tagged
+            )
         finally:
             milliseconds = (time.perf_counter() - start) * 1e3
             caller = scope["state"].get("caller")

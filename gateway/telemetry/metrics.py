@@ -37,7 +37,9 @@ layer_deviation = Histogram(
     ["model", "layer"],
     buckets=_DEVIATIONS,
 )
-stage_seconds = Histogram("palisade_stage_seconds", "Seconds that an image spent in each stage.", ["stage"], buckets=_SECONDS)
+stage_seconds = Histogram(
+    "palisade_stage_seconds", "Seconds that an image spent in each stage.", ["stage"], buckets=_SECONDS
+)
 rejected_total = Counter("palisade_rejected_total", "Requests answered with an error, by its code.", ["code"])
 queue_depth = Gauge("palisade_queue_depth", "Passes waiting for a batch.", multiprocess_mode="livesum")
 batch_size = Histogram("palisade_batch_size", "Images in a batch of the engine.", buckets=(1, 2, 4, 8, 16, 32, 64))
@@ -64,7 +66,8 @@ audit_events_total = Counter(
     ["result"],
 )
 audit_pictures_dropped_total = Counter(
-    "palisade_audit_pictures_dropped_total", "Audit events spooled without their pictures, since the spool was nearly full."
+    "palisade_audit_pictures_dropped_total",
+    "Audit events spooled without their pictures, since the spool was nearly full.",
 )
 audit_late_total = Counter(
     "palisade_audit_late_total", "Answers sent before their audit event was in the spool, because the disk was slow."
@@ -77,7 +80,9 @@ audit_spool_bytes = Gauge(
     "palisade_audit_spool_bytes", "Bytes of audit events that wait for the store.", multiprocess_mode="livesum"
 )
 audit_spool_age_seconds = Gauge(
-    "palisade_audit_spool_age_seconds", "Seconds that the oldest audit event has waited for the store.", multiprocess_mode="livemax"
+    "palisade_audit_spool_age_seconds",
+    "Seconds that the oldest audit event has waited for the store.",
+    multiprocess_mode="livemax",
 )
 shadow_total = Counter(
     "palisade_shadow_total",

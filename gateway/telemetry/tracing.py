@@ -26,7 +26,9 @@ def tracing_options(settings: Settings) -> dict[str, Any]:
         # Otherwise BentoML records a span of every request and discards it.
         return {"excluded_urls": ".*"}
     if not settings.trace_endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"PALISADE_TRACE_ENDPOINT={settings.trace_endpoint!r}: expected a URL that begins with http:// or https://")
+        raise ConfigError(
+            f"PALISADE_TRACE_ENDPOINT={settings.trace_endpoint!r}: expected a URL that begins with http:// or https://"
+        )
     try:
         exporter = importlib.import_module(_EXPORTER)
     except Exception as error:  # noqa: BLE001  # whatever a broken package raises

@@ -174,7 +174,9 @@ class _Database:
                 self._drop()
                 metrics.store_failures_total.labels(operation).inc()
                 log.warning("the shared store failed (%s): %s", operation, error)
-                raise StoreUnavailable("the store that workers share failed; the log has the reason", headers={"Retry-After": "1"}) from None
+                raise StoreUnavailable(
+                    "the store that workers share failed; the log has the reason", headers={"Retry-After": "1"}
+                ) from None
 
     def close(self) -> None:
         with self._lock:
@@ -197,7 +199,11 @@ def make_folder(chosen: Path | None) -> None:
 
     Where no folder is chosen it is a temporary one, which is removed at the end. Raises `ConfigError`.
     """
-    name = f"{FOLDER}={chosen}" if chosen else f"{FOLDER} is unset and no temporary folder can be used: set it to a folder on a local disk"
+    name = (
+        f"{FOLDER}={chosen}"
+        if chosen
+        else f"{FOLDER} is unset and no temporary folder can be used: set it to a folder on a local disk"
+    )
     try:
         folder = chosen
         if folder is None:

@@ -54,7 +54,9 @@ class ShadowRequest(StrictBody):
 class VersionState(BaseModel):
     version: str
     state: State
-    created: date | None = Field(description="null when the folder was removed; the version is then served from memory.")
+    created: date | None = Field(
+        description="null when the folder was removed; the version is then served from memory."
+    )
 
 
 class ModelState(BaseModel):

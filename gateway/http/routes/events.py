@@ -59,7 +59,11 @@ def _utc(value: datetime) -> datetime:
 
 
 Reviewer = Annotated[Caller, Depends(require("reviewer"))]
-Since = Annotated[datetime | None, AfterValidator(lambda v: v and _utc(v)), Query(description="A time in ISO 8601; UTC if it has no offset.")]
+Since = Annotated[
+    datetime | None,
+    AfterValidator(lambda v: v and _utc(v)),
+    Query(description="A time in ISO 8601; UTC if it has no offset."),
+]
 ReviewState = Literal["confirmed", "false_positive", "none"]
 
 router = APIRouter(

@@ -10,7 +10,7 @@ import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
-/** `image` describes its origin: { name, truth?, size, type, command }. */
+/** `image` says where it came from: { name, truth?, size, type, command }. */
 export function decision(answer, image) {
   const { verdict, neutralization } = answer;
   return h(
@@ -45,7 +45,7 @@ export function decision(answer, image) {
   );
 }
 
-/** The answers up to the served one; at disclosure `label` only the served one. */
+/** The answers up to the served one; a caller below disclosure `full` gets only the served one. */
 function steps({ prediction, neutralization: done, explanation }) {
   const companion = explanation?.companion;
   if (!done?.before) return [{ title: "Answer", prediction, served: true }, companion && opinion(companion)];

@@ -1,4 +1,4 @@
-// The evidence for a flag: scores with their p-values, deviation by layer, the companion's opinion.
+// What speaks for a flag: scores with their p-values, deviation by layer, the companion's opinion.
 import { h, svg } from "../dom.js";
 import { decimal, pValue, words } from "../format.js";
 import { pBar } from "./scale.js";
@@ -8,7 +8,7 @@ const MEANINGS = {
   neuron_sensitivity: "How much neurons change under harmless shifts.",
   class_distance: "How far features lie from those of the class that was answered.",
   companion_margin: "How much the adversarially trained companion objects to the answer.",
-  companion_strict: "The same after a short attack of our own on the companion, which a benign answer withstands.",
+  companion_strict: "The same after a short attack of our own on the companion, which a benign answer stands.",
 };
 
 /** Rows of { name, p_value, layer? }, the strongest first. */

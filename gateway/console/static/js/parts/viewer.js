@@ -14,7 +14,7 @@ const NAMES = {
   neutral: "Neutralised pixels",
 };
 const HINTS = {
-  saliency: "what the answer depends on",
+  saliency: "what the answer hangs on",
   roi: "where the companion looks",
   roa: "the window most like a patch",
   mask: "what was replaced",
@@ -23,7 +23,7 @@ const HINTS = {
 
 /**
  * `sources`: addresses of PNGs by name (input, saliency, roi, roa, mask, neutral), those that exist.
- * `unsuspected`: the region of attack is only the likeliest window and is not suspected.
+ * `unsuspected`: the region of attack is only the likeliest window, nothing speaks against it.
  */
 export function viewer(sources, { description, unsuspected = false }) {
   const stage = h("div", {
