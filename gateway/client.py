@@ -104,8 +104,8 @@ class Gateway:
     ) -> httpx.Response:
         """As `send`, and again while the gateway has no room (429 and 503) or a connection breaks.
 
-        It waits as long as `Retry-After` states, or ever longer after a broken connection (a worker may have ended while
-        others serve), plus up to a quarter, so that threads that were refused together do not return together.
+        It waits as long as `Retry-After` states, or ever longer after a broken connection (a worker may have ended
+        while others serve), plus up to a quarter, so that threads that were refused together return apart.
         Raises the last refusal once `patience` is at its end; `content` must be bytes, as it may be sent again.
         """
         deadline = time.monotonic() + patience.seconds

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """`json`: an object a line, with the request's id, route, status and key."""
     trace_endpoint: str | None = None
-    """OTLP address (HTTP) that spans are sent to, such as `http://collector:4318/v1/traces`; unset: no spans are made."""
+    """OTLP address (HTTP) that spans are sent to, such as `http://collector:4318/v1/traces`; unset: no spans."""
     trace_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of requests that are traced, where the caller has not decided whether to trace."""
 

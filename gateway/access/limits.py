@@ -40,7 +40,7 @@ def charge_images(request: Request, images: int) -> None:
 
 
 def address_block(host: str) -> str:
-    """The name that limits use for a client address: itself, or its /64 in IPv6, where a client has all 2**64 addresses."""
+    """The name that limits use for a client address: itself, or its /64 in IPv6, since a client has all of that."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

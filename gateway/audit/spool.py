@@ -58,7 +58,7 @@ def unpack(payload: bytes) -> Record:
 
 
 def payloads(data: bytes) -> Iterator[bytes | None]:
-    """Payloads of a segment's frames; None for a damaged one, after which reading continues if its length can be read."""
+    """Payloads of a segment's frames; None for a damaged one, after which reading continues if its length is known."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _FRAME.size:

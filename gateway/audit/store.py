@@ -198,7 +198,7 @@ class AuditStore:
             return connection.execute(claim.values(until=now + timedelta(seconds=seconds))).rowcount == 1
 
     def retain(self, limits: Limits, *, now: datetime) -> int:
-        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns the number of removed events."""
+        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns how many events."""
         c = events.c
         removed = self._remove(c.time < now - limits.max_age)
         with self._database.reading() as connection:

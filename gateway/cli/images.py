@@ -96,7 +96,7 @@ def predict(
 @reported
 def scan(
     paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="DIR...")],
-    out: Annotated[Path, typer.Option(help="Report with one JSON object a line; an existing report is continued.")],
+    out: Annotated[Path, typer.Option(help="Report with one JSON object a line; an existing report is resumed.")],
     model: Model = None,
     models: Models = None,
     url: Url = None,
@@ -115,7 +115,7 @@ def scan(
 ) -> None:
     """Judge folders of images into a report; a second run adds what is new or has changed.
 
-    The exit code is 1 if a file could not be read or decoded, and 130 after Ctrl-C; the report can be continued after both.
+    The exit code is 1 if a file could not be read or decoded, and 130 after Ctrl-C; both leave a report to resume.
     """
     from gateway.cli.files import find_images
     from gateway.cli.scan import Report, Tally

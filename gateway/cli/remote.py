@@ -21,7 +21,7 @@ _ANSWER_SECONDS = 60.0
 class Remote:
     """The model `model`, or the default one, of a gateway; used from any thread.
 
-    Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` where it refuses every image or does not answer.
+    Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` if it refuses all or does not answer.
     """
 
     def __init__(self, gateway: Gateway, *, model: str | None = None) -> None:

@@ -48,7 +48,7 @@ class Source(Protocol):
         """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
 
     def prepare(self, data: bytes) -> Any:
-        """The part of the work that runs concurrently, for one image; raises the error of an image that cannot be read."""
+        """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
 
     def judge(self, prepared: Sequence[Any]) -> list[Body | PalisadeError]:
         """An answer or an error for each of a batch."""
@@ -87,7 +87,7 @@ class Local:
 
 
 def open_local(models: list[Path] | None, model: str | None) -> Local:
-    """The active version of `model`, or of the default one, in the folders `models` or, without any, in those of the settings."""
+    """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
     from gateway.settings import load_settings
     from gateway.versions.registry import load_registry
 

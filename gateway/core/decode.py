@@ -2,7 +2,7 @@
 
 Only four Pillow decoders are ever reached, chosen by the first bytes and never by name or header; width and height are
 checked before any pixel is decoded. What a PNG or JPEG file holds beside its pixels is read by `png_chunks`,
-`jpeg_segments` and `orientation`, never by Pillow, so that no metadata can make an image be refused. The rules are those of
+`jpeg_segments` and `orientation`, never by Pillow, so that no image is refused for its metadata. The rules are those of
 docs/api.md, "Images".
 """
 

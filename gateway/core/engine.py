@@ -144,7 +144,7 @@ class Engine:
 
         Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
         `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
-        none. `GraphOutputs.finite` reports an image whose outputs are not finite; it does not fail the others.
+        none. An image whose outputs are not finite is told by `GraphOutputs.finite` and does not fail the others.
         """
         if part not in self._parts:
             raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
@@ -228,7 +228,7 @@ def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
 
 
 def choose(bundle: Bundle, device: Device, precision: WantedPrecision = "auto") -> tuple[Provider, Precision]:
-    """The calibration to serve with, among those of the bundle; raises `BundleError` if none of them fits.
+    """Provider and precision to serve with, among those that the bundle was calibrated for; `BundleError` if none fits.
 
     `cuda` where asked for, or where a GPU and the provider exist; fp16 where asked for, or on CUDA.
     """

@@ -130,7 +130,7 @@ class Recovery(_Strict):
     threshold: float
 
     def strength(self, contrast: Any, lead: Any) -> Any:
-        """The value that is compared with `threshold`; both arguments are numbers, arrays (N,) or tensors (N,), as is the result."""
+        """The value that is compared with `threshold`, of numbers, arrays (N,) or tensors (N,), as one of those."""
         return (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
 
 

@@ -197,7 +197,7 @@ class Pipeline:
         return [decisions[i] for i in range(len(images))]
 
     def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
-        """Results of passes of one part, by one call of the engine; an error for an image whose logits are not finite."""
+        """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
         part, composite = batch[0].part, batch[0].composite
         pixels = np.stack([work.pixels for work in batch])
         masks = None

@@ -192,7 +192,7 @@ class Judge:
         return fisher(component_p(self._screen_benign, screen_scores[:, self._screen_columns])) >= threshold
 
     def p_values(self, scores: np.ndarray, *, cascade: bool = False) -> np.ndarray:
-        """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen did not let through.
+        """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen sent on.
 
         The composite's p-value counts benign images that the screen let through as less unusual than any other.
         """
@@ -207,7 +207,7 @@ class Judge:
         return np.asarray(np.quantile(self._layer_scores, quantile, axis=0))
 
     def judge(self, scores: np.ndarray, layer_deviation: np.ndarray, *, cascade: bool = False) -> list[Verdict]:
-        """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen did not let the images through."""
+        """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen sent the images on."""
         p = self.p_values(scores, cascade=cascade)
         flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self._gate_alpha))
         evidence = component_p(self.fusion.components, scores)

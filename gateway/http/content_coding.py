@@ -45,7 +45,7 @@ def content_coding(headers: Headers, *, accepted: bool) -> Coding | None:
 def inflating(request: Request, coding: Coding, max_bytes: int) -> Request:
     """The request as if its body had been sent without `coding`; it is read and inflated when it is first asked for.
 
-    Inflating takes a place and a thread of the dispatcher, as decoding an image does, and raises the errors of `inflate`.
+    Inflating takes a place and a thread of the dispatcher, as decoding an image does; it raises what `inflate` raises.
     """
     given = False
 

@@ -28,8 +28,8 @@ _NO_BODY = (b"", b"{}", b"null")  # as clients send that have no body to send
 class StrictRoute(APIRoute):
     """A route that refuses what it does not declare.
 
-    Raises `BadParameter` for an undeclared query parameter, for one that is given twice with different values, and for a
-    body where it takes none; `UnsupportedMediaType` for codings. Both are in its OpenAPI description.
+    Raises `BadParameter` for an undeclared query parameter, for one that is given twice with different values, and for
+    a body where it takes none; `UnsupportedMediaType` for codings. Both are in its OpenAPI description.
     """
 
     def __init__(

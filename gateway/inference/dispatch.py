@@ -78,7 +78,7 @@ class Dispatcher:
         return Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
 
     async def in_thread(self, job: Callable[[], T]) -> T:
-        """Run `job` in the decoding threads; its place stays taken until the thread is done, even if the caller gives up."""
+        """Run `job` in the decoding threads; its place stays taken until the thread ends, also if the caller left."""
         future = self._threads.submit(job)
         try:
             return await asyncio.wrap_future(future)

@@ -94,5 +94,5 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
 def watch_closely() -> None:
     """Make the supervisor, before it starts workers, use `_Arbiter`."""
     circus.Arbiter = _Arbiter
-    # In its containers BentoML leaves a dead worker to the orchestrator, which notices nothing while another worker lives.
+    # In its containers BentoML leaves a dead worker to the orchestrator, which sees nothing while another worker lives.
     os.environ.pop("BENTOML_CONTAINERIZED", None)

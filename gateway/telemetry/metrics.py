@@ -62,7 +62,7 @@ store_failures_total = Counter(
 )
 audit_events_total = Counter(
     "palisade_audit_events_total",
-    "Audit events by result: spooled, or lost before (unspooled, failed, dropped_spool_full); then stored, duplicate, refused.",
+    "Audit events by result: spooled or lost (unspooled, failed, dropped_spool_full), then stored, duplicate, refused.",
     ["result"],
 )
 audit_pictures_dropped_total = Counter(

@@ -30,7 +30,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Refused:
-    """A folder with a manifest that must not be served, and why; name and version come from its path if it states none."""
+    """A folder with a manifest that must not be served, and why; its path gives name and version if it states none."""
 
     folder: Path
     reason: str

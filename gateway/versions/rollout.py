@@ -98,9 +98,9 @@ class Rollout:
     def load(self, name: str, version: str) -> int:
         """Keep a version loaded, beside the active one, until `unload`.
 
-        This method and the following ones return the generation from which on the change holds. They raise `UnknownModel`,
-        `UnknownVersion`, `BundleError` for a bundle that is broken, `Conflict`, and `StoreUnavailable`; then nothing
-        has changed.
+        This method and the following ones return the generation from which on the change holds. They raise
+        `UnknownModel`, `UnknownVersion`, `BundleError` for a bundle that is broken, `Conflict`, and `StoreUnavailable`;
+        then nothing has changed.
         """
         return self._change(
             name,

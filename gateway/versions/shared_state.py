@@ -202,7 +202,7 @@ def make_folder(chosen: Path | None) -> None:
     name = (
         f"{FOLDER}={chosen}"
         if chosen
-        else f"{FOLDER} is unset and no temporary folder can be used: set it to a folder on a local disk"
+        else f"{FOLDER} is unset and no temporary folder can be used (set it to a folder on a local disk)"
     )
     try:
         folder = chosen

@@ -75,7 +75,7 @@ async def log_out(request: Request) -> Response:
 
 
 async def _read(request: Request) -> Login:
-    """The key in the body. Little is read of a stranger's body, and only JSON, which another site's form cannot send."""
+    """The key in the body. Little is read of a stranger's body, and only JSON, which no other site's form can send."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BadParameter("the body must be JSON: Content-Type application/json")
     data = b""

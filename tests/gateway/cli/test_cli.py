@@ -160,7 +160,7 @@ def test_bundle_verify_answers_the_samples_again(tmp_path: Path, pipeline: Pipel
     answers["clean.png"] |= {"label": "green", "p_value": answers["clean.png"]["p_value"] - 0.1}
     differing = verify()
     assert differing.exit_code == 1
-    assert "clean.png: label is 'red', the bundle tells 'green'" in differing.stderr
+    assert "clean.png: label is 'red', the bundle states 'green'" in differing.stderr
     assert "clean.png: p_value" in differing.stderr
     answers["gone.png"] = answers["clean.png"]
     assert (verify().exit_code, "gone.png" in verify().stderr) == (2, True)

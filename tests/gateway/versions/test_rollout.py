@@ -137,7 +137,7 @@ def test_shadow_is_another_version_of_the_same_input(server: Server) -> None:
     assert rollout.registry.shadow_of(shadow) is None
     with pytest.raises(Conflict, match="is the shadow"):
         rollout.unload("tiny", "1.0.0")
-    with pytest.raises(Conflict, match="beside the active one"):
+    with pytest.raises(Conflict, match="other than the active one"):
         rollout.shadow("tiny", "2.0.0")
     write_bundle(server.models / "tiny" / "3.0.0", version="3.0.0", size=2 * SIZE)
     with pytest.raises(Conflict, match="another size"):

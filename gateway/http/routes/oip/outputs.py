@@ -22,8 +22,8 @@ Axis = Literal["K", "H", "W", "C", "S", "L"]
 class Output:
     """An output of shape (N, *axes); `least` is the disclosure that shows it.
 
-    `explained` marks one that needs the whole graph. The row of an image that the policy blocks is `blocked`, or the row
-    itself where that is None.
+    `explained` marks one that needs the whole graph. An image that the policy blocks has `blocked` as its row, or its
+    own row where that is None.
     """
 
     datatype: str

@@ -264,7 +264,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 async def _decide(
     request: Request, pipeline: Pipeline, images: Sequence[np.ndarray | bytes], *, explain: bool
 ) -> list[Decision]:
-    """The decisions of a batch, whose images go through the micro-batcher together; the first failure ends the batch."""
+    """The decisions of a batch, whose images enter the micro-batcher together; the first failure ends the batch."""
     dispatcher = dispatcher_of(request)
 
     def work(i: int, image: np.ndarray | bytes) -> Coroutine[Any, Any, Decision]:
@@ -324,6 +324,6 @@ def _header_length(request: Request) -> str | None:
 
 
 def _max_batch(request: Request) -> int:
-    """Largest number of images in a request: those that may wait at once, since a larger batch could never be admitted."""
+    """Largest number of images in a request: as many as may wait at once, since more could never be admitted."""
     settings = request.app.state.settings
     return int(min(MAX_BATCH, settings.max_waiting + settings.decode_threads))
