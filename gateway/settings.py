@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         # At once: BentoML changes the working directory.
         try:
             return None if value is None else value.expanduser().absolute()
-        except RuntimeError as error:  # no home to put in place of ~
+        except RuntimeError as error:  # ~ cannot be expanded: the user has no home folder
             raise ValueError(str(error)) from None
 
 

@@ -280,13 +280,13 @@ def _check_signature(path: Path, kind: str, expected: list[TensorSpec], actual: 
     found = {node.name: node for node in actual}
     if set(found) != {tensor.name for tensor in expected}:
         names = sorted(tensor.name for tensor in expected)
-        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest says {names}")
+        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest states {names}")
     for tensor in expected:
         node = found[tensor.name]
         dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
         if dtype != tensor.dtype:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest says {tensor.dtype}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest states {tensor.dtype}")
         shape = [size if isinstance(size, int) else "dynamic" for size in node.shape]
         wanted = [size if isinstance(size, int) else "dynamic" for size in tensor.shape]
         if shape != wanted:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest says {wanted}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest states {wanted}")

@@ -43,7 +43,7 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
     def manage_watchers(self) -> Any:
         if self._hopeless():
             log.critical(
-                "palisade cannot start: %d workers in turn ended before they could answer; the lines above say why",
+                "palisade cannot start: %d workers in turn ended before they could answer; the lines above show why",
                 self._starts,
             )
             self._failed = True

@@ -239,7 +239,7 @@ def _numbers(tensor: TensorRequest, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _elements(tensor: TensorRequest) -> list[Any]:
-    """The elements of `data`, which is flat or nested exactly as the shape says."""
+    """The elements of `data`, which is flat or nested exactly as the shape requires."""
     shape, count = tensor.shape, math.prod(tensor.shape)
     level: list[Any] = [tensor.data or []]
     nested = _has_lists(level[0])
