@@ -113,7 +113,7 @@ class Input:
             else [_decoded(tensor, text) for text in _elements(tensor)]
         )
         if len(items) != math.prod(tensor.shape):
-            raise BadParameter(f"{tensor.name}: {len(items)} elements do not fill the declared shape {tensor.shape}")
+            raise BadParameter(f"{tensor.name}: {len(items)} elements do not match the declared shape {tensor.shape}")
         return items
 
 
