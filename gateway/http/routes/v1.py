@@ -182,7 +182,7 @@ def _image_field(form: FormData, parameters: list[str]) -> UploadFile:
             raise BadParameter(unknown("form field", name, ["image"]))
     fields = form.getlist("image")
     if len(fields) != 1 or not isinstance(fields[0], UploadFile):
-        what = "missing" if not fields else "text" if len(fields) == 1 else "there twice"
+        what = "missing" if not fields else "text" if len(fields) == 1 else "given twice"
         raise BadParameter(f"image: the form field is {what}, expected one file")
     return fields[0]
 

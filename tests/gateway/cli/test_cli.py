@@ -136,7 +136,7 @@ def test_predict_reports_files_that_are_no_images(bundle_folder: Path, tmp_path:
 
 def test_bundle_commands(bundle_folder: Path, tmp_path: Path) -> None:
     assert "colour classifier" in runner.invoke(app, ["bundle", "show", str(bundle_folder)]).output
-    assert "sound" in runner.invoke(app, ["bundle", "verify", str(bundle_folder)]).output
+    assert "files intact" in runner.invoke(app, ["bundle", "verify", str(bundle_folder)]).output
     failed = runner.invoke(app, ["bundle", "verify", str(tmp_path)])
     assert failed.exit_code == 2
     assert "manifest.json: missing" in failed.output

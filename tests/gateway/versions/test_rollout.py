@@ -191,7 +191,7 @@ def test_state_survives_a_restart_of_the_server(server: Server, caplog: pytest.L
 def test_a_state_that_cannot_be_read_is_not_used(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     Store(server.state).put("models", {"tiny": "1.0.0"})
     assert active(server.worker(ME)) == "2.0.0"
-    assert "not used" in caplog.text
+    assert "the stored state of models is ignored" in caplog.text
 
 
 def test_a_worker_that_cannot_follow_says_so_and_serves_on(server: Server) -> None:
