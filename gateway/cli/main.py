@@ -126,7 +126,7 @@ def serve(
     check_access(settings)
     check_audit(settings)
     tracing_options(settings)
-    # Loading once here reports any error in one line and an exit code, before workers are started.
+    # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
     registry = load_registry(settings, stored_wanted(settings))
     free_port(settings)
     home = bentoml_home(settings)

@@ -115,7 +115,7 @@ def _state(folder: Path) -> object:
     try:
         files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     except OSError:
-        return object()  # a file changes while it is read: this state equals no other
+        return object()  # something is at work there; equal to nothing
     return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in files]
 
 
