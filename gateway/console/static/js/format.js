@@ -5,6 +5,7 @@ const percents = [0, 1, 2, 3].map(
 );
 const counts = new Intl.NumberFormat("en");
 const dates = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const days = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeZone: "UTC" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
 
 export const count = (n) => counts.format(n);
@@ -34,6 +35,12 @@ export function bytes(n) {
 }
 
 export const moment = (iso) => dates.format(new Date(iso));
+
+/** A calendar day, `2026-11-21`; text that is no day is shown as it is. */
+export function day(iso) {
+  const date = new Date(iso);
+  return Number.isNaN(date.getTime()) ? String(iso) : days.format(date);
+}
 
 export function ago(iso, now = Date.now()) {
   const seconds = (new Date(iso).getTime() - now) / 1000;
