@@ -18,7 +18,7 @@ _POLICY = {
 }
 
 # A report is a page that came with a bundle, perhaps a stranger's. It runs no script, sends nothing and embeds nothing.
-# `sandbox` without allowances gives it an origin of its own, so that it reads neither cookies nor the gateway's answers.
+# `sandbox` without allowances gives it an origin of its own: it reads neither cookies nor the gateway's answers.
 _REPORT_POLICY = {
     "sandbox": "",
     "default-src": "'none'",

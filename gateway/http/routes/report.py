@@ -31,7 +31,7 @@ router = APIRouter(route_class=StrictRoute)
     },
 )
 def report(request: Request, name: Annotated[str, Path(max_length=200)]) -> Response:
-    """The report that a model's bundle ships, the robustness card with pictures, as a page; at disclosure `full` only."""
+    """The report that a model's bundle ships: the robustness card as a page with pictures, at disclosure `full`."""
     if not shows(caller_of(request).disclosure, "full"):
         raise Forbidden("the report shows manifest and robustness card, which are for callers at disclosure full")
     bundle = registry_of(request).get(name).bundle
