@@ -6,6 +6,7 @@ The Python interface (docs/python.md): `load_pipeline`, `load_bundle`, `Pipeline
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Decision", "Pipeline", "__version__", "load_bundle", "load_pipeline"]
 __version__ = "0.1.0"
+
+# Nothing is sent anywhere. Both packages decide when they are imported, so this stands before any import of them, in
+# every process; whatever the variables were before, as BentoML takes no other word than this one for a no.
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "BENTOML_DO_NOT_TRACK": "True"}
+os.environ.update(NO_TELEMETRY)
 
 # Imported when first asked for: `import gateway` alone loads neither NumPy nor ONNX Runtime.
 _HOMES = {

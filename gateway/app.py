@@ -62,6 +62,8 @@ def create_api(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.registry = None
+    # Of this process alone; the service puts in its place what all workers of a server agree on.
+    app.state.ready = lambda: app.state.registry is not None
     app.state.rollout = None
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import gateway as gateway  # switches the telemetry of ONNX Runtime off before it is imported
+
 if TYPE_CHECKING:
     from training import attacks
     from training.bundling.wrap import harden, wrap

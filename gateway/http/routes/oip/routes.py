@@ -36,7 +36,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.http.bodies import StrictBody
-from gateway.http.dependencies import caller_of, dispatcher_of, recorder, registry_of
+from gateway.http.dependencies import caller_of, check_ready, dispatcher_of, recorder, registry_of
 from gateway.http.problems import OipProblem, problem_docs
 from gateway.http.routes.oip.images import read_images
 from gateway.http.routes.oip.outputs import OUTPUTS, parameters_of, shape_of, values_of, visible, wanted
@@ -172,9 +172,9 @@ async def live() -> Live:
 
 
 @probes.get("/health/ready", responses=problem_docs(NotReady, schema=OipProblem))
-async def ready(request: Request) -> Ready:
-    """Whether all models are ready."""
-    registry_of(request)
+def ready(request: Request) -> Ready:
+    """Whether the server is ready, as `/readyz` says."""
+    check_ready(request)
     return Ready()
 
 
