@@ -56,6 +56,7 @@ export function ago(iso, now = Date.now()) {
 
 /** `neuron_sensitivity` -> `Neuron sensitivity`. */
 export function words(name) {
-  const text = String(name).replaceAll("_", " ");
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  return capital(String(name).replaceAll("_", " "));
 }
+
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -1,5 +1,5 @@
 // The charts of a card, by question; a chart whose figures the card lacks is left out.
-import { percent } from "../format.js";
+import { capital, percent } from "../format.js";
 import { atAlpha, groupsOf, isGroup, measured, nameOf, nearest, numberAt, ratesOf } from "./cardfigures.js";
 
 /** Charts (see chart.js) for each question, at the alpha that is served or, where it was not measured, the nearest. */
@@ -131,5 +131,3 @@ function layers(card) {
     })),
   };
 }
-
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

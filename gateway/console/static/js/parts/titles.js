@@ -1,5 +1,5 @@
 // What a card's figures, attacks, systems, shifts and sections are called: by the card's own titles, else by their keys.
-import { words } from "../format.js";
+import { capital, words } from "../format.js";
 import { isGroup, nameOf } from "./cardfigures.js";
 
 export const QUESTIONS = ["benign", "seen", "knows", "measured"];
@@ -10,7 +10,8 @@ export function titlesOf(card) {
   const found = (kind, key) => {
     const group = titles[kind];
     const title = isGroup(group) && Object.hasOwn(group, key) ? group[key] : null;
-    return typeof title === "string" && title ? title : null;
+    // Here a title stands alone or opens a sentence.
+    return typeof title === "string" && title ? capital(title) : null;
   };
   const sections = isGroup(titles.sections) ? titles.sections : {};
   const sectionOf = (key) => (Object.hasOwn(sections, key) && isGroup(sections[key]) ? sections[key] : {});
