@@ -314,7 +314,7 @@ QUESTIONS = [
     "What was measured how?",
 ]
 INKED = """(canvas) => {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, Math.min(canvas.height, 120));
   return data.some((value) => value > 0);
 }"""
 CARD = json.loads((SAMPLES.parent / "card.json").read_text())
@@ -326,7 +326,7 @@ def charts(page: Page) -> Any:
 
 def expect_drawn(page: Page) -> None:
     expect(charts(page)).not_to_have_count(0)
-    page.wait_for_function(f"[...document.querySelectorAll('.chart canvas')].every({INKED})")
+    page.wait_for_function(f"[...document.querySelectorAll('.chart canvas')].every({INKED})", polling=250)
 
 
 def model_of(server: Server) -> dict[str, Any]:
