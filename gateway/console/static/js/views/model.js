@@ -7,6 +7,7 @@ import { cardSections, worst } from "../parts/card.js";
 import { disclosure } from "../parts/code.js";
 import { empty, failure, loading } from "../parts/notices.js";
 import { table } from "../parts/table.js";
+import { titleOf } from "../parts/titles.js";
 
 export function modelView() {
   const element = h("div", { class: "model" });
@@ -114,7 +115,8 @@ function manifestSections(model, manifest) {
     ["Served on", `${model.provider} ${model.precision ?? ""}`],
     ["Policy", `${model.policy} (bundle's default: ${policy.action})`],
     ["Flag at alpha", `${percent(model.alpha, 1)} (gate of neutralisation: ${percent(policy.gate_alpha, 1)})`],
-    ["Scores", manifest.scores.map(words).join(", ")],
+    ["Scores", manifest.scores.map((name) => titleOf(manifest, name)).join(", ")],
+    ["Region of attack", manifest.localiser && titleOf(manifest, manifest.localiser)],
   ];
   const splits = Object.entries(data).filter(([, split]) => split?.n);
   return [
@@ -125,7 +127,7 @@ function manifestSections(model, manifest) {
       h(
         "dl",
         { class: "facts" },
-        facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+        facts.filter(([, value]) => value).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
       ),
     ),
     h(
