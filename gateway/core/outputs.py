@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class Outputs:
     def finite(self) -> np.ndarray:
         """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
         return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in self.arrays().values()], axis=0))
+
+    def image(self, i: int) -> Self:
+        """Of a batch: the outputs of image `i`, without the axis N."""
+        return type(self)(**{name: value[i] for name, value in self.arrays().items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +78,6 @@ def outputs_of(part: Part, arrays: Mapping[str, np.ndarray]) -> PartOutputs:
 def names_of(part: Part) -> list[str]:
     """Names of a part's outputs."""
     return [field.name for field in fields(_TYPES[part])]
-
-
-def image(outputs: O, i: int) -> O:
-    """The outputs of image `i` of a batch, without the axis N."""
-    return type(outputs)(**{name: value[i] for name, value in outputs.arrays().items()})
 
 
 def concatenated(batches: Sequence[O]) -> O:

@@ -17,7 +17,7 @@ from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
-from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs, image
+from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs
 from gateway.core.verdict import Judge, Verdict, lead
 from gateway.errors import EngineError, PalisadeError
 
@@ -235,7 +235,7 @@ class Pipeline:
             verdicts = self.judge.judge(outputs.scores, outputs.layer_deviation, cascade=composite)
         name = self.bundle.name
         return [
-            self._pass(image(outputs, i), verdicts[i], plain=bool(plain[i]))
+            self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i]))
             if finite
             else EngineError(f"{name}: the graph gave logits that are not finite")
             for i, finite in enumerate(outputs.finite)
