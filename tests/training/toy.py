@@ -44,6 +44,7 @@ def random_network(seed: int, *, classes: int = CLASSES, width: int = 4, warm: b
     """Random weights; with `warm`, BatchNorm statistics that differ from 0 and 1."""
     torch.manual_seed(seed)
     network = build_model(ModelSpec(width=width), classes=classes, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    assert isinstance(network, SmallResNet)
     if warm:
         with torch.no_grad():
             network(torch.rand(32, 3, SIDE, SIDE))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gateway.core.decode import to_pixels
-from gateway.core.engine import Engine, Part
-from gateway.core.manifest import Recovery
+from gateway.core.engine import Engine
+from gateway.core.manifest import Part, Recovery
 from gateway.core.pipeline import Decision, Pass, Pipeline, Work, softmax
 from gateway.core.verdict import lead
 from gateway.errors import EngineError
@@ -49,6 +49,7 @@ def test_sanitize_serves_the_recovered_label_and_keeps_the_flag(pipeline: Pipeli
     assert (done.region, done.area) == ("roa", 36 / 256)
     assert done.mask[4:10, 4:10].all()
     assert not done.result.verdict.gated
+    assert decision.served.outputs.neutral_pixels is not None
     assert decision.served.outputs.neutral_pixels[:, 5, 5].tolist() == [0.5, 0.5, 0.5]
     assert decision.strongest_evidence in ("neuron_sensitivity", "margin_drop")
 
@@ -162,7 +163,10 @@ def test_the_server_and_the_command_line_decide_alike(pipeline: Pipeline) -> Non
 
     for one, other in zip(asyncio.run(served()), pipeline.decide_images(images), strict=True):
         assert (one.raw.verdict, one.served.prediction) == (other.raw.verdict, other.served.prediction)
-        np.testing.assert_allclose(one.served.outputs.saliency, other.served.outputs.saliency, atol=1e-6)
+        heat, expected = one.served.outputs.saliency, other.served.outputs.saliency
+        assert heat is not None
+        assert expected is not None
+        np.testing.assert_allclose(heat, expected, atol=1e-6)
         assert one.timing.engine > 0
 
 

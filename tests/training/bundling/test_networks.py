@@ -4,11 +4,13 @@ import stat
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from gateway.core.loading import Bundle
+from gateway.core.manifest import Manifest
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network
 from training.bundling.networks import NETWORKS, load_defence, save_networks
 from training.defence.constants import Constants
@@ -26,7 +28,7 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
         classes=[str(k) for k in range(classes)],
         scores=list(SCORES),
     )
-    return Bundle(path=folder, manifest=manifest, arrays={})
+    return Bundle(path=folder, manifest=cast(Manifest, manifest), arrays={})
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     for role in ("standard", "companion"):
         recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
         (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
-    recipe = {
+    bundle = {
         "name": "gratings",
         "version": "1.0.0",
         "standard": "standard.yaml",
@@ -81,7 +81,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
         "samples": 1,
         "evaluation": TINY.model_dump(mode="json"),
     }
-    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    (root / "bundle.yaml").write_text(yaml.safe_dump(bundle))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PALISADE_DATA", str(root))
         data = load_dataset("npz:gratings", fractions=(0.5, 0.25, 0.25))
