@@ -58,7 +58,7 @@ def hash_key(key: str) -> str:
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The entries of a keys file; `ConfigError` says what is wrong, without the values."""
+    """The entries of a keys file; `ConfigError` names what is wrong, without the values."""
     try:
         entries = _ENTRIES.validate_json(path.read_bytes())
     except OSError as error:
@@ -91,7 +91,7 @@ def write_keys(path: Path, entries: list[ApiKey]) -> None:
 class KeyRing:
     """The keys of a file, read again within a second of a change.
 
-    A file that cannot be read leaves the last good keys in place, or none: never an open gateway.
+    While the file cannot be read the last good keys stay valid, or none are; the gateway is never open.
     """
 
     def __init__(self, path: Path) -> None:

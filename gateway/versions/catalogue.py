@@ -30,7 +30,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Refused:
-    """A folder with a manifest that must not be served, and why; name and version are its path's where it has none."""
+    """A folder with a manifest that must not be served, and why; its path gives name and version if it states none."""
 
     folder: Path
     reason: str
@@ -39,7 +39,7 @@ class Refused:
 
 
 class Catalogue:
-    """What the folders `roots` hold; looked at anew by every call, files that did not change are hashed once."""
+    """The bundles in the folders `roots`, read anew by every call; files that did not change are hashed once."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = roots
@@ -70,7 +70,7 @@ class Catalogue:
         return sorted(found.values(), key=lambda bundle: (bundle.name, _newest_first(bundle.version))), refused
 
     def versions(self, name: str) -> list[Found]:
-        """The sound versions of a model, the newest first; raises `UnknownModel` if no folder says to be of it."""
+        """The sound versions of a model, the newest first; raises `UnknownModel` if no folder states that name."""
         found, refused = self.look()
         if name not in {bundle.name for bundle in found} | {entry.name for entry in refused}:
             names = ", ".join(sorted({bundle.name for bundle in found}))
@@ -93,7 +93,7 @@ class Catalogue:
 def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """Each root with the folders in it that hold a manifest; `ConfigError` for a root that is missing.
 
-    A root may be a bundle itself. Folders named `*.part` are bundles that `palisade build` is still at work on.
+    A root may be a bundle itself. Folders named `*.part` are bundles that `palisade build` is still writing.
     """
     for root in roots:
         if not root.is_dir():

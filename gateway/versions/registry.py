@@ -1,4 +1,4 @@
-"""The versions that this process has loaded: one of each model answers, another may be scored in its shadow."""
+"""The versions that this process has loaded: one of each model is active, another may be its shadow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Versions:
 
     @property
     def loaded(self) -> list[str]:
-        """The versions that must be loaded for this."""
+        """The versions that must be loaded: active, shadow and pinned ones."""
         return list(dict.fromkeys(v for v in (self.active, self.shadow, *self.pinned) if v is not None))
 
 
@@ -59,7 +59,7 @@ class Served:
 
 
 class Registry:
-    """Pipelines by model and version; whoever got one may go on using it, also after it was replaced."""
+    """Pipelines by model and version; a caller may keep using one after it was replaced."""
 
     def __init__(self, pipelines: Iterable[Pipeline] = (), *, default: str | None = None) -> None:
         """Serve `pipelines`, each the active version of its model; `default` answers requests that name no model."""
@@ -71,7 +71,7 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        """Models that are served, which have an active version."""
+        """Models that are served: those with an active version."""
         return sorted(name for name, served in self._models.items() if served.active is not None)
 
     @property
@@ -86,7 +86,7 @@ class Registry:
     def get(self, name: str | None = None, version: str | None = None) -> Pipeline:
         """The active pipeline of `name` or of the default model, or a loaded `version` of it.
 
-        Raises `UnknownModel` or `UnknownVersion`, which list what there is.
+        Raises `UnknownModel` or `UnknownVersion`, which list the names that exist.
         """
         served = self._models.get(self.default if name is None else name)
         if version is not None and served is not None:
@@ -105,7 +105,7 @@ class Registry:
         return self._models.get(name, Served(Versions(), {}))
 
     def shadow_of(self, pipeline: Pipeline) -> Pipeline | None:
-        """The version that is to be scored on the images of `pipeline`, if that is active and one is set."""
+        """The shadow of `pipeline`, if `pipeline` is the active version and its model has a shadow."""
         served = self.served(pipeline.bundle.name)
         return served.shadow if served.active is pipeline else None
 
@@ -137,7 +137,7 @@ def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, calibration.key, seconds * 1e3)
     if not calibration.evaluated:
         log.warning(
-            "%s %s on %s: calibrated, but the card's figures were not measured so",
+            "%s %s on %s: calibrated, but the card's figures were measured on another provider or precision",
             bundle.name,
             bundle.version,
             calibration.key,
@@ -148,7 +148,7 @@ def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
 def load_wanted(
     settings: Settings, catalogue: Catalogue, wanted: Mapping[str, Versions], loaded: Loaded
 ) -> dict[str, Versions]:
-    """At the start: load what is `wanted`, and the newest sound version of models of which nothing is.
+    """At the start, load what is `wanted`, and the newest sound version of each model of which nothing is wanted.
 
     Where the active version is gone or broken the newest sound one takes its place, with a warning. Pipelines are put
     into `loaded`. Returns what is served then; `ConfigError` when that is nothing.
