@@ -17,6 +17,7 @@ import torch
 
 from gateway.atomic import write_text
 from gateway.core.loading import Bundle
+from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import self_checks
@@ -73,6 +74,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "bundle": bundle.name,
         "version": bundle.version,
         "companion": bundle.manifest.companion,
+        "detector": detector_rows(bundle.manifest),
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
@@ -96,6 +98,18 @@ def assemble(bench: Bench) -> dict[str, Any]:
     failed = any(row["passed"] is False for row in card["checks"])
     card["status"] = "failed" if failed else "incomplete" if card["missing"] or card["reduced"] else "complete"
     return card
+
+
+def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the defence looks at, {kind, name, title, meaning, fused, guards} each: its scores, and its localiser."""
+    fused = {name for calibration in manifest.calibrations for name in calibration.fused}
+    guards = {calibration.guard.score for calibration in manifest.calibrations if calibration.guard is not None}
+
+    def row(kind: str, name: str) -> dict[str, Any]:
+        told = {"title": manifest.titles.get(name, name), "meaning": manifest.meanings.get(name, "")}
+        return {"kind": kind, "name": name, **told, "fused": name in fused, "guards": name in guards}
+
+    return [*(row("score", name) for name in manifest.scores), row("localiser", manifest.localiser)]
 
 
 def figure_rows(
