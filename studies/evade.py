@@ -36,6 +36,7 @@ from training.evaluate.harness.bench import Bench, fast, labels
 from training.evaluate.harness.store import Store, digest
 from training.imaging.pixels import to_tensor
 from training.loop.runs import load_run
+from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import frozen, seeded
 from training.util.signatures import Progress, StepProgress
@@ -216,7 +217,9 @@ def main(
             if only and name not in only:
                 continue
             defence = load_defence(opened)
-            defence.companion = networks[role]
+            standing = networks[role]
+            assert isinstance(standing, Network)  # nothing is put before those that stand in
+            defence.companion = standing
             key = digest([name, epochs, seed])
             bench = Bench(opened, chooses, settings, Store(work / f"attacks-{key}"), bars.step)
             bench.__dict__["defence"] = defence

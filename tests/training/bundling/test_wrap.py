@@ -8,15 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
@@ -174,7 +174,7 @@ def changed_folder(given: Path, tmp_path: Path, case: str) -> Path:
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )
-def test_what_is_wrong_is_one_line(given: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+def test_what_is_wrong_is_one_line(given: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     if changes.get("data") in ("corrupt", "bare", "three"):
         changes = changes | {"data": changed_folder(given, tmp_path, changes["data"])}
     failed = wrap(given, tmp_path / "out", **changes)

@@ -7,7 +7,7 @@ import pytest
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Found, value_of
 from training.evaluate.measurements.layered import WATCHED, layers
-from training.evaluate.presentation.content import sections
+from training.evaluate.presentation.content import Table, sections
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def test_a_layer_without_a_vulnerability_to_speak_of_says_so(found) -> None:
     row = card["layers"]["answering"]["rows"][0]
     row["interval"][1] = 1e5
     (section,) = (each for each in sections(card) if each.title == "Layers")
-    table = section.body[1].rows
+    shown = section.body[1]
+    assert isinstance(shown, Table)
+    table = shown.rows
     assert table[0][:2] == ("answering", row["layer"])
     assert table[0][3].startswith("undetermined")
     assert len(table) == sum(len(card["layers"][role]["rows"]) for role in ("answering", "companion"))

@@ -98,7 +98,7 @@ def test_weights_as_others_save_them(network: Adapted, tmp_path: Path, prefix: s
     half = {prefix + name: t.half() if t.is_floating_point() else t for name, t in other.state_dict().items()}
     save_file(half, path)
     fill(network, path, classes=3)
-    assert torch.equal(network.body.head.weight, other.head.weight.half().float())
+    assert torch.equal(network.get_parameter("body.head.weight"), other.head.weight.half().float())
     assert network.normalise.mean.flatten().tolist() == [0.5] * 3
 
 
