@@ -55,8 +55,9 @@ def penalties(
 
     Images `x` and `adversarial` (N, C, H, W) in [0, 1], labels `y` (N,), the teacher's `saliency` (N, H, W) of the
     same images (for terms with a `grid`), and the `sensitive` neurons by layer (for a `NeuronTerm`). All terms share
-    one clean forward; `adversarial_taps`, which the task's forward gives, spare the other one. Those may be of bf16: what
-    that changes in the gradient is small beside a step's noise (tested). NCHW, which double backprop prefers on a CPU.
+    one clean forward; `adversarial_taps`, which the task's forward gives, spare the other one. Those may be of bf16:
+    what that changes in the gradient is small beside a step's noise (tested). NCHW, which double backprop prefers on a
+    CPU.
     """
     wanted = {name: (term, due(term, progress=progress, step=step)) for name, term in terms.of(Term).items()}
     wanted = {name: (term, weight) for name, (term, weight) in wanted.items() if weight}

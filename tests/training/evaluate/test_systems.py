@@ -13,8 +13,8 @@ from gateway.core.manifest import Guard
 from tests.training.toy import CLASSES, SIDE
 from training.attacks.margin import margin
 from training.defence.graph import SCORES, DefenceGraph
-from training.evaluate.measurements.adaptive import SERVED, _judge, stages, stricter
-from training.evaluate.measurements.systems import ALONE, DOUBTS, Systems
+from training.evaluate.harness.suite import SERVED, _judge, stages, stricter
+from training.evaluate.harness.systems import ALONE, DOUBTS, Systems
 from training.recipes.evaluation import ALPHAS, RATES
 
 RNG = np.random.default_rng(0)
