@@ -75,7 +75,7 @@ def running(command: list[str], environment: dict[str, str], *, path: str, ready
     """Start a server, wait until `ready` answers 200, and stop it afterwards; `RuntimeError` with its log."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
-        environment = {**environment, "BENTOML_HOME": folder, "BENTOML_DO_NOT_TRACK": "True"}
+        environment = {**environment, "BENTOML_HOME": folder}
         process = subprocess.Popen(  # noqa: S603  # our own interpreter
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )

@@ -28,7 +28,16 @@ from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.shared_state import Store
 
-ROUTERS = (v1.router, oip.router, login.router, admin.router, audit_routes.router, console.router)
+ROUTERS = (
+    v1.router,
+    oip.router,
+    oip.probes,
+    login.router,
+    admin.router,
+    audit_routes.router,
+    console.samples_router,
+    console.router,
+)
 
 
 class Api(FastAPI):
@@ -52,6 +61,8 @@ def create_api(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.registry = None
+    # Of this process alone; the service puts in its place what all workers of a server agree on.
+    app.state.ready = lambda: app.state.registry is not None
     app.state.rollout = None
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)

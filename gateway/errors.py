@@ -29,6 +29,9 @@ class PalisadeError(Exception):
         return body
 
 
+NOT_READY = "not every worker has loaded its models"
+
+
 class BundleError(PalisadeError):
     """A bundle that must not be served: the detail names the file and what is wrong with it."""
 

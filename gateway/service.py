@@ -22,10 +22,11 @@ from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.http.connection import guard_connections
 from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.inference.shadow import Shadow
+from gateway.process import home
 from gateway.process.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
-from gateway.telemetry.tracing import tracing_options
+from gateway.telemetry.tracing import check_provider, tracing_options
 from gateway.versions import shared_state as store
 from gateway.versions.registry import load_registry
 from gateway.versions.rollout import Rollout, forget_workers, read_wanted
@@ -82,6 +83,7 @@ class Palisade:
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
+        api.state.ready = self.__is_ready__
         self._closing = threading.Event()
         if _now(self._rollout.served_before):
             # This worker replaces one that died: it takes no connection before it can answer.
@@ -97,6 +99,7 @@ class Palisade:
         log_to_stderr(settings.log_format)
         watch_closely()
         worker_metrics.make_folder()
+        home.remove_at_end()
         # Workers know by it whether they listen to more than this machine.
         os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
@@ -109,6 +112,7 @@ class Palisade:
                 load_registry(now, read_wanted(shared)[0])
                 check_audit(now)
             shared.close()
+            check_provider()
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
 

@@ -124,7 +124,10 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # At once: BentoML changes the working directory.
-        return None if value is None else value.expanduser().absolute()
+        try:
+            return None if value is None else value.expanduser().absolute()
+        except RuntimeError as error:  # no home to put in place of ~
+            raise ValueError(str(error)) from None
 
 
 def load_settings(**overrides: object) -> Settings:

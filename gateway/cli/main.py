@@ -90,7 +90,9 @@ def serve(
     """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
     from gateway.access.auth import check_access
     from gateway.audit.trail import check_audit
+    from gateway.process.home import bentoml_home
     from gateway.process.serving import free_port, run_server, sample_image
+    from gateway.telemetry.tracing import tracing_options
     from gateway.versions.registry import load_registry
     from gateway.versions.rollout import stored_wanted
 
@@ -109,16 +111,18 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_access(settings)
     check_audit(settings)
-    free_port(settings)
+    tracing_options(settings)
     # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
     registry = load_registry(settings, stored_wanted(settings))
+    free_port(settings)
+    home = bentoml_home(settings)
     where = f"http://{settings.host}:{settings.port}"
     served = ", ".join(f"{pipeline.bundle.name} {pipeline.bundle.version}" for pipeline in registry)
     typer.echo(f"palisade {__version__} serves {served} on {where}")
     sample = sample_image(registry.get().bundle.path)
     typer.echo(f"  try      curl -s --data-binary @{sample} -H 'Content-Type: image/png' '{where}/v1/predict'")
     typer.echo(f"  see      {where}/ in a browser; {where}/docs.json, {where}/metrics")
-    run_server(settings)
+    run_server(settings, home)
 
 
 @bundle_app.command()

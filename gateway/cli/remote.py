@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +9,12 @@ import httpx
 
 from gateway.answers.respond import Explain
 from gateway.cli.sources import Answer, Body, Setup, SourceFailed
-from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable
+from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable, Patience
 from gateway.errors import PalisadeError
 
 # Statuses that speak of the image; what others say holds for the next image as well.
 _OF_THE_IMAGE = frozenset({400, 413, 415, 422, 500})
-_ROOM_AGAIN = frozenset({429, 503})
-_PATIENCE_SECONDS = 300.0
+_PATIENCE = Patience(seconds=300.0)
 _ANSWER_SECONDS = 60.0
 
 
@@ -61,24 +58,21 @@ class Remote:
         return body
 
     def _post(self, path: str, data: bytes, query: dict[str, Any], accept: str) -> httpx.Response:
-        """The answer, once the gateway has room: 429 and 503 are waited for as it says."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        """The answer, once the gateway has room."""
         headers = {"Accept": accept, "Content-Type": "application/octet-stream"}
-        while True:
-            try:
-                return self._gateway.send(
-                    "POST", path, params=query | self._query, content=data, headers=headers, timeout=_ANSWER_SECONDS
-                )
-            except GatewayAnswer as error:
-                if error.status in _OF_THE_IMAGE or error.code == "blocked_by_policy":
-                    raise
-                # Some more than it says, so that threads do not all come back at once.
-                pause = error.retry_after * random.uniform(1.0, 1.25)
-                if error.status not in _ROOM_AGAIN or time.monotonic() + pause > deadline:
-                    raise SourceFailed(f"{self._gateway.url}: {error.detail}") from None
-            except GatewayUnreachable as error:
-                # A connection that breaks may be a worker that ended: others go on.
-                pause = 1.0
-                if isinstance(error.__cause__, httpx.ConnectError) or time.monotonic() + pause > deadline:
-                    raise SourceFailed(error.detail) from None
-            time.sleep(pause)
+        try:
+            return self._gateway.send_patiently(
+                "POST",
+                path,
+                patience=_PATIENCE,
+                params=query | self._query,
+                content=data,
+                headers=headers,
+                timeout=_ANSWER_SECONDS,
+            )
+        except GatewayAnswer as error:
+            if error.status in _OF_THE_IMAGE or error.code == "blocked_by_policy":
+                raise
+            raise SourceFailed(f"{self._gateway.url}: {error.detail}") from None
+        except GatewayUnreachable as error:
+            raise SourceFailed(error.detail) from None

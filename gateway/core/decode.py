@@ -1,20 +1,29 @@
 """Bytes of an untrusted image -> pixels of the network's size, the same way in serving and in calibration.
 
 Only four Pillow decoders are ever reached, chosen by the first bytes and never by name or header; width and height are
-checked before any pixel is decoded.
+checked before any pixel is decoded. What a PNG or JPEG file says beside its pixels is read by `png_chunks`,
+`jpeg_segments` and `orientation`, never by Pillow, so that no such remark can refuse an image. The rules are those of
+docs/api.md, "Images".
 """
 
 from __future__ import annotations
 
 import io
-import re
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, WebPImagePlugin
 
+from gateway.core.colour_profiles import to_srgb
+from gateway.core.completeness import load_jpeg
+from gateway.core.jpeg_segments import read_jpeg
 from gateway.core.manifest import InputSpec, Resize
+from gateway.core.orientation import orientation, swaps_sides, upright
+from gateway.core.png_chunks import SIGNATURE, read_png
+from gateway.core.png_pixels import pixels_of
 from gateway.errors import EmptyBody, ImageTooLarge, UndecodableImage, UnsupportedMediaType
 
 FORMATS = "PNG, JPEG, WebP or BMP"
@@ -24,12 +33,6 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
-
-
-# An ordinary progressive JPEG has about ten scans; each costs a pass over the whole image, however few its bytes.
-MAX_SCANS = 100
-# The next marker that entropy-coded data can't hold: not a stuffed zero, a restart marker or a fill byte.
-_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 @dataclass(frozen=True)
@@ -59,33 +62,58 @@ def recognized(head: bytes) -> bool:
     return True
 
 
-def decode_image(data: bytes, spec: InputSpec, limits: Limits = Limits()) -> np.ndarray:
-    """Decode the first frame, upright and opaque, to uint8 (H, W, C) at the size of `spec`.
+@dataclass(frozen=True)
+class Picture:
+    """A file whose header is read: its size as stored, what it says of its pixels, and how to decode them."""
 
-    EXIF orientation is applied, transparency is composited on white, 16-bit samples keep their high byte. Raises
-    `EmptyBody`, `ImageTooLarge` (bytes or pixels), `UnsupportedMediaType` (not one of four formats) or
-    `UndecodableImage` (truncated or corrupt).
-    """
+    size: tuple[int, int]
+    load: Callable[[], Image.Image]
+    orientation: int = 1
+    profile: bytes | None = None
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) as the image is to be seen."""
+        width, height = self.size
+        return (height, width) if swaps_sides(self.orientation) else (width, height)
+
+    def fitted(self, spec: InputSpec) -> np.ndarray:
+        """Decode to uint8 (H, W, C) of `spec`: in sRGB, on white, upright, resized, in this order."""
+        image = upright(_opaque(to_srgb(_eight_bit(self.load()), self.profile), spec.channels), self.orientation)
+        return np.asarray(_fit(image, spec)).reshape(spec.height, spec.width, spec.channels)
+
+
+def open_image(data: bytes, limits: Limits = Limits()) -> Picture:
+    """Read the header of a file within `limits`; raises as `decode_image` does."""
     if not data:
         raise EmptyBody("the request has no image in it")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"{len(data)} bytes, at most {limits.max_bytes} are accepted")
     opener = _sniff(data)
+    with _faults_of_the_sender():
+        return opener(data, limits)
+
+
+def decode_image(data: bytes, spec: InputSpec, limits: Limits = Limits()) -> np.ndarray:
+    """Decode the first frame, upright, opaque and in sRGB, to uint8 (H, W, C) at the size of `spec`.
+
+    EXIF orientation, ICC profiles and a PNG's gamma are applied, transparency is composited on white, 16-bit samples
+    keep their high byte. Raises `EmptyBody`, `ImageTooLarge` (bytes or pixels), `UnsupportedMediaType` (not one of four
+    formats) or `UndecodableImage` (truncated or corrupt).
+    """
+    picture = open_image(data, limits)
+    with _faults_of_the_sender():
+        return np.ascontiguousarray(picture.fitted(spec))
+
+
+@contextmanager
+def _faults_of_the_sender() -> Iterator[None]:
     try:
-        if opener is WebPImagePlugin.WebPImageFile:
-            # libwebp allocates its canvas as it opens a file, so the size is read before.
-            _check_pixels(_webp_size(data), limits)
-        elif opener is JpegImagePlugin.JpegImageFile and _scans(data) > MAX_SCANS:
-            raise UndecodableImage(f"JPEG of more than {MAX_SCANS} scans")
-        with opener(io.BytesIO(data)) as image:
-            _check_pixels(image.size, limits)
-            image.load()
-            pixels = np.asarray(_fit(_opaque(_upright(image), spec.channels), spec))
+        yield
     except (ImageTooLarge, UndecodableImage):
         raise
     except Exception as error:  # noqa: BLE001  # decoders of hostile bytes raise nearly anything, all of it the sender's
         raise UndecodableImage(f"truncated or corrupt image: {_reason(error)}") from None
-    return np.ascontiguousarray(pixels.reshape(spec.height, spec.width, spec.channels))
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
@@ -101,16 +129,49 @@ def to_image(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(np.clip(pixels, 0.0, 1.0).transpose(1, 2, 0) * 255.0).astype(np.uint8))
 
 
-def _sniff(data: bytes) -> type[ImageFile.ImageFile]:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile
+def _sniff(data: bytes) -> Callable[[bytes, Limits], Picture]:
+    if data.startswith(SIGNATURE):
+        return _png
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.JpegImageFile
+        return _jpeg
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
+        return _webp
     if data.startswith(b"BM"):
-        return BmpImagePlugin.BmpImageFile
+        return _bmp
     raise UnsupportedMediaType(f"the content is not {FORMATS}")
+
+
+def _png(data: bytes, limits: Limits) -> Picture:
+    png = read_png(data)
+    _check_pixels((png.width, png.height), limits)
+    return Picture((png.width, png.height), lambda: pixels_of(png), orientation(png.exif), png.profile)
+
+
+def _jpeg(data: bytes, limits: Limits) -> Picture:
+    jpeg = read_jpeg(data)
+    _check_pixels(jpeg.size, limits)
+    return Picture(jpeg.size, lambda: load_jpeg(jpeg), orientation(jpeg.exif), jpeg.profile)
+
+
+def _webp(data: bytes, limits: Limits) -> Picture:
+    # libwebp allocates its canvas as it opens a file, so the size is read before.
+    _check_pixels(_webp_size(data), limits)
+    return described(WebPImagePlugin.WebPImageFile(io.BytesIO(data)), limits)
+
+
+def _bmp(data: bytes, limits: Limits) -> Picture:
+    return described(BmpImagePlugin.BmpImageFile(io.BytesIO(data)), limits)
+
+
+def described(image: ImageFile.ImageFile, limits: Limits) -> Picture:
+    """An image that Pillow has opened, with the orientation and the profile that it has found."""
+    _check_pixels(image.size, limits)
+
+    def load() -> Image.Image:
+        image.load()
+        return image
+
+    return Picture(image.size, load, orientation(image.info.get("exif", b"")), image.info.get("icc_profile"))
 
 
 def _check_pixels(size: tuple[int, int], limits: Limits) -> None:
@@ -134,32 +195,16 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _scans(data: bytes) -> int:
-    """Scans of a JPEG (ITU-T T.81, B.1), counted up to one more than `MAX_SCANS`."""
-    count, position = 0, 2
-    while count <= MAX_SCANS and (marker := _NEXT_MARKER.search(data, position)):
-        kind, position = data[marker.end() - 1], marker.end()
-        if kind == 0xD9:  # the end; what follows is not decoded
-            break
-        if kind not in (0x01, 0xD8):  # all others have a length, which counts itself
-            position += int.from_bytes(data[position : position + 2], "big")
-        count += kind == 0xDA
-    return count
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  # corrupt EXIF says nothing about the pixels, which are decoded next
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Samples of 16 bits by their high byte."""
+    if not image.mode.startswith("I"):
         return image
+    return Image.fromarray((np.clip(np.asarray(image.convert("I")), 0, 65_535) // 256).astype(np.uint8))
 
 
 def _opaque(image: Image.Image, channels: int) -> Image.Image:
-    """8-bit RGB or grey; transparency on white, 16-bit samples by their high byte."""
-    if image.mode.startswith("I"):
-        samples = np.asarray(image.convert("I"))
-        image = Image.fromarray((np.clip(samples, 0, 65_535) // 256).astype(np.uint8))
-    elif image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+    """RGB or grey, transparency on white."""
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, colour)

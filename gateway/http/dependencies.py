@@ -6,7 +6,7 @@ from fastapi import Request
 
 from gateway.access.auth import Caller
 from gateway.audit.trail import Audit
-from gateway.errors import NotReady
+from gateway.errors import NOT_READY, NotReady
 from gateway.inference.dispatch import Dispatcher, Record
 from gateway.versions.registry import Registry
 
@@ -17,6 +17,12 @@ def registry_of(request: Request) -> Registry:
     if registry is None:
         raise NotReady("models are being loaded", headers={"Retry-After": "1"})
     return registry
+
+
+def check_ready(request: Request) -> None:
+    """`NotReady` unless the server is: what `/readyz` and `/v2/health/ready` both answer by."""
+    if not request.app.state.ready():
+        raise NotReady(NOT_READY, headers={"Retry-After": "1"})
 
 
 def dispatcher_of(request: Request) -> Dispatcher:

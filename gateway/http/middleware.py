@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.status import HTTP_503_SERVICE_UNAVAILABLE
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import EngineError, ImageTooLarge, NotReady, PalisadeError, RequestTimeout
+from gateway.errors import NOT_READY, EngineError, ImageTooLarge, NotReady, PalisadeError, RequestTimeout
 from gateway.http.problems import PREDICT_ROUTES, problem_response, uncounted_response
 from gateway.ids import new_id
 
@@ -99,7 +99,7 @@ class ProbeMiddleware:
             if status != HTTP_503_SERVICE_UNAVAILABLE:
                 await send(message)
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                error = NotReady("not every worker has loaded its models", headers={"Retry-After": "1"})
+                error = NotReady(NOT_READY, headers={"Retry-After": "1"})
                 await uncounted_response(error, scope)(scope, receive, send)
 
         await self._app(scope, receive, translated)

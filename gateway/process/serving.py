@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +29,8 @@ CHECKED = "PALISADE_CHECKED"
 
 def server_command(settings: Settings) -> list[str]:
     """The `bentoml serve` command of `settings`."""
-    host = "127.0.0.1" if settings.host == "localhost" else settings.host
     options = {
-        "host": host,
+        "host": _address(settings.host),
         "port": settings.port,
         "timeout-keep-alive": settings.keep_alive,
         # Later than our own end of what is in flight (gateway.http.connection), for what that could not end.
@@ -38,9 +41,8 @@ def server_command(settings: Settings) -> list[str]:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """Our environment, with the (checked) `settings` as `PALISADE_*` and without BentoML's telemetry."""
+    """Our environment, with the (checked) `settings` as `PALISADE_*`; `import gateway` put telemetry off in it."""
     environment = dict(os.environ)
-    environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
     # Defaults too: an option that was given outweighs a variable, also where it says what the default says.
     for name, value in settings.model_dump(exclude_none=True).items():
         environment[f"PALISADE_{name.upper()}"] = str(value)
@@ -57,12 +59,13 @@ def host_given_to_bentoml() -> str | None:
     return os.environ.get("BENTOML_HOST")
 
 
-def run_server(settings: Settings) -> None:
-    """Replace this process by the server."""
+def run_server(settings: Settings, variables: Mapping[str, str]) -> None:
+    """Replace this process by the server, with `variables` beside those of the settings."""
     sys.stdout.flush()
     sys.stderr.flush()
     command = server_command(settings)
-    os.execve(command[0], command, server_environment(settings))  # noqa: S606  # our own interpreter, no shell
+    environment = {**server_environment(settings), **variables}
+    os.execve(command[0], command, environment)  # noqa: S606  # our own interpreter, no shell
 
 
 def sample_image(bundle: Path) -> Path:
@@ -128,14 +131,26 @@ def _is_supervisor(pid: int) -> bool:
 
 
 def free_port(settings: Settings) -> None:
-    """`ConfigError` when something listens on the port already."""
-    import socket
-
-    host = "127.0.0.1" if settings.host in ("localhost", "0.0.0.0", "::") else settings.host  # noqa: S104
+    """`ConfigError` when the server could not listen on its address and port: it listens there for a moment."""
+    host, port = _address(settings.host), settings.port
+    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
     try:
-        socket.create_connection((host, settings.port), timeout=1.0).close()
-    except socket.gaierror as error:
-        raise ConfigError(f"PALISADE_HOST={settings.host!r}: no such address ({error.strerror})") from None
-    except OSError:
-        return
-    raise ConfigError(f"port {settings.port} of {settings.host} is in use: choose another with --port")
+        socket.create_server((str(host), port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = f"port {port} of {settings.host} is in use: choose another with --port"
+        elif isinstance(error, PermissionError):
+            reason = f"port {port} may not be opened by this user: choose one above 1023 with --port"
+        else:
+            reason = f"PALISADE_HOST={settings.host!r}: not an address of this machine ({error.strerror})"
+        raise ConfigError(reason) from None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address to listen on; BentoML takes no names."""
+    try:
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ConfigError(
+            f"PALISADE_HOST={host!r}: an IP address is needed, 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+        ) from None

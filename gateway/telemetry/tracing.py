@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import time
-from importlib.util import find_spec
 from typing import Any
 
 from opentelemetry import trace
@@ -13,17 +13,52 @@ from gateway.errors import ConfigError
 from gateway.settings import Settings
 
 STAGES = ("decode", "queue", "engine")
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
 def tracing_options(settings: Settings) -> dict[str, Any]:
-    """BentoML's `tracing` option; `ConfigError` when an endpoint is set and the exporter is not installed."""
+    """BentoML's `tracing` option; `ConfigError` when an endpoint is set and the exporter does not work.
+
+    Each worker makes one when it starts, and would end there, to be started again. So one is made here first: the
+    package may be missing or broken, and it reads variables of its own (`OTEL_EXPORTER_OTLP_*`) that may be wrong.
+    """
     if settings.trace_endpoint is None:
         # Otherwise BentoML records a span of every request, to throw it away.
         return {"excluded_urls": ".*"}
-    if find_spec("opentelemetry.exporter") is None:
-        raise ConfigError("PALISADE_TRACE_ENDPOINT: install the exporter, `pip install palisade-gateway[tracing]`")
+    if not settings.trace_endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"PALISADE_TRACE_ENDPOINT={settings.trace_endpoint!r}: not a URL of http or https")
+    try:
+        exporter = importlib.import_module(_EXPORTER)
+    except Exception as error:  # noqa: BLE001  # whatever a broken package raises
+        raise ConfigError(
+            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be imported ({_said(error)}): install it, "
+            "`pip install 'palisade-gateway[tracing]'`, or unset the variable"
+        ) from None
+    try:
+        exporter.OTLPSpanExporter(endpoint=settings.trace_endpoint).shutdown()
+    except Exception as error:  # noqa: BLE001
+        raise ConfigError(
+            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be made ({_said(error)}): see the variables OTEL_*"
+        ) from None
     otlp = {"protocol": "http", "endpoint": settings.trace_endpoint}
     return {"exporter_type": "otlp", "sample_rate": settings.trace_rate, "otlp": otlp}
+
+
+def check_provider() -> None:
+    """In the supervisor: `ConfigError` when BentoML's provider of tracers, one for each worker, cannot be made.
+
+    It is made with or without an endpoint, and reads variables (`OTEL_*`) that are not ours to check.
+    """
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    try:
+        BentoMLContainer.tracer_provider.get().shutdown()
+    except Exception as error:  # noqa: BLE001  # whatever is wrong there
+        raise ConfigError(f"tracing cannot be set up ({_said(error)}): see the variables OTEL_*") from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def trace_stages(decision: Decision, provider: trace.TracerProvider | None = None) -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _STATE = "models"
 _WORKERS = "workers"
+_COMPLETE = "complete"
 # Seconds until a change that could not be followed is tried again.
 _RETRY_SECONDS = 10.0
 _WANTED = TypeAdapter(dict[str, Versions])
@@ -79,6 +80,7 @@ class Rollout:
 
     def follow(self) -> None:
         """Take over what another worker changed; to be called every `POLL_SECONDS`. Raises `StoreUnavailable`."""
+        self.all_ready()
         with self._lock:
             wanted, generation = self.wanted()
             if generation != self._me.generation and time.monotonic() >= self._retry_at:
@@ -151,17 +153,20 @@ class Rollout:
 
     def workers(self) -> list[Worker]:
         """The worker processes that live. Raises `StoreUnavailable`."""
-        rows, _ = self._store.get(_WORKERS)
-        return [Worker(**row) for row in (rows or {}).values() if _lives(row["pid"])]
+        return living_workers(self._store)
 
     def converged(self, generation: int) -> bool:
         """Whether every worker runs the state of `generation` or a later one."""
         return sum(worker.generation >= generation for worker in self.workers()) >= self._settings.workers
 
     def all_ready(self) -> bool:
-        """Whether every worker was ready once; one that is started again later makes no difference."""
+        """Whether this worker is ready, and all workers of the server were at one moment (`complete`).
+
+        What the workers know of each other is in the store and not found out when a probe asks: a probe may reach a
+        worker for the first time after another one has died. Raises `StoreUnavailable`.
+        """
         if not self._all_ready and self._me.ready:
-            self._all_ready = sum(worker.ready for worker in self.workers()) >= self._settings.workers
+            self._all_ready = _is_complete(self._store)
         return self._all_ready
 
     def served_before(self) -> bool:
@@ -240,6 +245,8 @@ class Rollout:
             except Conflict:
                 continue
             self._me = me
+            if me.ready and sum(worker.ready for worker in self.workers()) >= self._settings.workers:
+                complete(self._store)
             return
 
 
@@ -264,9 +271,31 @@ def stored_wanted(settings: Settings) -> dict[str, Versions]:
         store.close()
 
 
+def living_workers(store: Store) -> list[Worker]:
+    """The worker processes of the server that live. Raises `StoreUnavailable`."""
+    rows, _ = store.get(_WORKERS)
+    return [Worker(**row) for row in (rows or {}).values() if _lives(row["pid"])]
+
+
+def complete(store: Store) -> None:
+    """From now on whoever takes a connection can answer it: the server is ready, and stays so while a worker lives.
+
+    So it is once all workers were ready at one moment, and when a worker is replaced while another is ready, since
+    replacements load before they take connections. Raises `StoreUnavailable`.
+    """
+    if not _is_complete(store):
+        store.put(_COMPLETE, {"complete": True})
+
+
+def _is_complete(store: Store) -> bool:
+    value, _ = store.get(_COMPLETE)
+    return bool(value and value["complete"])
+
+
 def forget_workers(store: Store) -> None:
     """Before workers start: what a state folder says of those of the last server. Raises `StoreUnavailable`."""
     store.put(_WORKERS, {})
+    store.put(_COMPLETE, {"complete": False})
 
 
 def _activated(now: Versions, version: str) -> Versions:

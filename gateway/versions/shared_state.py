@@ -197,9 +197,10 @@ def make_folder(chosen: Path | None) -> None:
 
     None chosen: a temporary one, removed at the end. Raises `ConfigError`.
     """
-    folder = chosen or Path(tempfile.gettempdir())
+    name = f"{FOLDER}={chosen}" if chosen else f"{FOLDER} is unset and no temporary folder will do"
     try:
-        if chosen is None:
+        folder = chosen
+        if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="palisade-state-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -211,9 +212,9 @@ def make_folder(chosen: Path | None) -> None:
         store.prepare()
         store.close()
     except OSError as error:
-        raise ConfigError(f"{FOLDER}={folder}: {error.strerror}") from None
+        raise ConfigError(f"{name}: {error.strerror}") from None
     except StoreUnavailable:
-        raise ConfigError(f"{FOLDER}={folder}: {FILE} cannot be opened or written; move it away") from None
+        raise ConfigError(f"{name}: {FILE} cannot be opened or written; move it away") from None
     os.environ[FOLDER] = str(folder)
 
 

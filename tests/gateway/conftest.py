@@ -10,15 +10,6 @@ from gateway.versions.registry import load_pipeline
 from tests.gateway.tiny import write_bundle
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests don't see the settings of the machine they run on."""
-    import os
-
-    for name in [name for name in os.environ if name.startswith("PALISADE_") and name != "PALISADE_DATA"]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("models") / "tiny")

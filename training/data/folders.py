@@ -10,18 +10,19 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from gateway.core.cores import usable_cores
-from gateway.core.decode import Limits, decode_image, recognized
+from gateway.core.decode import Limits, Picture, described, open_image, recognized
 from gateway.core.manifest import InputSpec, Resize
-from gateway.errors import PalisadeError
+from gateway.core.orientation import orientation, without_orientation
 from training.errors import DataError
 
 TEST_SHARE = 0.2
@@ -118,30 +119,35 @@ def _mapped(pool: ThreadPoolExecutor, paths: list[Path], spec: InputSpec) -> Ite
 
 def decoded(data: bytes, spec: InputSpec, name: str) -> np.ndarray:
     """An image file's bytes as the gateway would see it, uint8 (H, W, C); other formats than the gateway's, too."""
+    with _named(name):
+        return _opened(data).fitted(spec)
+
+
+def _opened(data: bytes) -> Picture:
+    """A file of any format that Pillow reads, by the gateway's rules of orientation, colour and transparency."""
+    if recognized(data[:16]):
+        return open_image(data, _LIMITS)
+    # Pillow turns a TIFF as it decodes it, and fails where it cannot write the other tags anew.
+    image = Image.open(io.BytesIO(without_orientation(data)))
+    picture = described(image, _LIMITS)
+    return replace(picture, orientation=orientation(data)) if image.format == "TIFF" else picture
+
+
+@contextmanager
+def _named(name: object) -> Iterator[None]:
     try:
-        if not recognized(data[:16]):
-            data = _as_png(data)
-        return decode_image(data, spec, _LIMITS)
-    except (PalisadeError, OSError, ValueError, Image.DecompressionBombError) as error:
+        yield
+    except Exception as error:  # noqa: BLE001  # Pillow's decoders raise nearly anything, all of it the file's
         raise DataError(f"{name}: not a readable image: {error}") from None
 
 
-def _as_png(data: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
-
-
 def _one_size(paths: list[Path]) -> tuple[int, int]:
-    """(height, width) that all images have."""
+    """(height, width) that all images have, upright."""
     sizes: dict[tuple[int, int], Path] = {}
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault((image.height, image.width), path)
-        except OSError as error:
-            raise DataError(f"{path}: not a readable image: {error}") from None
+        with _named(path):
+            width, height = _opened(path.read_bytes()).upright_size
+        sizes.setdefault((height, width), path)
         if len(sizes) > 1:
             (one, first), (other, second) = sizes.items()
             raise DataError(

@@ -13,7 +13,7 @@ from datetime import date
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.errors import (
     BadParameter,
@@ -27,8 +27,10 @@ from gateway.errors import (
     UnknownVersion,
 )
 from gateway.http.authentication import require
+from gateway.http.bodies import StrictBody
 from gateway.http.dependencies import caller_of
 from gateway.http.problems import problem_docs
+from gateway.http.strict import StrictRoute
 from gateway.versions.catalogue import Found
 from gateway.versions.registry import Versions
 from gateway.versions.rollout import Rollout
@@ -41,13 +43,11 @@ State = Literal["active", "shadow", "loaded", "available"]
 Wait = Annotated[float, Query(ge=0.0, le=60.0, description="Seconds to wait until every worker runs the change.")]
 
 
-class VersionRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class VersionRequest(StrictBody):
     version: str = Field(max_length=80)
 
 
-class ShadowRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ShadowRequest(StrictBody):
     version: str | None = Field(max_length=80, description="null ends shadow mode.")
 
 
@@ -87,7 +87,7 @@ class ServerState(BaseModel):
     refused: list[RefusedBundle]
 
 
-router = APIRouter(prefix="/v1/admin/models", dependencies=[Depends(require("admin"))])
+router = APIRouter(prefix="/v1/admin/models", dependencies=[Depends(require("admin"))], route_class=StrictRoute)
 
 _READING = problem_docs(Unauthorized, Forbidden, NotReady, StoreUnavailable)
 _CHANGING = problem_docs(

@@ -14,6 +14,7 @@ from gateway.console.samples import sample_png, samples_of
 from gateway.errors import NotFound, NotReady, UnknownModel
 from gateway.http.dependencies import registry_of
 from gateway.http.problems import problem_docs
+from gateway.http.strict import StrictRoute
 
 _ASSETS = load_assets()
 _DIGEST = digest_of(_ASSETS)
@@ -22,6 +23,7 @@ _FOREVER = "public, max-age=31536000, immutable"
 _CHECK = "no-cache"
 
 router = APIRouter()
+samples_router = APIRouter(prefix="/v1/models/{name}/samples", route_class=StrictRoute)
 
 Name = Annotated[str, Path(max_length=200)]
 
@@ -45,14 +47,14 @@ async def asset(request: Request, digest: str, name: str) -> Response:
     return _answer(request, found, _FOREVER if digest == _DIGEST else _CHECK)
 
 
-@router.get("/v1/models/{name}/samples", responses=problem_docs(UnknownModel, NotReady))
+@samples_router.get("", responses=problem_docs(UnknownModel, NotReady))
 async def samples(request: Request, name: Name) -> schemas.SampleList:
     """The samples that a model's bundle ships: clean images, attacked and patched ones, with their recorded answers."""
     return schemas.SampleList(samples=samples_of(registry_of(request).get(name).bundle))
 
 
-@router.get(
-    "/v1/models/{name}/samples/{file}",
+@samples_router.get(
+    "/{file}",
     response_class=Response,
     responses={
         200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},

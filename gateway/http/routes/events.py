@@ -30,7 +30,9 @@ from gateway.errors import (
     UnknownEvent,
 )
 from gateway.http.authentication import require
+from gateway.http.bodies import StrictBody
 from gateway.http.problems import problem_docs
+from gateway.http.strict import StrictRoute
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ Since = Annotated[datetime | None, AfterValidator(lambda v: v and _utc(v)), Quer
 ReviewState = Literal["confirmed", "false_positive", "none"]
 
 router = APIRouter(
-    prefix="/v1/events", responses=problem_docs(Unauthorized, Forbidden, BadParameter, RateLimited, AuditUnavailable)
+    prefix="/v1/events",
+    responses=problem_docs(Unauthorized, Forbidden, BadParameter, RateLimited, AuditUnavailable),
+    route_class=StrictRoute,
 )
 _ONE = problem_docs(UnknownEvent)
 
@@ -75,10 +79,8 @@ class EventPage(BaseModel):
     next: str | None
 
 
-class ReviewBody(BaseModel):
+class ReviewBody(StrictBody):
     """What a reviewer says; fields that are absent stay as they are, `review` null takes a review back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     review: Review | None = None
     note: str = Field(default="", max_length=1000, pattern=_NO_NUL)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from gateway.access.auth import Auth, Caller
@@ -14,8 +13,10 @@ from gateway.access.limits import Limit, address_block, charge
 from gateway.access.sessions import COOKIE, CSRF_COOKIE, LIFETIME
 from gateway.answers import schemas
 from gateway.errors import BadParameter, RateLimited, StoreUnavailable, Unauthorized
+from gateway.http.bodies import StrictBody
 from gateway.http.dependencies import caller_of
 from gateway.http.problems import problem_docs
+from gateway.http.strict import StrictRoute
 from gateway.telemetry import metrics
 
 _MAX_BYTES = 4096
@@ -23,7 +24,7 @@ _MAX_BYTES = 4096
 _RATE, _BURST = 0.1, 10.0
 
 
-class Login(BaseModel):
+class Login(StrictBody):
     key: str
 
 
@@ -32,7 +33,7 @@ _BODY: dict[str, Any] = {
 }
 _UNSAFE = problem_docs(Unauthorized, BadParameter, RateLimited, StoreUnavailable)
 
-router = APIRouter(prefix="/v1/session")
+router = APIRouter(prefix="/v1/session", route_class=StrictRoute)
 
 
 @router.post("", responses=_UNSAFE, openapi_extra=_BODY)
@@ -83,9 +84,9 @@ async def _read(request: Request) -> Login:
         if len(data) > _MAX_BYTES:
             raise BadParameter(f"the body has more than {_MAX_BYTES} bytes")
     try:
-        return Login.model_validate_json(data)
-    except ValidationError:
-        raise BadParameter('the body must be {"key": "..."}') from None
+        return Login.read(data)
+    except BadParameter as error:
+        raise BadParameter(f'the body must be {{"key": "..."}}: {error.detail}') from None
 
 
 def _info(caller: Caller) -> schemas.SessionInfo:

@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
 
 from gateway.answers import schemas
@@ -33,6 +33,8 @@ from gateway.errors import (
 )
 from gateway.http.dependencies import caller_of, dispatcher_of, recorder, registry_of
 from gateway.http.problems import problem_docs
+from gateway.http.strict import StrictRoute, query_names
+from gateway.names import nearest, unknown
 from gateway.telemetry import metrics
 
 DEFAULT_TOP_K = 5
@@ -69,7 +71,7 @@ _ERRORS = problem_docs(
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
 TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the number of classes.")]
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.post("/predict", response_model=schemas.Disclosed, responses=_ERRORS, openapi_extra=_BODY)
@@ -149,10 +151,10 @@ def _picture(decision: Decision) -> Response:
 
 
 async def read_image(request: Request) -> bytes:
-    """The image of a request: its raw body, or the file field `image` of multipart/form-data.
+    """The image of a request: its raw body, or the file field `image` of multipart/form-data, which has no other.
 
-    Raises `UnsupportedMediaType`, `EmptyBody`, or `BadParameter` for a field that is missing or holds text (the
-    gateway fetches nothing by URL).
+    Raises `UnsupportedMediaType`, `EmptyBody`, or `BadParameter` for a form that is not one file named `image`: the
+    gateway fetches nothing by URL, and parameters are read from the query alone, before the body is.
     """
     content_type = request.headers.get("content-type")
     if not (content_type or "").lower().startswith("multipart/form-data"):
@@ -160,15 +162,29 @@ async def read_image(request: Request) -> bytes:
         data = await request.body()
     else:
         async with request.form(max_files=1, max_fields=4) as form:
-            field = form.get("image")
-            if not isinstance(field, UploadFile):
-                what = "missing" if field is None else "text"
-                raise BadParameter(f"image: the form field is {what}, expected one file")
+            field = _image_field(form, query_names(request))
             check_content_type(field.content_type)
             data = await field.read()
     if not data:
         raise EmptyBody("the request has no image in it")
     return data
+
+
+def _image_field(form: FormData, parameters: list[str]) -> UploadFile:
+    for name in form.keys() - {"image"}:
+        parameter = nearest(name, parameters)
+        if parameter is not None:
+            raise BadParameter(
+                f"form field {name[:60]!r}: the form has the file 'image' alone; give {parameter!r} in the query, "
+                f"as ?{parameter}=..."
+            )
+        if "image" in form or nearest(name, ["image"]):
+            raise BadParameter(unknown("form field", name, ["image"]))
+    fields = form.getlist("image")
+    if len(fields) != 1 or not isinstance(fields[0], UploadFile):
+        what = "missing" if not fields else "text" if len(fields) == 1 else "there twice"
+        raise BadParameter(f"image: the form field is {what}, expected one file")
+    return fields[0]
 
 
 def _check_top_k(top_k: int | None, classes: int) -> int:

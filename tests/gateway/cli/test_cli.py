@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,8 +20,7 @@ from gateway.cli.main import app
 from gateway.cli.plugins import plugins
 from gateway.core.loading import read_manifest, write_manifest
 from gateway.core.pipeline import Pipeline
-from gateway.errors import ConfigError
-from gateway.process.serving import free_port, server_environment
+from gateway.process.serving import server_environment
 from gateway.settings import Settings, load_settings
 from gateway.versions.registry import Registry
 from gateway.versions.replay import sample_answer
@@ -188,17 +186,6 @@ def test_an_option_outweighs_a_variable_also_with_the_default(monkeypatch: pytes
     served = load_settings()
     assert (served.workers, served.device, served.max_pixels) == (1, "cpu", 100)
     assert served == chosen.model_copy(update={"models": [Path("a").resolve(), Path("b").resolve()]})
-
-
-def test_a_port_in_use_and_a_host_that_is_none_are_told() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} of localhost is in use"):
-            free_port(load_settings(host="localhost", port=port))
-    free_port(load_settings(host="127.0.0.1", port=port))
-    free_port(load_settings(host="::1", port=port))
-    with pytest.raises(ConfigError, match="PALISADE_HOST='no such host'"):
-        free_port(load_settings(host="no such host"))
 
 
 def test_the_service_imports_without_torch() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from gateway.core.decode import MAX_SCANS, Limits, _scans, check_content_type, decode_image, to_image, to_pixels
+from gateway.core.decode import Limits, check_content_type, decode_image, to_image, to_pixels
+from gateway.core.jpeg_segments import MAX_SCANS, read_jpeg
 from gateway.core.manifest import InputSpec, Resize
 from gateway.errors import EmptyBody, ImageTooLarge, PalisadeError, UndecodableImage, UnsupportedMediaType
 from tests.gateway.tiny import encode
@@ -60,11 +61,11 @@ def test_only_scans_count_as_scans() -> None:
     """Their marker's bytes inside a comment, behind the end or between restarts are something else."""
     data = encode(picture(64, 64), "JPEG", quality=95, restart_marker_blocks=1)
     comment = b"\xff\xda" * 5_000
-    assert _scans(data) == 1
-    assert _scans(saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)) == 10
+    assert read_jpeg(data).scans == 1
+    assert read_jpeg(saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)).scans == 10
     segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
     for disguised in (data + comment, data[:2] + segment + data[2:]):
-        assert _scans(disguised) == 1
+        assert read_jpeg(disguised).scans == 1
         np.testing.assert_array_equal(decode_image(disguised, SPEC), decode_image(data, SPEC))
 
 

@@ -247,6 +247,20 @@ MALFORMED = {
     "BYTES cut in a length": binary_request(b"12", **STRINGS),
     "binary_data that is no bool": request() | {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
     "an output twice": request() | {"outputs": [{"name": "label"}, {"name": "label"}]},
+    "booleans": request(data=[True] * CLEAN.size),
+    "one boolean": request(data=[True, *[0] * (CLEAN.size - 1)]),
+    "numbers in quotes": request(datatype="FP32", shape=[1, 3, SIZE, SIZE], data=["0.5"] * CLEAN.size),
+    "whole numbers with a point": request(data=[1.0] * CLEAN.size),
+    "lists of another shape": request(data=CLEAN[None].transpose(0, 3, 1, 2).tolist()),
+    "a side in quotes": request(shape=["1", SIZE, SIZE, 3]),
+    "a side with a point": request(shape=[1.0, SIZE, SIZE, 3]),
+    "a key that does not exist": request() | {"ouputs": [{"name": "label"}]},
+    "another model's name": request() | {"model_name": "blocking"},
+    "shared memory": request(data=None, parameters={"shared_memory_region": "r", "shared_memory_byte_size": 768}),
+    "two header lengths": (
+        json.dumps(request()).encode(),
+        [("Inference-Header-Content-Length", "2"), ("Inference-Header-Content-Length", "3")],
+    ),
     "not gzip": (json.dumps(request()).encode(), {"Content-Encoding": "gzip"}),
     "truncated gzip": (gzip.compress(json.dumps(request()).encode())[:-9], {"Content-Encoding": "gzip"}),
 }
@@ -285,6 +299,16 @@ def test_plain_json(server: Server) -> None:
     assert outputs["flagged"]["data"] == [False]
     assert server.post("/v2/nothing").json()["error"]
     assert httpx.get(server.url + URL).json()["code"] == "method_not_allowed"
+
+
+def test_what_the_client_of_kserve_sends(server: Server) -> None:
+    """Its `InferRequest.to_rest` repeats the model's name and makes up an id."""
+    kserve = request() | {"id": "e3b0c442-98fc-1c14-9afb-f4c8996fb924", "model_name": "tiny"}
+    kserve["outputs"] = [{"name": "label", "parameters": {"binary_data": False}}]
+    answer = server.post(URL, json=kserve).json()
+    assert (answer["id"], answer["outputs"][0]["data"]) == (kserve["id"], ["red"])
+    whole = request(datatype="FP32", shape=[1, 3, SIZE, SIZE], data=[1] * CLEAN.size)
+    assert server.post(URL, json=whole).status_code == 200
 
 
 def test_counted_by_image_and_by_refused_request(server: Server, client: triton.InferenceServerClient) -> None:

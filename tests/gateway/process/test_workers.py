@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -21,6 +21,7 @@ from tests.gateway.tiny import CLASSES, clean_image, encode, write_bundle
 CLEAN = encode(clean_image())
 NEW_CLASSES = ["rouge", "vert", "bleu"]
 CLIENTS = 8
+READY = ("/readyz", "/v2/health/ready")
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +113,20 @@ def test_a_refused_change_is_one_line(server: Server) -> None:
     assert "'9.0.0' is not on disk (has 2.0.0, 1.0.0) (404 unknown_version)" in result.output.replace("\n", "")
 
 
-def test_a_killed_worker_is_replaced_while_the_other_serves(server: Server) -> None:
+@pytest.mark.parametrize("which", [min, max])
+def test_a_killed_worker_is_replaced_while_the_other_serves(server: Server, which: Callable[[set[int]], int]) -> None:
     before = pids(server)
-    os.kill(min(before), signal.SIGKILL)
+    killed = which(before)
+    os.kill(killed, signal.SIGKILL)
     deadline = time.monotonic() + 30
     while pids(server) - before == set() or not state(server)["converged"]:
         assert server.post(content=CLEAN).status_code == 200
+        assert {path: httpx.get(server.url + path, timeout=20).status_code for path in READY} == dict.fromkeys(
+            READY, 200
+        )
         assert time.monotonic() < deadline, server.log.read_text()
         time.sleep(0.05)
-    assert max(before) in pids(server)
+    assert before - {killed} <= pids(server)
     assert server.metrics()["palisade_ready"] == 2
 
 

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from gateway.errors import BundleError, ConfigError, Conflict, UnknownModel, UnknownVersion
 from gateway.settings import Settings
 from gateway.versions.registry import Registry
-from gateway.versions.rollout import Rollout, forget_workers, stored_wanted
+from gateway.versions.rollout import Rollout, complete, forget_workers, stored_wanted
 from gateway.versions.shared_state import Store
 from tests.gateway.tiny import SIZE, clean_image, write_bundle
 
@@ -217,6 +217,23 @@ def test_dead_workers_do_not_count(server: Server) -> None:
     assert not one.all_ready()
     assert one.served_before()
     assert not one.others_serve()
+
+
+def test_a_server_that_was_ready_stays_so_when_a_worker_dies_whom_nobody_asked(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = server.worker(ME)
+    assert not one.all_ready()
+    server.worker(OTHER)
+    monkeypatch.setattr("gateway.versions.rollout._lives", lambda pid: pid == ME)
+    assert [worker.pid for worker in one.workers()] == [ME]
+    assert one.all_ready()
+    forget_workers(Store(server.state))
+    monkeypatch.undo()
+    again = server.worker(ME)
+    assert not again.all_ready(), "of a new server with the same state folder"
+    complete(Store(server.state))
+    assert again.all_ready()
 
 
 def test_a_new_model_is_loaded_before_it_is_activated(server: Server) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from gateway.core.decode import decode_image
 from gateway.core.manifest import InputSpec, Resize
+from tests.gateway.exif_blocks import block, entry, short
+from tests.gateway.icc_files import SRGB, converted, rgb_profile
 from training.data import folders
 from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
@@ -93,6 +97,94 @@ def test_training_files_may_be_what_the_gateway_does_not_take(tmp_path: Path) ->
     as_png = fill(tmp_path / "png", names=numbered(5))
     as_ppm = fill(tmp_path / "ppm", names=numbered(5, "ppm"))
     assert np.array_equal(load(as_ppm).train.x, load(as_png).train.x)
+
+
+def tiff(pixels: np.ndarray, order: str, turned: int, *others: bytes) -> bytes:
+    """An uncompressed TIFF of one strip."""
+    height, width = pixels.shape[:2]
+    entries = [
+        entry(order, 256, 3, 1, struct.pack(order + "H", width)),
+        entry(order, 257, 3, 1, struct.pack(order + "H", height)),
+        entry(order, 258, 3, 3, struct.pack(order + "I", 8 + pixels.nbytes)),
+        entry(order, 259, 3, 1, struct.pack(order + "H", 1)),
+        entry(order, 262, 3, 1, struct.pack(order + "H", 2)),
+        entry(order, 273, 4, 1, struct.pack(order + "I", 8)),
+        short(order, turned),
+        entry(order, 277, 3, 1, struct.pack(order + "H", 3)),
+        entry(order, 278, 3, 1, struct.pack(order + "H", height)),
+        entry(order, 279, 4, 1, struct.pack(order + "I", pixels.nbytes)),
+        *others,
+    ]
+    depths = struct.pack(order + "3H", 8, 8, 8)
+    made = block(order, entries, start=8 + pixels.nbytes + len(depths))
+    return made[:8] + pixels.tobytes() + depths + made[8 + pixels.nbytes + len(depths) :]
+
+
+SPEC = InputSpec(height=16, width=16)
+STORED = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+TURNED = np.rot90(STORED, -1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_is_turned_whatever_its_other_tags_hold(order: str) -> None:
+    hostile = [
+        entry(order, 282, 9, 1, b"\xf6\xff\xff\xff"),
+        entry(order, 282, 2, 1, b"\x00"),
+        entry(order, 282, 10, 1, struct.pack(order + "I", 8)),
+        entry(order, 305, 3, 1, b"\x00\x09"),
+        entry(order, 700, 12, 1, struct.pack(order + "I", 8)),
+    ]
+    for others in ([], *([other] for other in hostile)):
+        for turned, wanted in ((1, STORED), (6, TURNED), (9, STORED)):
+            made = folders.decoded(tiff(STORED, order, turned, *others), SPEC, "x.tif")
+            np.testing.assert_array_equal(made, wanted)
+
+
+def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def test_converted_formats_follow_the_gateways_rules() -> None:
+    exif = block("<", [short("<", 6)])
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate"):
+        data = saved(Image.fromarray(STORED), "TIFF", compression=compression, tiffinfo={274: 6})
+        np.testing.assert_array_equal(folders.decoded(data, SPEC, "x.tif"), TURNED)
+    if features.check("avif"):
+        plain, turned = (saved(Image.fromarray(STORED), "AVIF", exif=b) for b in (b"", exif))
+        np.testing.assert_array_equal(folders.decoded(turned, SPEC, ""), np.rot90(folders.decoded(plain, SPEC, ""), -1))
+    clear = Image.fromarray(np.zeros((16, 16), np.uint8)).convert("P")
+    assert folders.decoded(saved(clear, "GIF", transparency=0), SPEC, "x.gif").min() == 255
+    alpha = Image.fromarray(np.zeros((16, 16, 4), np.uint8))
+    assert folders.decoded(saved(alpha, "TIFF"), SPEC, "x.tif").min() == 255
+    deep = np.arange(256, dtype=np.uint16).reshape(16, 16) << 8
+    np.testing.assert_array_equal(folders.decoded(saved(Image.fromarray(deep), "TIFF"), SPEC, "")[..., 0], deep >> 8)
+    icc = rgb_profile(SRGB, 1.0)
+    grey = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None, None] * 17, (16, 16, 3)).copy()
+    made = folders.decoded(saved(Image.fromarray(grey), "TIFF", icc_profile=icc), SPEC, "x.tif")
+    assert np.abs(made - converted(grey, SRGB, 1.0)).max() <= 2
+
+
+def test_sizes_are_those_of_the_upright_images(tmp_path: Path) -> None:
+    exif = b"Exif\x00\x00" + block("<", [short("<", 6)])
+    paths = [tmp_path / "upright.png", tmp_path / "turned.jpg", tmp_path / "turned.tif"]
+    Image.new("RGB", (10, 20)).save(paths[0])
+    Image.new("RGB", (20, 10)).save(paths[1], exif=exif)
+    Image.new("RGB", (20, 10)).save(paths[2], tiffinfo={274: 8})
+    assert folders.read_images(paths, size=None, resize=Resize()).shape == (3, 20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "options"),
+    [("GIF", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}), ("JPEG2000", {}), ("PCX", {})],
+)
+def test_files_cut_short_are_refused_by_name(fmt: str, options: dict[str, object]) -> None:
+    data = saved(Image.fromarray(STORED), fmt, **options)
+    assert folders.decoded(data, SPEC, "").shape == (16, 16, 3)
+    for size in range(1, len(data) - 1, 17):
+        with pytest.raises(DataError, match=r"photo\.x: not a readable image"):
+            folders.decoded(data[:size], SPEC, "photo.x")
 
 
 def test_tracks_in_file_names_stay_together(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gateway.answers.disclosure import coarse_p_value, shows
 from gateway.core.manifest import Manifest
 from gateway.core.pipeline import Decision
 from gateway.errors import BadParameter, Forbidden
-from gateway.http.routes.oip.tensors import DTYPES, InferRequest, Parameters, flag
+from gateway.http.routes.oip.tensors import DTYPES, InferRequest, Parameters, check_parameters, flag
 
 Axis = Literal["K", "H", "W", "C", "S", "L"]
 
@@ -102,9 +102,7 @@ def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
             raise Forbidden(f"{shown} is not for callers at disclosure {disclosure} (may ask for {', '.join(may)})")
         if output.name in names:
             raise BadParameter(f"{shown} is asked for twice")
-        for extension in ("classification", "shared_memory_region"):
-            if extension in output.parameters:
-                raise BadParameter(f"{shown}: the parameter {extension} is not supported")
+        check_parameters(shown, output.parameters, "binary_data")
         names[output.name] = flag(output.parameters, "binary_data", default=binary)
     return names
 

@@ -17,7 +17,6 @@ from gateway.access.keys import Disclosure
 from gateway.access.limits import charge_images
 from gateway.answers.disclosure import refusal, shows
 from gateway.answers.latency import LatencyQuantum
-from gateway.core.manifest import InputSpec
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import (
     BadParameter,
@@ -36,25 +35,28 @@ from gateway.errors import (
     UnknownVersion,
     UnsupportedMediaType,
 )
-from gateway.http.dependencies import caller_of, dispatcher_of, recorder, registry_of
+from gateway.http.bodies import StrictBody
+from gateway.http.dependencies import caller_of, check_ready, dispatcher_of, recorder, registry_of
 from gateway.http.problems import OipProblem, problem_docs
+from gateway.http.routes.oip.images import read_images
 from gateway.http.routes.oip.outputs import OUTPUTS, parameters_of, shape_of, values_of, visible, wanted
 from gateway.http.routes.oip.tensors import (
     InferRequest,
     InferResponse,
-    Input,
     Parameters,
-    inflate,
     read_request,
     write_response,
     write_tensor,
 )
+from gateway.http.strict import StrictRoute
 from gateway.telemetry import metrics
 
 MAX_BATCH = 64
 EXTENSIONS = ["binary_tensor_data"]
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", route_class=StrictRoute)
+# Monitors and orchestrators ask these, with query strings of their own.
+probes = APIRouter(prefix="/v2")
 
 
 class Live(BaseModel):
@@ -95,6 +97,12 @@ class ModelMetadata(BaseModel):
     parameters: Parameters
 
 
+class IndexRequest(StrictBody):
+    """`ready`: only models that are; all that are served are."""
+
+    ready: bool = False
+
+
 class RepositoryEntry(BaseModel):
     name: str
     version: str = ""
@@ -102,6 +110,9 @@ class RepositoryEntry(BaseModel):
     reason: str = ""
 
 
+_INDEX: dict[str, Any] = {
+    "requestBody": {"required": False, "content": {"application/json": {"schema": IndexRequest.model_json_schema()}}}
+}
 _READ_ERRORS = problem_docs(
     Unauthorized, Forbidden, UnknownModel, UnknownVersion, RateLimited, NotReady, schema=OipProblem
 )
@@ -154,21 +165,21 @@ async def server() -> ServerMetadata:
     return ServerMetadata()
 
 
-@router.get("/health/live")
+@probes.get("/health/live")
 async def live() -> Live:
     """Whether requests are answered at all."""
     return Live()
 
 
-@router.get("/health/ready", responses=problem_docs(NotReady, schema=OipProblem))
-async def ready(request: Request) -> Ready:
-    """Whether all models are ready."""
-    registry_of(request)
+@probes.get("/health/ready", responses=problem_docs(NotReady, schema=OipProblem))
+def ready(request: Request) -> Ready:
+    """Whether the server is ready, as `/readyz` says."""
+    check_ready(request)
     return Ready()
 
 
-@router.get("/models/{model}/ready", responses=_READ_ERRORS)
-@router.get("/models/{model}/versions/{version}/ready", responses=_READ_ERRORS)
+@probes.get("/models/{model}/ready", responses=_READ_ERRORS)
+@probes.get("/models/{model}/versions/{version}/ready", responses=_READ_ERRORS)
 async def model_ready(request: Request, model: str, version: str | None = None) -> ModelReady:
     """Whether a model is ready."""
     return ModelReady(name=_pipeline(request, model, version).bundle.name)
@@ -198,9 +209,12 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
     )
 
 
-@router.post("/repository/index", responses=_READ_ERRORS)
+@router.post("/repository/index", responses=_READ_ERRORS, openapi_extra=_INDEX)
 async def repository_index(request: Request) -> list[RepositoryEntry]:
     """The models that are served, by version."""
+    body = await request.body()
+    if body:
+        IndexRequest.read(body)
     registry = registry_of(request)
     if not shows(caller_of(request).disclosure, "verdict"):
         return [RepositoryEntry(name=name) for name in registry.names]
@@ -219,13 +233,12 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     if not body:
         raise EmptyBody("the request has no body")
     start = time.perf_counter()
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    max_bytes, max_batch = request.app.state.settings.max_body_bytes, _max_batch(request)
+    header_length, max_batch = _header_length(request), _max_batch(request)
 
     def read() -> tuple[InferRequest, dict[str, bool], Sequence[np.ndarray | bytes]]:
-        parsed, inputs = read_request(
-            inflate(body, encoding, max_bytes), request.headers.get("inference-header-content-length")
-        )
+        parsed, inputs = read_request(body, header_length)
+        if parsed.model_name not in (None, model):
+            raise BadParameter(f"model_name: {parsed.model_name[:80]!r} is not the model of the path, {model[:80]!r}")
         return parsed, wanted(parsed, disclosure), read_images(inputs, pipeline.bundle.manifest.input, max_batch)
 
     parsed, names, images = await dispatcher.parse(read)
@@ -241,46 +254,11 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 
     def respond() -> Response:
         with metrics.stage_seconds.labels("respond").time():
-            return _response(parsed.id, names, decisions, pipeline, disclosure)
+            return _response(parsed.id or "", names, decisions, pipeline, disclosure)
 
     response = await dispatcher.in_thread(respond) if explained or len(decisions) > 1 else respond()
     await quantum.release(start, disclosure, len(images))
     return response
-
-
-def read_images(inputs: dict[str, Input], spec: InputSpec, max_batch: int) -> Sequence[np.ndarray | bytes]:
-    """The images of a request: uint8 (H, W, C) or float32 (C, H, W) arrays, or encoded files.
-
-    Raises `BadParameter` for inputs, shapes, datatypes, numbers or values that are not those of the model.
-    """
-    if len(inputs) != 1 or not inputs.keys() & {"pixels", "image"}:
-        shown = ", ".join(name[:80] for name in inputs)
-        raise BadParameter(f"inputs: send one, either pixels or image (got {shown})")
-    ((name, given),) = inputs.items()
-    tensor = given.tensor
-    count = tensor.shape[0]
-    if not 1 <= count <= max_batch:
-        raise BadParameter(f"{name}: a batch has 1 to {max_batch} images (got {count})")
-    height, width, channels = spec.height, spec.width, spec.channels
-    expected: dict[str, list[list[int]]] = (
-        {"BYTES": [[], [1]]}
-        if name == "image"
-        else {"UINT8": [[height, width, channels]], "FP32": [[channels, height, width]]}
-    )
-    if tensor.datatype not in expected:
-        raise BadParameter(f"{name}: datatype must be {' or '.join(expected)} (got {tensor.datatype[:40]!r})")
-    if tensor.shape[1:] not in expected[tensor.datatype]:
-        wanted_shape = ["N", *expected[tensor.datatype][0]]
-        raise BadParameter(f"{name}: {tensor.datatype} must have shape {wanted_shape} (got {tensor.shape})")
-    if name == "image":
-        return given.items()
-    pixels = given.numbers()
-    if tensor.datatype == "FP32":
-        # Not `or` of two comparisons: NaN fails either.
-        outside = ~((pixels >= 0.0) & (pixels <= 1.0)).reshape(count, -1).all(axis=1)
-        if outside.any():
-            raise BadParameter(f"pixels[{int(outside.argmax())}]: FP32 values must be finite and in [0, 1]")
-    return list(pixels)
 
 
 async def _decide(
@@ -336,6 +314,13 @@ def _pipeline(request: Request, model: str, version: str | None) -> Pipeline:
     if version is not None and not shows(caller_of(request).disclosure, "verdict"):
         raise Forbidden("versions are not for callers at disclosure label: name the model alone")
     return registry_of(request).get(model, version)
+
+
+def _header_length(request: Request) -> str | None:
+    lengths = set(request.headers.getlist("inference-header-content-length"))
+    if len(lengths) > 1:
+        raise BadParameter("Inference-Header-Content-Length: given several times with different values")
+    return lengths.pop() if lengths else None
 
 
 def _max_batch(request: Request) -> int:

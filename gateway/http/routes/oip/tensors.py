@@ -11,45 +11,61 @@ import binascii
 import json
 import math
 import struct
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from gateway.errors import BadParameter, ImageTooLarge, UnsupportedMediaType
+from gateway.errors import BadParameter, ImageTooLarge
+from gateway.http.bodies import StrictBody
+from gateway.names import nearest
 
 # Parsed JSON takes up to 25 times its own size.
 MAX_JSON_BYTES = 4_000_000
 DTYPES = {"BOOL": "?", "UINT8": "u1", "INT64": "<i8", "FP32": "<f4"}
+# By the kind of numpy's dtype: the JSON values that are elements of such a tensor, and what they are called.
+_ELEMENTS: dict[str, tuple[set[type], str]] = {
+    "b": ({bool}, "true and false"),
+    "u": ({int}, "integers"),
+    "i": ({int}, "integers"),
+    "f": ({int, float}, "numbers"),
+}
+_UNSUPPORTED = ("classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+# So near to a parameter that is read here that it is a slip and no extension of another server.
+_SLIP = 0.85
 
 Parameters = dict[str, bool | int | float | str]
 
 
-class TensorRequest(BaseModel):
+class TensorRequest(StrictBody):
     """An input: its `data` are flat or nested, or follow the JSON (`parameters.binary_data_size`)."""
 
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=4)]
     datatype: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
     data: list[Any] | None = None
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(StrictBody):
     """An output that is asked for; `parameters.binary_data` for this one."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
 
 
-class InferRequest(BaseModel):
-    """`parameters.binary_data_output`: whether outputs that don't say otherwise are sent as binary data."""
+class InferRequest(StrictBody):
+    """`parameters.binary_data_output`: whether outputs that don't say otherwise are sent as binary data.
 
-    id: Annotated[str, Field(max_length=256)] = ""
-    parameters: Parameters = {}
+    `model_name` is what KServe's client repeats from the path.
+    """
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    model_name: str | None = None
+    parameters: Parameters | None = None
     inputs: Annotated[list[TensorRequest], Field(min_length=1, max_length=8)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=64)] | None = None
 
@@ -86,23 +102,15 @@ class Input:
         if self.blob is not None:
             _check_size(tensor, len(self.blob), math.prod(tensor.shape) * dtype.itemsize)
             return np.frombuffer(self.blob, dtype).reshape(tensor.shape)
-        try:
-            # As float64 at once: left to itself numpy makes room for the longest string in every element.
-            values = np.asarray(tensor.data, np.float64)
-        except (ValueError, TypeError, OverflowError):
-            raise BadParameter(f"{tensor.name}: data must be numbers, flat or nested as the shape says") from None
-        if values.size != math.prod(tensor.shape) or (values.ndim > 1 and list(values.shape) != tensor.shape):
-            raise BadParameter(f"{tensor.name}: data has shape {list(values.shape)}, declared is {tensor.shape}")
-        if dtype.kind != "f" and not _fits(values, dtype):
-            raise BadParameter(f"{tensor.name}: {tensor.datatype} takes whole numbers of its range")
-        with np.errstate(over="ignore"):
-            return values.astype(dtype).reshape(tensor.shape)
+        return _numbers(tensor, dtype)
 
     def items(self) -> list[bytes]:
         """The elements of a tensor of BYTES."""
         tensor = self.tensor
         items = (
-            list(_split(tensor, self.blob)) if self.blob is not None else [_decoded(tensor, d) for d in _data(tensor)]
+            list(_split(tensor, self.blob))
+            if self.blob is not None
+            else [_decoded(tensor, text) for text in _elements(tensor)]
         )
         if len(items) != math.prod(tensor.shape):
             raise BadParameter(f"{tensor.name}: {len(items)} elements, shape {tensor.shape} declares others")
@@ -119,17 +127,14 @@ def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, 
         raise ImageTooLarge(
             f"{length} bytes of JSON, at most {MAX_JSON_BYTES} are accepted: send tensors as binary data"
         )
-    try:
-        request = InferRequest.model_validate_json(body[:length])
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadParameter(f"{where + ': ' if where else ''}{first['msg'][:200]}") from None
+    request = InferRequest.read(body[:length])
+    check_parameters("the request", request.parameters, "binary_data_output")
     inputs: dict[str, Input] = {}
     rest = memoryview(body)[length:]
     for tensor in request.inputs:
         if tensor.name in inputs:
             raise BadParameter(f"{tensor.name[:80]}: this input is there twice")
+        check_parameters(tensor.name[:80], tensor.parameters, "binary_data_size")
         blob, rest = _take(tensor, rest)
         inputs[tensor.name] = Input(tensor, blob)
     if rest:
@@ -161,27 +166,21 @@ def write_tensor(name: str, datatype: str, values: np.ndarray, *, binary: bool) 
     return TensorResponse(name=name, shape=shape, datatype=datatype, parameters=parameters), blob
 
 
-def inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """A body as `Content-Encoding` says it was before; never more than `max_bytes` (`ImageTooLarge`)."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r}: send gzip, deflate or the body as it is")
-    reader = zlib.decompressobj(wbits=47)  # the header tells which of the two it is
-    try:
-        inflated = reader.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise BadParameter(f"the body is not {encoding}") from None
-    if len(inflated) > max_bytes:
-        raise ImageTooLarge(f"the body inflates to more than {max_bytes} bytes")
-    if not reader.eof:
-        raise BadParameter(f"the body is truncated {encoding}")
-    return inflated
+def check_parameters(where: str, parameters: Parameters | None, known: str) -> None:
+    """`BadParameter` for parameters that change what is asked for and are not supported, and for slips of `known`.
+
+    All others are extensions of the protocol that this server does not have, and are ignored.
+    """
+    for name in parameters or ():
+        if name in _UNSUPPORTED:
+            raise BadParameter(f"{where}: the parameter {name} is not supported")
+        if name != known and nearest(name, [known], cutoff=_SLIP):
+            raise BadParameter(f"{where}: unknown parameter {name[:60]!r}; did you mean {known!r}?")
 
 
-def flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+def flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
     """A boolean parameter; `BadParameter` if it is something else."""
-    value = parameters.get(name, default)
+    value = (parameters or {}).get(name, default)
     if not isinstance(value, bool):
         raise BadParameter(f"parameter {name}: must be true or false")
     return value
@@ -196,11 +195,11 @@ def _length(header: str, limit: int) -> int:
 def _take(tensor: TensorRequest, rest: memoryview) -> tuple[memoryview | None, memoryview]:
     """The binary data of `tensor`, if it declares any, and what is left of `rest`."""
     name = tensor.name[:80]
-    if "binary_data_size" not in tensor.parameters:
+    size = (tensor.parameters or {}).get("binary_data_size")
+    if size is None:
         if tensor.data is None:
             raise BadParameter(f"{name}: has neither data nor the parameter binary_data_size")
         return None, rest
-    size = tensor.parameters["binary_data_size"]
     if tensor.data is not None:
         raise BadParameter(f"{name}: has both data and the parameter binary_data_size")
     if type(size) is not int or not 0 <= size <= len(rest):
@@ -215,15 +214,50 @@ def _check_size(tensor: TensorRequest, found: int, expected: int) -> None:
         )
 
 
-def _fits(values: np.ndarray, dtype: np.dtype[Any]) -> bool:
-    bounds = np.iinfo(dtype)
-    return bool(((values >= bounds.min) & (values <= bounds.max) & (values == np.rint(values))).all())
+def _numbers(tensor: TensorRequest, dtype: np.dtype[Any]) -> np.ndarray:
+    """The elements of `data`: booleans, integers or numbers as `dtype` takes them; nothing is converted to fit."""
+    values = _elements(tensor)
+    allowed, what = _ELEMENTS[dtype.kind]
+    others = set(map(type, values)) - allowed
+    if others:
+        shown = next(value for value in values if type(value) in others)
+        raise BadParameter(f"{tensor.name}: {tensor.datatype} takes {what} (got {json.dumps(shown)[:60]})")
+    if dtype.kind in "iu" and values:
+        bounds = np.iinfo(dtype)
+        if min(values) < bounds.min or max(values) > bounds.max:
+            raise BadParameter(f"{tensor.name}: {tensor.datatype} takes integers from {bounds.min} to {bounds.max}")
+    try:
+        # Numbers by way of float64: an integer beyond it raises, one beyond a smaller type becomes infinite.
+        numbers = np.array(values, np.float64 if dtype.kind == "f" else dtype)
+    except OverflowError:
+        numbers = np.array([np.inf])
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(dtype)
+    if not np.isfinite(numbers).all():
+        raise BadParameter(f"{tensor.name}: {tensor.datatype} takes finite numbers of its range")
+    return numbers.reshape(tensor.shape)
 
 
-def _data(tensor: TensorRequest) -> list[Any]:
-    """The elements of a BYTES input of shape (N,) or (N, 1)."""
-    data = tensor.data or []
-    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
+def _elements(tensor: TensorRequest) -> list[Any]:
+    """The elements of `data`, which is flat or nested exactly as the shape says."""
+    shape, count = tensor.shape, math.prod(tensor.shape)
+    level: list[Any] = [tensor.data or []]
+    nested = _has_lists(level[0])
+    for size in shape if nested else [count]:
+        if not (set(map(type, level)) <= {list} and set(map(len, level)) <= {size}):
+            break
+        level = list(chain.from_iterable(level))
+    else:
+        if not _has_lists(level):
+            return level
+    raise BadParameter(
+        f"{tensor.name}: data must have the shape {shape} that is declared, as a flat list of {count} elements or as "
+        "lists nested in that shape"
+    )
+
+
+def _has_lists(values: list[Any]) -> bool:
+    return list in set(map(type, values))
 
 
 def _decoded(tensor: TensorRequest, text: Any) -> bytes:
