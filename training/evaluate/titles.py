@@ -30,7 +30,10 @@ def titles_of(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "shifts": {name: shift_title(name) for name in shifts},
         "sections": {key: section for key, section in sections.items() if card.get(key)},
     }
-    return {kind: {**before.get(kind, {}), **now} for kind, now in present.items()}
+    older = {kind: before.get(kind, {}) for kind in present}
+    return {
+        kind: now | {key: older[kind][key] for key in older[kind] if key not in now} for kind, now in present.items()
+    }
 
 
 def _some(titles: Mapping[str, str], wanted: set[str]) -> dict[str, str]:
