@@ -18,7 +18,7 @@ _CAPTION = 74
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 30, 36), (110, 114, 124)
 _ALERT, _CALM = (186, 32, 44), (24, 110, 82)
 _ROI, _ROA = (0, 190, 220), (240, 50, 60)
-# Every image has a most patch-like window; one that nothing speaks against is drawn without alarm.
+# Every image has a most patch-like window; one that is not suspected is drawn without alarm.
 _UNSUSPECTED = (150, 154, 164)
 # Opacity of the map where it is 0 and where it is 1: what does not matter stays visible.
 _OVERLAY = (0.25, 0.85)

@@ -74,7 +74,7 @@ def _score(prediction: Prediction) -> schemas.ClassScore:
 
 def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
     verdict = decision.raw.verdict
-    # An image that the screen let through has no views, and with them no deviation of layers.
+    # An image that the screen let through has no views, and so no deviation of layers.
     strongest = min(verdict.layers, key=verdict.layers.__getitem__, default=None)
     deviations = decision.raw.outputs.layer_deviation
     return schemas.VerdictBody(

@@ -78,9 +78,9 @@ class Engine:
         buckets: Sequence[int] = BUCKETS,
         binding: bool | None = None,
     ) -> None:
-        """Open the `graphs` in `folder`, which must have the signatures told; so before a bundle exists, too.
+        """Open the `graphs` in `folder`, which must have the stated signatures; this needs no bundle yet.
 
-        `precision` says what the graphs are in; they are run as they are.
+        `precision` states that of the graphs, which are run as they are.
         `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
         IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
         """
@@ -126,7 +126,7 @@ class Engine:
             log.warning("%s; using the CPU", error.detail)
             engine = opened(*choose(bundle, "cpu", precision))
         if (engine.provider, engine.precision) == ("cpu", "fp16"):
-            log.warning("%s: the CPU computes fp16 slower than fp32, as it casts forth and back", bundle.path)
+            log.warning("%s: on the CPU fp16 is slower than fp32, because of casts between the two", bundle.path)
         return engine
 
     @property
@@ -177,7 +177,7 @@ class Engine:
     def warm_up(self) -> float:
         """Run every part at every bucket once, with a marked pixel; seconds that all took.
 
-        Raises `BundleError` if an output has not the shape that the manifest tells.
+        Raises `BundleError` if an output does not have the shape that the manifest states.
         """
         start = time.perf_counter()
         for part, opened in self._parts.items():
@@ -228,7 +228,7 @@ def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
 
 
 def choose(bundle: Bundle, device: Device, precision: WantedPrecision = "auto") -> tuple[Provider, Precision]:
-    """What to serve with, among what the bundle was calibrated for; `BundleError` if nothing of it fits.
+    """Provider and precision to serve with, among those that the bundle was calibrated for; `BundleError` if none fits.
 
     `cuda` where asked for, or where a GPU and the provider exist; fp16 where asked for, or on CUDA.
     """
@@ -280,13 +280,13 @@ def _check_signature(path: Path, kind: str, expected: list[TensorSpec], actual: 
     found = {node.name: node for node in actual}
     if set(found) != {tensor.name for tensor in expected}:
         names = sorted(tensor.name for tensor in expected)
-        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest says {names}")
+        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest states {names}")
     for tensor in expected:
         node = found[tensor.name]
         dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
         if dtype != tensor.dtype:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest says {tensor.dtype}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest states {tensor.dtype}")
         shape = [size if isinstance(size, int) else "dynamic" for size in node.shape]
         wanted = [size if isinstance(size, int) else "dynamic" for size in tensor.shape]
         if shape != wanted:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest says {wanted}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest states {wanted}")

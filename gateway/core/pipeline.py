@@ -52,7 +52,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Neutralized:
-    """The second pass: the region that was inpainted, mask (H, W) in {0, 1}, and what the graph says of the result."""
+    """The second pass: the region that was inpainted, mask (H, W) in {0, 1}, and the graph's outputs on the result."""
 
     region: Region
     mask: np.ndarray
@@ -159,6 +159,24 @@ class Pipeline:
             p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
         )
 
+    @classmethod
+    def on(
+        cls,
+        engine: Engine,
+        bundle: Bundle,
+        *,
+        alpha: float | None = None,
+        action: Action | None = None,
+        limits: Limits = Limits(),
+    ) -> Pipeline:
+        """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
+
+        `alpha` and `action` default to the bundle's policy. Raises `BundleError` where nothing fitting was calibrated,
+        and `ValueError` for an `alpha` that was not.
+        """
+        judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
+        return cls(bundle, engine, judge, action=action, limits=limits)
+
     @property
     def can_screen(self) -> bool:
         """Whether the bundle has a cascade, calibrated for this engine."""
@@ -197,7 +215,7 @@ class Pipeline:
         return [decisions[i] for i in range(len(images))]
 
     def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
-        """Passes of works of one part, by one call of the engine; an error for an image whose logits aren't finite."""
+        """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
         part, composite = batch[0].part, batch[0].composite
         pixels = np.stack([work.pixels for work in batch])
         masks = None
@@ -241,7 +259,7 @@ class Pipeline:
         return self._decision(pixels, raw, neutralized, audited=screened is not None and screened.plain)
 
     def _suspected(self, raw: Pass) -> tuple[np.ndarray | None, Region]:
-        """What is to be inpainted before another look, (H, W) bool; None when nothing is.
+        """The region (H, W) bool that is inpainted before the second pass; None for no region.
 
         When the gate is up the whole window goes, since a flagged, concentrated region of importance is itself the
         suspected attack; a window that is conspicuous alone loses only what the prediction doesn't rest on.

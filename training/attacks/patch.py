@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict
 from training.attacks.unaware import Attack, Made, Scene
+from training.util.signatures import Predict
 
 Kind = Literal["noisy", "low_frequency"]
 GRID = 3

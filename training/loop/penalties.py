@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Generator, Tensor, nn
 from training.attacks.pgd import training_pgd
 from training.data.dataset import Split
 from training.imaging.pixels import to_tensor
-from training.losses.input_gradient import Predict
 from training.losses.perturbation_saliency import perturbation_saliency
 from training.losses.settings import Terms
 from training.losses.sns import neuron_sensitivity, select_sensitive
@@ -24,6 +22,7 @@ from training.losses.term import Context, NeuronTerm, Term
 from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import affine_batchnorm, frozen, seeded
+from training.util.signatures import Predict
 
 
 def due(term: Term | None, *, progress: float, step: int) -> float:
@@ -114,9 +113,7 @@ def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str
         ]
     maps = torch.cat(parts)
     cache.mkdir(parents=True, exist_ok=True)
-    mine = cache / f"{os.getpid()}-{path.name}"  # several runs may make the same maps at the same time
-    write_tensors(mine, {"maps": maps})
-    mine.replace(path)
+    write_tensors(path, {"maps": maps})
     return maps
 
 

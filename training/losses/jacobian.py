@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.losses.input_gradient import Predict, Probe, squared_norm
+from training.losses.input_gradient import Probe, squared_norm
 from training.losses.term import Context, GradientTerm
 from training.util.random_draws import normal
+from training.util.signatures import Predict
 
 
 class Jacobian(GradientTerm):

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from training.losses.input_gradient import Predict, Probe, squared_norm
+from training.losses.input_gradient import Probe, squared_norm
 from training.losses.perturbation_saliency import important_mask
 from training.losses.term import Context, MapTerm
+from training.util.signatures import Predict
 
 TINY = 1e-12
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 
-from training.losses.input_gradient import STEP, Method, Predict, Probe, penalise
+from training.losses.input_gradient import STEP, Method, Probe, penalise
+from training.util.signatures import Predict
 
 Taps = dict[str, Tensor]
 

@@ -10,10 +10,10 @@ import pytest
 
 from training.evaluate.card import check, page_of, titled, write_card
 from training.evaluate.harness.unit import places_of
-from training.evaluate.presentation.charts import bar_chart, line_chart
 from training.evaluate.presentation.report import Drawn, html, marked
 from training.evaluate.units import UNITS, figures
 from training.recipes.evaluation import Bound, Evaluation
+from training.util.charts import bar_chart, line_chart
 
 FIGURES = figures()
 

@@ -14,10 +14,10 @@ from markupsafe import Markup, escape
 
 from training.evaluate.harness.shown import Table
 from training.evaluate.harness.unit import Place
-from training.evaluate.presentation.charts import bar_chart, line_chart
 from training.evaluate.presentation.content import STATUS, Card, chapters, headline, introduction
 from training.evaluate.presentation.kept import Kept
 from training.recipes.evaluation import RATES
+from training.util.charts import bar_chart, line_chart
 
 ROC_TICKS = (0.001, 0.01, 0.1, 1.0)
 ABLATED = {

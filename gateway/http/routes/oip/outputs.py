@@ -22,8 +22,8 @@ Axis = Literal["K", "H", "W", "C", "S", "L"]
 class Output:
     """An output of shape (N, *axes); `least` is the disclosure that shows it.
 
-    `explained`: takes the whole graph. A row of an image that the policy blocks is `blocked`, None meaning that it is
-    shown as it is.
+    `explained` marks one that needs the whole graph. An image that the policy blocks has `blocked` as its row, or its
+    own row where that is None.
     """
 
     datatype: str
@@ -48,7 +48,7 @@ DEFAULT = ("label_index", "label", "probabilities", "flagged", "p_value")
 OUTPUTS = {
     "label_index": Output("INT64", lambda d: d.served.prediction.index, least="label", blocked=-1),
     "label": Output("BYTES", lambda d: d.served.prediction.label, least="label", blocked=""),
-    # As /v1 rounds them: more digits would be logits.
+    # Rounded as in /v1: with more digits they would disclose the logits.
     "probabilities": Output("FP32", lambda d: np.round(d.served.probabilities, 6), ("K",)),
     "flagged": Output("BOOL", lambda d: d.flagged, blocked=None),
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
@@ -87,7 +87,7 @@ def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
     """The outputs to send, in the request's order, and which of them as binary data.
 
     Without a list, those of `DEFAULT` that the caller may see. Raises `BadParameter` for a name that does not exist or
-    is there twice, and `Forbidden` for one that the caller may not see.
+    is given twice, and `Forbidden` for one that the caller may not see.
     """
     may = visible(disclosure)
     binary = flag(request.parameters, "binary_data_output", default=False)
