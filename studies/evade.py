@@ -30,8 +30,8 @@ from training.bundling.provenance import made_with
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.data.augment import augment
 from training.data.dataset import Dataset
-from training.defence.margins import one_hot_margin, served_one_hot
-from training.defence.strict import RADIUS
+from training.defence.scores.companion_strict import RADIUS
+from training.defence.signals.margins import one_hot_margin, served_one_hot
 from training.evaluate.harness.bench import Bench, fast, labels
 from training.evaluate.harness.store import Store, digest
 from training.imaging.pixels import to_tensor

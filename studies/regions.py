@@ -34,7 +34,7 @@ from training.commands.figures import today, with_data, write_json
 from training.commands.terminal import BundlePath, JsonPath, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset, Split
 from training.defence.graph import DefenceGraph
-from training.defence.regions import region_of_attack, window_sides
+from training.defence.localisers.windows import window_sides
 from training.errors import TrainingError
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
@@ -218,7 +218,7 @@ def _as_served(clean: Images, patched: dict[str, Images]) -> dict[str, Any]:
 def _diagnosis(defence: DefenceGraph, images: Images, cutoff: float) -> dict[str, Any]:
     """Where recovery is lost as served; each image counts for the first reason that applies."""
     network, truth = defence.network, images.truth
-    window = torch.cat([region_of_attack(x)[0] for x in images.x.split(BATCH)])
+    window = torch.cat([defence.localiser.locate(x)[0] for x in images.x.split(BATCH)])
     covered = ((images.patch * window).sum((1, 2)) >= COVERED * images.patch.sum((1, 2))).cpu().numpy()
     (usual,) = window_sides(*images.x.shape[2:], shares=(USUAL_SHARE,))
     grown = max(0, usual - int(images.patch[0].amax(0).sum())) // 2

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from gateway.core.cores import threads_per_worker
 from gateway.core.loading import Bundle
 from gateway.core.manifest import BUCKETS, GraphSpec, InputSpec, Part, Precision, TensorSpec
+from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs, names_of, outputs_of
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,42 +25,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Provider = Literal["cpu", "cuda"]
 WantedPrecision = Literal["auto", "fp32", "fp16"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
-@dataclass(frozen=True)
-class GraphOutputs:
-    """What a part of the defence graph says of a batch; all float32, N first (docs/architecture.md, "Defence graph").
-
-    What the part does not compute is None.
-    """
-
-    logits: np.ndarray
-    companion_logits: np.ndarray | None = None
-    screen_scores: np.ndarray | None = None
-    saliency: np.ndarray | None = None
-    roi: np.ndarray | None = None
-    roa: np.ndarray | None = None
-    roa_score: np.ndarray | None = None
-    neutral_pixels: np.ndarray | None = None
-    layer_deviation: np.ndarray | None = None
-    scores: np.ndarray | None = None
-
-    def need(self, name: str) -> np.ndarray:
-        """The output `name`; `ValueError` if the part does not compute it."""
-        value: np.ndarray | None = getattr(self, name)
-        if value is None:
-            raise ValueError(f"{name!r} is not an output of the part that was run")
-        return value
-
-    @property
-    def finite(self) -> np.ndarray:
-        """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
-        values = [value for value in vars(self).values() if value is not None]
-        return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in values], axis=0))
-
-    def image(self, i: int) -> GraphOutputs:
-        """The outputs of image `i`, without the axis N."""
-        return GraphOutputs(**{name: value[i] for name, value in vars(self).items() if value is not None})
 
 
 class Engine:
@@ -92,7 +56,7 @@ class Engine:
         self.buckets = tuple(buckets)
         self._binding = provider == "cuda" if binding is None else binding
         self._parts = {
-            part: _Part(folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
+            part: _Part(part, folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
         }
 
     @classmethod
@@ -139,12 +103,20 @@ class Engine:
         """The providers that ONNX Runtime started, the one asked for first."""
         return tuple(self._parts["full" if "full" in self._parts else self.parts[0]].session.get_providers())
 
-    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> GraphOutputs:
+    @overload
+    def run(self, pixels: np.ndarray, mask: None = ..., *, part: Literal["screen"]) -> ScreenOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Literal["verdict"]) -> VerdictOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Literal["full"] = ...) -> FullOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Part) -> PartOutputs: ...
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> PartOutputs:
         """Run a part on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
 
         Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
         `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
-        none. An image whose outputs are not finite is told by `GraphOutputs.finite` and does not fail the others.
+        none. An image whose outputs are not finite is told by `Outputs.finite` and does not fail the others.
         """
         if part not in self._parts:
             raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
@@ -158,7 +130,7 @@ class Engine:
         if self.provider == "cuda":
             inputs = {name: _padded(value, self.buckets) for name, value in inputs.items()}
         values = opened.bound(inputs) if self._binding else opened.session.run(opened.outputs, inputs)
-        return GraphOutputs(**{name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
+        return outputs_of(part, {name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         shape = (self._spec.channels, self._spec.height, self._spec.width)
@@ -198,7 +170,7 @@ class Engine:
 class _Part:
     """One session, checked against the manifest's signature."""
 
-    def __init__(self, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
+    def __init__(self, part: Part, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
         self.path = path
         self.session = _open(path, provider, threads)
         active = self.session.get_providers()
@@ -208,7 +180,7 @@ class _Part:
         _check_signature(path, "output", graph.outputs, self.session.get_outputs())
         self.inputs = {tensor.name for tensor in graph.inputs}
         self.shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
-        self.outputs = [name for name in self.shapes if name in GraphOutputs.__dataclass_fields__]
+        self.outputs = [name for name in self.shapes if name in names_of(part)]
 
     def bound(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run with inputs and outputs bound to host memory, so that the provider copies each of them once."""

@@ -192,6 +192,14 @@ class Manifest(_Strict):
     buckets: list[Annotated[int, Field(ge=1, le=1024)]] = Field(list(BUCKETS), min_length=1)
     scores: list[str] = Field(min_length=1)
     screen_scores: list[str] = []
+    layer_scores: list[str] = ["neuron_sensitivity"]
+    """Scores that are statements about layers, so that their evidence names the one that deviates most."""
+    localiser: str = "texture_colour"
+    """What finds the region of attack."""
+    titles: dict[str, str] = {}
+    """What people read in place of the names of scores and localiser; a name without a title is read as it is."""
+    meanings: dict[str, str] = {}
+    """A sentence on each of them."""
     layers: list[MonitoredLayer] = Field(min_length=1)
     companion: bool
     calibrations: list[Calibration] = Field(min_length=1)

@@ -151,8 +151,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
     outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
     requests_total.labels(model, outcome).inc()
     p_value.labels(model).observe(_uniform_p(decision, pipeline))
-    if decision.raw.outputs.layer_deviation is not None:
-        for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
+    if (whole := decision.raw.whole) is not None:
+        for layer, deviation in zip(verdict.layers, whole.layer_deviation, strict=True):
             layer_deviation.labels(model, layer).observe(float(deviation))
     if decision.raw.companion is not None:
         agrees = decision.raw.companion.index == decision.raw.prediction.index

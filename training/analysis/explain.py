@@ -31,7 +31,6 @@ from training.analysis.faithfulness import (
 )
 from training.attacks.patch import patch_attack
 from training.defence.graph import DefenceGraph
-from training.defence.regions import region_of_attack
 from training.models.network import Network
 from training.util.module_modes import seeded
 from training.util.signatures import StepProgress, silent
@@ -149,7 +148,7 @@ def _patches(
     maps = {name: batched(explain, defence.network, images, label) for name, explain in methods.items()}
     maps["random"] = torch.rand(masks.shape, generator=seeded(seed, 23)).to(images)
     with torch.no_grad():
-        window = region_of_attack(images)[0]
+        window = defence.localiser.locate(images)[0]
     found["area"] = float(masks[0].mean())
     found["energy"] = {name: _mean(share_inside(m, masks), group) for name, m in maps.items()}
     found["points"] = {name: _mean(points_inside(m, masks), group) for name, m in maps.items()}

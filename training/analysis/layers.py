@@ -26,9 +26,9 @@ from training.analysis.deviation import (
 )
 from training.analysis.responses import responses
 from training.analysis.turning import fit_probes, pool, prefers, turning_layer
-from training.defence.deviation import normalised as z_scores
-from training.defence.deviation import top_mean, view_change
-from training.defence.views import reference_views
+from training.defence.signals.deviation import normalised as z_scores
+from training.defence.signals.deviation import top_mean, view_change
+from training.defence.signals.views import reference_views
 from training.errors import TrainingError
 from training.util.module_modes import frozen
 from training.util.signatures import StepProgress, silent

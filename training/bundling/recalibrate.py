@@ -109,7 +109,7 @@ def _calibrate(
 def _try_gradient(engine: Engine, manifest: Manifest, data: Dataset) -> None:
     """`TrainingError` if an input gradient leaves the range of the engine's precision, upwards or downwards."""
     outputs = run_images(engine, data.select.x[:TRIED], manifest.input, batch=engine.buckets[-1])
-    empty = outputs.need("saliency").max((1, 2)) == 0
+    empty = outputs.saliency.max((1, 2)) == 0
     if not outputs.finite.all() or empty.mean() > 0.5:
         raise TrainingError(
             f"{engine.precision} cannot hold this network's values: of {len(empty)} benign images "

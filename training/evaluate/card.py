@@ -17,6 +17,7 @@ import torch
 
 from gateway.atomic import write_text
 from gateway.core.loading import Bundle
+from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import CHECKS, self_checks
@@ -74,6 +75,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "bundle": bundle.name,
         "version": bundle.version,
         "companion": bundle.manifest.companion,
+        "detector": detector_rows(bundle.manifest),
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
@@ -105,6 +107,18 @@ def titled(card: Mapping[str, Any]) -> dict[str, Any]:
     named = ((row, CHECKS.get(row["check"])) for row in card["checks"])
     new["checks"] = [row | {"title": check[0]} if check else row for row, check in named]
     return new
+
+
+def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the defence looks at, {kind, name, title, meaning, fused, guards} each: its scores, and its localiser."""
+    fused = {name for calibration in manifest.calibrations for name in calibration.fused}
+    guards = {calibration.guard.score for calibration in manifest.calibrations if calibration.guard is not None}
+
+    def row(kind: str, name: str) -> dict[str, Any]:
+        told = {"title": manifest.titles.get(name, name), "meaning": manifest.meanings.get(name, "")}
+        return {"kind": kind, "name": name, **told, "fused": name in fused, "guards": name in guards}
+
+    return [*(row("score", name) for name in manifest.scores), row("localiser", manifest.localiser)]
 
 
 def figure_rows(

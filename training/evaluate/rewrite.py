@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.core.loading import load_bundle, write_manifest
 from training.errors import TrainingError
-from training.evaluate.card import READABLE, REPORT, titled, write_card
+from training.evaluate.card import READABLE, REPORT, detector_rows, titled, write_card
 from training.evaluate.harness.found import unpack
 from training.evaluate.presentation.kept import kept_of
 from training.evaluate.presentation.report import Drawn
@@ -34,7 +34,7 @@ def rewrite(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: the card contradicts itself: {wrong[0]['title']}: {wrong[0]['why']}")
     report = path / REPORT
     drawn = Drawn(kept=kept_of(report.read_text("utf-8"))) if report.is_file() else Drawn()
-    new = titled(card)
+    new = titled(card | {"detector": detector_rows(bundle.manifest)})
     with draft_of(path, copy=True) as draft:
         write_card(draft, new, drawn)
         write_manifest(draft, bundle.manifest)

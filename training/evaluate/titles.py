@@ -7,7 +7,7 @@ from typing import Any
 
 from training.attacks.listed import ATTACKS
 from training.evaluate.harness.unit import places_of
-from training.evaluate.measurements.adaptive import SYSTEMS
+from training.evaluate.measurements.adaptive import system_title
 from training.evaluate.measurements.shifts import shift_title
 from training.evaluate.presentation.content import section_titles
 from training.evaluate.units import UNITS, figures
@@ -20,13 +20,13 @@ def titles_of(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     before: Mapping[str, Mapping[str, Any]] = card.get("titles", {})
     bounded = [bound["figure"] for bound in card["settings"].get("bounds", [])]
-    systems = {name for part in card.get("systems", {}).values() for name in part}
+    systems = dict.fromkeys(name for part in card.get("systems", {}).values() for name in part)
     shifts = [name for name, row in card.get("shifts", {}).items() if isinstance(row, dict)]
     sections = section_titles(places_of(UNITS.values()))
     present: dict[str, dict[str, Any]] = {
         "figures": _some(figures(), {*card["figures"], *bounded}),
         "attacks": _some({name: attack.title for name, attack in ATTACKS.items()}, set(card.get("unaware", {}))),
-        "systems": _some(SYSTEMS, systems),
+        "systems": {name: system_title(name) for name in systems},
         "shifts": {name: shift_title(name) for name in shifts},
         "sections": {key: section for key, section in sections.items() if card.get(key)},
     }

@@ -62,7 +62,7 @@ def serve(
     none = np.full(len(pipeline.bundle.manifest.scores), np.nan, np.float32)
     raws = [decision.raw for decision in decisions]
     after = [decision.neutralized.result if decision.neutralized else decision.raw for decision in decisions]
-    scores = [none if raw.outputs.scores is None else raw.outputs.scores for raw in raws]
+    scores = [none if raw.whole is None else raw.whole.scores for raw in raws]
     return Served(
         raw=np.array([raw.prediction.index for raw in raws], np.int64),
         served=np.array([decision.served.prediction.index for decision in decisions], np.int64),

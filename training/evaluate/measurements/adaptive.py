@@ -31,6 +31,11 @@ SYSTEMS = {
 }
 
 
+def system_title(name: str) -> str:
+    """A system's name as cards print it; that of a score which is a system of its own is the score's."""
+    return SYSTEMS.get(name, f"+ {name}")
+
+
 class Joint(RangedByAlpha):
     """At one radius: wrong and not flagged as served, by alpha, and behind the cascade; the companion's own error.
 
@@ -187,14 +192,13 @@ def _show_systems(found: Systems) -> Body:
     rows = [
         (
             eps,
-            title,
+            system_title(system),
             ranged(row.at_1, row.at_1_interval),
             ranged(row.at_5, row.at_5_interval),
             ranged(row.at_10, row.at_10_interval),
         )
         for eps, part in by_eps(found)
-        for system, title in SYSTEMS.items()
-        if (row := part.get(system)) is not None
+        for system, row in part.items()
     ]
     return [Table(("eps", "system", *(f"{100 * rate:g} % flags" for rate in RATES)), rows)]
 

@@ -18,6 +18,7 @@ KEPT = {None: "not measured", True: "yes", False: "**no**"}
 PASSED = {None: "not measured", True: "passed", False: "**FAILED**"}
 # Sections that the card has of itself: title and explaining text.
 OWN = {
+    "detector": ("What the defence looks at", "The scores of the detector, and what finds the region of attack."),
     "checks": ("Self-checks", "Signs that an attack is too weak or that gradients are masked. Passing proves nothing."),
     "samples": (
         "Samples",
@@ -92,11 +93,8 @@ def chapters(card: Card, places: Sequence[Place[Any]]) -> list[Chapter]:
     for place in places:
         if card.get(place.key) and (body := place.body(card[place.key])):
             answers[place.question].append(Section(place.title, body))
-    answers["measured"] += [
-        Section(OWN[key][0], [OWN[key][1], *body])
-        for key, body in (("checks", _checks(card)), ("samples", _samples(card)), ("units", _units(card)))
-        if body
-    ]
+    own = {"detector": _detector(card), "checks": _checks(card), "samples": _samples(card), "units": _units(card)}
+    answers["measured"] += [Section(OWN[key][0], [OWN[key][1], *body]) for key, body in own.items() if body]
     return [Chapter(QUESTIONS[question], found) for question, found in answers.items() if found]
 
 
@@ -105,6 +103,25 @@ def section_titles(places: Sequence[Place[Any]]) -> dict[str, dict[str, str]]:
     found = {place.key: {"title": place.title, "text": place.text, "question": place.question} for place in places}
     own = {key: {"title": title, "text": text, "question": "measured"} for key, (title, text) in OWN.items()}
     return found | own
+
+
+def _detector(card: Card) -> Body:
+    rows = [
+        (
+            row["title"],
+            f"`{row['name']}`",
+            "region of attack" if row["kind"] == "localiser" else _part_of(row),
+            row["meaning"],
+        )
+        for row in card.get("detector", [])
+    ]
+    return [Table(("score or localiser", "name", "used as", "meaning"), rows)] if rows else []
+
+
+def _part_of(row: Card) -> str:
+    """What a score does in the verdict."""
+    parts = [text for key, text in (("fused", "fused"), ("guards", "guard")) if row[key]]
+    return " and ".join(parts) or "reported alone"
 
 
 def _checks(card: Card) -> Body:

@@ -40,8 +40,8 @@ def _neutral_mask(decision: Decision) -> np.ndarray:
 
 
 def _neutral_pixels(decision: Decision) -> Any:
-    done = decision.neutralized
-    return decision.pixels if done is None else done.result.outputs.need("neutral_pixels")
+    neutral = decision.explained.neutral
+    return decision.pixels if neutral is None else neutral.neutral_pixels
 
 
 DEFAULT = ("label_index", "label", "probabilities", "flagged", "p_value")
@@ -54,13 +54,13 @@ OUTPUTS = {
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
     "logits": Output("FP32", lambda d: d.served.outputs.logits, ("K",), "full"),
     # The answer is explained on the pixels that gave it; regions and scores are those of the input as it came.
-    "saliency": Output("FP32", lambda d: d.served.outputs.need("saliency"), ("H", "W"), explained=True),
-    "roi": Output("FP32", lambda d: d.raw.outputs.need("roi"), ("H", "W"), explained=True),
-    "roa": Output("FP32", lambda d: d.raw.outputs.need("roa"), ("H", "W"), explained=True),
+    "saliency": Output("FP32", lambda d: d.explained.served.saliency, ("H", "W"), explained=True),
+    "roi": Output("FP32", lambda d: d.explained.raw.roi, ("H", "W"), explained=True),
+    "roa": Output("FP32", lambda d: d.explained.raw.roa, ("H", "W"), explained=True),
     "neutral_mask": Output("FP32", _neutral_mask, ("H", "W"), explained=True),
     "neutral_pixels": Output("FP32", _neutral_pixels, ("C", "H", "W"), explained=True),
-    "scores": Output("FP32", lambda d: d.raw.outputs.need("scores"), ("S",), "full", explained=True),
-    "layer_deviation": Output("FP32", lambda d: d.raw.outputs.need("layer_deviation"), ("L",), "full", explained=True),
+    "scores": Output("FP32", lambda d: d.explained.raw.scores, ("S",), "full", explained=True),
+    "layer_deviation": Output("FP32", lambda d: d.explained.raw.layer_deviation, ("L",), "full", explained=True),
 }
 
 

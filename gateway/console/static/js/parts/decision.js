@@ -10,8 +10,8 @@ import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
-/** `image` says where it came from: { name, truth?, size, type, command }. */
-export function decision(answer, image) {
+/** `image` says where it came from: { name, truth?, size, type, command }; `manifest` may be null. */
+export function decision(answer, image, manifest) {
   const { verdict, neutralization } = answer;
   return h(
     "article",
@@ -19,7 +19,7 @@ export function decision(answer, image) {
     h(
       "div",
       { class: "column picture" },
-      pictures(answer, image),
+      pictures(answer, image, manifest),
       answer.top && panel("Most probable classes", ranking(answer.top)),
       source(answer, image),
     ),
@@ -33,7 +33,7 @@ export function decision(answer, image) {
         verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action)),
       ),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
-      verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence)),
+      verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence, manifest)),
       verdict?.layers?.length > 0 && panel("Deviation by layer", layerBars(verdict.layers)),
       h(
         "div",
@@ -69,7 +69,7 @@ const opinion = (companion) => ({
 
 const panel = (title, ...content) => h("section", { class: "panel" }, h("h3", {}, title), content);
 
-function pictures(answer, image) {
+function pictures(answer, image, manifest) {
   const { explanation, neutralization } = answer;
   if (!explanation) return empty("No pictures", "This key sees answers, but no explanations.");
   const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
@@ -82,7 +82,7 @@ function pictures(answer, image) {
     neutral: data(explanation.neutral_pixels),
   };
   const description = `${image.name} as the network saw it; answered as ${answer.prediction.label}`;
-  return viewer(sources, { description, unsuspected: !neutralization.applied });
+  return viewer(sources, { description, unsuspected: !neutralization.applied, manifest });
 }
 
 function source(answer, image) {

@@ -1,4 +1,5 @@
 // What a bundle's manifest says about what is served: facts, and its lists folded.
+import { titleOf } from "./scoretitles.js";
 import { h } from "../dom.js";
 import { count, decimal, percent, pValue, words } from "../format.js";
 import { disclosure } from "./code.js";
@@ -46,7 +47,8 @@ function factsOf(model) {
     ["Served on", `${model.provider} ${model.precision ?? ""}`],
     ["Policy", `${model.policy} (the bundle's default is ${policy.action})`],
     ["Flag at alpha", `${percent(model.alpha, 1)} (neutralisation starts at ${percent(policy.gate_alpha, 1)})`],
-    ["Scores", scores.map(words).join(", ")],
+    ["Scores", scores.map((name) => titleOf(model.manifest, name)).join(", ")],
+    ...(model.manifest.localiser ? [["Region of attack", titleOf(model.manifest, model.manifest.localiser)]] : []),
   ];
 }
 
