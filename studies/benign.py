@@ -20,14 +20,15 @@ from rich.table import Table
 from benchmarks.record import record
 from gateway.core.loading import load_bundle
 from gateway.core.verdict import Judge
+from training.attacks.listed import ATTACKS
 from training.bundling.calibrate import CALIBRATION, Benign, benign_scores, calibrate
 from training.bundling.provenance import made_with
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.data.corruptions import CHANGES, NOISES, changed
+from training.evaluate.harness.attacked import answered
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Store
-from training.evaluate.measurements.attacked import ATTACKS, answered
-from training.recipes.evaluation import ALPHAS, DETECTED
+from training.recipes.evaluation import ALPHAS
 from training.util.statistics import interval
 
 MILD = ["jpeg_90", "resize_75", "blur_0.5", "dark_60", "contrast_50", "shift_1", "rotate_5", "noise_0.02"]
@@ -69,10 +70,10 @@ def seen(bench: Bench) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         images, depends = changed(test.x, name, seed=bench.settings.seed), {"seed": bench.settings.seed}
         said = bench.answers(f"shift: {name}", f"shift-{name}", images, depends)
         found[name] = said.scores, test.group
-    for name in ATTACKS:
+    for name, attack in ATTACKS.items():
         made, said = answered(bench, name)
         fooled = said.raw != made.clean.y
-        found[DETECTED[name]] = said.scores[fooled], made.clean.group[fooled]
+        found[attack.title] = said.scores[fooled], made.clean.group[fooled]
     return found
 
 

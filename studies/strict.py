@@ -2,7 +2,7 @@
 
 The answering network's answer is flagged where the companion's margin of it is low, as it is (0 steps) or after 1 or 2
 steps of an attack by ourselves. On images of the select split, which chooses; every variant is attacked with the same
-effort (the stages of `training.evaluate.measurements.adaptive`).
+effort (the stages of `training.evaluate.harness.suite`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from training.defence.scores.companion_strict import STEPS, strict_margin
 from training.defence.signals.margins import served_one_hot
 from training.evaluate.harness.bench import Bench, fast
 from training.evaluate.harness.store import Arrays, Store
-from training.evaluate.measurements.adaptive import Stage, carry_out, union_of
-from training.evaluate.measurements.systems import ALONE, DOUBT, DOUBTS
+from training.evaluate.harness.suite import Stage, carry_out, union_of
+from training.evaluate.harness.systems import ALONE, DOUBT, DOUBTS
 from training.recipes.evaluation import RATES
 from training.util.module_modes import frozen
 from training.util.statistics import interval, threshold_at

@@ -54,6 +54,24 @@ SEEN = {
         "mask, score = localiser_named('brightest').locate(x)\n"
         "print(torch.equal(mask, x[:, 0]) and score.shape == (1,))"
     ),
+    "Add a unit or a figure to the card": (
+        "from training.evaluate.units import UNITS, chosen, figures, known_figures\n"
+        "from training.evaluate.harness.unit import places_of\n"
+        "from training.recipes.evaluation import Bound\n"
+        "known_figures([Bound(figure='dark', kind='at_most', bound=0.1)])\n"
+        "places = {place.key: place for place in places_of(UNITS.values())}\n"
+        "shown = places['dark'].body({'n': 8, 'dark': 0.25})[1]\n"
+        "print('dark' in chosen(['0']) and figures()['dark'] == 'dark test images' and '25.0 %' in shown)"
+    ),
+    "Add an attack": (
+        "from training.evaluate.units import UNITS, figures\n"
+        "print(UNITS['uniform_8'].level == '1' and 'uniform noise' in figures()['detected_uniform_8_0.05'])"
+    ),
+    "Add a loss": (
+        "from training.losses.settings import Terms\n"
+        "from training.losses.term import Term\n"
+        "print(list(Terms.model_validate({'quiet': {'weight': 1, 'free': 0.5}}).of(Term)) == ['quiet'])"
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from studies.strict import Variant, strict_opinion
 from training.data.augment import Augmentation
 from training.defence.signals.margins import one_hot_margin, served_one_hot
 from training.evaluate.harness.store import Store
-from training.evaluate.measurements.systems import ALONE
+from training.evaluate.harness.systems import ALONE
 from training.imaging.pixels import to_tensor
 from training.util.module_modes import seeded
 

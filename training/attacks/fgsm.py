@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.pgd import Loss, loss_gradient, project
+from training.attacks.unaware import Attack, Made, Scene
 from training.util.signatures import Predict
 
 
@@ -37,3 +39,18 @@ def momentum_fgsm(
         momentum = decay * momentum + gradient / size.clamp_min(1e-20)
         adv = project(adv.detach() + eps / steps * momentum.sign(), x, eps, "linf")
     return adv
+
+
+def _made(scene: Scene, x: Tensor, y: Tensor, *, eps: float) -> Made:
+    return Made(fgsm(scene.network, x, y, eps=eps / 255))
+
+
+def _transferred(scene: Scene, x: Tensor, y: Tensor, *, eps: float) -> Made:
+    return Made(momentum_fgsm(scene.surrogates(), x, y, eps=eps / 255))
+
+
+CARD = (Attack("fgsm_8", "FGSM 8/255", partial(_made, eps=8)),)
+TRANSFERRED = tuple(
+    Attack(f"transfer_{eps}", f"transfer {eps}/255", partial(_transferred, eps=eps), "1", depends=("surrogate_epochs",))
+    for eps in (8, 16)
+)

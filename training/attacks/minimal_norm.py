@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.attacks.margin import margin
 from training.attacks.pgd import direction
+from training.attacks.unaware import Attack, Made, Scene
 from training.util.signatures import Predict
 
 
@@ -93,3 +94,14 @@ def _norm(delta: Tensor) -> Tensor:
 
 def _wide(column: Tensor) -> Tensor:
     return column[:, None, None, None]
+
+
+CONFIDENCE = 1.0
+"""Margin in logits that the card's attack reaches: one that stops at the boundary flatters every detector."""
+
+
+def _made(scene: Scene, x: Tensor, y: Tensor) -> Made:
+    return Made(minimal_norm(scene.network, x, y, confidence=CONFIDENCE))
+
+
+CARD = (Attack("minimal", "minimal norm with a margin", _made, count="minimal", seconds=0.5),)

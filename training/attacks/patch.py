@@ -8,6 +8,7 @@ of busy regions don't see.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
+from training.attacks.unaware import Attack, Made, Scene
 from training.util.signatures import Predict
 
 Kind = Literal["noisy", "low_frequency"]
@@ -129,3 +131,24 @@ def _optimise(
         lowest = torch.minimum(lowest, now)
         patches = patches.painted((colours - step_size * gradient.sign()).clamp(0, 1))
     return best, lowest
+
+
+def patch_side(height: int) -> int:
+    """Side in pixels of the card's patches: about 5 % of an image of that height (7 pixels at 32)."""
+    return round(0.22 * height)
+
+
+def _made(scene: Scene, x: Tensor, y: Tensor, *, kind: Kind) -> Made:
+    side = patch_side(x.shape[2])
+    patched, mask = patch_attack(scene.network, x, y, side=side, kind=kind, generator=scene.generator)
+    return Made(patched, {"mask": mask.cpu().numpy() > 0.5})
+
+
+def _attack(name: str, title: str, kind: Kind) -> Attack:
+    return Attack(name, title, partial(_made, kind=kind), "3", count="patched", seconds=0.45, local=True)
+
+
+CARD = (
+    _attack("patch", "noisy patch", "noisy"),
+    _attack("patch_low", "low-frequency patch", "low_frequency"),
+)

@@ -6,6 +6,7 @@ stays at the first perturbation that fooled the network with the largest loss se
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
+from training.attacks.unaware import Attack, Made, Scene
 from training.util.random_draws import normal, uniform
 from training.util.signatures import Predict
 
@@ -109,3 +111,14 @@ def random_start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator |
 def _keep(best: Tensor, best_margin: Tensor, adv: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
     better = now < best_margin
     return torch.where(better[:, None, None, None], adv, best), torch.where(better, now, best_margin)
+
+
+def _made(scene: Scene, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf") -> Made:
+    return Made(pgd(scene.network, x, y, eps=eps, steps=scene.effort.steps, norm=norm, generator=scene.generator))
+
+
+CARD = (
+    Attack("pgd_4", "PGD 4/255", partial(_made, eps=4 / 255), depends=("steps",)),
+    Attack("pgd_8", "PGD 8/255", partial(_made, eps=8 / 255), depends=("steps",)),
+    Attack("l2_1", "PGD in L2, 1.0", partial(_made, eps=1.0, norm="l2"), depends=("steps",)),
+)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
+from training.attacks.unaware import Attack, Made, Scene
 from training.errors import TrainingError
 from training.util.signatures import Predict, Progress, silent
 
@@ -149,3 +151,23 @@ def _with_square(signs: Tensor, side: int, generator: torch.Generator | None) ->
     same = (~inside | (signs == colour)).flatten(1).all(1)
     colour = torch.where(same[:, None, None, None], -colour, colour)
     return torch.where(inside, colour, signs)
+
+
+def _made(scene: Scene, x: Tensor, y: Tensor, *, eps: float) -> Made:
+    queries = scene.effort.square_queries
+    done = square(margin_score(scene.network), x, y, eps=eps / 255, queries=queries, generator=scene.generator)
+    return Made(done.adversarial, {"queries": done.queries.cpu().numpy()})
+
+
+CARD = (
+    Attack(
+        "square_8",
+        "Square 8/255",
+        partial(_made, eps=8),
+        level="1",
+        count="square",
+        depends=("square_queries",),
+        seconds=1.0,
+        chunk=64,
+    ),
+)

@@ -19,8 +19,9 @@ from training.bundling.networks import ROLES, load_networks
 from training.bundling.provenance import load_data
 from training.bundling.recipe import load_bundle_recipe
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
-from training.errors import RecipeError
+from training.errors import RecipeError, TrainingError
 from training.evaluate.card import evaluate, write_card
+from training.evaluate.units import known_figures
 from training.loop.train import train
 from training.recipes.training import load_recipe
 from training.util.atomic import draft_of
@@ -44,6 +45,10 @@ def build_bundle(
     """
     report = report or Silent()
     recipe = load_bundle_recipe(config)
+    try:
+        known_figures(recipe.evaluation.bounds)
+    except TrainingError as error:
+        raise RecipeError(f"{config}: evaluation.{error}") from None
     check_free(out, force=force)
     recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ROLES}
     if recipes["standard"].data != recipes["companion"].data:

@@ -19,8 +19,11 @@ from training.errors import TrainingError
 from training.evaluate.card import assemble, drawn, write_card
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Store
+from training.evaluate.harness.unit import LEVELS
+from training.evaluate.rewrite import rewrite
 from training.evaluate.run import duration, plan, run_units
-from training.evaluate.units import LEVELS, UNITS, chosen
+from training.evaluate.summary import summary
+from training.evaluate.units import UNITS, chosen, known_figures
 from training.evaluate.verify import verify as verify_bundle
 from training.util.atomic import draft_of
 
@@ -53,14 +56,24 @@ def evaluate(
         bool | None,
         typer.Option(help="Write the card into the bundle; default: only a card without missing or reduced units."),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what there is to do, and how long it may take.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List what there is to do, and how long it may take.")] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--rewrite", help="Measure nothing: write card.md, report.html and titles anew from card.json."),
+    ] = False,
+    short: Annotated[
+        bool, typer.Option("--summary", help="Measure nothing: print six rows of the card as a Markdown table.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
-    """Attack a bundle as it is served and write its card. What was measured before is kept; a killed run goes on.
+    """Attack a bundle as it is served and write its card. What was measured before is kept; a killed run resumes.
 
     Exit code 1 where a self-check of the harness fails: the card is written, and marked.
     """
     use_threads(threads)
+    if anew or short:
+        _from_card(bundle, anew=anew, short=short)
+        return
     names = chosen(level or (), only or ())
     bench = _open(load_bundle(bundle), config, n, work, photos, ablation, device)
     if show:
@@ -102,6 +115,17 @@ def verify(
         raise typer.Exit(1)
 
 
+def _from_card(path: Path, *, anew: bool, short: bool) -> None:
+    """What needs no data: the bundle's card files written anew, and its summary printed."""
+    card = rewrite(path) if anew else load_bundle(path).card()
+    if card is None:
+        raise TrainingError(f"{path}: no card; `palisade evaluate {path}` makes one")
+    if anew:
+        errors.print(f"card written anew: {path / 'card.md'}, {path / 'report.html'}", markup=False, soft_wrap=True)
+    if short:
+        typer.echo(summary(card), nl=False)
+
+
 def _open(
     bundle: Bundle,
     config: Path | None,
@@ -116,6 +140,7 @@ def _open(
     data, settings = made_with(bundle)
     if config is not None:
         settings = load_bundle_recipe(config).evaluation
+    known_figures(settings.bounds)
     store = Store(work or Path("runs") / f"evaluate-{bundle.name}-{bundle.version}")
     return Bench(
         bundle,

@@ -1,4 +1,4 @@
-"""The robustness card: what the finished units found, put together; a unit that is missing is said to be missing."""
+"""The robustness card: what the finished units found, put together; it names the units that are missing."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
-from training.evaluate.checks import self_checks
+from training.evaluate.checks import CHECKS, self_checks
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
+from training.evaluate.harness.unit import places_of
 from training.evaluate.presentation.page import markdown
 from training.evaluate.presentation.report import Drawn, html
 from training.evaluate.run import finished, run_units
-from training.evaluate.units import BASIC, UNITS
-from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.evaluate.titles import titles_of
+from training.evaluate.units import BASIC, UNITS, figures, known_figures
+from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
 
-__all__ = ["Bound", "Evaluation", "assemble", "check", "evaluate", "write_card"]
-
-SCHEMA = 3
+SCHEMA, READABLE = 4, (3, 4)  # 4 has titles
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
 
@@ -48,8 +48,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `units` and return the card as plain JSON content; `TrainingError` if one of them cannot run.
 
-    Work is kept in `folder`, or thrown away without one.
+    Work is kept in `folder`, or thrown away without one. `TrainingError` as well for bounds on unknown figures.
     """
+    known_figures(settings.bounds)
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(bundle, data, settings, Store(folder or Path(temporary)), progress)
         if failed := run_units(bench, units):
@@ -68,7 +69,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
     asked = {name: unit.images(settings, bundle, bench.data) for name, unit in UNITS.items()}
     wanted = [name for name, n in asked.items() if n > 0]
     outcomes = {key: unpack(told) for found in results.values() for key, told in found["outcomes"].items()}
-    figures = {key: Figure(**told) for found in results.values() for key, told in found["figures"].items()}
+    made_of = {key: Figure(**told) for found in results.values() for key, told in found["figures"].items()}
     card: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": bundle.name,
@@ -89,7 +90,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "units": [
             {"unit": name, **{key: found[key] for key in ("n", "date", "seconds")}} for name, found in results.items()
         ],
-        "figures": figure_rows(figures, outcomes, settings.seed),
+        "figures": figure_rows(made_of, outcomes, settings.seed),
     }
     for name, found in results.items():
         _place(card, UNITS[name].path, found["section"])
@@ -97,7 +98,15 @@ def assemble(bench: Bench) -> dict[str, Any]:
     card["outcomes"] = [{"name": key, **told} for found in results.values() for key, told in found["outcomes"].items()]
     failed = any(row["passed"] is False for row in card["checks"])
     card["status"] = "failed" if failed else "incomplete" if card["missing"] or card["reduced"] else "complete"
-    return card
+    return titled(card)
+
+
+def titled(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card with the titles of everything on it, as its present units give them; no number is touched."""
+    new = {**card, "schema_version": SCHEMA, "titles": titles_of(card)}
+    named = ((row, CHECKS.get(row["check"])) for row in card["checks"])
+    new["checks"] = [row | {"title": check[0]} if check else row for row, check in named]
+    return new
 
 
 def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
@@ -113,13 +122,13 @@ def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def figure_rows(
-    figures: Mapping[str, Figure], outcomes: Mapping[str, np.ndarray], seed: int
+    made_of: Mapping[str, Figure], outcomes: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, dict[str, Any]]:
     """{figure: {value, n, seed, and how it is made of the outcomes}}; figures that no image counts for are left out."""
-    rows = {}
-    for name, figure in figures.items():
+    rows, known = {}, figures()
+    for name, figure in made_of.items():
         value = value_of(figure, outcomes)
-        if name in FIGURES and value is not None:
+        if name in known and value is not None:
             rows[name] = {"value": value, "n": counted(figure, outcomes), "seed": seed, **asdict(figure)}
     return rows
 
@@ -150,12 +159,16 @@ def _samples(bundle: Bundle) -> Any:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def check(figures: Mapping[str, Any], bounds: Sequence[Bound]) -> list[dict[str, Any]]:
-    """One row for each bound: figure, value, bound, whether it is kept, n and seed; None where it was not measured."""
-    rows = []
+def check(found: Mapping[str, Any], bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+    """One row for each bound: figure, value, bound, whether it is kept, n and seed; None where it was not measured.
+
+    `found` are the card's figures. `TrainingError` for bounds on figures that no unit measures.
+    """
+    known_figures(bounds)
+    rows, titles = [], figures()
     for bound in bounds:
-        figure = figures.get(bound.figure)
-        row: dict[str, Any] = {**bound.model_dump(), "title": FIGURES[bound.figure]}
+        figure = found.get(bound.figure)
+        row: dict[str, Any] = {**bound.model_dump(), "title": titles[bound.figure]}
         if figure is None:
             row |= {"value": None, "n": 0, "seed": None, "pass": None}
         else:
@@ -170,5 +183,10 @@ def write_card(folder: Path, card: dict[str, Any], shown: Drawn = Drawn()) -> No
     """`card.json`, `card.md` and `report.html` of a bundle folder."""
     bounds = check(card["figures"], Evaluation.model_validate(card["settings"]).bounds)
     write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
-    write_text(folder / PAGE, markdown(card, bounds))
-    write_text(folder / REPORT, html(card, bounds, shown))
+    write_text(folder / PAGE, page_of(card, bounds))
+    write_text(folder / REPORT, html(card, bounds, places_of(UNITS.values()), shown))
+
+
+def page_of(card: Mapping[str, Any], bounds: Sequence[Mapping[str, Any]]) -> str:
+    """The card's page of Markdown; `bounds` are the rows of `check`."""
+    return markdown(card, bounds, places_of(UNITS.values()))

@@ -30,7 +30,7 @@ class Plan:
 
 
 def key_of(bench: Bench, name: str) -> str:
-    """What a unit's result hangs on but for its number of images."""
+    """What a unit's result depends on but for its number of images."""
     unit = UNITS[name]
     settings = {setting: getattr(bench.settings, setting) for setting in ("seed", *unit.depends)}
     told: list[object] = [name, bench.served_key, bench.networks_key, settings]
@@ -44,7 +44,9 @@ def key_of(bench: Bench, name: str) -> str:
 def finished(bench: Bench, name: str) -> dict[str, Any] | None:
     """The result of a unit, if it was measured on this very bundle, data and settings; of however many images."""
     found = bench.store.result(name)
-    return found if found is not None and found.get("key") == key_of(bench, name) else None
+    if found is None or found.get("key") != key_of(bench, name) or not UNITS[name].fits(found.get("section")):
+        return None
+    return found
 
 
 def plan(bench: Bench, names: Sequence[str]) -> list[Plan]:

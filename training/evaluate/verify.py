@@ -2,7 +2,8 @@
 
 A card carries the outcome of every image that a headline figure counts. So a figure is checked in two steps: that it is
 the share of its outcomes, exactly, and that the outcomes of the first images are those that are measured here. An
-altered number fails the first step, altered outcomes the second; neither needs hours.
+altered number fails the first step, altered outcomes the second; neither needs hours. The page is held to the card by
+its numbers (`presentation.stated`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 from gateway.core.loading import Bundle
 from training.bundling.provenance import made_with
 from training.errors import TrainingError
-from training.evaluate.card import PAGE, check
+from training.evaluate.card import PAGE, SCHEMA, check, page_of
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
-from training.evaluate.presentation.page import markdown
-from training.evaluate.units import BASIC, UNITS
-from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.evaluate.presentation.stated import misstated
+from training.evaluate.units import BASIC, UNITS, figures
+from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
 
 # Another processor rounds differently: of the images measured again this share, or two images, may differ.
@@ -43,37 +44,37 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
     card = bundle.card()
     if card is None:
         raise TrainingError(f"{bundle.path}: no card to verify; `palisade evaluate {bundle.path}` makes one")
+    if card.get("schema_version", SCHEMA) > SCHEMA:
+        raise TrainingError(f"{bundle.path}: a later version of Palisade made this card; verify it with that one")
     settings = Evaluation.model_validate(card["settings"])
     told = {row["name"]: unpack(row) for row in card.get("outcomes", [])}
-    rows = contradictions(card, told, asked.bounds, bundle.path / PAGE)
+    rows = [*contradictions(card, told), *page_problems(card, asked.bounds, bundle.path / PAGE)]
     wanted = check(card["figures"], asked.bounds) or _unbounded(card["figures"])
     if not wanted:
         raise TrainingError(f"{bundle.path}: no figure of its card can be measured again")
-    figures, again = dict[str, Figure](), dict[str, np.ndarray]()
+    measured, again = dict[str, Figure](), dict[str, np.ndarray]()
     with tempfile.TemporaryDirectory() as folder:
         for unit in UNITS.values():
             if not set(unit.figures) & {row["figure"] for row in wanted} or not unit.images(settings, bundle, data):
                 continue
             few = settings.capped(unit.verified if count is None else count)
             found = unit.run(Bench(bundle, data, few, Store(Path(folder)), progress))
-            figures, again = figures | found.figures, again | found.outcomes
-    return [*rows, *(_row(card, row, figures, told, again) for row in wanted)]
+            measured, again = measured | found.figures, again | found.outcomes
+    return [*rows, *(_row(card, row, measured, told, again) for row in wanted)]
 
 
-def _unbounded(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows such as `card.check` gives, of the card's figures that units of a build measure."""
-    measured = {name for unit in BASIC for name in UNITS[unit].figures}
+def _unbounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows such as `card.check` returns, of the card's figures that units of a build measure."""
+    titles = {name: title for unit in BASIC for name, title in UNITS[unit].figures.items()}
     return [
-        {"figure": name, "title": FIGURES[name], "value": row["value"], "n": row["n"], "pass": True}
-        for name, row in figures.items()
-        if name in measured
+        {"figure": name, "title": titles[name], "value": row["value"], "n": row["n"], "pass": True}
+        for name, row in found.items()
+        if name in titles
     ]
 
 
-def contradictions(
-    card: Mapping[str, Any], told: Mapping[str, np.ndarray], bounds: Sequence[Bound], page: Path
-) -> list[dict[str, Any]]:
-    """Numbers of the card that are not those of its own outcomes, and a page that does not say what the card says."""
+def contradictions(card: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Numbers of the card that are not those of its own outcomes."""
     rows = []
     for name, row in card["figures"].items():
         if "outcome" not in row:
@@ -88,11 +89,26 @@ def contradictions(
                 rows.append(_fails(name, said, value, f"{where} is not the share of the card's outcomes"))
         if row["n"] != n:
             rows.append(_fails(name, row["n"], n, "n is not that of the card's outcomes"))
-    if any("outcome" in row for row in card["figures"].values()) and (
-        not page.is_file() or page.read_text("utf-8") != markdown(dict(card), check(card["figures"], bounds))
-    ):
-        rows.append(_fails(PAGE, None, None, "does not say what card.json says"))
     return rows
+
+
+def page_problems(card: Mapping[str, Any], bounds: Sequence[Bound], page: Path) -> list[dict[str, Any]]:
+    """Numbers and verdicts of the card's page that are not the card's; wording is not compared.
+
+    Cards without outcomes (schema 2) were laid out otherwise, and their pages are not compared.
+    """
+    if not any("outcome" in row for row in card["figures"].values()):
+        return []
+    try:
+        text = page.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return [_fails(PAGE, None, None, "cannot be read")]
+    rows = check(card["figures"], bounds)
+    try:
+        rendered = page_of(card, rows)
+    except TrainingError as error:
+        return [_fails(PAGE, None, None, str(error))]
+    return [_fails(PAGE, None, None, why) for why in misstated(text, rendered, len(rows))]
 
 
 def _at(card: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -103,18 +119,18 @@ def _at(card: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _fails(name: str, said: float | None, value: float | None, why: str) -> dict[str, Any]:
-    return {"title": FIGURES.get(name, name), "card": said, "value": value, "n": 0, "why": why, "pass": False}
+    return {"title": figures().get(name, name), "card": said, "value": value, "n": 0, "why": why, "pass": False}
 
 
 def _row(
     card: Mapping[str, Any],
     bound: dict[str, Any],
-    figures: Mapping[str, Figure],
+    measured: Mapping[str, Figure],
     told: Mapping[str, np.ndarray],
     again: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """A bound on the card's figure, and whether what was measured again agrees with it."""
-    figure = figures.get(bound["figure"])
+    figure = measured.get(bound["figure"])
     row = bound | {"card": bound["value"], "value": None, "n_card": bound["n"], "n": 0, "why": ""}
     if bound["pass"] is None or figure is None:
         return row | {"pass": False, "why": "not on the card" if bound["pass"] is None else "could not be measured"}

@@ -15,19 +15,14 @@ from torch import Generator, Tensor, nn
 from training.attacks.pgd import training_pgd
 from training.data.dataset import Split
 from training.imaging.pixels import to_tensor
-from training.losses.align import align_probe
-from training.losses.input_gradient import Probe, penalise
-from training.losses.jacobian import jacobian_probe
-from training.losses.perturbation_saliency import important_mask, perturbation_saliency
-from training.losses.selective import selective_probe
-from training.losses.settings import GradientTerm, Sns, Term, Terms
-from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalty
+from training.losses.perturbation_saliency import perturbation_saliency
+from training.losses.settings import Terms
+from training.losses.sns import neuron_sensitivity, select_sensitive
+from training.losses.term import Context, NeuronTerm, Term
 from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import affine_batchnorm, frozen, seeded
 from training.util.signatures import Predict
-
-NAMES = ("jacobian", "selective", "align", "sns")
 
 
 def due(term: Term | None, *, progress: float, step: int) -> float:
@@ -58,54 +53,44 @@ def penalties(
     """Weighted penalties (scalars, fp32) by term, of those that are `due`, on the first `fraction` of the batch.
 
     Images `x` and `adversarial` (N, C, H, W) in [0, 1], labels `y` (N,), the teacher's `saliency` (N, H, W) of the
-    same images (for the selective and the alignment term), and the `sensitive` neurons by layer (for SNS). All terms
-    share one clean forward; `adversarial_taps`, which the task's forward gives, spare SNS the other one. Those may be
-    of bf16: what that changes in the gradient is small beside a step's noise (tested). NCHW, which double backprop
-    prefers on a CPU.
+    same images (for terms with a `grid`), and the `sensitive` neurons by layer (for a `NeuronTerm`). All terms share
+    one clean forward; `adversarial_taps`, which the task's forward gives, spare the other one. Those may be of bf16:
+    what that changes in the gradient is small beside a step's noise (tested). NCHW, which double backprop prefers on a
+    CPU.
     """
-    weights = {name: due(getattr(terms, name), progress=progress, step=step) for name in NAMES}
-    part = max(2, round(terms.fraction * len(x)))
-    x, y, adversarial = x[:part].detach().contiguous().requires_grad_(True), y[:part], adversarial[:part].contiguous()
-    if not any(weights.values()):
+    wanted = {name: (term, due(term, progress=progress, step=step)) for name, term in terms.of(Term).items()}
+    wanted = {name: (term, weight) for name, (term, weight) in wanted.items() if weight}
+    if not wanted:
         return {}
+    part = max(2, round(terms.fraction * len(x)))
+    x, adversarial = x[:part].detach().contiguous().requires_grad_(True), adversarial[:part].contiguous()
+
+    def others() -> dict[str, Tensor]:
+        found = adversarial_taps or network.taps(adversarial)[1]
+        return {name: tap[:part].float() for name, tap in found.items()}
+
     with affine_batchnorm(network):
         logits, taps = network.taps(x)
-        probes: dict[str, tuple[Probe, GradientTerm]] = {}
-        if terms.jacobian and weights["jacobian"]:
-            probes["jacobian"] = jacobian_probe(logits, generator), terms.jacobian
-        if terms.selective and weights["selective"]:
-            assert saliency is not None
-            important = important_mask(saliency[:part], size=(x.shape[2], x.shape[3]), mass=terms.selective.mass)
-            probes["selective"] = selective_probe(y, important, form=terms.selective.form), terms.selective
-        if terms.align and weights["align"]:
-            assert saliency is not None
-            probes["align"] = align_probe(y, saliency[:part], grid=terms.align.grid), terms.align
-        losses = {
-            name: weights[name] * penalise(probe, network, x, logits, method=term.method, h=term.h)
-            for name, (probe, term) in probes.items()
-        }
-        if weights["sns"]:
-            others = adversarial_taps or network.taps(adversarial)[1]
-            others = {name: other[:part].float() for name, other in others.items()}
-            losses["sns"] = weights["sns"] * sns_penalty(taps, others, sensitive)
-    return losses
+        seen = None if saliency is None else saliency[:part]
+        context = Context(network, x, y[:part], logits, taps, others, seen, sensitive, generator)
+        return {name: weight * term.penalty(context) for name, (term, weight) in wanted.items()}
 
 
 def rank_neurons(
-    sns: Sns, network: Network, predict: Predict, data: Split, *, eps: float, seed: int, epoch: int
+    term: NeuronTerm, network: Network, predict: Predict, data: Split, *, eps: float, seed: int, epoch: int
 ) -> dict[str, Tensor]:
     """The most sensitive neurons now, {layer: channels}, from a fixed set of clean/adversarial pairs of `data`.
 
     PGD-10 of Linf radius `eps` (of 1) through `predict`, the network in the precision that training uses.
     """
-    index = np.random.default_rng(seed).permutation(len(data))[: sns.pairs]
+    index = np.random.default_rng(seed).permutation(len(data))[: term.pairs]
     device = next(network.parameters()).device
     x, y = to_tensor(data.x[index]).to(device), torch.from_numpy(data.y[index]).to(device)
     with frozen(network):
         adversarial = training_pgd(predict, x, y, eps=eps, steps=10, generator=seeded(seed, epoch, 1))
         with torch.no_grad():
             sensitivity = neuron_sensitivity(network.taps(x)[1], network.taps(adversarial)[1], relative=True)
-    return select_sensitive(sensitivity, share=sns.share)
+    return select_sensitive(sensitivity, share=term.share)
 
 
 def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path) -> Tensor:

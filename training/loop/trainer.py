@@ -188,7 +188,7 @@ class Trainer:
 
     def _teacher_maps(self, grid: int) -> Tensor:
         if self.teacher is None:
-            raise TrainingError("the selective term needs a teacher: name its run folder in the recipe (`teacher:`)")
+            raise TrainingError("terms with a `grid` need a teacher: name its run folder in the recipe (`teacher:`)")
         teacher = copy.deepcopy(self.teacher).to(self.fabric.device)
         cache = self.out.parent / ".cache"  # other runs of the same teacher and data read it too
         with self.fabric.rank_zero_first():
@@ -204,10 +204,10 @@ class Trainer:
         torch.manual_seed(generator.initial_seed() + rank)  # of networks that draw themselves (dropout)
         if stage.terms.grid and (self.maps is None or self.maps.shape[1] != stage.terms.grid):
             self.maps = self._teacher_maps(stage.terms.grid)
-        if (sns := stage.terms.sns) and epoch % sns.rerank_epochs == 0:
+        if (ranked := stage.terms.neurons) and epoch % ranked.rerank_epochs == 0:
             assert stage.radius is not None
             self.sensitive = rank_neurons(
-                sns,
+                ranked,
                 self.model,
                 self._predict,
                 self.data.train,
@@ -253,7 +253,7 @@ class Trainer:
         def task() -> dict[str, Tensor]:
             return task_losses(
                 stage,
-                self._tapped(taps) if stage.terms.sns else self._predict,
+                self._tapped(taps) if stage.terms.neurons else self._predict,
                 x,
                 adversarial,
                 y,

@@ -11,6 +11,15 @@ from torch import Tensor
 
 from training.losses.input_gradient import Probe
 from training.losses.selective import label_odds
+from training.losses.term import Context, MapTerm
+
+
+class Align(MapTerm):
+    """`align_probe` with the teacher's saliency, on the cells of its own grid."""
+
+    def probe(self, context: Context) -> Probe:
+        assert context.saliency is not None
+        return align_probe(context.y, context.saliency, grid=self.grid)
 
 
 def align_probe(y: Tensor, saliency: Tensor, *, grid: int) -> Probe:

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from training.losses.input_gradient import Probe, squared_norm
+from training.losses.term import Context, GradientTerm
 from training.util.random_draws import normal
 from training.util.signatures import Predict
+
+
+class Jacobian(GradientTerm):
+    """The weight multiplies 1/2 ||J||_F^2 of pixels in [0, 1]."""
+
+    def probe(self, context: Context) -> Probe:
+        return jacobian_probe(context.logits, context.generator)
 
 
 def jacobian_probe(logits: Tensor, generator: torch.Generator | None) -> Probe:

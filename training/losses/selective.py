@@ -15,12 +15,27 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from training.losses.input_gradient import Probe, squared_norm
+from training.losses.perturbation_saliency import important_mask
+from training.losses.term import Context, MapTerm
 from training.util.signatures import Predict
 
 TINY = 1e-12
+
+
+class Selective(MapTerm):
+    """M keeps `mass` of the teacher's perturbation saliency."""
+
+    form: Literal["absolute", "ratio"] = "absolute"
+    mass: float = Field(0.5, gt=0, lt=1)
+
+    def probe(self, context: Context) -> Probe:
+        assert context.saliency is not None
+        important = important_mask(context.saliency, size=(context.x.shape[2], context.x.shape[3]), mass=self.mass)
+        return selective_probe(context.y, important, form=self.form)
 
 
 def selective_probe(y: Tensor, important: Tensor, *, form: Literal["absolute", "ratio"] = "absolute") -> Probe:

@@ -10,9 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.losses.term import Context, NeuronTerm, Taps
 from training.util.distributed import batch_mean
 
-Taps = dict[str, Tensor]
+
+class Sns(NeuronTerm):
+    """`sns_penalty` of the sensitive neurons, between each clean image and its adversarial one."""
+
+    def penalty(self, context: Context) -> Tensor:
+        return sns_penalty(context.taps, context.adversarial_taps(), context.sensitive)
 
 
 def channel_change(clean: Tensor, other: Tensor) -> Tensor:

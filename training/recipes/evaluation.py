@@ -4,73 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 ALPHAS = (0.01, 0.05)
-"""The served system's levels that cards tell of."""
+"""The served system's levels that cards report."""
 RATES = (0.01, 0.05, 0.1)
 """Measured benign flag rates at which systems and scores are compared."""
 
-FIGURES = {
-    "accuracy_answering": "clean accuracy, answering network",
-    "accuracy_companion": "clean accuracy, companion",
-    "accuracy_served": "clean accuracy, as served",
-    "flagged_0.01": "benign images flagged at alpha 1 %",
-    "flagged_0.05": "benign images flagged at alpha 5 %",
-    "harmed": "right answers that neutralisation made wrong, benign",
-    "pgd50_4": "companion under PGD-50, 4/255",
-    "pgd50_8": "companion under PGD-50, 8/255",
-    "autoattack_4": "companion under AutoAttack, 4/255",
-    "autoattack_8": "companion under AutoAttack, 8/255",
-    "control": "answering network under PGD at a large radius",
-    "joint_4": "wrong and not flagged under the joint attack at 4/255, alpha 5 %",
-    "joint_8": "wrong and not flagged under the joint attack at 8/255, alpha 5 %",
-    "joint_4_0.01": "wrong and not flagged under the joint attack at 4/255, alpha 1 %",
-    "joint_8_0.01": "wrong and not flagged under the joint attack at 8/255, alpha 1 %",
-    "joint_excess_4": "joint attack at 4/255 beyond the companion's own error, alpha 5 %",
-    "joint_excess_8": "joint attack at 8/255 beyond the companion's own error, alpha 5 %",
-    "recovered_patch": "noisy patches that fool: answered rightly after neutralisation",
-    "recovered_patch_low": "low-frequency patches that fool: answered rightly after neutralisation",
-    "recovered_patch_adaptive": "adaptive patches that fool: answered rightly after neutralisation",
-}
-DETECTED = {
-    "fgsm_8": "FGSM 8/255",
-    "pgd_4": "PGD 4/255",
-    "pgd_8": "PGD 8/255",
-    "l2_1": "PGD in L2, 1.0",
-    "minimal": "minimal norm with a margin",
-    "square_8": "Square 8/255",
-    "transfer_8": "transfer 8/255",
-    "transfer_16": "transfer 16/255",
-    "patch": "noisy patch",
-    "patch_low": "low-frequency patch",
-}
-FIGURES |= {
-    "moved": "attacks that move the most vulnerable layer's heat map more than equal noise does",
-    "watched": "PGD 8/255: detected by the most vulnerable layer's neurons alone, 5 % of false positives",
-}
-FIGURES |= {
-    f"detected_{attack}_{rate:g}": f"{title}: detected at a measured {100 * rate:g} % of false positives"
-    for attack, title in DETECTED.items()
-    for rate in ALPHAS
-}
-
 
 class Bound(BaseModel):
-    """A headline figure and what it must keep: `at_least` or `at_most` `bound`."""
+    """A headline figure and what it must keep: `at_least` or `at_most` `bound`.
+
+    Which figures there are is known to the units that measure them (`training.evaluate.units.known_figures`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     figure: str
     kind: Literal["at_least", "at_most"]
     bound: float
-
-    @field_validator("figure")
-    @classmethod
-    def _known(cls, figure: str) -> str:
-        if figure not in FIGURES:
-            raise ValueError(f"unknown figure {figure!r}; there are {', '.join(FIGURES)}")
-        return figure
 
 
 class Evaluation(BaseModel):

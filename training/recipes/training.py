@@ -12,6 +12,7 @@ from gateway.core.manifest import Resize
 from training.data.augment import Augmentation
 from training.errors import RecipeError
 from training.losses.settings import Terms
+from training.losses.term import Term
 from training.models import ModelSpec
 
 T = TypeVar("T", bound=BaseModel)
@@ -113,10 +114,9 @@ class Stage(_Strict):
     def _coherent(self) -> Stage:
         if self.adversary and self.trades:
             raise ValueError("a stage has an adversary or trades, not both")
-        if self.terms.sns and self.radius is None:
-            raise ValueError(
-                "terms.sns needs an adversary or trades: neuron sensitivity is a property of clean/adversarial pairs"
-            )
+        for name, term in self.terms.of(Term).items():
+            if term.needs_adversary and self.radius is None:
+                raise ValueError(f"terms.{name} needs an adversary or trades: {term.needs_adversary}")
         if self.terms.active and self.batchnorm != "frozen":
             raise ValueError("terms need `batchnorm: frozen` (see docs/methods.md, BatchNorm)")
         return self

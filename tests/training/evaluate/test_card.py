@@ -8,11 +8,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from training.evaluate.card import check, write_card
-from training.evaluate.presentation.page import markdown
+from training.evaluate.card import check, page_of, titled, write_card
+from training.evaluate.harness.unit import places_of
 from training.evaluate.presentation.report import Drawn, html, marked
-from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.evaluate.units import UNITS, figures
+from training.recipes.evaluation import Bound, Evaluation
 from training.util.charts import bar_chart, line_chart
+
+FIGURES = figures()
 
 VALUES = {
     "accuracy_answering": 0.98,
@@ -27,8 +30,10 @@ FIGURE_ROWS = {name: {"value": value, "n": 1000, "seed": 0} for name, value in V
 
 def card(bounds: list[Bound], **more: Any) -> dict[str, Any]:
     at = {"measured_fpr": 0.01, "flagged": 0.5, "flagged_interval": [0.4, 0.6], "max_softmax": None, "undetected": 0.25}
-    row = {"n": 10, "fooled": 8, "recovered": 0.125, "alpha_0.01": at, "alpha_0.05": at}
-    patch = {"side": 7, "fooled": 8, "recovered": 0.125, "random_windows": 0.01, "beyond": 0.115}
+    found = {"n": 10, "fooled": 8, "recovered": 0.125, "recovered_interval": None}
+    row = found | {"recovered_if_always_served": 0.25, "neutralised": 0.5, "alpha_0.01": at, "alpha_0.05": at}
+    patch = found | {"side": 7, "random_windows": 0.01, "beyond": 0.115}
+    kinds = ("accuracy_answering", "accuracy_served", "neutralised", "harmed")
     return {
         "bundle": "toy",
         "version": "1.2.3",
@@ -42,9 +47,12 @@ def card(bounds: list[Bound], **more: Any) -> dict[str, Any]:
         "units": [],
         "settings": Evaluation(bounds=bounds).model_dump(mode="json"),
         "figures": FIGURE_ROWS,
-        "benign": {
+        "benign": {f"{kind}_interval": None for kind in kinds}
+        | {
             "n": 1000,
+            "accuracy_answering": 0.98,
             "accuracy_served": 0.97,
+            "resampled_by": "image",
             "flagged": {"0.01": 0.009, "0.05": 0.06},
             "neutralised": 0.04,
             "harmed": 0.0015,
@@ -58,13 +66,21 @@ def card(bounds: list[Bound], **more: Any) -> dict[str, Any]:
 
 
 def adaptive() -> dict[str, Any]:
-    row = {"alpha_0.01": 0.08, "alpha_0.05": 0.04, "companion": 0.02, "half": 0.01, "half_interval": [0.0, 0.03]}
+    row = {
+        "n": 5,
+        "alpha_0.01": 0.08,
+        "alpha_0.05": 0.04,
+        "companion": 0.02,
+        "half": 0.01,
+        "half_interval": [0.0, 0.03],
+    }
     systems = {name: {f"fpr_{rate}": 0.5 for rate in ("0.01", "0.05", "0.1")} for name in ("answering", "all")}
     return {
         "adaptive": {
             "n": 5,
             "steps": 3,
             "targets": 1,
+            "restarts": 1,
             "eps_4": row,
             "eps_8": row | {"cascade_0.01": 0.5, "cascade_0.05": 0.25},
         },
@@ -75,7 +91,7 @@ def adaptive() -> dict[str, Any]:
 
 def page(content: dict[str, Any]) -> str:
     bounds = [Bound.model_validate(bound) for bound in content["settings"]["bounds"]]
-    return markdown(content, check(content["figures"], bounds))
+    return page_of(content, check(content["figures"], bounds))
 
 
 @pytest.mark.parametrize(
@@ -142,21 +158,21 @@ def test_tables_are_whole() -> None:
 
 
 def test_the_page_of_a_bundle_without_a_companion_does_not_speak_of_one() -> None:
-    row = {"alpha_0.01": 0.5, "alpha_0.05": 0.25}
+    row = {"n": 5, "alpha_0.01": 0.5, "alpha_0.05": 0.25}
     systems = {"answering": {f"fpr_{rate}": 0.5 for rate in ("0.01", "0.05", "0.1")}}
     found = page(
         card(
             [],
             companion=False,
-            adaptive={"n": 5, "steps": 3, "targets": 1, "eps_8": row},
+            adaptive={"n": 5, "steps": 3, "targets": 1, "restarts": 1, "eps_8": row},
             systems={"eps_8": systems},
             doubled={"n": 4, "steps": 3, "once": {"served": 0.25}, "twice": {"served": 0.5}},
-            control={"n": 9, "eps": 16, "steps": 5, "restarts": 3, "accuracy": 0.0},
+            control={"n": 9, "eps": 16, "steps": 5, "restarts": 3, "accuracy": 0.0, "accuracy_interval": None},
             curve={"n": 9, "steps": 5, "answering": {"0": 0.9, "8": 0.0}},
         )
     )
     assert [line for line in found.splitlines() if "companion" in line and "has no companion" not in line] == []
-    assert "25.0 % becomes 50.0 % on the system as served." in found
+    assert "| the system as served | 25.0 % | 50.0 % |" in found
     assert "| control: the undefended network, PGD-5, 3 restarts | 16/255 | 0.0 % | 9 |" in found
 
 
@@ -182,7 +198,9 @@ def test_the_report_needs_nothing_but_itself() -> None:
     figures = {"clean": {"mean": 0.9, "sd": 0.01}, "pgd_8": {"mean": 0.4, "sd": float("nan")}}
     arms = {"at": figures, "both": figures}
     drawn = Drawn({"pgd_4": {"system": [(0.0, 0.0), (0.05, 0.9), (1.0, 1.0)]}}, [{"cells": [cell]}], {"summary": arms})
-    found = html(content, check(content["figures"], [Bound(figure="pgd50_8", kind="at_least", bound=0.6)]), drawn)
+    content = titled(content)
+    rows = check(content["figures"], [Bound(figure="pgd50_8", kind="at_least", bound=0.6)])
+    found = html(content, rows, places_of(UNITS.values()), drawn)
     assert not re.search(r'(?:src|href)="(?!data:)', found)
     assert "http" not in found
     assert "&lt;i&gt;" in found

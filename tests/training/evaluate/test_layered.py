@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Found, value_of
+<<<<<<< HEAD
 from training.evaluate.measurements.layered import WATCHED, layers
 from training.evaluate.presentation.content import Table, sections
+=======
+from training.evaluate.measurements.layers import UNIT, WATCHED, layers
+>>>>>>> card
 
 
 @pytest.fixture(scope="module")
@@ -16,31 +18,36 @@ def found(shared: Bench) -> Found:
 
 
 def test_figures_are_shares_of_outcomes_by_image(found) -> None:
-    assert len(found.outcomes["moved"]) == found.section["answering"]["fooled"]
-    assert value_of(found.figures["moved"], found.outcomes) == found.section["moved"]
-    watched = found.section["watched"]
+    assert len(found.outcomes["moved"]) == found.section.answering.fooled
+    assert value_of(found.figures["moved"], found.outcomes) == found.section.moved
+    watched = found.section.to_json()["watched"]
     assert value_of(found.figures["watched"], found.outcomes) == watched["chosen"]["pgd_8"]["tpr_0.05"]
     assert found.outcomes["watched_fooled"].sum() == watched["attacked"]["pgd_8"]
 
 
 def test_the_layer_chosen_is_watched_beside_all_and_each_alone(found, bundle) -> None:
-    watched = found.section["watched"]
+    watched = found.section.to_json()["watched"]
     taps = [layer.name for layer in bundle.manifest.layers]
     assert list(watched["single"]) == taps
     assert len(watched["chosen_layers"]) == 1
     assert watched["chosen"] == watched["single"][watched["chosen_layers"][0]]
     assert set(watched["attacked"]) <= set(WATCHED)
-    assert {row["layer"] for row in found.section["companion"]["rows"]} > set(taps)
+    assert {row.layer for row in found.section.companion.rows} > set(taps)
 
 
 def test_a_layer_without_a_vulnerability_to_speak_of_says_so(found) -> None:
-    card = {"layers": copy.deepcopy(found.section)}
-    row = card["layers"]["answering"]["rows"][0]
+    content = found.section.to_json()
+    row = content["answering"]["rows"][0]
     row["interval"][1] = 1e5
+<<<<<<< HEAD
     (section,) = (each for each in sections(card) if each.title == "Layers")
     shown = section.body[1]
     assert isinstance(shown, Table)
     table = shown.rows
     assert table[0][:2] == ("answering", row["layer"])
+=======
+    table = UNIT.places[0].body(content)[2].rows
+    assert table[0][:2] == ("answering network", row["layer"])
+>>>>>>> card
     assert table[0][3].startswith("undetermined")
-    assert len(table) == sum(len(card["layers"][role]["rows"]) for role in ("answering", "companion"))
+    assert len(table) == sum(len(content[role]["rows"]) for role in ("answering", "companion"))

@@ -22,14 +22,24 @@ from training.defence.scores import default_scores
 from training.errors import TrainingError
 from training.evaluate import units
 from training.evaluate.card import assemble, drawn, write_card
+from training.evaluate.harness.alone import Standing
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Found
 from training.evaluate.harness.store import Store
+from training.evaluate.harness.unit import LEVELS, Unit
 from training.evaluate.run import finished, plan, run_units
-from training.evaluate.units import LEVELS, UNITS, Unit, chosen
+from training.evaluate.units import UNITS, chosen
 from training.models import ModelSpec
 
 QUICK = [name for name in UNITS if name not in {"queries", "autoattack_4", "transfer_16", "explanations"}]
+
+
+def standing(n: int, accuracy: float) -> Standing:
+    return Standing(n=n, eps=16.0, steps=1, restarts=1, accuracy=accuracy, accuracy_interval=None)
+
+
+def control(run: Callable[[Bench], Found]) -> Unit:
+    return Unit("control", "2", "x", run, Standing, ("control",), count="control")
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +142,9 @@ def test_fewer_images_than_asked_are_said_and_measured_anew(fresh: Any, monkeypa
 
     def count(bench: Bench) -> Found:
         asked.append(bench.settings.control)
-        return Found({"n": bench.settings.control, "eps": 16.0, "accuracy": 0.0})
+        return Found(standing(bench.settings.control, 0.0))
 
-    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), count, "control"))
+    monkeypatch.setitem(UNITS, "control", control(count))
     run_units(fresh(control=4), ["control"])
     assert assemble(fresh(control=8))["reduced"] == ["control"]
     run_units(fresh(control=8), ["control"])
@@ -147,7 +157,7 @@ def test_a_unit_that_cannot_run_leaves_the_others_alone(fresh: Any, monkeypatch:
     def broken(_bench: Bench) -> Found:
         raise TrainingError("no such package")
 
-    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), broken, "control"))
+    monkeypatch.setitem(UNITS, "control", control(broken))
     bench = fresh()
     assert run_units(bench, ["control", "gradients"]) == {"control": "no such package"}
     found = assemble(bench)
@@ -156,8 +166,8 @@ def test_a_unit_that_cannot_run_leaves_the_others_alone(fresh: Any, monkeypatch:
 
 
 def test_a_failed_self_check_fails_the_card(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    weak = Found({"n": 16, "eps": 16.0, "steps": 1, "restarts": 1, "accuracy": 0.5})
-    monkeypatch.setitem(UNITS, "control", Unit("2", "x", ("control",), lambda _bench: weak, "control"))
+    weak = Found(standing(16, 0.5))
+    monkeypatch.setitem(UNITS, "control", control(lambda _bench: weak))
     bench = fresh()
     run_units(bench, ["control"])
     assert assemble(bench)["status"] == "failed"
@@ -175,14 +185,14 @@ def test_chosen_units() -> None:
 
 
 def test_every_figure_is_some_units() -> None:
-    from training.recipes.evaluation import FIGURES
-
-    assert sorted(figure for unit in UNITS.values() for figure in unit.figures) == sorted(FIGURES)
+    named = [figure for unit in UNITS.values() for figure in unit.figures]
+    assert sorted(named) == sorted(units.figures())
+    assert len(named) == len(set(named))
     assert set(units.BASIC) <= set(UNITS)
 
 
 def test_attacked_images_are_those_of_the_network(shared: Bench, card: dict[str, Any]) -> None:
-    from training.evaluate.measurements.attacked import attacked
+    from training.evaluate.harness.attacked import attacked
 
     assert card
     made = attacked(shared, "pgd_8")

@@ -14,8 +14,8 @@ from tests.training.toy import CLASSES, SIDE
 from training.attacks.margin import margin
 from training.defence.graph import DefenceGraph
 from training.defence.scores import default_scores
-from training.evaluate.measurements.adaptive import SERVED, _judge, stages, stricter
-from training.evaluate.measurements.systems import ALONE, DOUBTS, Systems
+from training.evaluate.harness.suite import SERVED, _judge, stages, stricter
+from training.evaluate.harness.systems import ALONE, DOUBTS, Systems
 from training.recipes.evaluation import ALPHAS, RATES
 
 SCORES = default_scores(companion=True)

@@ -11,12 +11,11 @@ import pytest
 
 from gateway.core.loading import Bundle, load_bundle, write_manifest
 from training.errors import TrainingError
-from training.evaluate.card import assemble, check, write_card
+from training.evaluate.card import assemble, check, page_of, write_card
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import pack
-from training.evaluate.presentation.page import markdown
 from training.evaluate.run import run_units
-from training.evaluate.verify import contradictions, verify
+from training.evaluate.verify import contradictions, page_problems, verify
 from training.recipes.evaluation import Bound, Evaluation
 from training.util.atomic import draft_of
 
@@ -33,7 +32,9 @@ def told(outcomes: dict[str, np.ndarray], figures: dict[str, dict[str, Any]]) ->
         "device": "x",
         "settings": Evaluation().model_dump(mode="json"),
         "figures": figures,
-        "companion_pgd": {"eps_8": {"n": 4, "eps": 8, "steps": 5, "accuracy": 0.75}},
+        "companion_pgd": {
+            "eps_8": {"n": 4, "eps": 8, "steps": 5, "restarts": 1, "accuracy": 0.75, "accuracy_interval": None}
+        },
         "outcomes": [{"name": name, **pack(bits)} for name, bits in outcomes.items()],
     }
 
@@ -52,8 +53,9 @@ OUTCOMES = {"pgd50_8": np.array([True, True, False, True])}
 
 def wrong(card: dict[str, Any], tmp_path: Path, page: str | None = None) -> list[str]:
     bounds = [Bound(figure="pgd50_8", kind="at_least", bound=0.5)]
-    (tmp_path / "card.md").write_text(page or markdown(card, check(card["figures"], bounds)))
-    return [row["why"] for row in contradictions(card, OUTCOMES, bounds, tmp_path / "card.md")]
+    (tmp_path / "card.md").write_text(page or page_of(card, check(card["figures"], bounds)))
+    rows = [*contradictions(card, OUTCOMES), *page_problems(card, bounds, tmp_path / "card.md")]
+    return [row["why"] for row in rows]
 
 
 def test_a_true_card_does_not_contradict_itself(tmp_path: Path) -> None:
@@ -77,8 +79,10 @@ def test_an_altered_figure_is_found(change: dict[str, Any], why: str, tmp_path: 
 
 def test_an_altered_table_or_page_is_found(tmp_path: Path) -> None:
     card = told(OUTCOMES, {"pgd50_8": PGD})
-    page = markdown(card, check(card["figures"], [Bound(figure="pgd50_8", kind="at_least", bound=0.5)]))
-    assert wrong(card, tmp_path, page.replace("75.0 %", "85.0 %")) == ["does not say what card.json says"]
+    page = page_of(card, check(card["figures"], [Bound(figure="pgd50_8", kind="at_least", bound=0.5)]))
+    altered = wrong(card, tmp_path, page.replace("75.0 %", "85.0 %"))
+    assert altered[0] == "row 1 of the headline table is not that of the card"
+    assert any("85.0%" in why for why in altered[1:])
     card["companion_pgd"]["eps_8"]["accuracy"] = 0.8
     assert wrong(card, tmp_path) == ["companion_pgd.eps_8.accuracy is not the share of the card's outcomes"]
 

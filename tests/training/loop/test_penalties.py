@@ -15,8 +15,12 @@ import training.loop.penalties
 from tests.training.toy import random_network, toy_dataset
 from training.imaging.pixels import to_tensor
 from training.loop.penalties import due, penalties, rank_neurons, teacher_maps
-from training.losses.settings import Jacobian, Sns, Terms
-from training.losses.sns import sns_penalty
+from training.loop.trainer import Trainer
+from training.losses.jacobian import Jacobian
+from training.losses.settings import Terms
+from training.losses.sns import Sns, sns_penalty
+from training.losses.term import Context, NeuronTerm, Term
+from training.recipes.training import Recipe, Stage
 from training.util.module_modes import seeded
 
 DATA = toy_dataset(train=32)
@@ -148,6 +152,62 @@ def test_maps_of_two_grids_are_refused() -> None:
         Terms.model_validate({"selective": {"weight": 1, "grid": 4}, "align": {"weight": 1, "grid": 6}})
     assert Terms.model_validate({"align": {"weight": 1, "grid": 6}}).grid == 6
     assert Terms.model_validate({"jacobian": {"weight": 1}}).grid is None
+
+
+class Quiet(Term):
+    """A toy penalty: the mean square of the logits, with a setting of its own."""
+
+    scale: float = 1.0
+
+    def penalty(self, context: Context) -> Tensor:
+        return self.scale * context.logits.square().mean()
+
+
+class Wider(NeuronTerm):
+    def penalty(self, context: Context) -> Tensor:
+        return torch.stack(
+            [context.taps[name][:, index].square().mean() for name, index in context.sensitive.items()]
+        ).mean()
+
+
+class More(Terms):
+    """`Terms` with one line more."""
+
+    quiet: Quiet | None = None
+    wider: Wider | None = None
+
+
+def test_a_loss_is_one_class_and_one_line(tmp_path: Path) -> None:
+    """It is weighted, ramped, logged and trained on without a change of the training loop."""
+    network = random_network(0)
+    terms = More.model_validate({"quiet": {"weight": 0.5, "scale": 2}, "fraction": 1.0})
+    found = penalties(terms, network, X, Y, OTHER, None, {}, seeded(2))
+    network.train(False)
+    torch.testing.assert_close(found["quiet"], network(X).square().mean())
+    stage = Stage(name="x", epochs=1, lr=0.05, batchnorm="frozen", terms=terms)
+    recipe = Recipe.model_validate(
+        {
+            "name": "toy",
+            "data": {"source": "npz:toy"},
+            "model": {"width": 4},
+            "batch": 16,
+            "precision": "fp32",
+            "stages": [{"name": "x", "epochs": 1, "lr": 0.05}],
+        }
+    ).model_copy(update={"stages": [stage]})
+    events: list[dict[str, Any]] = []
+    Trainer(recipe, DATA, tmp_path / "run").run(events.append)
+    assert events[-1]["quiet"] > 0
+    assert events[-1]["loss"] > events[-1]["quiet"]
+
+
+def test_a_loss_of_neurons_has_them_ranked_and_needs_an_adversary() -> None:
+    terms = More.model_validate({"wider": {"weight": 1, "share": 0.25}})
+    assert terms.neurons == Wider(weight=1, share=0.25)
+    with pytest.raises(ValidationError, match=r"terms\.wider needs an adversary or trades: neuron sensitivity"):
+        Stage(name="x", epochs=1, lr=0.05, batchnorm="frozen", terms=terms)
+    with pytest.raises(ValidationError, match="only one of sns, wider"):
+        More.model_validate({"wider": {"weight": 1}, "sns": {"weight": 1}})
 
 
 def test_settings_of_older_recipes_are_read() -> None:

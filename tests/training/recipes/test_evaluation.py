@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from training.recipes.evaluation import COUNTS, Bound, Evaluation
+from training.recipes.evaluation import COUNTS, Evaluation
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[3]
     [
         {"robusts": 3},
         {"unaware": 0},
-        {"bounds": [{"figure": "luck", "kind": "at_least", "bound": 1.0}]},
         {"bounds": [{"figure": "pgd50_8", "kind": "about", "bound": 1.0}]},
         {"bounds": [{"figure": "pgd50_8", "kind": "at_least", "bound": 1.0, "why": "x"}]},
     ],
@@ -24,11 +23,6 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_unknown_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Evaluation.model_validate(wrong)
-
-
-def test_an_unknown_figure_is_named() -> None:
-    with pytest.raises(ValidationError, match="unknown figure 'luck'"):
-        Bound(figure="luck", kind="at_least", bound=1.0)
 
 
 def test_a_cap_holds_for_every_count_and_for_all_of_them() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.errors import TrainingError
+from training.evaluate.harness.section import Section
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class Figure:
 
 @dataclass
 class Found:
-    """One unit's findings. `section` goes into the card as it is; `outcomes` (n,) bool are kept by name.
+    """One unit's findings. `section` goes into the card; `outcomes` (n,) bool are kept by name.
 
     `curves` are what only the report draws and what self-checks compare.
     """
 
-    section: dict[str, Any]
+    section: Section
     figures: dict[str, Figure] = field(default_factory=dict)
     outcomes: dict[str, np.ndarray] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "section": self.section,
+            "section": self.section.to_json(),
             "figures": {name: vars(figure) for name, figure in self.figures.items()},
             "outcomes": {name: pack(bits) for name, bits in self.outcomes.items()},
             "curves": self.curves,

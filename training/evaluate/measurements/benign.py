@@ -1,29 +1,72 @@
-"""Level 0: benign images, as they are and under changes that no attacker made."""
+"""Level 0: benign test images as they are."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from gateway.errors import PalisadeError
-from training.data.corruptions import CHANGES, NOISES, changed
-from training.data.dataset import Split, data_dir
-from training.errors import DataError
+from training.data.dataset import Split
+from training.evaluate.harness.attacked import flags
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found
-from training.evaluate.harness.store import digest
+from training.evaluate.harness.section import Flagged, Interval, Section
+from training.evaluate.harness.shown import Body, percent, ranged
+from training.evaluate.harness.unit import Place, Unit
 from training.recipes.evaluation import ALPHAS
-from training.served.answers import Served
 from training.util.statistics import interval
 
-FOREIGN = ("fashion_mnist", "mnist", "cifar10", "gtsrb32")
-FOREIGN_COUNT = 1000
+FIGURES = {
+    "accuracy_answering": "clean accuracy, answering network",
+    "accuracy_companion": "clean accuracy, companion",
+    "accuracy_served": "clean accuracy, as served",
+    "flagged_0.01": "benign images flagged at alpha 1 %",
+    "flagged_0.05": "benign images flagged at alpha 5 %",
+    "harmed": "right answers that neutralisation made wrong, benign",
+}
 
 
-def flags(bench: Bench, answers: Served, alpha: float, *, cascade: bool = False) -> np.ndarray:
-    """Which answers (N,) the gateway flags at `alpha`."""
-    return answers.p_value <= bench.pipeline.judge.cutoff(alpha, cascade=cascade)
+class Benign(Section):
+    """Shares of `n` benign test images; `disagrees` and `accuracy_companion` where the bundle has a companion."""
+
+    n: int
+    accuracy_answering: float
+    accuracy_answering_interval: Interval
+    accuracy_companion: float | None = None
+    accuracy_companion_interval: Interval = None
+    accuracy_served: float
+    accuracy_served_interval: Interval
+    neutralised: float
+    neutralised_interval: Interval
+    harmed: float
+    harmed_interval: Interval
+    flagged: Flagged
+    flagged_1_interval: Interval = Field(None, alias="flagged_0.01_interval")
+    flagged_5_interval: Interval = Field(None, alias="flagged_0.05_interval")
+    disagrees: float | None = None
+    resampled_by: str
+
+
+class Worst(Section):
+    """The class that fares worst in one respect, its share, and how many images it has."""
+
+    name: str = Field(alias="class")
+    share: float
+    n: int
+
+
+class WorstClasses(Section):
+    """The class with the lowest accuracy, and the one flagged most often at each alpha."""
+
+    accuracy_answering: Worst
+    flagged_1: Worst = Field(alias="flagged_0.01")
+    flagged_5: Worst = Field(alias="flagged_0.05")
+
+
+class BenignSection(Section):
+    benign: Benign
+    worst_classes: WorstClasses
 
 
 def benign(bench: Bench) -> Found:
@@ -49,133 +92,87 @@ def benign(bench: Bench) -> Found:
     section["resampled_by"] = "group" if len(np.unique(test.group)) < len(test) else "image"
     kept = {name: which for name, which in outcomes.items() if name != "neutralised"}
     places = {name: ("benign", *name.split("_")) if name.startswith("flagged") else ("benign", name) for name in kept}
-    parts = {"benign": section, "worst_classes": worst_classes(bench, test, outcomes)}
-    return Found(parts, {name: Figure(name, at=places[name]) for name in kept}, kept)
+    worst = worst_classes(test, bench.data.classes, outcomes["accuracy_answering"], outcomes)
+    found = BenignSection(benign=Benign.model_validate(section), worst_classes=worst)
+    return Found(found, {name: Figure(name, at=places[name]) for name in kept}, kept)
 
 
-def lacks_disagreement(bench: Bench, section: dict[str, Any]) -> bool:
+def worst_classes(test: Split, classes: list[str], right: np.ndarray, outcomes: dict[str, np.ndarray]) -> WorstClasses:
+    """The worst classes where `right` (N,) are answered rightly and `outcomes` has who is flagged at each alpha."""
+    present = np.unique(test.y)
+
+    def by_class(which: np.ndarray) -> np.ndarray:
+        return np.array([which[test.y == k].mean() for k in present])
+
+    def worst(shares: np.ndarray, at: int) -> dict[str, Any]:
+        k = present[at]
+        return {"class": classes[k], "share": float(shares[at]), "n": int((test.y == k).sum())}
+
+    accuracy = by_class(right)
+    rows = {"accuracy_answering": worst(accuracy, int(accuracy.argmin()))}
+    for alpha in ALPHAS:
+        flagged = by_class(outcomes[f"flagged_{alpha:g}"])
+        rows[f"flagged_{alpha:g}"] = worst(flagged, int(flagged.argmax()))
+    return WorstClasses.model_validate(rows)
+
+
+def _lacks_disagreement(bench: Bench, section: dict[str, Any]) -> bool:
     """Whether a finished section was written before cards said how often the companion disagrees."""
     return bench.bundle.manifest.companion and "disagrees" not in section["benign"]
 
 
-def worst_classes(bench: Bench, test: Split, outcomes: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The class with the lowest accuracy, and the one flagged most often at each alpha."""
-    classes = np.unique(test.y)
-
-    def by_class(which: np.ndarray) -> np.ndarray:
-        return np.array([which[test.y == k].mean() for k in classes])
-
-    def told(shares: np.ndarray, at: int) -> dict[str, Any]:
-        k = classes[at]
-        return {"class": bench.data.classes[k], "share": float(shares[at]), "n": int((test.y == k).sum())}
-
-    accuracy = by_class(outcomes["accuracy_answering"])
-    rows = {"accuracy_answering": told(accuracy, int(accuracy.argmin()))}
-    for alpha in ALPHAS:
-        flagged = by_class(outcomes[f"flagged_{alpha:g}"])
-        rows[f"flagged_{alpha:g}"] = told(flagged, int(flagged.argmax()))
-    return rows
-
-
-def shifts(bench: Bench) -> Found:
-    """Accuracy and flags under each benign change; other data sets and photos, whose labels are none of the classes.
-
-    `within_aim`: at most 3 alpha flagged at both alphas, where accuracy holds within two points; None where it does
-    not hold.
-    """
-    test = bench.first(bench.settings.shifts)
-    clean = bench.clean.take(np.arange(len(test)))
-    accuracy = float((clean.raw == test.y).mean())
-    section: dict[str, Any] = {"n": len(test), "none": _shift_row(bench, test, clean, accuracy)}
-    for name in (*CHANGES, *NOISES):
-        depends = {"seed": bench.settings.seed}
-        said = bench.answers(
-            f"shift: {name}", f"shift-{name}", changed(test.x, name, seed=bench.settings.seed), depends
+def _show(found: Benign) -> Body:
+    body: Body = [
+        (
+            f"n = {found.n:,}. Served accuracy {ranged(found.accuracy_served, found.accuracy_served_interval)}; "
+            f"flagged at alpha 1 %: {percent(found.flagged.at_1)}, at 5 %: {percent(found.flagged.at_5)}. "
+            f"Neutralisation ran on {percent(found.neutralised)} and turned a right answer into a wrong one on "
+            f"{ranged(found.harmed, found.harmed_interval, 2)}."
         )
-        section[name] = _shift_row(bench, test, said, accuracy)
-    for name, images in _foreign(bench).items():
-        said = bench.answers(
-            f"other images: {name}", f"foreign-{name}", images, {"sha": digest(images.tobytes().hex())}
+    ]
+    if found.disagrees is not None:
+        body.append(
+            f"The companion disagrees with the answering network on {percent(found.disagrees)}. Where that is more "
+            "than the share that may be flagged, its objection cannot count unless it is strong, and an attacker who "
+            "knows need not win it over."
         )
-        section[f"other: {name}"] = {"n": len(images)} | {
-            f"alpha_{alpha:g}": float(flags(bench, said, alpha).mean()) for alpha in ALPHAS
-        }
-    return Found(section)
+    return body
 
 
-def _shift_row(bench: Bench, test: Split, said: Served, clean_accuracy: float) -> dict[str, Any]:
-    right = said.raw == test.y
-    flagged = {alpha: flags(bench, said, alpha) for alpha in ALPHAS}
-    outcomes = {"accuracy_answering": right} | {f"flagged_{alpha:g}": flagged[alpha] for alpha in ALPHAS}
-    worst = worst_classes(bench, test, outcomes)
-    row: dict[str, Any] = {
-        "n": len(test),
-        "accuracy_answering": float(right.mean()),
-        "accuracy_served": float((said.served == test.y).mean()),
+def _show_worst(found: WorstClasses) -> Body:
+    told = {
+        "lowest accuracy": found.accuracy_answering,
+        "most flags at alpha 1 %": found.flagged_1,
+        "most flags at alpha 5 %": found.flagged_5,
     }
-    for alpha in ALPHAS:
-        row[f"alpha_{alpha:g}"] = float(flagged[alpha].mean())
-        row[f"alpha_{alpha:g}_interval"] = interval(flagged[alpha], test.group)
-        row[f"worst_class_{alpha:g}"] = worst[f"flagged_{alpha:g}"]["share"]
-    holds = row["accuracy_answering"] >= clean_accuracy - 0.02
-    row["within_aim"] = all(row[f"alpha_{alpha:g}"] <= 3 * alpha for alpha in ALPHAS) if holds else None
-    return row
+    return ["; ".join(f"{text}: {row.name}, {percent(row.share)}, n = {row.n:,}" for text, row in told.items()) + "."]
 
 
-def _foreign(bench: Bench) -> dict[str, np.ndarray]:
-    """Images of other data sets that lie beside this one, and photos: uint8 (N, h, w, C), C as the network has it."""
-    channels = bench.bundle.manifest.input.channels
-    own = bench.data.name.partition(":")[2]
-    found = {}
-    for name in FOREIGN:
-        path = data_dir() / f"{name}.npz"
-        if name != own and path.is_file():
-            with np.load(path, allow_pickle=False) as file:
-                found[name] = _channels(
-                    file["x_test"][: min(FOREIGN_COUNT, len(bench.first(bench.settings.shifts)))], channels
-                )
-    if bench.photos is not None:
-        found["photos"] = _photos(bench)
-    return found
-
-
-def lacks_photos(bench: Bench, section: dict[str, Any]) -> bool:
-    """Whether there are photos to look at that `section` of `shifts` says nothing of."""
-    return bench.photos is not None and "other: photos" not in section
-
-
-def _photos(bench: Bench) -> np.ndarray:
-    assert bench.photos is not None
-    if not bench.photos.is_dir():
-        raise DataError(f"{bench.photos}: no such folder of photos")
-    images: list[np.ndarray] = []
-    for path in sorted(bench.photos.rglob("*")):
-        if path.is_file() and len(images) < FOREIGN_COUNT:
-            try:
-                images.append(bench.pipeline.decode(path.read_bytes()))
-            except PalisadeError:
-                continue  # not an image that the gateway takes
-    if not images:
-        raise DataError(f"{bench.photos}: no image in it that the gateway can decode")
-    return np.stack(images)
-
-
-def _channels(images: np.ndarray, channels: int) -> np.ndarray:
-    coloured = images if images.ndim == 4 else images[..., None]
-    if coloured.shape[3] == channels:
-        return coloured
-    return np.repeat(coloured[..., :1], channels, axis=3)
-
-
-def cascade(bench: Bench) -> Found:
-    """The composite of screen and verdict on benign test images; nothing where the bundle has none."""
-    if not bench.pipeline.can_screen:
-        return Found({})
-    said = bench.clean_cascade
-    return Found(
-        {
-            "n": len(said),
-            "screened": float(said.screened.mean()),
-            "flagged": {f"{a:g}": float(flags(bench, said, a, cascade=True).mean()) for a in ALPHAS},
-        }
-    )
+UNIT = Unit(
+    "benign",
+    "0",
+    "benign test images",
+    benign,
+    BenignSection,
+    places=(
+        Place(
+            "benign",
+            "Benign test images",
+            "What the defence costs those who attack nothing.",
+            "benign",
+            Benign,
+            _show,
+        ),
+        Place(
+            "worst_classes",
+            "Worst classes",
+            "The class that fares worst in each respect.",
+            "benign",
+            WorstClasses,
+            _show_worst,
+        ),
+    ),
+    figures=FIGURES,
+    seconds=0.012,
+    lacks=_lacks_disagreement,
+)

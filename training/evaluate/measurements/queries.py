@@ -1,4 +1,4 @@
-"""Level 4: an attacker who can only ask a running gateway, at each level of disclosure."""
+"""Level 5: an attacker who can only ask a running gateway, at each level of disclosure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,15 +26,38 @@ from training.attacks.endpoint import Endpoint
 from training.attacks.rays import rays
 from training.attacks.square import square
 from training.errors import TrainingError
+from training.evaluate.harness.attacked import flags
 from training.evaluate.harness.bench import Bench, as_images
 from training.evaluate.harness.found import Found
+from training.evaluate.harness.section import Interval, Section
+from training.evaluate.harness.shown import Body, Table, ranged
 from training.evaluate.harness.store import Arrays
-from training.evaluate.measurements.benign import flags
+from training.evaluate.harness.unit import Place, Unit
 from training.served.answers import serve
 from training.util.statistics import interval
 
 Disclosure = Literal["label", "verdict", "full"]
 CHUNK, EPS, START_SECONDS = 10, 8, 120.0
+
+
+class Asked(Section):
+    """One attack at one level of disclosure: share of images won, median of queries (budget where the image stood)."""
+
+    attack: str
+    won: float
+    won_interval: Interval
+    median: float
+
+
+class Queries(Section):
+    """At most `budget` queries for each of `n` images, within Linf `eps` / 255; a row for each level of disclosure."""
+
+    n: int
+    eps: float
+    budget: int
+    label: Asked
+    verdict: Asked
+    full: Asked
 
 
 def queries(bench: Bench) -> Found:
@@ -45,7 +68,7 @@ def queries(bench: Bench) -> Found:
     """
     settings = bench.settings
     clean = bench.test.take(bench.right_first(settings.queried))
-    section: dict[str, Any] = {"n": len(clean), "eps": EPS, "budget": settings.queries}
+    asked = {}
     for disclosure in get_args(Disclosure):
 
         def make(start: int, stop: int, generator: torch.Generator, told: Disclosure = disclosure) -> Arrays:
@@ -87,13 +110,13 @@ def queries(bench: Bench) -> Found:
             served=True,
         )
         spent = np.where(rows["won"], rows["queries"], settings.queries)
-        section[disclosure] = {
-            "attack": "RayS" if disclosure == "label" else "Square",
-            "won": float(rows["won"].mean()),
-            "won_interval": interval(rows["won"], clean.group),
-            "median": float(np.median(spent)),
-        }
-    return Found(section)
+        asked[disclosure] = Asked(
+            attack="RayS" if disclosure == "label" else "Square",
+            won=float(rows["won"].mean()),
+            won_interval=interval(rows["won"], clean.group),
+            median=float(np.median(spent)),
+        )
+    return Found(Queries(n=len(clean), eps=EPS, budget=settings.queries, **asked))
 
 
 def _unflagged(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
@@ -156,3 +179,42 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             time.sleep(0.2)
     tail = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
     raise TrainingError(f"the gateway did not come up: {' '.join(tail) or 'no word from it'}")
+
+
+def _show(found: Queries) -> Body:
+    levels: dict[Disclosure, Asked] = {"label": found.label, "verdict": found.verdict, "full": found.full}
+    rows = [
+        (level, row.attack, ranged(row.won, row.won_interval), f"{row.median:,.0f}") for level, row in levels.items()
+    ]
+    return [
+        f"At {found.eps:g}/255, n = {found.n}, at most {found.budget:,} queries an image.",
+        Table(("disclosed", "attack", "images won", "median of queries (budget where it stood)"), rows),
+        (
+            "One query is enough to send an image made on networks of one's own: the rows of transferred attacks "
+            "above. Where a row here is below those, its sample was too small or the attack too weak to show it; an "
+            "attacker has both. Callers at `full` see maps too, which these attacks do not use."
+        ),
+    ]
+
+
+UNIT = Unit(
+    "queries",
+    "5",
+    "queries over HTTP",
+    queries,
+    Queries,
+    ("queries",),
+    (
+        Place(
+            "queries",
+            "Queries over HTTP",
+            "Queries to a running gateway until one answer is wrong and not flagged, by what the gateway discloses.",
+            "seen",
+            Queries,
+            _show,
+        ),
+    ),
+    count="queried",
+    depends=("queries",),
+    seconds=60,
+)

@@ -1,4 +1,4 @@
-"""Levels 1, 2 and patches: attackers who fool the answering network without knowing the defence."""
+"""Levels 1 to 3: attackers who fool the answering network without knowing the defence; a unit for each attack."""
 
 from __future__ import annotations
 
@@ -6,24 +6,92 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from gateway.core.decode import to_pixels
-from training.defence.localisers import localiser_named
+from training.attacks.listed import ATTACKS
+from training.attacks.patch import patch_side
+from training.attacks.unaware import Attack
+from training.evaluate.harness.attacked import answered, flags
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found
-from training.evaluate.measurements.attacked import answered, patch_side
-from training.evaluate.measurements.benign import flags
+from training.evaluate.harness.section import Interval, Section
+from training.evaluate.harness.shown import Body, Table, percent, ranged
+from training.evaluate.harness.unit import Place, Unit
+from training.evaluate.harness.windows import random_windows
+from training.evaluate.measurements.cascade import PLACE as CASCADE
+from training.evaluate.measurements.cascade import Cascade
 from training.recipes.evaluation import ALPHAS
 from training.served.answers import Served
-from training.served.scoring import batches, run_images
 from training.util.statistics import auroc, interval, roc, share, threshold_at
 
-RANDOM_WINDOWS = 5
+
+class Cut(Section):
+    """At one served level: shares of the images that fool, and `undetected` of all: served wrong and not flagged."""
+
+    measured_fpr: float
+    flagged: float | None
+    flagged_interval: Interval
+    max_softmax: float | None
+    undetected: float
+
+
+class Unaware(Section):
+    """How the system as served meets one attack; shares are of the images that fool the answering network."""
+
+    n: int
+    fooled: int
+    recovered: float | None
+    recovered_interval: Interval
+    recovered_if_always_served: float | None
+    neutralised: float | None
+    side: int | None = None
+    median_queries: float | None = None
+    at_1: Cut = Field(alias="alpha_0.01")
+    at_5: Cut = Field(alias="alpha_0.05")
+
+
+class Readings(Section):
+    """What each reading finds: the system, and two baselines alone."""
+
+    system: float | None
+    max_softmax: float | None
+    class_distance: float | None = None
+
+
+class Caught(Readings):
+    """Shares found where each reading flags the same share of benign test images."""
+
+    system_interval: Interval = None
+
+
+class Detection(Section):
+    at_1: Caught = Field(alias="fpr_0.01")
+    at_5: Caught = Field(alias="fpr_0.05")
+    auroc: Readings
+
+
+class Repaired(Section):
+    """What neutralisation repairs of the answers to a patch, beside random windows of equal area."""
+
+    n: int
+    side: int
+    fooled: int
+    recovered: float | None
+    recovered_interval: Interval
+    random_windows: float | None
+    beyond: float | None
+    beyond_interval: Interval
+
+
+class UnawareSection(Section):
+    unaware: dict[str, Unaware]
+    detection: dict[str, Detection]
+    cascade: Cascade | None = None
+    patches: dict[str, Repaired] | None = None
 
 
 def readings(bench: Bench, answers: Served) -> dict[str, np.ndarray]:
-    """What may tell attacks, (N,) each, larger is more unusual: the system, and two baselines alone.
+    """What may find attacks, (N,) each, larger is more unusual: the system, and two baselines alone.
 
     `class_distance` is the Mahalanobis distance to the class mean (Lee et al. 2018, arXiv 1807.03888).
     """
@@ -34,14 +102,14 @@ def readings(bench: Bench, answers: Served) -> dict[str, np.ndarray]:
     return found
 
 
-def unaware(bench: Bench, name: str) -> Found:
+def unaware(bench: Bench, attack: Attack) -> Found:
     """How the system meets an attack made without knowing it: only images that fool the answering network count.
 
     `alpha_*`: at the served cutoffs; `max_softmax` rejects the least confident answers with the threshold that flags
-    exactly as many benign test images. `undetected` is the share of all attacked images that are served wrong and not
-    flagged. Detection by every reading at measured rates, and what patches' neutralisation recovers, have sections of
-    their own.
+    exactly as many benign test images. Detection by every reading at measured rates, and what neutralisation repairs of
+    a local attack, have sections of their own.
     """
+    name = attack.name
     made, said = answered(bench, name)
     fooled = said.raw != made.clean.y
     group = made.clean.group[fooled]
@@ -54,8 +122,8 @@ def unaware(bench: Bench, name: str) -> Found:
         "recovered_if_always_served": share(said.after == made.clean.y, fooled),
         "neutralised": share(said.neutralised, fooled),
     }
-    if name.startswith("patch"):
-        section["side"] = patch_side(bench)
+    if attack.local:
+        section["side"] = patch_side(bench.bundle.manifest.input.height)
     if "queries" in made.rows:
         section["median_queries"] = float(np.median(made.rows["queries"]))
     for alpha in ALPHAS:
@@ -74,20 +142,15 @@ def unaware(bench: Bench, name: str) -> Found:
     if bench.pipeline.can_screen:
         _, through = answered(bench, name, cascade=True)
         screened = {"fooled": int(fooled.sum()), "screened": share(through.screened, fooled)}
-        parts["cascade"] = {
-            "attacks": {
-                name: screened | {f"alpha_{a:g}": share(flags(bench, through, a, cascade=True), fooled) for a in ALPHAS}
-            }
-        }
-    if name.startswith("patch"):
+        screened |= {f"alpha_{a:g}": share(flags(bench, through, a, cascade=True), fooled) for a in ALPHAS}
+        parts["cascade"] = {"attacks": {name: screened}}
+    if attack.local:
         key = f"recovered_{name}"
         outcomes[key], figures[key] = recovered, Figure(key, f"fooled_{name}", at=("unaware", name, "recovered"))
-        control = _random_windows(bench, name, made.images[fooled], made.clean.y[fooled], recovered[fooled], group)
-        parts["patches"] = {name: {key: section[key] for key in ("n", "side", "fooled", *_RECOVERED)} | control}
-    return Found(parts, figures, outcomes, {"roc": rates})
-
-
-_RECOVERED = ("recovered", "recovered_interval")
+        control = random_windows(bench, name, made.images[fooled], made.clean.y[fooled], recovered[fooled], group)
+        kept = ("n", "side", "fooled", "recovered", "recovered_interval")
+        parts["patches"] = {name: {key: section[key] for key in kept} | control}
+    return Found(UnawareSection.model_validate(parts), figures, outcomes, {"roc": rates})
 
 
 def _measured(
@@ -108,46 +171,120 @@ def _measured(
     return figures, section, {reading: roc(benign[reading], seen[reading][fooled]) for reading in seen}
 
 
-def _random_windows(
-    bench: Bench, name: str, images: np.ndarray, labels: np.ndarray, recovered: np.ndarray, group: np.ndarray
-) -> dict[str, Any]:
-    """The control: the answer after a random window as large as the defence's is inpainted, mean of five draws.
+def _title(name: str, side: int | None = None) -> str:
+    title = ATTACKS[name].title if name in ATTACKS else name
+    return title if side is None else f"{title}, {side}x{side}"
 
-    Every image is neutralised; the defence's own answer (`recovered`) has to be better by an interval without 0.
-    """
-    if len(images) == 0:
-        return {"random_windows": None, "beyond": None, "beyond_interval": None}
-    engine, spec = bench.pipeline.engine, bench.bundle.manifest.input
-    height, width = images.shape[1:3]
-    sides = _window_sides(bench, images)
-    rng = np.random.default_rng([bench.settings.seed, height])
-    hits = np.zeros((RANDOM_WINDOWS, len(images)), bool)
-    for draw in range(RANDOM_WINDOWS):
-        masks = np.zeros(images.shape[:3], np.float32)
-        for mask, side in zip(masks, sides, strict=True):
-            top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-            mask[top : top + side, left : left + side] = 1
-        answers = run_images(
-            engine,
-            images,
-            spec,
-            masks=masks,
-            part="verdict",
-            batch=engine.buckets[-1],
-            progress=partial(bench.progress, f"{name}: random windows"),
+
+def _show(found: dict[str, Unaware]) -> Body:
+    rows = [
+        (
+            _title(name, row.side),
+            f"{row.n:,}",
+            f"{row.fooled:,}",
+            percent(alpha, 0),
+            percent(at.measured_fpr),
+            ranged(at.flagged, at.flagged_interval),
+            percent(at.max_softmax),
+            percent(row.recovered),
+            percent(at.undetected),
         )
-        hits[draw] = answers.logits.argmax(1) == labels
-    mean = hits.mean(0)
-    return {
-        "random_windows": float(mean.mean()),
-        "beyond": float(recovered.mean() - mean.mean()),
-        "beyond_interval": interval(recovered, group, minus=mean),
-    }
+        for name, row in found.items()
+        for alpha, at in zip(ALPHAS, (row.at_1, row.at_5), strict=True)
+    ]
+    head = (
+        "attack",
+        "images",
+        "fooled",
+        "alpha",
+        "measured FPR",
+        "flagged",
+        "max softmax",
+        "served right",
+        "wrong and unflagged, of all",
+    )
+    return [Table(head, rows)]
 
 
-def _window_sides(bench: Bench, images: np.ndarray) -> np.ndarray:
-    """Sides (N,) in pixels of squares as large as the defence's own regions on uint8 images (N, H, W, C)."""
-    parts = batches(images, bench.pipeline.engine.buckets[-1])
-    localiser = localiser_named(bench.bundle.manifest.localiser)
-    areas = [localiser.locate(torch.from_numpy(to_pixels(part)))[0].sum((1, 2)) for part in parts]
-    return np.asarray(torch.cat(areas).sqrt().round().long().numpy())
+def _show_detection(found: dict[str, Detection]) -> Body:
+    rows = [
+        (
+            _title(name),
+            percent(rate, 0),
+            ranged(at.system, at.system_interval),
+            percent(at.max_softmax),
+            percent(at.class_distance),
+            "-" if row.auroc.system is None else f"{row.auroc.system:.3f}",
+        )
+        for name, row in found.items()
+        for rate, at in zip(ALPHAS, (row.at_1, row.at_5), strict=True)
+    ]
+    head = ("attack", "measured FPR", "the system", "max softmax", "Mahalanobis", "AUROC, the system")
+    return [Table(head, rows)]
+
+
+def _show_patches(found: dict[str, Repaired]) -> Body:
+    rows = [
+        (
+            _title(name, row.side),
+            f"{row.fooled:,}",
+            ranged(row.recovered, row.recovered_interval),
+            percent(row.random_windows),
+            ranged(row.beyond, row.beyond_interval),
+        )
+        for name, row in found.items()
+    ]
+    return [Table(("attack", "fooled", "served right", "random windows", "beyond them"), rows)]
+
+
+PLACES = (
+    Place(
+        "unaware",
+        "Attackers who do not know the defence",
+        "Attacks on the answering network alone; only images that fool it count. Max softmax rejects the least "
+        "confident answers at the same measured false-positive rate.",
+        "seen",
+        dict[str, Unaware],
+        _show,
+    ),
+    Place(
+        "detection",
+        "Detection at measured false-positive rates",
+        "Share of successful attacks flagged where each reading flags exactly that share of the benign test images.",
+        "seen",
+        dict[str, Detection],
+        _show_detection,
+    ),
+    Place(
+        "patches",
+        "Patches: what neutralisation repairs",
+        "Of the images that fool the answering network: served right, beside inpainting a random window of equal area.",
+        "seen",
+        dict[str, Repaired],
+        _show_patches,
+    ),
+)
+
+
+def unit_of(attack: Attack) -> Unit:
+    """The unit that measures an attack; its figures have the attack's title."""
+    found = "detected at a measured {:g} % of false positives"
+    figures = {f"detected_{attack.name}_{rate:g}": f"{attack.title}: {found.format(100 * rate)}" for rate in ALPHAS}
+    if attack.local:
+        figures[f"recovered_{attack.name}"] = f"{attack.title}, where it fools: answered rightly after neutralisation"
+    return Unit(
+        attack.name,
+        attack.level,
+        f"{attack.title} on the answering network",
+        partial(unaware, attack=attack),
+        UnawareSection,
+        places=(*PLACES, CASCADE),
+        figures=figures,
+        count=attack.count,
+        depends=attack.depends,
+        seconds=attack.seconds,
+        verified=attack.chunk if attack.local else 32,  # where patches lie is drawn for a chunk at once
+    )
+
+
+UNITS = tuple(unit_of(attack) for attack in ATTACKS.values())

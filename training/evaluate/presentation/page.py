@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.evaluate.presentation.content import STATUS, Table, headline, introduction, sections
+from training.evaluate.harness.shown import Table
+from training.evaluate.harness.unit import Place
+from training.evaluate.presentation.content import STATUS, Card, chapters, headline, introduction
 
 
-def markdown(card: dict[str, Any], bounds: list[dict[str, Any]]) -> str:
-    """The page of `card`; `bounds` are the rows of `card.check`."""
+def markdown(card: Card, bounds: Sequence[Card], places: Sequence[Place[Any]]) -> str:
+    """The page of `card`; `bounds` are the rows of `card.check`, `places` its sections in order."""
     blocks = [
         f"# Robustness card: {card['bundle']} {card['version']}",
         f"**{STATUS[card['status']]}**",
         introduction(card),
         _laid(headline(bounds)),
     ]
-    for section in sections(card):
-        blocks += [f"## {section.title}", *(_laid(part) for part in section.body)]
+    for chapter in chapters(card, places):
+        blocks.append(f"## {chapter.title}")
+        for section in chapter.sections:
+            blocks += [f"### {section.title}", *(_laid(part) for part in section.body)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -1,8 +1,7 @@
-"""How good the maps are, and rows of pictures for the report: a test image clean, attacked, patched and neutralised."""
+"""Rows of pictures for the report: a test image clean, attacked, patched and neutralised."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,13 @@ import torch
 
 from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Pass
-from training.analysis.explain import explanation_report
 from training.analysis.pictures import data_uri, overlaid, plain
 from training.bundling.samples import first_of_classes
+from training.evaluate.harness.attacked import attacked
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Found
-from training.evaluate.measurements.attacked import attacked
-from training.util.module_modes import frozen
+from training.evaluate.harness.section import Section
+from training.evaluate.harness.unit import Unit
 
 ROWS = 5
 
@@ -44,24 +43,7 @@ def pictures(bench: Bench) -> Found:
         if after is not None and neutral is not None:
             cells.append(_cell("neutralised", after.result, neutral, int(truth[index]), flagged=False))
         rows.append({"cells": cells})
-    return Found({}, curves={"pictures": rows})
-
-
-def explanations(bench: Bench) -> Found:
-    """Deletion, insertion, pointing, stability and randomised weights; captum's maps beside them where it is there."""
-    test = bench.first(bench.settings.explained)
-    with frozen(bench.defence):
-        report = explanation_report(
-            bench.defence,
-            bench.pixels(test.x),
-            bench.targets(test.y),
-            test.group,
-            patched=len(test),
-            seed=bench.settings.seed,
-            references=find_spec("captum") is not None,
-            progress=bench.progress,
-        )
-    return Found(report)
+    return Found(Section(), curves={"pictures": rows})
 
 
 def _decide(bench: Bench, images: np.ndarray, *, explain: bool = False) -> list[Decision]:
@@ -78,3 +60,15 @@ def _cell(kind: str, found: Pass, outputs: FullOutputs, truth: int, *, flagged: 
         "right": found.prediction.index == truth,
         "flagged": flagged,
     }
+
+
+UNIT = Unit(
+    "pictures",
+    "explanations",
+    "pictures for the report",
+    pictures,
+    Section,
+    count="patched",
+    depends=("steps",),
+    seconds=0.05,
+)

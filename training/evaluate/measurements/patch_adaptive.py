@@ -1,31 +1,43 @@
-"""What an attacker makes of neutralisation: patches that survive it, and images that it is made to spoil."""
+"""Level 4: patches whose maker knows the defence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.attacks.joint import Afterwards, Conditions, Looks, joint_attack, joint_patch_attack, says, unflagged
-from training.attacks.neutralised import gated, harm, still_wrong
-from training.attacks.patch import Kind
-from training.evaluate.harness.bench import Bench, as_images
+from training.attacks.joint import Afterwards, Conditions, Looks, joint_patch_attack, says, unflagged
+from training.attacks.neutralised import still_wrong
+from training.attacks.patch import Kind, patch_side
+from training.evaluate.harness.attacked import flags
+from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found
+from training.evaluate.harness.section import Effort, Interval, RangedByAlpha
+from training.evaluate.harness.served_judge import judged_as_served
+from training.evaluate.harness.shown import Body, Table, ranged
 from training.evaluate.harness.store import Arrays
-from training.evaluate.measurements.attacked import patch_side
-from training.evaluate.measurements.benign import flags
+from training.evaluate.harness.unit import Place, Unit
 from training.recipes.evaluation import ALPHAS
-from training.served.answers import Served, serve
+from training.served.answers import Served
 from training.util.module_modes import frozen
 from training.util.statistics import interval, share
 
 CHUNK = 16
-HARM_EPS = 8
 KINDS: tuple[Kind, ...] = ("noisy", "low_frequency")
 _COLUMNS = ("fools", "served_wrong", *(f"unflagged_{alpha:g}" for alpha in ALPHAS))
+
+
+class PatchAdaptive(Effort, RangedByAlpha):
+    """Of `n` images: wrong and not flagged by alpha; of those fooled, the share for which no patch is served wrong."""
+
+    n: int
+    side: int
+    fooled: int
+    recovered: float | None
+    recovered_interval: Interval
 
 
 def adaptive_patches(bench: Bench) -> Found:
@@ -51,7 +63,7 @@ def adaptive_patches(bench: Bench) -> Found:
         attack = partial(
             joint_patch_attack,
             bench.defence,
-            side=patch_side(bench),
+            side=patch_side(bench.bundle.manifest.input.height),
             steps=settings.adaptive_steps,
             targets=settings.adaptive_targets,
             generator=generator,
@@ -70,7 +82,7 @@ def adaptive_patches(bench: Bench) -> Found:
                         looks=looks,
                         conditions=conditions,
                         afterwards=afterwards,
-                        beaten=_judged(bench, _told, until),
+                        beaten=judged_as_served(bench, _told, until),
                         progress=partial(bench.progress, f"adaptive patches, images {start}-{stop}: {kind}, {aim}"),
                     )
                 won[left] |= found[:, :-1].cpu().numpy()
@@ -80,9 +92,9 @@ def adaptive_patches(bench: Bench) -> Found:
     rows = bench.rows("adaptive patches", "patch-adaptive", effort, len(clean), CHUNK, make, served=True)["won"]
     won = dict(zip(_COLUMNS, rows.T, strict=True))
     recovered, group = ~won["served_wrong"], clean.group
-    section = {
+    section: dict[str, Any] = {
         "n": len(clean),
-        "side": patch_side(bench),
+        "side": patch_side(bench.bundle.manifest.input.height),
         "fooled": int(won["fools"].sum()),
         "recovered": share(recovered, won["fools"]),
         "recovered_interval": interval(recovered[won["fools"]], group[won["fools"]]),
@@ -92,45 +104,10 @@ def adaptive_patches(bench: Bench) -> Found:
         section |= {f"alpha_{alpha:g}": float(passed.mean()), f"alpha_{alpha:g}_interval": interval(passed, group)}
     key = "recovered_patch_adaptive"
     return Found(
-        section,
+        PatchAdaptive.model_validate(section),
         {key: Figure(key, "fooled_patch_adaptive", at=("patch_adaptive", "recovered"))},
         {key: recovered, "fooled_patch_adaptive": won["fools"]},
     )
-
-
-def harmed(bench: Bench) -> Found:
-    """How often an attacker who aims at it has neutralisation turn a right answer into a wrong one that is served."""
-    settings, judge = bench.settings, bench.pipeline.judge
-    clean = bench.test.take(bench.right_first(settings.harm))
-    gate = judge.level(bench.bundle.manifest.policy.gate_alpha)
-
-    def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
-        part = clean.take(np.arange(start, stop))
-        with frozen(bench.defence):
-            found = joint_attack(
-                bench.defence,
-                bench.pixels(part.x),
-                bench.targets(part.y),
-                eps=HARM_EPS / 255,
-                steps=settings.adaptive_steps,
-                targets=settings.adaptive_targets,
-                generator=generator,
-                conditions=gated(judge.fusion, gate),
-                afterwards=harm(judge.calibration.recovery),
-                beaten=_judged(bench, _harm_told, "harmed"),
-                progress=partial(bench.progress, f"attacks that aim at harm, images {start}-{stop}"),
-            )
-        return {"harmed": found[:, 0].cpu().numpy()}
-
-    effort = {"steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
-    won = bench.rows("attacks that aim at harm", "harm", effort, len(clean), CHUNK, make, served=True)["harmed"]
-    section = {
-        "n": len(clean),
-        "eps": HARM_EPS,
-        "harmed": float(won.mean()),
-        "harmed_interval": interval(won, clean.group),
-    } | effort
-    return Found(section, outcomes={"harmed_adaptive": won})
 
 
 def _wrong(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
@@ -143,17 +120,40 @@ def _told(bench: Bench, said: Served, label: np.ndarray) -> Arrays:
     return {"fools": wrong, "served_wrong": wrong & served} | unflagged_
 
 
-def _harm_told(_bench: Bench, said: Served, label: np.ndarray) -> Arrays:
-    return {"harmed": (said.raw == label) & (said.served != label)}
+def _show(found: PatchAdaptive) -> Body:
+    row = (
+        f"{found.fooled:,}",
+        ranged(found.recovered, found.recovered_interval),
+        ranged(found.at_1, found.at_1_interval),
+        ranged(found.at_5, found.at_5_interval),
+    )
+    return [
+        f"{found.targets} targets x {found.steps} steps, either kind of patch, side {found.side}, n = {found.n}.",
+        Table(("fooled", "served right", "wrong and not flagged, alpha 1 %", "alpha 5 %"), [row]),
+    ]
 
 
-def _judged(
-    bench: Bench, tell: Callable[[Bench, Served, np.ndarray], Arrays], until: str
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the gateway itself answers to the images, as columns; the last one says when an image needs no more work."""
-
-    def beaten(adversarial: Tensor, label: Tensor) -> Tensor:
-        told = tell(bench, serve(bench.pipeline, as_images(adversarial)), label.cpu().numpy())
-        return torch.from_numpy(np.stack([*told.values(), told[until]], axis=1))
-
-    return beaten
+UNIT = Unit(
+    "patch_adaptive",
+    "4",
+    "patches whose maker knows the defence",
+    adaptive_patches,
+    PatchAdaptive,
+    ("patch_adaptive",),
+    (
+        Place(
+            "patch_adaptive",
+            "Patches whose maker knows the defence",
+            "A maker who knows localiser, gate, companion and detector aims at a wrong answer that is served, and at "
+            "one that is not flagged either.",
+            "knows",
+            PatchAdaptive,
+            _show,
+        ),
+    ),
+    figures={"recovered_patch_adaptive": "adaptive patches that fool: answered rightly after neutralisation"},
+    count="adaptive_patched",
+    depends=("adaptive_steps", "adaptive_targets"),
+    seconds=60,
+    verified=8,
+)

@@ -1,0 +1,44 @@
+"""`palisade evaluate --summary`: six rows of a card for a README, the adaptive figure last and in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.errors import TrainingError
+from training.evaluate.harness.shown import percent
+from training.evaluate.units import UNITS
+
+# What a row says, and the card's figures that it is made of, side by side.
+ROWS = (
+    ("clean accuracy, as served", ("accuracy_served",)),
+    ("benign images flagged at alpha 1 % / 5 %", ("flagged_0.01", "flagged_0.05")),
+    (
+        "PGD 8/255, unaware of the defence: detected at a measured 1 % / 5 % of false positives",
+        ("detected_pgd_8_0.01", "detected_pgd_8_0.05"),
+    ),
+    ("noisy patch, unaware: answered rightly after neutralisation", ("recovered_patch",)),
+    ("low-frequency patch, unaware: answered rightly after neutralisation", ("recovered_patch_low",)),
+    (
+        "**an attacker who knows everything**, 8/255: wrong and not flagged at alpha 1 % / 5 %",
+        ("joint_8_0.01", "joint_8"),
+    ),
+)
+
+
+def summary(card: Mapping[str, Any]) -> str:
+    """A table of Markdown with six rows: what was measured, its value, n, seed and date.
+
+    `TrainingError` names a figure that the card does not have.
+    """
+    dates = {row["unit"]: row["date"] for row in card["units"]}
+    measured_by = {figure: name for name, unit in UNITS.items() for figure in unit.figures}
+    lines = ["| measured | value | n | seed | date |", "| --- | --- | --- | --- | --- |"]
+    for title, names in ROWS:
+        if missing := [name for name in names if name not in card["figures"]]:
+            raise TrainingError(f"the card has no figure {missing[0]}; `palisade evaluate` measures it")
+        found = [card["figures"][name] for name in names]
+        value = " / ".join(percent(row["value"]) for row in found)
+        date = dates.get(measured_by[names[0]], card["date"])
+        lines.append(f"| {title} | {value} | {found[0]['n']:,} | {found[0]['seed']} | {date} |")
+    return "\n".join(lines) + "\n"
