@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.record import record
 from gateway.bundle import load_bundle
+from training.attacks.coarse import searched
 from training.attacks.joint import Afterwards, Seen, companion_says, confident, says
 from training.attacks.margin import margin
 from training.build import made_with
@@ -30,7 +31,7 @@ from training.defence.graph import DefenceGraph
 from training.defence.margins import served_one_hot
 from training.defence.strict import STEPS, strict_margin
 from training.evaluate.adaptive import Stage, carry_out, union_of
-from training.evaluate.bench import Bench, fast
+from training.evaluate.bench import Bench
 from training.evaluate.settings import RATES
 from training.evaluate.statistics import interval, threshold_at
 from training.evaluate.store import Arrays, Store
@@ -155,10 +156,10 @@ def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tenso
 
 def strict_opinion(network: nn.Module, *, steps: int = STEPS) -> Opinion:
     """The margin of the label after `steps` of an attack by ourselves, in bfloat16 where it is searched."""
-    coarse = fast(network)
+    coarse = searched(network)
 
     def opinion(images: Tensor, label: Tensor) -> Tensor:
-        predict = coarse if torch.is_grad_enabled() else network
+        predict = coarse if torch.is_grad_enabled() else network  # the score attacks by itself where it is judged, too
         return strict_margin(predict, images, label, steps=steps)[:, None]
 
     return opinion

@@ -27,8 +27,9 @@ from training.folders import Progress
 from training.models import ModelSpec
 from training.models.network import Network
 from training.networks import ROLES, load_networks
+from training.processes import chosen_device
 from training.recipe import DataSpec, Recipe, load_recipe, read_yaml, validate
-from training.runs import load_run
+from training.runs import load_run, settled
 from training.trainer import Trainer
 
 
@@ -111,6 +112,7 @@ def build(
         spec = input_spec(data, recipes["standard"].data.resize)
         made = load_networks(networks, models, classes=len(data.classes), spec=spec)
     else:
+        recipes = settled_all(recipes, runs)
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     plan = Plan(
         name=recipe.name,
@@ -171,6 +173,7 @@ def train(
 ) -> Network:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
+    recipe = settled(recipe, folder, device=fabric.device.type if fabric else chosen_device("auto"))
     if (folder / "weights.safetensors").is_file():
         done, network = load_run(folder, data)
         if done != recipe:
@@ -187,6 +190,12 @@ def train(
         recipe, data, folder, teacher=named("teacher"), init=named("init"), fabric=fabric, tensorboard=tensorboard
     )
     return trainer.run(lambda event: report(recipe.name, event))
+
+
+def settled_all(recipes: dict[str, Recipe], runs: Path) -> dict[str, Recipe]:
+    """Recipes by role, each as its run in `runs` is made on this machine: that is what a manifest records."""
+    device = chosen_device("auto")
+    return {role: settled(recipe, runs / recipe.name, device=device) for role, recipe in recipes.items()}
 
 
 def recipe_of(bundle: Bundle) -> tuple[Recipe | Wrapped, Evaluation]:

@@ -13,9 +13,10 @@ from training.build import load_data
 from training.build import train as train_network
 from training.evaluate.cli import evaluate, verify
 from training.own_cli import data_app, harden, wrap
-from training.processes import Device, open_fabric
+from training.processes import Device, chosen_device, open_fabric
 from training.recalibrate import recalibrate
 from training.recipe import load_recipe
+from training.runs import settled
 from training.terminal import BundlePath, Runs, Threads, command, console, progress_bars, use_threads
 from training.trainer import accuracy
 
@@ -45,6 +46,8 @@ def train(
     """
     use_threads(threads)
     recipe = load_recipe(config)
+    recipe = settled(recipe, runs / recipe.name, device=chosen_device(device))
+    assert recipe.precision != "auto"
     fabric = open_fabric(device, recipe.precision)
     with fabric.rank_zero_first():  # the first may have to download
         data = load_data(recipe)

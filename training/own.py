@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from gateway.bundle import BUCKETS, Bundle, Policy, Resize, file_sha256, load_bundle
 from training.assemble import Plan, Report, Silent, assemble
-from training.build import Wrapped, check_free, load_data, train
+from training.build import Wrapped, check_free, load_data, settled_all, train
 from training.calibrate import GUARD, enough_to_calibrate
 from training.data import Dataset, folder_at
 from training.defence.constants import batch_of
@@ -98,6 +98,7 @@ def harden(
     _named(model, version)
     _named(companion, version)
     recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch)
+    recipes = settled_all(recipes, runs)
     images = load_data(recipes["standard"], report.step)
     enough_to_calibrate(images)
     networks = {role: train(recipes[role], images, runs=runs, report=report.training) for role in ROLES}

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from training.attacks.autoattack import autoattack
+from training.attacks.coarse import searched
 from training.attacks.early import pgd_until_fooled
 from training.attacks.margin import margin
-from training.evaluate.bench import Bench, as_images, fast, labels
+from training.evaluate.bench import Bench, as_images, labels
 from training.evaluate.found import Figure, Found
 from training.evaluate.statistics import interval
 from training.evaluate.store import Arrays
@@ -26,10 +27,10 @@ CONTROL_EPS, CONTROL_RESTARTS = 16.0, 3
 def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts: int = 1) -> Arrays:
     """PGD Linf of `eps` / 255 on a network alone: `standing` (n,) after it, and the attacked uint8 `images`.
 
-    It searches in bfloat16 and is judged in float32; any iterate that fools counts. Only images that the network gets
-    right are attacked.
+    It searches in bfloat16 (`training.attacks.coarse`) and is judged in float32; any iterate that fools counts. Only
+    images that the network gets right are attacked.
     """
-    test, predict = bench.first(count), fast(bench.networks[role])
+    test, predict = bench.first(count), searched(bench.networks[role])
     right = bench.labels[role] == bench.test.y
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
@@ -115,7 +116,7 @@ def gradients(bench: Bench) -> Found:
 def autoattacked(bench: Bench, *, eps: int) -> Found:
     """AutoAttack (standard) on the companion alone: what stands, and what the others fell to."""
     test = bench.first(bench.settings.autoattack)
-    predict = fast(bench.networks["companion"])
+    predict = searched(bench.networks["companion"])
 
     def make(start: int, stop: int, _generator: torch.Generator) -> Arrays:
         part = test.take(np.arange(start, stop))
