@@ -23,10 +23,11 @@ from rich.table import Table
 
 from benchmarks.record import origin
 from benchmarks.subgraph import INPAINTING, STAGES, macs
-from gateway.bundle import InputSpec, Part, graphs_sha256, hash_files, load_bundle
-from gateway.engine import Engine, Provider, _open
+from gateway.core.engine import Engine, Provider, _open
+from gateway.core.loading import hash_files, load_bundle
+from gateway.core.manifest import InputSpec, Part, graphs_sha256
+from training.commands.terminal import JsonPath
 from training.export.parts import OUTPUTS, cut, cut_masked, graph_specs, split_parts, write_parts
-from training.terminal import JsonPath
 
 BATCHES = (1, 8, 32)
 WARM_UP = 3

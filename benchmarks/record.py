@@ -13,7 +13,7 @@ from typing import Any
 
 import onnxruntime
 
-from gateway.cores import usable_cores
+from gateway.core.cores import usable_cores
 
 
 def record(path: Path, what: str, figures: dict[str, Any]) -> None:

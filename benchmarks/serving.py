@@ -32,13 +32,14 @@ from rich.table import Table
 
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
-from gateway.bundle import Part, load_bundle
-from gateway.decode import to_pixels
-from gateway.engine import Engine
-from gateway.pipeline import Pipeline
-from gateway.serving import server_command, server_environment
+from gateway.core.decode import to_pixels
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
+from gateway.core.manifest import Part
+from gateway.core.pipeline import Pipeline
+from gateway.core.verdict import Judge
+from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
-from gateway.verdict import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 8, 32, 128)
@@ -74,7 +75,7 @@ def running(command: list[str], environment: dict[str, str], *, path: str, ready
     """Start a server, wait until `ready` answers 200, and stop it afterwards; `RuntimeError` with its log."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
-        environment = {**environment, "BENTOML_HOME": folder, "BENTOML_DO_NOT_TRACK": "True"}
+        environment = {**environment, "BENTOML_HOME": folder}
         process = subprocess.Popen(  # noqa: S603  # our own interpreter
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )

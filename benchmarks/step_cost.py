@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from benchmarks.cost import Times, in_turns
 from benchmarks.record import record
 from training.attacks.pgd import training_pgd
+from training.commands.terminal import JsonPath
+from training.loop.penalties import penalties
+from training.losses.settings import Terms
 from training.models import ModelSpec, build_model
 from training.models.memory_format import arranged
 from training.models.network import Network
-from training.modes import denormals_flushed, freeze_batchnorm, frozen, seeded
-from training.penalties import penalties
-from training.precision import machine_precision
-from training.terminal import JsonPath
-from training.terms import Terms
+from training.util.module_modes import denormals_flushed, freeze_batchnorm, frozen, seeded
+from training.util.precision import machine_precision
 
 CLASSES, SIDE, EPS, GRID = 43, 32, 8 / 255, 6
 EVERY = 2  # the longest cadence: a call is that many steps

@@ -21,7 +21,7 @@ done
 work=$(mktemp -d)
 name=palisade-test-$$
 # Health checks are run by hand below, not by systemd's timers.
-export BENTOML_HOME=$work/bentoml BENTOML_DO_NOT_TRACK=True DISABLE_HC_SYSTEMD=true
+export BENTOML_HOME=$work/bentoml BENTOML_DO_NOT_TRACK=True ORT_DISABLE_TELEMETRY=1 DISABLE_HC_SYSTEMD=true
 images=()
 clean_up() {
     [ "${KEEP:-0}" = 0 ] || { echo "kept: $work $name ${images[*]}"; return; }
@@ -138,6 +138,7 @@ echo "root file system: read-only; data folder: writable"
 ! inside sh -c 'command -v gcc git uv' || fail "build tools are in the image"
 echo "torch, compilers, git: absent"
 [ "$(inside printenv BENTOML_DO_NOT_TRACK)" = True ] || fail "BENTOML_DO_NOT_TRACK"
+[ "$(inside printenv ORT_DISABLE_TELEMETRY)" = 1 ] || fail "ORT_DISABLE_TELEMETRY"
 podman --runtime runc healthcheck run "$name" > /dev/null || fail "the health check"
 echo "health check passes"
 podman --runtime runc stop --time 30 "$name" > /dev/null

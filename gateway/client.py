@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from gateway.errors import BadParameter, PalisadeError
+
+# Statuses of a gateway that has no room now and will have some.
+ROOM_AGAIN = frozenset({429, 503})
+_LONGEST_PAUSE = 5.0
 
 
 class GatewayAnswer(PalisadeError):
@@ -23,14 +33,26 @@ class GatewayAnswer(PalisadeError):
             self.code, detail = f"http_{response.status_code}", f"{response.url}: {response.reason_phrase}"
         super().__init__(f"{detail} ({response.status_code} {self.code})")
         self.status = response.status_code
-        told = response.headers.get("retry-after", "")
-        self.retry_after = float(told) if told.isdecimal() else 1.0
+        stated = response.headers.get("retry-after", "")
+        self.retry_after = float(stated) if stated.isdecimal() else 1.0
 
 
 class GatewayUnreachable(PalisadeError):
-    """No answer, or not that of a gateway."""
+    """There was no answer, or it was not that of a gateway."""
 
     status, code, title = 502, "gateway_unreachable", "The gateway does not answer"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """For how long a request is sent again: `tries` times in all at most, and for `seconds`.
+
+    With `reconnect` also where nothing listens, as while a gateway restarts.
+    """
+
+    tries: float = math.inf
+    seconds: float = math.inf
+    reconnect: bool = False
 
 
 class Gateway:
@@ -59,14 +81,48 @@ class Gateway:
         try:
             return response.json()
         except ValueError:
-            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: no JSON") from None
+            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: the answer is not JSON") from None
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         """The answer to a request of httpx; raises `GatewayAnswer` for an error, `GatewayUnreachable` for none."""
         try:
             response = self._client.request(method, path, **request)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise GatewayUnreachable(f"{self.url} does not answer: {error or type(error).__name__}") from error
         if not response.is_success:
             raise GatewayAnswer(response)
         return response
+
+    def send_patiently(
+        self,
+        method: str,
+        path: str,
+        *,
+        patience: Patience,
+        sleep: Callable[[float], None] = time.sleep,
+        **request: Any,
+    ) -> httpx.Response:
+        """As `send`, and again while the gateway has no room (429 and 503) or a connection breaks.
+
+        It waits as long as `Retry-After` states, or ever longer after a broken connection (a worker may have ended
+        while others serve), plus up to a quarter, so that threads that were refused together return apart.
+        Raises the last refusal once `patience` is at its end; `content` must be bytes, as it may be sent again.
+        """
+        deadline = time.monotonic() + patience.seconds
+        for attempt in itertools.count(1):
+            try:
+                return self.send(method, path, **request)
+            except GatewayAnswer as error:
+                if error.status not in ROOM_AGAIN:
+                    raise
+                last: PalisadeError = error
+                pause = error.retry_after
+            except GatewayUnreachable as error:
+                if isinstance(error.__cause__, httpx.ConnectError) and not patience.reconnect:
+                    raise
+                last, pause = error, min(2.0 ** min(attempt, 10) / 16, _LONGEST_PAUSE)
+            pause *= random.uniform(1.0, 1.25)
+            if attempt >= patience.tries or time.monotonic() + pause > deadline:
+                raise last
+            sleep(pause)
+        raise AssertionError("unreachable: the loop has no end")

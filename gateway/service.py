@@ -15,19 +15,21 @@ import bentoml
 from bentoml._internal.server.http import traffic
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import metrics, store, worker_metrics
-from gateway.api import create_api
+from gateway.access.auth import check_access
+from gateway.app import create_api
 from gateway.audit.trail import check_audit
-from gateway.auth import check_access
 from gateway.errors import PalisadeError, StoreUnavailable
-from gateway.middleware import PrintablePathMiddleware, ProbeMiddleware
-from gateway.protocol import guard_connections
-from gateway.registry import load_registry
-from gateway.rollout import Rollout, forget_workers, read_wanted
-from gateway.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
+from gateway.http.connection import guard_connections
+from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
+from gateway.inference.shadow import Shadow
+from gateway.process import home
+from gateway.process.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
-from gateway.shadow import Shadow
-from gateway.tracing import tracing_options
+from gateway.telemetry import metrics, worker_metrics
+from gateway.telemetry.tracing import check_provider, tracing_options
+from gateway.versions import shared_state as store
+from gateway.versions.registry import load_registry
+from gateway.versions.rollout import Rollout, forget_workers, read_wanted
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class _Untimed:
 traffic.TimeoutMiddleware = _Untimed
 
 _RESTART_SECONDS = 5.0
-# Threads that decode and run batches wait that long for the event loop to let go of the interpreter; 5 ms by default.
+# Seconds that decoding and batch threads wait for the event loop to release the interpreter; 5 ms by default.
 _SWITCH_SECONDS = 0.0005
 _STORE_SECONDS = 10.0
 
@@ -66,7 +68,7 @@ guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.dra
     workers=settings.workers,
     http={"host": settings.host, "port": settings.port},
     # BentoML's HTTP metrics carry the raw path as a label, which a scanner could fill without bound, and its access
-    # log prints that path unescaped: both are replaced by ours (gateway.metrics, gateway.middleware).
+    # log prints that path unescaped: both are replaced by ours (gateway.telemetry.metrics, gateway.http.middleware).
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing=tracing,
@@ -81,6 +83,7 @@ class Palisade:
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
         self._rollout = Rollout(settings, api.state.store)
+        api.state.ready = self.__is_ready__
         self._closing = threading.Event()
         if _now(self._rollout.served_before):
             # This worker replaces one that died: it takes no connection before it can answer.
@@ -90,13 +93,14 @@ class Palisade:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
-        from gateway.supervisor import watch_closely  # needs what workers need not import
+        """Before any worker starts, check that there is a bundle to serve and that strangers are kept out."""
+        from gateway.process.supervisor import watch_closely  # needs what workers need not import
 
         log_to_stderr(settings.log_format)
         watch_closely()
         worker_metrics.make_folder()
-        # Workers know by it whether they listen to more than this machine.
+        home.remove_at_end()
+        # From it, workers know whether they listen to more than this machine.
         os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
             store.make_folder(settings.state_dir)
@@ -108,6 +112,7 @@ class Palisade:
                 load_registry(now, read_wanted(shared)[0])
                 check_audit(now)
             shared.close()
+            check_provider()
         except PalisadeError as error:
             sys.exit(f"palisade: {error.detail}")
 
@@ -120,7 +125,7 @@ class Palisade:
                 self._rollout.follow()
 
     def _load(self) -> None:
-        # What was imported lives for ever: collections, which free replaced models, need not look at it.
+        # Imported objects are never freed: collections, which free replaced models, need not visit them.
         gc.collect()
         gc.freeze()
         try:
@@ -140,7 +145,7 @@ class Palisade:
     def _give_up(self, reason: str) -> None:
         """A server that cannot start ends; a worker that cannot be replaced is tried again, while others serve."""
         if _now(self._rollout.others_serve):
-            log.critical("a worker cannot start, the others go on: %s", reason)
+            log.critical("a worker cannot start, the others keep serving: %s", reason)
             time.sleep(_RESTART_SECONDS)
             os._exit(1)
         abort_server(reason)
@@ -150,7 +155,7 @@ class Palisade:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let images in work finish."""
+        """Let images that are being processed finish."""
         self._closing.set()
         metrics.ready.set(0)
         api.state.dispatcher.close()
@@ -159,7 +164,7 @@ class Palisade:
 
 
 def _patiently(job: Callable[[], None]) -> None:
-    """Do it again while the shared store does not answer, as when many workers start on a slow disk."""
+    """Retry while the shared store does not answer, as when many workers start on a slow disk."""
     deadline = time.monotonic() + _STORE_SECONDS
     while True:
         try:
@@ -171,13 +176,13 @@ def _patiently(job: Callable[[], None]) -> None:
 
 
 def _now(question: Callable[[], bool]) -> bool:
-    """What the shared store says; no when it does not answer, which it has logged and counted."""
+    """The answer of the shared store; False when it does not answer, which it has logged and counted."""
     try:
         return question()
     except StoreUnavailable:
         return False
 
 
-# Around BentoML's own router too, which would answer in its own shape what it can't match.
+# These wrap BentoML's own router too, which would answer unmatched paths in its own shape.
 Palisade.add_asgi_middleware(PrintablePathMiddleware)  # type: ignore[attr-defined]
 Palisade.add_asgi_middleware(ProbeMiddleware)  # type: ignore[attr-defined]

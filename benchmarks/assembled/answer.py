@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.bundle import Bundle
-from gateway.pipeline import softmax
-from gateway.verdict import Verdict
+from gateway.core.loading import Bundle
+from gateway.core.pipeline import softmax
+from gateway.core.verdict import Verdict
 
 
 def answer(

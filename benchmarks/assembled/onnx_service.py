@@ -15,8 +15,8 @@ import onnxruntime as ort
 from PIL import Image
 
 from benchmarks.assembled.answer import answer
-from gateway.bundle import load_bundle
-from gateway.verdict import Judge
+from gateway.core.loading import load_bundle
+from gateway.core.verdict import Judge
 from training.export.parts import cut
 
 QUESTIONS = {

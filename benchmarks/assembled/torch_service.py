@@ -14,9 +14,9 @@ from captum.attr import Saliency
 from PIL import Image
 
 from benchmarks.assembled.answer import answer
-from gateway.bundle import load_bundle
-from gateway.verdict import Judge
-from training.networks import load_defence
+from gateway.core.loading import load_bundle
+from gateway.core.verdict import Judge
+from training.bundling.networks import load_defence
 
 
 @bentoml.service(name="assembled_torch", workers=1, threads=2, metrics={"enabled": False})

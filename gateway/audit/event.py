@@ -1,4 +1,4 @@
-"""What is remembered of one request, and which requests are."""
+"""Which requests leave an event, and what the event holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
-from gateway.render import image_png, map_png
-from gateway.schemas import ClassScore
+from gateway.answers.render import image_png, map_png
+from gateway.answers.schemas import ClassScore
+from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
 Kind = Literal["flagged", "changed", "blocked", "sample"]
 Review = Literal["confirmed", "false_positive"]
@@ -57,7 +57,9 @@ class Event(BaseModel):
     neutralization: EventNeutralization | None
     caller: str | None = Field(description="Id of the caller's key.")
     image_sha256: str | None = Field(description="SHA-256 of the bytes that were sent; null under privacy `none`.")
-    sampled: bool = Field(description="Drawn into the uniform sample of all traffic, whatever was found.")
+    sampled: bool = Field(
+        description="Whether it was drawn into the uniform sample of all traffic, whatever was found."
+    )
     sample_probability: float = Field(description="Probability of that draw.")
 
 
@@ -70,7 +72,7 @@ class Record:
 
 
 def label_changed(done: Neutralized | None, raw: Prediction) -> bool:
-    """Whether the network says something else once the region is inpainted."""
+    """Whether the label changes once the region is inpainted."""
     return done is not None and done.result.prediction.index != raw.index
 
 

@@ -12,7 +12,7 @@ _POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
     "base-uri": "'none'",
-    # No string ever becomes markup or script: the browser refuses it, not only our habits.
+    # The browser itself refuses to turn any string into markup or script.
     "require-trusted-types-for": "'script'",
     "trusted-types": "'none'",
 }

@@ -8,11 +8,11 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
-from gateway.bundle import Bundle
+from gateway.answers.render import png
+from gateway.answers.schemas import Sample
+from gateway.core.loading import Bundle
 from gateway.errors import NotFound
-from gateway.render import png
-from gateway.samples import ANSWERS, FOLDER
-from gateway.schemas import Sample
+from gateway.versions.replay import ANSWERS, FOLDER
 
 _ANSWERS = f"{FOLDER}/{ANSWERS}"
 

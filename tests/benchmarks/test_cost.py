@@ -17,7 +17,7 @@ from benchmarks.subgraph import INPAINTING, STAGES, macs
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE, SPEC
 from training.export.parts import cut, cut_masked
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 @pytest.fixture(scope="module")

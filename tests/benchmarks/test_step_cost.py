@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import benchmarks.step_cost
 from benchmarks.cost import Times
 from benchmarks.step_cost import EVERY, Setting, Steps, both, main, ratios, settings
+from training.losses.settings import Terms
 from training.models import ModelSpec, build_model
-from training.terms import Terms
 
 
 def test_ratios_are_by_round() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gateway.bundle import load_bundle
+from gateway.core.loading import load_bundle
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import pgd
-from training.build import made_with
-from training.modes import seeded
-from training.networks import load_defence
-from training.pixels import to_tensor
-from training.scoring import to_uint8
+from training.bundling.networks import load_defence
+from training.bundling.provenance import made_with
+from training.imaging.pixels import to_tensor
+from training.served.scoring import to_uint8
+from training.util.module_modes import seeded
 
 HERE = Path(__file__).resolve().parent
 

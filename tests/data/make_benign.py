@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data import data_dir
+from training.data.dataset import data_dir
 
 HERE = Path(__file__).resolve().parent
 COLUMNS, ROWS = 50, 40

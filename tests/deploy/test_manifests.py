@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway import NO_TELEMETRY
 from gateway.settings import Settings
 from tests.deploy.deployment import DEPLOY, ROOT, SETTING, load, script
 
@@ -163,12 +164,23 @@ def test_settings_that_are_set_exist() -> None:
         assert set(re.findall(SETTING, file.read_text("utf-8"))) <= known, file
 
 
+def test_telemetry_is_off_wherever_the_gateway_is_deployed() -> None:
+    assert COMPOSE["services"]["gateway"]["environment"].items() >= NO_TELEMETRY.items()
+    for folder in FOLDERS:
+        assert objects(folder)["ConfigMap"]["data"].items() >= NO_TELEMETRY.items()
+    for name in ("bentofile.yaml", "deploy/bentofile.cuda.yaml"):
+        envs = yaml.safe_load((ROOT / name).read_text("utf-8"))["envs"]
+        assert {env["name"]: env["value"] for env in envs}.items() >= NO_TELEMETRY.items()
+    files = {DEPLOY / "Containerfile": "{}={}", ROOT / "Makefile": "export {} := {}"}
+    for file, form in files.items():
+        assert all(form.format(*pair) in file.read_text("utf-8") for pair in NO_TELEMETRY.items()), file
+
+
 @pytest.mark.parametrize("name", ["bentofile.yaml", "deploy/bentofile.cuda.yaml"])
 def test_bento(name: str) -> None:
     bento = yaml.safe_load((ROOT / name).read_text("utf-8"))
     # Without the slash a pattern takes any folder of that name: training/models, tests/gateway.
     assert all(pattern.startswith("/") and (ROOT / pattern.strip("/")).exists() for pattern in bento["include"])
-    assert {"name": "BENTOML_DO_NOT_TRACK", "value": "True"} in bento["envs"]
     pins = (ROOT / bento["python"]["requirements_txt"]).read_text("utf-8").splitlines()
     assert all("==" in pin or "platform_machine !=" in pin for pin in pins)
     names = {_name(pin) for pin in pins}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from gateway import metrics
+from gateway.telemetry import metrics
 from tests.deploy.deployment import DEPLOY, ROOT, alerts, load, rules, script
 
 QUERIES = list(script("grafana", "queries.py").dashboard_queries())

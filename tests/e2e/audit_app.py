@@ -9,9 +9,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
-from gateway.audit.routes import router
+from gateway.access.auth import Caller
 from gateway.audit.trail import Audit
-from gateway.auth import Caller
+from gateway.http.routes.events import router
 from gateway.settings import Settings
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gateway.audit.trail import Audit
 from gateway.ids import new_id
-from gateway.registry import load_pipeline
 from gateway.settings import Settings
+from gateway.versions.registry import load_pipeline
 from tests.gateway.tiny import encode, patched_image
 
 

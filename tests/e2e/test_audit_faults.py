@@ -23,11 +23,11 @@ from prometheus_client import REGISTRY
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, Limits
 from gateway.audit.trail import Audit
+from gateway.core.pipeline import Decision
 from gateway.errors import ConfigError
 from gateway.ids import new_id
-from gateway.pipeline import Decision
-from gateway.registry import load_pipeline
 from gateway.settings import Settings
+from gateway.versions.registry import load_pipeline
 from tests.e2e.audit_postgres import Postgres
 from tests.gateway.audit.records import NOON, record
 from tests.gateway.tiny import encode, patched_image, write_bundle

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.keys import ApiKey, Role, hash_key, new_key, write_keys
+from gateway.access.keys import ApiKey, Role, hash_key, new_key, write_keys
 from tests.gateway.server import ROOT, Server, start, stop, wait_until_ready
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -27,7 +27,7 @@ import psutil
 import pytest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from gateway.worker_metrics import FOLDER
+from gateway.telemetry.worker_metrics import FOLDER
 from tests.deploy.deployment import DEPLOY, load
 from tests.e2e.ledger import Ledger
 from tests.e2e.monitors import Alertmanager, Prometheus

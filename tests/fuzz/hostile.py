@@ -10,8 +10,12 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.gateway.icc_files import ADOBE, cmyk_profile, rgb_profile
+from tests.gateway.png_files import GREY, PALETTE, RGB, chunk, drawn, palette_of, png
+
 _RNG = np.random.default_rng(0)
 _PHOTO = Image.fromarray(_RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8))
+_WIDE = rgb_profile(ADOBE, 2.2)
 _SMOOTH = Image.fromarray(np.broadcast_to(np.arange(48, dtype=np.uint8)[:, None, None] * 5, (48, 48, 3)).copy())
 
 
@@ -39,7 +43,24 @@ def _png_header(width: int, height: int, depth: int, colour: int) -> bytes:
     )
 
 
+def _tagged(*chunks: bytes, colour: int = RGB, depth: int = 8) -> bytes:
+    """A PNG with chunks that change its pixels."""
+    palette = palette_of(depth) if colour == PALETTE else None
+    return png(drawn(colour, depth), colour, depth, chunks=chunks, palette=palette, interlaced=depth != 8)
+
+
 UNUSUAL = [
+    _tagged(chunk(b"tRNS", bytes(6)), depth=16),
+    _tagged(chunk(b"tRNS", b"\x00\x03"), colour=GREY, depth=4),
+    _tagged(chunk(b"tRNS", bytes(range(9))), colour=PALETTE, depth=4),
+    _tagged(chunk(b"gAMA", struct.pack(">I", 100_000))),
+    _tagged(chunk(b"gAMA", struct.pack(">I", 30_000)), depth=16),
+    _tagged(chunk(b"iCCP", b"wide\x00\x00" + zlib.compress(_WIDE)), chunk(b"eXIf", _exif(6))),
+    _saved(_PHOTO, "JPEG", icc_profile=_WIDE),
+    _saved(_PHOTO, "WEBP", icc_profile=_WIDE, exif=_exif(7)),
+    _saved(_PHOTO.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
+    _saved(_PHOTO, "JPEG", restart_marker_blocks=1),
+    _saved(_PHOTO.convert("P"), "BMP"),
     _saved(_PHOTO, "PNG"),
     _saved(_PHOTO, "JPEG", quality=80),
     _saved(_SMOOTH, "JPEG", progressive=True),

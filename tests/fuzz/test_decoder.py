@@ -5,8 +5,8 @@ import time
 import numpy as np
 from hypothesis import example, given
 
-from gateway.bundle import InputSpec, Resize
-from gateway.decode import Limits, decode_image
+from gateway.core.decode import Limits, decode_image
+from gateway.core.manifest import InputSpec, Resize
 from gateway.errors import EmptyBody, ImageTooLarge, UndecodableImage, UnsupportedMediaType
 from tests.fuzz.hostile import UNUSUAL, uploads
 

@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bundle import InputSpec
+from gateway.core.manifest import InputSpec
 from gateway.errors import PalisadeError
-from gateway.oip import read_images
-from gateway.oip_outputs import OUTPUTS, wanted
-from gateway.oip_tensors import inflate, read_request
+from gateway.http.routes.oip.images import read_images
+from gateway.http.routes.oip.outputs import OUTPUTS, wanted
+from gateway.http.routes.oip.tensors import read_request
 
 SPEC = InputSpec(height=8, width=8, channels=1)
 SIZE = 64
@@ -91,11 +91,3 @@ def test_damaged_requests(request: dict[str, Any], blob: bytes, draw: st.DataObj
         at = draw.draw(st.integers(0, len(body)))
         body[at : at + draw.draw(st.integers(0, 4))] = draw.draw(st.binary(max_size=4))
     read(bytes(body), draw.draw(st.one_of(st.none(), st.integers(-1, len(body) + 1).map(str), st.text(max_size=3))))
-
-
-@given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "identity", "br"]))
-def test_compressed_bodies(body: bytes, encoding: str) -> None:
-    try:
-        assert len(inflate(body, encoding, 1000)) <= 1000
-    except PalisadeError as error:
-        assert error.status < 500

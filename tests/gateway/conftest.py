@@ -4,19 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.pipeline import Pipeline
-from gateway.registry import load_pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.settings import Settings
+from gateway.versions.registry import load_pipeline
 from tests.gateway.tiny import write_bundle
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests don't see the settings of the machine they run on."""
-    import os
-
-    for name in [name for name in os.environ if name.startswith("PALISADE_") and name != "PALISADE_DATA"]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

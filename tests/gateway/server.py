@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from gateway.serving import server_command, server_environment
+from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def start(
     port = port or free_port()
     chosen = Settings(**{"models": [models], "port": port, "threads": 1, "data_dir": folder / "data", **settings})
     log = folder / "server.log"
-    environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**server_environment(chosen), "BENTOML_HOME": str(home or folder)}
     with log.open("wb") as file:
         process = subprocess.Popen(
             server_command(chosen), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file

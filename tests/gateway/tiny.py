@@ -17,7 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from gateway.bundle import (
+from gateway.core.loading import hash_files, write_manifest
+from gateway.core.manifest import (
     Calibration,
     Cascade,
     Cutoff,
@@ -29,10 +30,8 @@ from gateway.bundle import (
     Recovery,
     expected_inputs,
     graphs_sha256,
-    hash_files,
-    write_manifest,
 )
-from gateway.verdict import Fusion, component_p, fisher
+from gateway.core.verdict import Fusion, component_p, fisher
 from training.export.parts import graph_specs, split_parts, write_parts
 
 SIZE = 16

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.bundle import load_bundle
-from gateway.decode import to_pixels
-from gateway.engine import Engine
-from gateway.verdict import Judge
-from training.networks import load_defence
+from gateway.core.decode import to_pixels
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
+from gateway.core.verdict import Judge
+from training.bundling.networks import load_defence
 
 ROOT = Path(__file__).resolve().parents[2]
 

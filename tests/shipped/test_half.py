@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from gateway.bundle import InputSpec
-from gateway.engine import Engine
+from gateway.core.engine import Engine
+from gateway.core.manifest import InputSpec
 from tests.training.rounded import rounded
 from training.export.half import halved
 from training.export.parts import graph_specs, write_parts

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from gateway.bundle import PART_FILES
+from gateway.core.manifest import PART_FILES
 from training.export.half import halved
 
 ROOT = Path(__file__).resolve().parents[2]

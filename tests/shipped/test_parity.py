@@ -99,7 +99,7 @@ def test_stock_operators_and_no_batch_norm(bundle, part):
 def test_samples_get_the_answers_in_the_bundle(bundle):
     import json
 
-    from training.evaluate.served import open_pipeline
+    from training.served.answers import open_pipeline
 
     pipeline = open_pipeline(bundle)
     answers = json.loads((bundle.path / "samples" / "answers.json").read_text("utf-8"))

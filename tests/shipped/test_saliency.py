@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.defence.inpaint import inpaint
+from training.imaging.inpaint import inpaint
 
 SHARES = (0.05, 0.1, 0.2, 0.3)
 

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network, taught, toy_dataset
-from training.data import Dataset
+from training.data.dataset import Dataset
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph, DefenceOutputs
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.imaging.pixels import to_tensor
 from training.models import build_model
 from training.models.resnet import SmallResNet
-from training.pixels import to_tensor
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.data import Dataset, Split
+from training.data.dataset import Dataset, Split
+from training.imaging.pixels import to_tensor
 from training.models import ModelSpec, build_model
 from training.models.resnet import SmallResNet
-from training.pixels import to_tensor
 
 SIDE, CLASSES = 16, 4
 SPEC = ModelSpec(width=4)

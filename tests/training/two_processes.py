@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.training.toy import random_network, toy_dataset
-from training.recipe import Recipe
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
+from training.recipes.training import Recipe
 
 ATTACK = {"eps": 4, "steps": 2}
 TERMS = {

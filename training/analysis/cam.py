@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.analysis.responses import responses
-from training.modes import frozen
+from training.util.module_modes import frozen
 
 Score = Literal["logit", "probability"]
 Maps = dict[str, dict[str, Tensor]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training.attacks.coarse import searched
 from training.attacks.pgd import Norm, pgd
 from training.errors import TrainingError
-from training.modes import frozen, seeded
+from training.util.module_modes import frozen, seeded
 
 BATCH = 50
 ATTACKS: dict[str, tuple[Norm, float]] = {

@@ -34,9 +34,9 @@ from training.attacks.coarse import searched
 from training.attacks.patch import patch_attack
 from training.defence.graph import DefenceGraph
 from training.defence.regions import region_of_attack
-from training.evaluate.statistics import interval
 from training.models.network import Network
-from training.modes import seeded
+from training.util.module_modes import seeded
+from training.util.statistics import interval
 
 STEPS = 16
 NOISE = 2 / 255

@@ -11,9 +11,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from training.losses.perturbation_saliency import gaussian_blur
+from training.imaging.blur import gaussian_blur
 from training.models.network import Network
-from training.modes import frozen
+from training.util.module_modes import frozen
 
 Baseline = Literal["blur", "mean"]
 BATCH = 256

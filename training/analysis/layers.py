@@ -30,8 +30,8 @@ from training.defence.deviation import normalised as z_scores
 from training.defence.deviation import top_mean, view_change
 from training.defence.views import reference_views
 from training.errors import TrainingError
-from training.evaluate.statistics import auroc, threshold_at
-from training.modes import frozen
+from training.util.module_modes import frozen
+from training.util.statistics import auroc, threshold_at
 
 RATES = (0.01, 0.05)
 UNDETERMINED = 1e4  # upper end of an interval of V

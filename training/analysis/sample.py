@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data import Split
-from training.pixels import to_tensor
+from training.data.dataset import Split
+from training.imaging.pixels import to_tensor
 
 
 def sample(split: Split, count: int | None, *, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -20,7 +20,7 @@ from training.errors import TrainingError
 from training.losses.sns import channel_change, relative_change, select_sensitive
 from training.models.layers import as_map
 from training.models.network import Network
-from training.modes import frozen, seeded
+from training.util.module_modes import frozen, seeded
 
 BATCH, RESAMPLES, LEVEL = 250, 500, 0.95
 KINDS = ("absolute", "relative")

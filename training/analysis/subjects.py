@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gateway.bundle import MANIFEST, load_bundle
-from training.build import load_data, made_with
-from training.data import Dataset
+from gateway.core.loading import load_bundle
+from gateway.core.manifest import MANIFEST
+from training.bundling.networks import load_defence
+from training.bundling.provenance import load_data, made_with
+from training.data.dataset import Dataset
 from training.errors import TrainingError
+from training.loop.runs import load_run
 from training.models.network import Network
-from training.networks import load_defence
-from training.recipe import Recipe
-from training.runs import load_run
+from training.recipes.training import Recipe
 
 
 @dataclass(frozen=True)

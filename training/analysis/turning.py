@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.analysis.responses import responses
-from training.modes import frozen
+from training.util.module_modes import frozen
 
 GRID = 2
 RIDGE = 0.1

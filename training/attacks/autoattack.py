@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.attacks.pgd import Norm, Predict, project
-from training.checkpoint import write_tensors
 from training.errors import TrainingError
+from training.util.checkpoint import write_tensors
 
 Version = Literal["standard", "plus", "rand"]
 Progress = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.defence.graph import DefenceGraph
 from training.models.memory_format import arranged
-from training.precision import machine_precision, say_once
+from training.util.precision import machine_precision, say_once
 
 
 class _Searched(nn.Module):

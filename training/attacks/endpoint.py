@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable
+from gateway.client import ROOM_AGAIN, Gateway, GatewayAnswer, GatewayUnreachable, Patience
 from training.attacks.square import QueriesSpent
 from training.errors import TrainingError
-from training.scoring import png, to_uint8
+from training.served.scoring import png, to_uint8
 
-_AGAIN = (429, 503)
 _FLOOR = 1e-6  # of a probability: answers have six digits
 _FLAG_WEIGHT = 1.0
 
@@ -60,7 +59,8 @@ class Endpoint:
     ) -> None:
         self._gateway, self._lock = Gateway(url, key), Lock()
         self._query = {} if model is None else {"model": model}
-        self._workers, self._tries, self._timeout, self._sleep = workers, tries, timeout, sleep
+        self._workers, self._timeout, self._sleep = workers, timeout, sleep
+        self._patience = Patience(tries=tries, reconnect=True)
         self._top: dict[str, str] | None = None
         self.budget, self.queries = budget, 0
 
@@ -95,29 +95,31 @@ class Endpoint:
             return list(pool.map(self._ask, files))
 
     def _ask(self, file: bytes) -> Answer:
-        for number in range(self._tries):
-            try:
-                response = self._gateway.send(
-                    "POST",
-                    "v1/predict",
-                    content=file,
-                    params=self._parameters(),
-                    timeout=self._timeout,
-                    headers={"Content-Type": "image/png"},
-                )
-                return _read(response.json())
-            except GatewayAnswer as error:
-                if error.code == "blocked_by_policy":
-                    return Answer(None, None, True, None)
-                if error.status not in _AGAIN:
-                    raise TrainingError(f"{self._gateway.url}: {error}") from None
-                last, wait = str(error), error.retry_after
-            except GatewayUnreachable as error:
-                last, wait = str(error), min(2.0**number / 8, 5.0)
-            except (KeyError, TypeError, ValueError):
-                raise TrainingError(f"{self._gateway.url} does not answer as a gateway does") from None
-            self._sleep(wait)
-        raise TrainingError(f"{self._gateway.url}: no answer in {self._tries} tries: {last}")
+        try:
+            response = self._gateway.send_patiently(
+                "POST",
+                "v1/predict",
+                patience=self._patience,
+                sleep=self._sleep,
+                content=file,
+                params=self._parameters(),
+                timeout=self._timeout,
+                headers={"Content-Type": "image/png"},
+            )
+            return _read(response.json())
+        except GatewayAnswer as error:
+            if error.code == "blocked_by_policy":
+                return Answer(None, None, True, None)
+            if error.status in ROOM_AGAIN:
+                raise self._gave_up(error) from None
+            raise TrainingError(f"{self._gateway.url}: {error}") from None
+        except GatewayUnreachable as error:
+            raise self._gave_up(error) from None
+        except (KeyError, TypeError, ValueError):
+            raise TrainingError(f"{self._gateway.url} does not answer as a gateway does") from None
+
+    def _gave_up(self, last: Exception) -> TrainingError:
+        return TrainingError(f"{self._gateway.url}: no answer in {self._patience.tries} tries: {last}")
 
     def _parameters(self) -> dict[str, str]:
         """All classes are asked for, so that the label's probability is among them."""

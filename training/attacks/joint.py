@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gateway.verdict import Fusion
+from gateway.core.verdict import Fusion
 from training.attacks.coarse import searched_defence
 from training.attacks.margin import margin
 from training.attacks.patch import Kind, Patches, random_patches
@@ -55,7 +55,7 @@ _LEVELS = np.concatenate([np.linspace(0, 0.9, 10), [0.95, 0.98, 0.99, 0.995, 1.0
 
 
 def unflagged(fusion: Fusion, level: float, *, capped: bool = False) -> Conditions:
-    """The conditions of a wrong answer whose T (`gateway.verdict.Fusion`) stays above `level`; `capped`: `evidence`."""
+    """The conditions of a wrong answer with T (`gateway.core.verdict.Fusion`) above `level`; `capped`: `evidence`."""
     limit, objection = fusion.limits(level)
     statistic = evidence(fusion.components, fusion.columns, capped=capped)
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gateway.bundle import Recovery
-from gateway.verdict import Fusion
+from gateway.core.manifest import Recovery
+from gateway.core.verdict import Fusion
 from training.attacks.joint import Afterwards, Conditions, Seen, evidence, says
 from training.defence.graph import DefenceGraph
-from training.defence.inpaint import inpaint
 from training.defence.regions import attack_map, contrasts, region_of_attack
+from training.imaging.inpaint import inpaint
 
 _TEMPERATURE = 0.5  # of the windows' contrasts, which are in standard errors
 _CLEARLY = 0.1  # deviations beyond the threshold at which a second answer is served

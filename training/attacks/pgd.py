@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.draws import normal, uniform
+from training.util.random_draws import normal, uniform
 
 Norm = Literal["linf", "l2"]
 Loss = Literal["ce", "margin"]

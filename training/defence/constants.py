@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from training.data import Split
+from training.data.dataset import Split
 from training.defence.deviation import view_change
 from training.defence.views import reference_views
 from training.errors import TrainingError
+from training.imaging.pixels import to_tensor
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.models.network import Network
-from training.modes import frozen
-from training.pixels import to_tensor
+from training.util.module_modes import frozen
 
 
 @dataclass(frozen=True)

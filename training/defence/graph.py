@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from training.defence.constants import Constants, last_tap
 from training.defence.deviation import normalised, top_mean, view_change
-from training.defence.inpaint import inpaint
 from training.defence.margins import one_hot_margin, served_one_hot
 from training.defence.regions import (
     class_activation_map,
@@ -25,6 +24,7 @@ from training.defence.regions import (
 from training.defence.saliency import saliency_map
 from training.defence.strict import strict_margin
 from training.defence.views import SHIFTS, reference_views
+from training.imaging.inpaint import inpaint
 from training.models.network import Network
 
 SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.resize import box_mean, resize_bilinear
+from training.imaging.resize import box_mean, resize_bilinear
 
 ROI_LEVEL = 0.4
 SIDE_SHARES = (0.16, 0.22, 0.28, 0.34)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import relu
 
-from training.losses.perturbation_saliency import gaussian_blur
+from training.imaging.blur import gaussian_blur
 
 BASELINE_SHARE = 1 / 8
 SMOOTHING_SHARE = 1.5 / 32

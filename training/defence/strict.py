@@ -14,7 +14,7 @@ from torch import Tensor
 from training.defence.margins import one_hot_margin
 
 RADIUS = 4 / 255
-STEPS = 1  # as good as two on the select split (`benchmarks.strict`), at half the price
+STEPS = 1  # as good as two on the select split (`studies.strict`), at half the price
 _STRIDE = 0.75  # of the radius, where there is more than one step
 
 

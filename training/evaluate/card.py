@@ -15,18 +15,18 @@ import numpy as np
 import onnxruntime
 import torch
 
-from gateway.bundle import Bundle
-from training.data import Dataset
+from gateway.core.loading import Bundle
+from training.data.dataset import Dataset
 from training.errors import TrainingError
-from training.evaluate.bench import Bench
 from training.evaluate.checks import self_checks
-from training.evaluate.found import Figure, counted, unpack, value_of
-from training.evaluate.page import markdown
-from training.evaluate.report import Drawn, html
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Figure, counted, unpack, value_of
+from training.evaluate.harness.store import Store, replace_text
+from training.evaluate.presentation.page import markdown
+from training.evaluate.presentation.report import Drawn, html
 from training.evaluate.run import finished, run_units
-from training.evaluate.settings import FIGURES, Bound, Evaluation
-from training.evaluate.store import Store, replace_text
 from training.evaluate.units import BASIC, UNITS
+from training.recipes.evaluation import FIGURES, Bound, Evaluation
 
 __all__ = ["Bound", "Evaluation", "Progress", "assemble", "check", "evaluate", "write_card"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluate.settings import Evaluation
+from training.recipes.evaluation import Evaluation
 
 POINT = 0.01
 CONTROL = 0.005

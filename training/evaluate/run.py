@@ -10,8 +10,8 @@ from typing import Any
 
 from gateway.errors import PalisadeError
 from training.errors import TrainingError
-from training.evaluate.bench import Bench
-from training.evaluate.store import digest
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.store import digest
 from training.evaluate.units import UNITS
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gateway.bundle import Bundle
-from training.data import Dataset
+from gateway.core.loading import Bundle
+from training.data.dataset import Dataset
 from training.errors import TrainingError
-from training.evaluate import adaptive, benign, explained, layered, local, queries, robust, unaware
-from training.evaluate.attacked import ATTACKS, title
-from training.evaluate.bench import Bench
-from training.evaluate.found import Found
-from training.evaluate.settings import ALPHAS, FIGURES, Evaluation
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Found
+from training.evaluate.measurements import adaptive, benign, explained, layered, local, queries, robust, unaware
+from training.evaluate.measurements.attacked import ATTACKS, title
+from training.recipes.evaluation import ALPHAS, FIGURES, Evaluation
 
 LEVELS = {
     "0": "benign images, noise and corruptions",

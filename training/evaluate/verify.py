@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gateway.bundle import Bundle
-from training.build import made_with
+from gateway.core.loading import Bundle
+from training.bundling.provenance import made_with
 from training.errors import TrainingError
-from training.evaluate.bench import Bench
 from training.evaluate.card import PAGE, check
-from training.evaluate.found import Figure, counted, unpack, value_of
-from training.evaluate.page import markdown
-from training.evaluate.settings import FIGURES, Bound, Evaluation
-from training.evaluate.store import Store
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Figure, counted, unpack, value_of
+from training.evaluate.harness.store import Store
+from training.evaluate.presentation.page import markdown
 from training.evaluate.units import BASIC, UNITS
+from training.recipes.evaluation import FIGURES, Bound, Evaluation
 
 Progress = Callable[[str, int, int], None]
 # Another processor rounds differently: of the images measured again this share, or two images, may differ.

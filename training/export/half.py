@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from gateway.bundle import Part
+from gateway.core.manifest import Part
 from training.export.blocked import STEEP
 from training.export.draft import Draft, attribute, make
 from training.export.parts import extracted, reads

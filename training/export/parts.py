@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from gateway.bundle import PART_FILES, WEIGHTS, GraphSpec, Part, Precision, variant_file
+from gateway.core.manifest import PART_FILES, WEIGHTS, GraphSpec, Part, Precision, variant_file
 
 # Smaller tensors (shapes, axes, scalars) stay in the graphs: ONNX Runtime wants them while it infers shapes.
 SHARED_BYTES = 1024

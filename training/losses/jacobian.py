@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.draws import normal
 from training.losses.input_gradient import Predict, Probe, squared_norm
+from training.util.random_draws import normal
 
 
 def jacobian_probe(logits: Tensor, generator: torch.Generator | None) -> Probe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.shares import batch_mean
+from training.util.distributed import batch_mean
 
 Taps = dict[str, Tensor]
 

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
 from training.errors import TrainingError
-from training.modes import frozen, seeded
+from training.util.module_modes import frozen, seeded
 
 LAYERS = 5  # tapped at most where the resolution falls
 BLOCKS = 4  # tapped where it does not

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from gateway.answers.schemas import ClassScore
 from gateway.audit.event import Event, EventNeutralization, Record
-from gateway.schemas import ClassScore
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -20,6 +20,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 from sqlalchemy.exc import IntegrityError
 
+from gateway.access.auth import Caller
 from gateway.audit.database import sqlite_url
 from gateway.audit.event import Record, kind_of
 from gateway.audit.mover import Mover
@@ -27,10 +28,9 @@ from gateway.audit.spool import Spool
 from gateway.audit.store import AuditStore, Filter, Limits, StoredEvent
 from gateway.audit.trail import Audit, check_audit
 from gateway.audit.writer import SpoolWriter
-from gateway.auth import Caller
+from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import AuditUnavailable, ConfigError
 from gateway.ids import new_id
-from gateway.pipeline import Decision, Pipeline
 from gateway.settings import Settings
 from tests.gateway.audit.records import record
 from tests.gateway.tiny import clean_image, encode, patched_image, speckled_image

@@ -15,7 +15,7 @@ from training.analysis.faithfulness import (
     share_inside,
     without_detail,
 )
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 def test_ranks_with_ties_at_random() -> None:

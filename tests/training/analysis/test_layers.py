@@ -11,8 +11,8 @@ from training.analysis.layers import layer_ablation, layer_report, vulnerable_la
 from training.analysis.report import layer_page
 from training.attacks.pgd import pgd
 from training.errors import TrainingError
-from training.modes import seeded
-from training.pixels import to_tensor
+from training.imaging.pixels import to_tensor
+from training.util.module_modes import seeded
 
 N = 48
 

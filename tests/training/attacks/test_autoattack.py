@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.training.toy import Linear
 from training.attacks.autoattack import autoattack
 from training.errors import TrainingError
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(4, 48, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

@@ -8,7 +8,7 @@ from training.attacks.early import pgd_until_fooled
 from training.attacks.margin import margin
 from training.attacks.pgd import pgd
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 class Counting:

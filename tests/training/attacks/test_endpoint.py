@@ -18,7 +18,7 @@ from training.attacks.endpoint import Endpoint
 from training.attacks.rays import rays
 from training.attacks.square import QueriesSpent, square
 from training.errors import TrainingError
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(3, 48, generator=seeded(1))
 NETWORK = Linear(WEIGHT)
@@ -114,7 +114,8 @@ def test_refusals_are_waited_out_and_not_counted() -> None:
     server = Server(full, refusals)
     asked = endpoint(server, sleep=waits.append)
     asked.score(X[:1], Y[:1])
-    assert waits[:2] == [7, 2]
+    # What Retry-After says and up to a quarter more, as tests/gateway/test_client.py says of every client.
+    assert [7 <= waits[0] <= 8.75, 2 <= waits[1] <= 2.5] == [True, True]
     assert len(waits) == 3
     assert asked.queries == len(server.queries) == 1
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import training.attacks.coarse
-from gateway.bundle import Guard
-from gateway.verdict import Fusion, component_p, fisher
+from gateway.core.manifest import Guard
+from gateway.core.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
 from training.attacks.coarse import searched_defence
 from training.attacks.joint import (
@@ -33,8 +33,8 @@ from training.attacks.pgd import random_start
 from training.defence.constants import Constants
 from training.defence.graph import STRICT, DefenceGraph
 from training.models.resnet import SmallResNet
-from training.modes import seeded
-from training.precision import Choice
+from training.util.module_modes import seeded
+from training.util.precision import Choice
 
 LEVEL = torch.tensor([1.0, 1.0])
 BENIGN = np.linspace([0.0, 0.0], [1.5, 1.5], 400)

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.training.toy import Linear
 from training.attacks.matching import match_features, match_logits, nearest_other, pooled_features
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(2, 48, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

@@ -8,7 +8,7 @@ from tests.training.toy import Linear
 from training.attacks.margin import margin
 from training.attacks.minimal_norm import minimal_norm
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(2, 48, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

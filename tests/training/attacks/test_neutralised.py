@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gateway.bundle import Guard, Recovery
-from gateway.verdict import Fusion, lead
+from gateway.core.manifest import Guard, Recovery
+from gateway.core.verdict import Fusion, lead
 from training.attacks.joint import look
 from training.attacks.neutralised import gated, harm, neutralised, soft_window, still_wrong
 from training.defence.graph import DefenceGraph
-from training.defence.inpaint import inpaint
 from training.defence.regions import region_of_attack, window_sides
+from training.imaging.inpaint import inpaint
 
 
 @pytest.fixture

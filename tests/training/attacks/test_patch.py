@@ -8,7 +8,7 @@ from tests.training.toy import Linear
 from training.attacks.margin import margin
 from training.attacks.patch import patch_attack, random_patches
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 @pytest.mark.parametrize("side", [1, 4, 16])

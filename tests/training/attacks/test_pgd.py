@@ -12,7 +12,7 @@ from tests.training.toy import Linear, random_network
 from training.attacks.margin import margin
 from training.attacks.pgd import direction, pgd, project, training_pgd
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 NORMS = ("linf", "l2")
 ROUNDING = 1e-6

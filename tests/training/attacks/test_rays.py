@@ -8,7 +8,7 @@ from tests.training.toy import Linear
 from training.attacks.margin import margin
 from training.attacks.rays import rays
 from training.attacks.square import QueriesSpent
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(2, 16, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

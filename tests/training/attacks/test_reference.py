@@ -17,7 +17,7 @@ from training.attacks.fgsm import fgsm
 from training.attacks.minimal_norm import minimal_norm
 from training.attacks.pgd import pgd
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 foolbox = pytest.importorskip("foolbox", reason="`make reference` installs it")
 pytestmark = pytest.mark.reference

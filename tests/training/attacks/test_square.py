@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.training.toy import Linear
 from training.attacks.margin import margin
 from training.attacks.square import QueriesSpent, margin_score, session_score, square
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 WEIGHT = torch.randn(2, 16, generator=seeded(1))
 NETWORK = Linear(WEIGHT)

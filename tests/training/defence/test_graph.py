@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.training.toy import CLASSES, SIDE, random_network
 from training.attacks.margin import margin
-from training.data import Dataset
+from training.data.dataset import Dataset
 from training.defence.constants import Constants, fit_constants, sensitive_neurons
 from training.defence.deviation import top_mean, view_change
 from training.defence.graph import (
@@ -20,14 +20,14 @@ from training.defence.graph import (
     DefenceOutputs,
     companion_map,
 )
-from training.defence.inpaint import inpaint
 from training.defence.margins import served_one_hot
 from training.defence.regions import gradient_activation_map, region_of_importance, window_sides
 from training.defence.saliency import saliency_map
 from training.defence.views import reference_views, shift
 from training.errors import TrainingError
+from training.imaging.inpaint import inpaint
+from training.imaging.pixels import to_tensor
 from training.models.network import Network
-from training.pixels import to_tensor
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from tests.training.toy import random_network, square
-from training.defence.inpaint import inpaint
 from training.defence.regions import (
     class_activation_map,
     colourfulness,
@@ -17,7 +16,8 @@ from training.defence.regions import (
     texture,
     window_sides,
 )
-from training.modes import seeded
+from training.imaging.inpaint import inpaint
+from training.util.module_modes import seeded
 
 
 def test_window_sides() -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
-from gateway.bundle import Bundle
+from gateway.core.loading import Bundle
 from tests.training.toy import CLASSES, SPEC, gratings, random_network, taught
-from training.build import build, made_with
-from training.data import Dataset, load_dataset
+from training.bundling.networks import NETWORKS, save_networks
+from training.bundling.provenance import made_with
+from training.commands.build import build_bundle
+from training.data.dataset import Dataset, load_dataset
 from training.defence.constants import fit_constants
-from training.evaluate.bench import Bench
-from training.evaluate.settings import Evaluation
-from training.evaluate.store import Store
-from training.networks import NETWORKS, save_networks
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.store import Store
+from training.recipes.evaluation import Evaluation
 
 TINY = Evaluation(
     robust=16,
@@ -87,7 +88,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
         network, companion = (taught(random_network(seed, warm=False), data, steps=50) for seed in (0, 1))
         constants = fit_constants(network, data.train, data.select, classes=CLASSES)
         save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
-        yield build(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+        yield build_bundle(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from training.evaluate.card import check, write_card
-from training.evaluate.charts import bar_chart, line_chart
-from training.evaluate.page import markdown
-from training.evaluate.report import Drawn, html, marked
-from training.evaluate.settings import FIGURES, Bound, Evaluation
+from training.evaluate.presentation.charts import bar_chart, line_chart
+from training.evaluate.presentation.page import markdown
+from training.evaluate.presentation.report import Drawn, html, marked
+from training.recipes.evaluation import FIGURES, Bound, Evaluation
 
 VALUES = {
     "accuracy_answering": 0.98,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.evaluate.checks import CHECKS, self_checks
-from training.evaluate.settings import Evaluation
+from training.recipes.evaluation import Evaluation
 
 
 def bits(share: float, n: int = 200) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.errors import TrainingError
-from training.evaluate.found import Figure, counted, pack, unpack, value_of
+from training.evaluate.harness.found import Figure, counted, pack, unpack, value_of
 
 
 @pytest.mark.parametrize("n", [0, 1, 8, 13])

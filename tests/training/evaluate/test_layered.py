@@ -4,10 +4,10 @@ import copy
 
 import pytest
 
-from training.evaluate.bench import Bench
-from training.evaluate.content import sections
-from training.evaluate.found import Found, value_of
-from training.evaluate.layered import WATCHED, layers
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Found, value_of
+from training.evaluate.measurements.layered import WATCHED, layers
+from training.evaluate.presentation.content import sections
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.bundle import Bundle, load_bundle
+from gateway.core.loading import Bundle, load_bundle
 from tests.training.evaluate.conftest import TINY
-from training.assemble import Plan, Silent
-from training.assemble import assemble as assemble_bundle
-from training.data import Dataset
+from training.bundling.assemble import Plan, Silent
+from training.bundling.assemble import assemble as assemble_bundle
+from training.bundling.networks import NETWORKS, load_networks
+from training.data.dataset import Dataset
 from training.defence.graph import ALONE_SCORES
 from training.errors import TrainingError
 from training.evaluate import units
-from training.evaluate.bench import Bench
 from training.evaluate.card import assemble, drawn, write_card
-from training.evaluate.found import Found
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Found
+from training.evaluate.harness.store import Store
 from training.evaluate.run import finished, plan, run_units
-from training.evaluate.store import Store
 from training.evaluate.units import LEVELS, UNITS, Unit, chosen
 from training.models import ModelSpec
-from training.networks import NETWORKS, load_networks
 
 QUICK = [name for name in UNITS if name not in {"queries", "autoattack_4", "transfer_16", "explanations"}]
 
@@ -171,14 +171,14 @@ def test_chosen_units() -> None:
 
 
 def test_every_figure_is_some_units() -> None:
-    from training.evaluate.settings import FIGURES
+    from training.recipes.evaluation import FIGURES
 
     assert sorted(figure for unit in UNITS.values() for figure in unit.figures) == sorted(FIGURES)
     assert set(units.BASIC) <= set(UNITS)
 
 
 def test_attacked_images_are_those_of_the_network(shared: Bench, card: dict[str, Any]) -> None:
-    from training.evaluate.attacked import attacked
+    from training.evaluate.measurements.attacked import attacked
 
     assert card
     made = attacked(shared, "pgd_8")

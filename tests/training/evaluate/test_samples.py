@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.evaluate.samples import first_of_classes
+from training.bundling.samples import first_of_classes
 
 LABELS = np.array([2, 2, 0, 1, 0, 3, 1])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.errors import TrainingError
-from training.evaluate.store import Store, digest
+from training.evaluate.harness.store import Store, digest
 
 
 class Maker:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from gateway.bundle import Guard
+from gateway.core.manifest import Guard
 from tests.training.toy import CLASSES, SIDE
 from training.attacks.margin import margin
 from training.defence.graph import SCORES, DefenceGraph
-from training.evaluate.adaptive import SERVED, _judge, stages, stricter
-from training.evaluate.settings import ALPHAS, RATES
-from training.evaluate.systems import ALONE, DOUBTS, Systems
+from training.evaluate.measurements.adaptive import SERVED, _judge, stages, stricter
+from training.evaluate.measurements.systems import ALONE, DOUBTS, Systems
+from training.recipes.evaluation import ALPHAS, RATES
 
 RNG = np.random.default_rng(0)
 BENIGN = np.sort(RNG.normal(size=(400, len(SCORES))), axis=0)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.tracks import measure, pairs, standard_error
-from training.data import Split
-from training.evaluate.tracks import inferred_tracks
+from studies.tracks import measure, pairs, standard_error
+from training.data.dataset import Split
+from training.evaluate.harness.tracks import inferred_tracks
 
 
 def filmed(tracks: int = 6, frames: int = 8, *, size: int = 20, seed: int = 0) -> Split:

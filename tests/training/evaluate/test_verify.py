@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.bundle import Bundle, load_bundle, write_manifest
-from training.drafts import draft_of
+from gateway.core.loading import Bundle, load_bundle, write_manifest
 from training.errors import TrainingError
-from training.evaluate.bench import Bench
 from training.evaluate.card import assemble, check, write_card
-from training.evaluate.found import pack
-from training.evaluate.page import markdown
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import pack
+from training.evaluate.presentation.page import markdown
 from training.evaluate.run import run_units
-from training.evaluate.settings import Bound, Evaluation
 from training.evaluate.verify import contradictions, verify
+from training.recipes.evaluation import Bound, Evaluation
+from training.util.atomic import draft_of
 
 MEASURED = ["benign", "companion_pgd_8", "adaptive_8"]
 

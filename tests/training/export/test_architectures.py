@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gateway.bundle import InputSpec
-from gateway.engine import Engine
-from training.assemble import export_defence, outputs_of
+from gateway.core.engine import Engine
+from gateway.core.manifest import InputSpec
+from training.bundling.assemble import export_defence, outputs_of
 from training.defence.constants import Constants
 from training.defence.graph import DefenceGraph
 from training.export.fold import folded

@@ -19,7 +19,7 @@ from tests.training.toy import SIDE, random_network
 from training.export.blocked import keep_blocked
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 Constants = dict[str, np.ndarray]
 

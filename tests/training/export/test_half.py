@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from gateway.bundle import WEIGHTS, InputSpec, Part, variant_file
-from gateway.engine import Engine, GraphOutputs
+from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.manifest import WEIGHTS, InputSpec, Part, variant_file
 from tests.training.exported import Exported
 from tests.training.rounded import rounded
 from tests.training.toy import SIDE
@@ -21,7 +21,7 @@ from training.export.blocked import keep_blocked
 from training.export.draft import Draft
 from training.export.half import half_parts, halved
 from training.export.parts import OUTPUTS, graph_specs, split_parts, write_parts
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 Parts = dict[Part, onnx.ModelProto]
 PIXELS = torch.rand(24, 3, SIDE, SIDE, generator=seeded(0)).numpy()

@@ -18,7 +18,7 @@ from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
 from training.errors import ExportError
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import tensor_specs
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 TOLERANCE = {"logits": 1e-4, "companion_logits": 1e-4, "saliency": 1e-3, "neutral_pixels": 1e-5}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from gateway.bundle import PART_FILES, WEIGHTS, InputSpec
-from gateway.engine import Engine
+from gateway.core.engine import Engine
+from gateway.core.manifest import PART_FILES, WEIGHTS, InputSpec
 from tests.training.exported import Exported
 from tests.training.toy import SIDE
 from training.defence.graph import SCORES, SCREEN_SCORES
 from training.export.parts import OUTPUTS, SHARED_BYTES, graph_specs, split_parts, write_parts
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.training.exported import Exported, open_session
 from tests.training.toy import SIDE
-from training.defence.inpaint import inpaint
 from training.export.rewrite import pool_globally, skip_inpainting
-from training.modes import seeded
+from training.imaging.inpaint import inpaint
+from training.util.module_modes import seeded
 
 SHAPE = ["N", 2, 4, 4]
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from tests.training.exported import open_session
 from tests.training.toy import CLASSES, SIDE, random_network
 from training.attacks.margin import margin
-from training.data import Dataset
+from training.data.dataset import Dataset
 from training.defence.constants import fit_constants
 from training.defence.graph import SCORES, STRICT, DefenceGraph, DefenceOutputs
 from training.defence.strict import RADIUS
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 
 @pytest.fixture(scope="module")

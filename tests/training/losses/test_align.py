@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.training.toy import Linear
 from training.losses.align import align_probe
 from training.losses.input_gradient import gradient_penalty
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 SHAPE = (2, 4, 4)
 Y = torch.tensor([0])

@@ -13,7 +13,7 @@ from training.losses.align import align_probe
 from training.losses.input_gradient import Method, Probe, gradient_penalty, penalise, step_along
 from training.losses.jacobian import jacobian_probe
 from training.losses.selective import selective_probe
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 Y = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0])
 LEFT = torch.zeros(8, 6, 6, dtype=torch.float64)

@@ -8,7 +8,7 @@ from tests.training.toy import Linear, random_network, softplus_network
 from training.losses.input_gradient import Method, Predict, gradient_penalty
 from training.losses.jacobian import jacobian_norm, jacobian_probe, random_directions
 from training.models.resnet import Normalise
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 SHAPE = (2, 3, 4)  # C, H, W: all sizes differ
 D, K = 24, 5

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.losses.perturbation_saliency import gaussian_blur, important_mask, perturbation_saliency
-from training.modes import seeded
+from training.imaging.blur import gaussian_blur
+from training.losses.perturbation_saliency import important_mask, perturbation_saliency
+from training.util.module_modes import seeded
 
 
 @pytest.mark.parametrize(("row", "column"), [(1, 5), (4, 4), (7, 0)])

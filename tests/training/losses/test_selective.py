@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tests.training.toy import Linear, softplus_network
 from training.losses.input_gradient import Method, Predict, gradient_penalty
 from training.losses.selective import label_odds, label_score, off_mask_share, selective_probe
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 BOTH = pytest.mark.parametrize("method", ["double_backprop", "finite_difference"])
 FORMS = pytest.mark.parametrize("form", ["absolute", "ratio"])

@@ -11,7 +11,7 @@ from tests.training.toy import random_network
 from training.attacks.pgd import pgd
 from training.losses.sns import channel_change, neuron_sensitivity, select_sensitive, sns_penalty
 from training.models.resnet import SmallResNet
-from training.modes import seeded
+from training.util.module_modes import seeded
 
 EPS = 4 / 255
 

@@ -82,8 +82,8 @@ from pathlib import Path
 from tests.training.toy import toy_dataset
 from training.attacks.coarse import searched
 from training.attacks.pgd import pgd
-from training.recipe import Recipe
-from training.trainer import Trainer
+from training.recipes.training import Recipe
+from training.loop.trainer import Trainer
 
 data = toy_dataset(train=72)
 adversary = {"eps": 4, "steps": 1, "clean_weight": 1.0, "clean_fraction": 0.3}

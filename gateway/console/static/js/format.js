@@ -12,7 +12,7 @@ export const count = (n) => counts.format(n);
 /** Share in [0, 1]. */
 export const percent = (share, digits = 1) => percents[digits].format(share);
 
-/** A share close to 0 or 1 with the digits that tell it from them. */
+/** A share close to 0 or 1 with enough digits to differ from them. */
 export function fine(share) {
   const distance = Math.min(share, 1 - share);
   return percent(share, distance > 0.05 ? 0 : distance > 0.005 ? 1 : distance > 0.0005 ? 2 : 3);

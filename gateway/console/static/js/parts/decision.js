@@ -1,4 +1,4 @@
-// What the gateway answered about one image: picture, verdict, evidence, facts.
+// The gateway's answer to one image: picture, verdict, evidence, facts.
 import { address } from "../api.js";
 import { h } from "../dom.js";
 import { bytes, milliseconds, percent } from "../format.js";
@@ -45,7 +45,7 @@ export function decision(answer, image) {
   );
 }
 
-/** The answers on the way to the served one; a caller who sees little gets the served one alone. */
+/** The answers up to the served one; a caller below disclosure `full` gets only the served one. */
 function steps({ prediction, neutralization: done, explanation }) {
   const companion = explanation?.companion;
   if (!done?.before) return [{ title: "Answer", prediction, served: true }, companion && opinion(companion)];

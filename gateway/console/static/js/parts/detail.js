@@ -1,4 +1,4 @@
-// One event: what was seen, what spoke for the flag, and what a reviewer says of it.
+// One event: its pictures, the evidence for the flag, and its review.
 import { eventPictures } from "./eventpictures.js";
 import { evidenceTable, layerBars } from "./evidence.js";
 import { kindTag, reviewTag } from "./eventtags.js";
@@ -85,7 +85,7 @@ export function detailPanel({ onReview, onClose }) {
       ),
       h("label", { for: "note" }, "Note"),
       note,
-      h("div", { class: "note-save" }, save, h("span", { class: "hint" }, "A second press of a review takes it back.")),
+      h("div", { class: "note-save" }, save, h("span", { class: "hint" }, "Pressing a review again removes it.")),
     );
     if (focused === note || focused === save) focused.focus();
     else if (focused) reviewing.querySelector(`[data-verdict="${focused.dataset.verdict}"]`)?.focus();

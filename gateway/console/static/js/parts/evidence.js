@@ -46,7 +46,7 @@ export function layerBars(layers) {
   const at = (value) => `${(100 * Math.max(0, value)) / top}%`;
   const rows = layers.map(({ name, deviation, benign_95: band, p_value: p }) => {
     const above = band !== undefined && deviation > band;
-    const said =
+    const text =
       `${name}: deviation ${decimal(deviation)}` +
       (band === undefined ? "" : `, 95% of benign images stay under ${decimal(band)}`);
     return h(
@@ -55,7 +55,7 @@ export function layerBars(layers) {
       h("span", { class: "name" }, name),
       svg(
         "svg",
-        { width: "100%", height: 22, role: "img", "aria-label": said },
+        { width: "100%", height: 22, role: "img", "aria-label": text },
         svg("rect", { class: "track", y: 4, width: "100%", height: 14, rx: 2 }),
         band !== undefined && svg("rect", { class: "band", y: 4, width: at(band), height: 14, rx: 2 }),
         svg("rect", { class: "bar", y: 8, width: at(deviation ?? 0), height: 6, rx: 1 }),

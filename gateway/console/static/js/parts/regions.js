@@ -1,7 +1,7 @@
 // Maps of the gateway (grey PNGs) as layers over a picture: saliency in colour, regions as outlined patterns.
 import { svg } from "../dom.js";
 
-// The gateway's own scale (gateway/colours.py): lightness rises evenly, also in grey and for colour-blind readers.
+// The gateway's own scale (gateway/answers/colours.py): lightness rises evenly, also in grey and for colour-blind readers.
 const STOPS = ["#160040", "#40005b", "#730064", "#a6005b", "#d22c41", "#ef5f09", "#fb9500", "#f9c948", "#f3f697"];
 export const scaleGradient = `linear-gradient(to right, ${STOPS.join(", ")})`;
 

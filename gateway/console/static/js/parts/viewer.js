@@ -2,7 +2,7 @@
 import { fill, h } from "../dom.js";
 import { heat, readMap, region, scaleGradient } from "./regions.js";
 
-// The viewer's settings outlive one image: who compares images wants the same layers on each.
+// The viewer's settings outlive one image: a person who compares images wants the same layers on each.
 const chosen = { saliency: false, roi: true, roa: true, mask: false, neutral: false };
 let opacity = 80;
 

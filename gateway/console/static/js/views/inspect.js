@@ -1,4 +1,4 @@
-// Inspect: one image, what is answered, how anomalous it is, and why.
+// Inspect: the answer to one image, how anomalous the image is, and why.
 import * as api from "../api.js";
 import { announce } from "../announce.js";
 import { fill, h } from "../dom.js";

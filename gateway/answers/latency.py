@@ -1,0 +1,66 @@
+"""When an answer is sent at disclosure `label`: its time must not disclose more than the label does."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+
+from gateway.access.keys import Disclosure
+from gateway.core.pipeline import Decision
+
+# The slowest path (screen, verdict, verdict of the neutralised image) in terms of each path, by forwards, rounded up.
+_SLOWEST = {"screen": 8.0, "verdict": 2.0, "neutralized": 1.0}
+
+
+_MARGIN = 1.25
+
+
+_QUANTILE = 0.99
+
+
+_RECENT = 256
+
+
+class LatencyQuantum:
+    """Releases answers at whole multiples of a quantum that the slowest path's time fits into.
+
+    The quantum is `floor`, doubled until a high quantile of each path's recent times, and the work that the slowest
+    path has more, fit with a margin; it is the process's, moved by all traffic and not by one request. What takes
+    longer than one quantum goes out at the next multiple.
+    """
+
+    def __init__(self, floor: float) -> None:
+        self._floor = floor
+        self._recent = {path: deque[float](maxlen=_RECENT) for path in _SLOWEST}
+        self._bounds = dict.fromkeys(_SLOWEST, 0.0)
+        self.seconds = floor
+
+    def observe(self, decision: Decision, elapsed: float) -> None:
+        """Take note of a decision (without an explanation) that took `elapsed` seconds."""
+        self.note("neutralized" if decision.neutralized is not None else decision.stage, elapsed)
+
+    def note(self, path: str, elapsed: float) -> None:
+        """Take note of the time of one path: `screen`, `verdict` or `neutralized`."""
+        times = self._recent[path]
+        times.append(elapsed)
+        ordered = sorted(times)
+        high, median = ordered[math.ceil(_QUANTILE * len(times)) - 1], ordered[len(times) // 2]
+        # What the slowest path takes more is work, not waiting for others.
+        self._bounds[path] = _MARGIN * (high + (_SLOWEST[path] - 1.0) * median)
+        doublings = math.ceil(math.log2(max(1.0, max(self._bounds.values()) / self._floor)))
+        self.seconds = self._floor * 2.0**doublings
+
+    def wait(self, elapsed: float, images: int = 1) -> float:
+        """Seconds from now until the answer to a request of `images` that took `elapsed` so far is released.
+
+        A batch waits for multiples of as many quanta: otherwise many copies of an image would add up what one hides.
+        """
+        step = images * self.seconds
+        return math.ceil(elapsed / step) * step - elapsed
+
+    async def release(self, start: float, disclosure: Disclosure, images: int = 1) -> None:
+        """At `label`, wait until an answer that was begun at `start` (`time.perf_counter`) and is ready may go out."""
+        if disclosure == "label":
+            await asyncio.sleep(self.wait(time.perf_counter() - start, images))

@@ -1,0 +1,159 @@
+"""From a `Decision` to the response models: the same for every transport that speaks JSON."""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import numpy as np
+
+from gateway.answers import schemas
+from gateway.answers.render import image_png, map_png
+from gateway.core.pipeline import Decision, Neutralized, Pipeline, Prediction
+
+Explain = Literal["none", "saliency", "all"]
+# The score that is a statement about layers, so that its evidence can name one.
+LAYER_SCORE = "neuron_sensitivity"
+
+
+def predict_response(
+    decision: Decision, pipeline: Pipeline, *, request_id: str, explain: Explain, top_k: int
+) -> schemas.PredictResponse:
+    """The body of `/v1/predict` and `/v1/explain`."""
+    timing = decision.timing
+    return schemas.PredictResponse(
+        id=request_id,
+        model=schemas.ModelRef(name=decision.model, version=decision.version),
+        prediction=_score(decision.served.prediction),
+        top=[_score(prediction) for prediction in decision.top(top_k)],
+        verdict=_verdict(decision, pipeline),
+        neutralization=_neutralization(decision),
+        explanation=None if explain == "none" else _explanation(decision, full=explain == "all"),
+        timing_ms=schemas.TimingMs(
+            decode=round(timing.decode * 1e3, 3),
+            queue=round(timing.queue * 1e3, 3),
+            engine=round(timing.engine * 1e3, 3),
+            total=round(timing.total * 1e3, 3),
+        ),
+    )
+
+
+def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
+    """One line of `/v1/models`."""
+    manifest = pipeline.bundle.manifest
+    return schemas.ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        default=default,
+        description=manifest.description,
+        created=manifest.created,
+        classes=len(manifest.classes),
+        provider=pipeline.engine.provider,
+        precision=pipeline.engine.precision,
+        policy=pipeline.action,
+        alpha=pipeline.judge.alpha,
+    )
+
+
+def model_detail(pipeline: Pipeline, *, default: bool) -> schemas.ModelDetail:
+    """The body of `/v1/models/{name}`: summary, manifest and robustness card."""
+    manifest = pipeline.bundle.manifest
+    return schemas.ModelDetail(
+        **model_summary(pipeline, default=default).model_dump(),
+        manifest=manifest.model_dump(mode="json"),
+        card=pipeline.bundle.card(),
+        layer_band={layer.name: float(band) for layer, band in zip(manifest.layers, pipeline.layer_band, strict=True)},
+    )
+
+
+def _score(prediction: Prediction) -> schemas.ClassScore:
+    return schemas.ClassScore(
+        label=prediction.label, index=prediction.index, probability=round(prediction.probability, 6)
+    )
+
+
+def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
+    verdict = decision.raw.verdict
+    # An image that the screen let through has no views, and so no deviation of layers.
+    strongest = min(verdict.layers, key=verdict.layers.__getitem__, default=None)
+    deviations = decision.raw.outputs.layer_deviation
+    return schemas.VerdictBody(
+        stage=decision.stage,
+        flagged=verdict.flagged,
+        p_value=verdict.p_value,
+        alpha=verdict.alpha,
+        p_cutoff=verdict.p_cutoff,
+        action=decision.action,
+        evidence=[
+            schemas.Evidence(name=name, p_value=p, layer=strongest if name == LAYER_SCORE else None)
+            for name, p in decision.evidence
+        ],
+        layers=[]
+        if deviations is None
+        else [
+            schemas.Layer(name=name, deviation=float(deviation), p_value=p, benign_95=float(benign))
+            for (name, p), deviation, benign in zip(
+                verdict.layers.items(), deviations, pipeline.layer_band, strict=True
+            )
+        ],
+    )
+
+
+def _neutralization(decision: Decision) -> schemas.Neutralization:
+    done = decision.neutralized
+    if done is None:
+        return schemas.Neutralization(applied=False, served=False)
+    return schemas.Neutralization(
+        applied=True,
+        served=decision.serve_neutralized,
+        region=done.region,
+        area=round(done.area, 6),
+        before=_score(decision.raw.prediction),
+        after=_score(done.result.prediction),
+        changed=done.result.prediction.index != decision.raw.prediction.index,
+        p_value=done.result.verdict.p_value,
+    )
+
+
+def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
+    served = decision.served
+    prediction = served.prediction
+    explanation = schemas.Explanation(
+        label=prediction.label,
+        index=prediction.index,
+        pixels="neutralized" if decision.serve_neutralized else "input",
+        saliency=_picture(served.outputs.need("saliency")),
+    )
+    if not full:
+        return explanation
+    companion = served.companion
+    return explanation.model_copy(
+        update={
+            "input_pixels": _encoded(image_png(decision.pixels), *decision.pixels.shape[1:]),
+            # The regions are those that the decision rested on: of the input as it came.
+            "roi": _picture(decision.raw.outputs.need("roi")),
+            "roa": _picture(decision.raw.outputs.need("roa")),
+            **_neutral_pictures(decision.neutralized),
+            "companion": None
+            if companion is None
+            else schemas.CompanionOpinion(**_score(companion).model_dump(), agrees=companion.index == prediction.index),
+        }
+    )
+
+
+def _neutral_pictures(done: Neutralized | None) -> dict[str, schemas.Picture]:
+    if done is None:
+        return {}
+    pixels = done.result.outputs.need("neutral_pixels")
+    return {
+        "neutral_mask": _picture(done.mask.astype(np.float32)),
+        "neutral_pixels": _encoded(image_png(pixels), *pixels.shape[1:]),
+    }
+
+
+def _picture(values: np.ndarray) -> schemas.Picture:
+    return _encoded(map_png(values), *values.shape)
+
+
+def _encoded(png: bytes, height: int, width: int) -> schemas.Picture:
+    return schemas.Picture(height=height, width=width, data=base64.b64encode(png).decode("ascii"))

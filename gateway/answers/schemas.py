@@ -1,0 +1,213 @@
+"""What the HTTP interface answers: pydantic models, from which the OpenAPI document is made."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.access.keys import Disclosure, Role
+from gateway.core.manifest import Precision
+from gateway.core.pipeline import Action, Region, Stage
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelRef(_Response):
+    name: str
+    version: str
+
+
+class ClassScore(_Response):
+    label: str
+    index: int
+    probability: float
+
+
+class Evidence(_Response):
+    """One detector score: its own p-value, and the layer that deviates most where the score is about layers."""
+
+    name: str
+    p_value: float
+    layer: str | None = None
+
+
+class Layer(_Response):
+    """Deviation of a layer's neurons from the reference views, and the band that 95 % of benign images stay under."""
+
+    name: str
+    deviation: float
+    p_value: float
+    benign_95: float
+
+
+class VerdictBody(_Response):
+    """Evidence, not proof: flagged when `p_value <= p_cutoff`, which at most `alpha` of benign images are."""
+
+    stage: Stage = Field(description="`screen`: the cascade found the image plainly benign and ran no views")
+    flagged: bool
+    p_value: float
+    alpha: float
+    p_cutoff: float
+    action: Action
+    evidence: list[Evidence]
+    layers: list[Layer]
+
+
+class Neutralization(_Response):
+    """What was inpainted, and the network's prediction then; `served` when that is the answer."""
+
+    applied: bool
+    served: bool
+    region: Region | None = None
+    area: float = 0.0
+    before: ClassScore | None = None
+    after: ClassScore | None = None
+    changed: bool = False
+    p_value: float | None = Field(default=None, description="p-value of the image after neutralisation")
+
+
+class Picture(_Response):
+    """A PNG of the network's input size, base64."""
+
+    media_type: Literal["image/png"] = "image/png"
+    height: int
+    width: int
+    data: str
+
+
+class CompanionOpinion(ClassScore):
+    agrees: bool
+
+
+class Explanation(_Response):
+    """Explains the served label on the pixels that gave it (`pixels`); maps that were not asked for are null."""
+
+    label: str
+    index: int
+    pixels: Literal["input", "neutralized"]
+    input_pixels: Picture | None = Field(default=None, description="The image as the network saw it.")
+    saliency: Picture
+    roi: Picture | None = None
+    roa: Picture | None = None
+    neutral_mask: Picture | None = None
+    neutral_pixels: Picture | None = None
+    companion: CompanionOpinion | None = None
+
+
+class TimingMs(_Response):
+    decode: float
+    queue: float
+    engine: float
+    total: float
+
+
+class PredictResponse(_Response):
+    id: str
+    model: ModelRef
+    prediction: ClassScore
+    top: list[ClassScore]
+    verdict: VerdictBody
+    neutralization: Neutralization
+    explanation: Explanation | None
+    timing_ms: TimingMs
+
+
+class PlainVerdict(_Response):
+    """A verdict without its evidence; the p-value has two significant digits."""
+
+    flagged: bool
+    p_value: float
+    action: Action
+
+
+class PlainNeutralization(_Response):
+    applied: bool
+    served: bool
+    changed: bool
+
+
+class VerdictResponse(_Response):
+    """What a caller at disclosure `verdict` sees of a `PredictResponse`."""
+
+    id: str
+    model: ModelRef
+    prediction: ClassScore
+    top: list[ClassScore]
+    verdict: PlainVerdict
+    neutralization: PlainNeutralization
+    explanation: Explanation | None
+
+
+class ModelName(_Response):
+    name: str
+
+
+class Label(_Response):
+    label: str
+    index: int
+
+
+class LabelResponse(_Response):
+    """What a caller at disclosure `label` sees of a `PredictResponse`."""
+
+    id: str
+    model: ModelName
+    prediction: Label
+
+
+Disclosed = PredictResponse | VerdictResponse | LabelResponse
+
+
+class ModelLabel(_Response):
+    """What a caller at disclosure `label` sees of a model."""
+
+    name: str
+    default: bool
+    description: str
+    classes: int
+
+
+class ModelSummary(ModelLabel):
+    version: str
+    created: date
+    provider: str
+    precision: Precision
+    policy: Action
+    alpha: float
+
+
+class ModelList(_Response):
+    models: list[ModelSummary | ModelLabel]
+
+
+class ModelDetail(ModelSummary):
+    manifest: dict[str, Any]
+    card: dict[str, Any] | None
+    layer_band: dict[str, float] = Field(description="Deviation that 95 % of benign images stay under, by layer.")
+
+
+class SessionInfo(_Response):
+    """Who is asking; `csrf` is the header X-CSRF-Token of a session's unsafe requests, null without a session."""
+
+    key_id: str | None
+    role: Role
+    disclosure: Disclosure
+    csrf: str | None
+    expires: datetime | None
+
+
+class Sample(_Response):
+    """An image that a bundle ships; `truth` and `flagged` are what its evaluation recorded."""
+
+    file: str
+    kind: str = Field(description="First word of the file's name: `clean`, `attacked`, `patched`.")
+    truth: str | None
+    flagged: bool | None
+
+
+class SampleList(_Response):
+    samples: list[Sample]

@@ -1,0 +1,198 @@
+"""Folders of images, judged into a report of one JSON line a file that a later run resumes (`palisade scan`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gateway.cli.files import ImageFile
+from gateway.cli.sources import Body, Setup, Source, SourceFailed
+from gateway.errors import (
+    ConfigError,
+    EmptyBody,
+    ImageTooLarge,
+    PalisadeError,
+    UndecodableImage,
+    UnsupportedMediaType,
+)
+
+Row = dict[str, Any]
+"""One line of the report."""
+
+_KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *Setup._fields)
+_FIRST_KEY = b'{"path": '
+# Errors that depend on the bytes alone, so that a retry would fail in the same way.
+_LASTING = frozenset(
+    {None, *(error.code for error in (EmptyBody, ImageTooLarge, UnsupportedMediaType, UndecodableImage))}
+)
+
+
+@dataclass
+class Tally:
+    """Counts over files; `errors` by code."""
+
+    files: int = 0
+    flagged: int = 0
+    neutralized: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        self.files += 1
+        self.flagged += bool(row["flagged"])
+        self.neutralized += bool(row["neutralized"])
+        if row["error"] is not None:
+            self.errors[row["error"]] += 1
+
+    @property
+    def judged(self) -> int:
+        return self.files - self.errors.total()
+
+
+class Report:
+    """A file of rows, read and appended to. A last line that a kill left torn is cut off.
+
+    Raises `ConfigError` for a file that cannot be written, or that is something else, which is left as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            rows, whole = _read_rows(path)
+            self._rows = {row["path"]: row for row in rows}
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(whole)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+
+    def find(self, file: ImageFile, setup: Setup) -> Row | None:
+        """The row of a file that has not changed since (same size and time, or same content), judged by `setup`."""
+        row = self._rows.get(str(file.path))
+        if row is None or row["error"] not in _LASTING or tuple(row[name] for name in Setup._fields) != setup:
+            return None
+        try:
+            stat = file.path.stat()
+            if row["size"] != stat.st_size:
+                return None
+            if row["mtime"] == stat.st_mtime or row["sha256"] == hashlib.sha256(file.read()).hexdigest():
+                return row
+        except (OSError, PalisadeError):
+            pass
+        return None
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write rows at once, so that an interruption falls between lines."""
+        try:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        except OSError as error:
+            raise ConfigError(f"{self._path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def scan(
+    files: Sequence[ImageFile],
+    source: Source,
+    report: Report,
+    *,
+    batch: int,
+    threads: int,
+    on_rows: Callable[[list[Row]], None],
+) -> None:
+    """Judge `files` in their order, `batch` at a time, while the next are read and decoded in `threads`.
+
+    A file that cannot be read or decoded gets a row with `error`. Raises `ConfigError` when the report cannot be
+    written, and passes on errors of `source` that do not concern one image.
+    """
+    setup = source.setup
+    todo = iter(files)
+    waiting: deque[Future[_Prepared]] = deque()
+    with _threads(threads) as pool:
+        while True:
+            for file in islice(todo, 2 * batch - len(waiting)):
+                waiting.append(pool.submit(_prepare, file, source))
+            if not waiting:
+                return
+            ready = [waiting.popleft().result() for _ in range(min(batch, len(waiting)))]
+            rows = _judge(ready, source, setup)
+            report.append(rows)
+            on_rows(rows)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    file: ImageFile
+    size: int | None = None
+    mtime: float | None = None
+    sha256: str | None = None
+    value: Any = None
+    error: PalisadeError | None = None
+
+
+def _prepare(file: ImageFile, source: Source) -> _Prepared:
+    known: dict[str, Any] = {}
+    try:
+        data = file.read()
+        stat = file.path.stat()
+        known = {"size": len(data), "mtime": stat.st_mtime, "sha256": hashlib.sha256(data).hexdigest()}
+        return _Prepared(file, **known, value=source.prepare(data))
+    except SourceFailed:
+        raise
+    except PalisadeError as error:
+        return _Prepared(file, **known, error=error)
+
+
+def _judge(ready: Sequence[_Prepared], source: Source, setup: Setup) -> list[Row]:
+    sound = [prepared for prepared in ready if prepared.error is None]
+    answers = iter(source.judge([prepared.value for prepared in sound]) if sound else [])
+    return [_row(prepared, prepared.error or next(answers), setup) for prepared in ready]
+
+
+def _row(prepared: _Prepared, answer: Body | PalisadeError, setup: Setup) -> Row:
+    row: Row = {"path": str(prepared.file.path), "size": prepared.size, "mtime": prepared.mtime}
+    row |= {"sha256": prepared.sha256, **setup._asdict()}
+    row |= dict.fromkeys(("label", "probability", "flagged", "p_value", "neutralized", "error", "detail"))
+    if not isinstance(answer, PalisadeError):
+        verdict, neutralization = answer.get("verdict") or {}, answer.get("neutralization") or {}
+        row |= {name: answer["prediction"].get(name) for name in ("label", "probability")}
+        row |= {name: verdict.get(name) for name in ("flagged", "p_value")}
+        return row | {"neutralized": neutralization.get("served")}
+    if answer.code == "blocked_by_policy":
+        return row | {"flagged": True}
+    return row | {"error": answer.code, "detail": answer.detail}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(count, thread_name_prefix="palisade-scan")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_rows(path: Path) -> tuple[list[Row], int]:
+    """The rows of a report, and its size without a torn last line, which must look like ours."""
+    rows: list[Row] = []
+    whole = 0
+    if not path.exists():
+        return rows, whole
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n") and line[: len(_FIRST_KEY)] == _FIRST_KEY[: len(line)]:
+                break
+            try:
+                row = json.loads(line)
+                rows.append({name: row[name] for name in _KEYS})
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{path}: line {number} is not one of palisade scan; choose another --out") from None
+            whole += len(line)
+    return rows, whole

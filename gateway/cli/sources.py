@@ -1,0 +1,94 @@
+"""What answers images on the command line: a model in this process, or (`gateway.cli.remote`) a running gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from gateway.answers.respond import Explain, predict_response
+from gateway.core.pipeline import Decision, Pipeline
+from gateway.errors import PalisadeError
+
+Body = dict[str, Any]
+"""The answer to one image, as `/v1/predict` gives it."""
+
+
+class Setup(NamedTuple):
+    """What gives the answers; None stands for what a gateway does not disclose."""
+
+    model: str
+    version: str | None
+    alpha: float | None
+    action: str | None
+
+
+class SourceFailed(PalisadeError):
+    """The source cannot answer any image, whichever is sent."""
+
+    status, code, title = 502, "source_failed", "No answers"
+
+
+@dataclass(frozen=True)
+class Answer:
+    body: Body
+    picture: bytes | None
+
+
+class Source(Protocol):
+    """`answer` takes one image; `prepare` (in threads) and `judge` (a batch of what they gave) take many."""
+
+    @property
+    def setup(self) -> Setup: ...
+
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+        """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
+
+    def prepare(self, data: bytes) -> Any:
+        """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
+
+    def judge(self, prepared: Sequence[Any]) -> list[Body | PalisadeError]:
+        """An answer or an error for each of a batch."""
+
+
+class Local:
+    """A bundle's pipeline in this process."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @property
+    def setup(self) -> Setup:
+        bundle = self._pipeline.bundle
+        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action)
+
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+        from gateway.answers.panel import panel_png
+
+        decision = self._pipeline.decide(data)
+        return Answer(self._body(decision, explain), panel_png(decision) if picture else None)
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        return self._pipeline.decode(data)
+
+    def judge(self, prepared: Sequence[np.ndarray]) -> list[Body | PalisadeError]:
+        try:
+            return [self._body(decision) for decision in self._pipeline.decide_images(prepared, explain=False)]
+        except PalisadeError as error:
+            # One of them failed the batch: each is answered alone.
+            return [error] if len(prepared) == 1 else [self.judge([image])[0] for image in prepared]
+
+    def _body(self, decision: Decision, explain: Explain = "none") -> Body:
+        body = predict_response(decision, self._pipeline, request_id="", explain=explain, top_k=1)
+        return body.model_dump(mode="json")
+
+
+def open_local(models: list[Path] | None, model: str | None) -> Local:
+    """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
+    from gateway.settings import load_settings
+    from gateway.versions.registry import load_registry
+
+    return Local(load_registry(load_settings(**({"models": models} if models else {}))).get(model))

@@ -1,0 +1,292 @@
+"""The defence graph in ONNX Runtime: open, check against the manifest, warm up, run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gateway.core.cores import threads_per_worker
+from gateway.core.loading import Bundle
+from gateway.core.manifest import BUCKETS, GraphSpec, InputSpec, Part, Precision, TensorSpec
+from gateway.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+Provider = Literal["cpu", "cuda"]
+WantedPrecision = Literal["auto", "fp32", "fp16"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class GraphOutputs:
+    """What a part of the defence graph says of a batch; all float32, N first (docs/architecture.md, "Defence graph").
+
+    What the part does not compute is None.
+    """
+
+    logits: np.ndarray
+    companion_logits: np.ndarray | None = None
+    screen_scores: np.ndarray | None = None
+    saliency: np.ndarray | None = None
+    roi: np.ndarray | None = None
+    roa: np.ndarray | None = None
+    roa_score: np.ndarray | None = None
+    neutral_pixels: np.ndarray | None = None
+    layer_deviation: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def need(self, name: str) -> np.ndarray:
+        """The output `name`; `ValueError` if the part does not compute it."""
+        value: np.ndarray | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name!r} is not an output of the part that was run")
+        return value
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
+        values = [value for value in vars(self).values() if value is not None]
+        return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in values], axis=0))
+
+    def image(self, i: int) -> GraphOutputs:
+        """The outputs of image `i`, without the axis N."""
+        return GraphOutputs(**{name: value[i] for name, value in vars(self).items() if value is not None})
+
+
+class Engine:
+    """ONNX Runtime sessions of the parts of a bundle's defence graph; `run` may be called from several threads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        graphs: Mapping[Part, GraphSpec],
+        spec: InputSpec,
+        *,
+        provider: Provider = "cpu",
+        precision: Precision = "fp32",
+        threads: int = 0,
+        buckets: Sequence[int] = BUCKETS,
+        binding: bool | None = None,
+    ) -> None:
+        """Open the `graphs` in `folder`, which must have the stated signatures; this needs no bundle yet.
+
+        `precision` states that of the graphs, which are run as they are.
+        `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
+        IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
+        """
+        self._spec = spec
+        self._folder = folder
+        self.provider: Provider = provider
+        self.precision: Precision = precision
+        self.threads = threads_per_worker(threads, 1)
+        self.buckets = tuple(buckets)
+        self._binding = provider == "cuda" if binding is None else binding
+        self._parts = {
+            part: _Part(folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
+        }
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, *, device: Device = "auto", precision: WantedPrecision = "auto", threads: int = 0
+    ) -> Engine:
+        """The engine of a bundle, on a provider and in a precision that it was calibrated for.
+
+        `auto` falls back to the CPU, and takes fp16 on CUDA alone. Raises `BundleError` where nothing fitting was
+        calibrated, and `ConfigError` when ONNX Runtime does not give the provider asked for.
+        """
+        manifest = bundle.manifest
+
+        def opened(provider: Provider, precision: Precision) -> Engine:
+            return cls(
+                bundle.path,
+                manifest.graphs_of(precision),
+                manifest.input,
+                provider=provider,
+                precision=precision,
+                threads=threads,
+                buckets=manifest.buckets,
+            )
+
+        provider, chosen = choose(bundle, device, precision)
+        try:
+            engine = opened(provider, chosen)
+        except ConfigError as error:
+            if device != "auto" or provider == "cpu":
+                raise
+            log.warning("%s; using the CPU", error.detail)
+            engine = opened(*choose(bundle, "cpu", precision))
+        if (engine.provider, engine.precision) == ("cpu", "fp16"):
+            log.warning("%s: on the CPU fp16 is slower than fp32, because of casts between the two", bundle.path)
+        return engine
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that can be run."""
+        return tuple(self._parts)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that ONNX Runtime started, the one asked for first."""
+        return tuple(self._parts["full" if "full" in self._parts else self.parts[0]].session.get_providers())
+
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> GraphOutputs:
+        """Run a part on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
+
+        Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
+        `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
+        none. An image whose outputs are not finite is told by `GraphOutputs.finite` and does not fail the others.
+        """
+        if part not in self._parts:
+            raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
+        opened = self._parts[part]
+        inputs = {"pixels": self._checked(pixels)}
+        if "mask" in opened.inputs:
+            inputs["mask"] = self._mask(mask, len(pixels))
+        elif mask is not None:
+            raise ValueError(f"part {part!r} takes no mask")
+        n = len(pixels)
+        if self.provider == "cuda":
+            inputs = {name: _padded(value, self.buckets) for name, value in inputs.items()}
+        values = opened.bound(inputs) if self._binding else opened.session.run(opened.outputs, inputs)
+        return GraphOutputs(**{name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        shape = (self._spec.channels, self._spec.height, self._spec.width)
+        if pixels.dtype != np.float32 or pixels.shape[1:] != shape:
+            raise ValueError(f"pixels: expected float32 (N, {', '.join(map(str, shape))}), got {pixels.shape}")
+        return pixels
+
+    def _mask(self, mask: np.ndarray | None, n: int) -> np.ndarray:
+        shape = (n, self._spec.height, self._spec.width)
+        if mask is None:
+            return np.zeros(shape, np.float32)
+        if mask.shape != shape:
+            raise ValueError(f"mask: expected {shape}, got {mask.shape}")
+        return mask.astype(np.float32)
+
+    def warm_up(self) -> float:
+        """Run every part at every bucket once, with a marked pixel; seconds that all took.
+
+        Raises `BundleError` if an output does not have the shape that the manifest states.
+        """
+        start = time.perf_counter()
+        for part, opened in self._parts.items():
+            for n in self.buckets:
+                pixels = np.full((n, self._spec.channels, self._spec.height, self._spec.width), 0.5, np.float32)
+                mask = None
+                if "mask" in opened.inputs:
+                    mask = np.zeros((n, self._spec.height, self._spec.width), np.float32)
+                    mask[:, 0, 0] = 1.0
+                outputs = self.run(pixels, mask, part=part)
+                for name, wanted in opened.shapes.items():
+                    shape = getattr(outputs, name).shape
+                    if shape != (n, *wanted):
+                        raise BundleError(f"{opened.path}: output {name!r} has shape {shape} for a batch of {n}")
+        return time.perf_counter() - start
+
+
+class _Part:
+    """One session, checked against the manifest's signature."""
+
+    def __init__(self, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
+        self.path = path
+        self.session = _open(path, provider, threads)
+        active = self.session.get_providers()
+        if _PROVIDERS[provider] not in active:
+            raise ConfigError(f"{path}: ONNX Runtime did not start {provider}, only {', '.join(active)}")
+        _check_signature(path, "input", graph.inputs, self.session.get_inputs())
+        _check_signature(path, "output", graph.outputs, self.session.get_outputs())
+        self.inputs = {tensor.name for tensor in graph.inputs}
+        self.shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
+        self.outputs = [name for name in self.shapes if name in GraphOutputs.__dataclass_fields__]
+
+    def bound(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run with inputs and outputs bound to host memory, so that the provider copies each of them once."""
+        binding = self.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
+
+
+def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
+    """`values` (N, ...) with zero rows up to the smallest bucket that holds them; as they are beyond the largest."""
+    rows = next((bucket for bucket in buckets if bucket >= len(values)), len(values)) - len(values)
+    return np.concatenate([values, np.zeros((rows, *values.shape[1:]), values.dtype)]) if rows else values
+
+
+def choose(bundle: Bundle, device: Device, precision: WantedPrecision = "auto") -> tuple[Provider, Precision]:
+    """Provider and precision to serve with, among those that the bundle was calibrated for; `BundleError` if none fits.
+
+    `cuda` where asked for, or where a GPU and the provider exist; fp16 where asked for, or on CUDA.
+    """
+    calibrated = {(calibration.provider, calibration.precision) for calibration in bundle.manifest.calibrations}
+    providers: list[Provider] = ["cuda", "cpu"] if device == "auto" else [device]
+    wanted: list[tuple[Provider, Precision]] = []
+    for provider in providers:
+        best: list[Precision] = ["fp16", "fp32"] if provider == "cuda" else ["fp32"]
+        wanted += [(provider, known) for known in (best if precision == "auto" else [precision])]
+    possible = (pair for pair in wanted if pair in calibrated and (device != "auto" or pair[0] == "cpu" or _has_cuda()))
+    chosen = next(possible, wanted[-1])
+    bundle.calibration(*chosen)
+    return chosen
+
+
+def _has_cuda() -> bool:
+    # ONNX Runtime built for CUDA lists its provider on any machine and prints an error when it finds no GPU.
+    return Path("/dev/nvidiactl").exists() and _PROVIDERS["cuda"] in _onnxruntime().get_available_providers()
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"onnxruntime cannot be imported ({error}): install onnxruntime-gpu") from None
+    return onnxruntime
+
+
+def _open(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads starve the other workers and the event loop when they share cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = [_PROVIDERS["cpu"]]
+    if provider == "cuda":
+        if hasattr(runtime, "preload_dlls"):
+            runtime.preload_dlls()
+        providers.insert(0, _PROVIDERS["cuda"])
+    try:
+        return runtime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of its own for each of its status codes
+        raise BundleError(f"{path}: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_signature(path: Path, kind: str, expected: list[TensorSpec], actual: list[ort.NodeArg]) -> None:
+    found = {node.name: node for node in actual}
+    if set(found) != {tensor.name for tensor in expected}:
+        names = sorted(tensor.name for tensor in expected)
+        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest states {names}")
+    for tensor in expected:
+        node = found[tensor.name]
+        dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
+        if dtype != tensor.dtype:
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest states {tensor.dtype}")
+        shape = [size if isinstance(size, int) else "dynamic" for size in node.shape]
+        wanted = [size if isinstance(size, int) else "dynamic" for size in tensor.shape]
+        if shape != wanted:
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest states {wanted}")

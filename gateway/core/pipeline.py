@@ -1,0 +1,319 @@
+"""Transport-free core: an image in, `Decision` out (defend, judge, neutralise, choose what is served).
+
+What happens to one image is written once, as a generator that asks for passes through the graph; the server answers it
+through the micro-batcher, the command line and evaluation in lists of images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from gateway.core.decode import Limits, decode_image, to_pixels
+from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.loading import Bundle
+from gateway.core.manifest import Part
+from gateway.core.verdict import Judge, Verdict, lead
+from gateway.errors import EngineError, PalisadeError
+
+Action = Literal["observe", "sanitize", "block"]
+Region = Literal["roa", "roa_minus_roi"]
+Stage = Literal["screen", "verdict"]
+Screening = Literal["off", "on", "audit"]
+_ROA: Region = "roa"
+_ROA_MINUS_ROI: Region = "roa_minus_roi"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and its probability (softmax of the logits)."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One image through the defence graph: its outputs (a batch of one, axis N dropped) and verdict."""
+
+    outputs: GraphOutputs
+    probabilities: np.ndarray
+    verdict: Verdict
+    prediction: Prediction
+    companion: Prediction | None
+    plain: bool = False
+    """Whether the cascade's screen finds the image plainly benign (of passes of part `screen`)."""
+
+
+@dataclass(frozen=True)
+class Neutralized:
+    """The second pass: the region that was inpainted, mask (H, W) in {0, 1}, and the graph's outputs on the result."""
+
+    region: Region
+    mask: np.ndarray
+    result: Pass
+
+    @property
+    def area(self) -> float:
+        """Share of the image under the mask."""
+        return float(self.mask.mean())
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass that an image needs: pixels (C, H, W) float32, and the mask (H, W) of what is inpainted first.
+
+    `composite`: judge it by the cascade's calibration, as an image that its screen did not let through.
+    """
+
+    part: Part
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+    composite: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds by stage; `queue` is waiting for a batch, `engine` the batches that the image was in."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    engine: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.decode + self.engine + self.queue
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Everything that was found about one image, and which of the passes is served.
+
+    `stage` is `screen` when the cascade found the image plainly benign and ran no views. `audited` marks an image that
+    the screen would have let through, but that was drawn for the whole verdict.
+    """
+
+    model: str
+    version: str
+    action: Action
+    heard: tuple[str, ...]
+    pixels: np.ndarray
+    raw: Pass
+    neutralized: Neutralized | None
+    serve_neutralized: bool
+    stage: Stage
+    audited: bool
+    timing: Timing
+    labels: tuple[str, ...]
+
+    @property
+    def served(self) -> Pass:
+        """The pass whose prediction and explanation are served."""
+        if self.serve_neutralized and self.neutralized is not None:
+            return self.neutralized.result
+        return self.raw
+
+    @property
+    def flagged(self) -> bool:
+        """A recovered label never clears the flag: it is that of the input as it came."""
+        return self.raw.verdict.flagged
+
+    @property
+    def blocked(self) -> bool:
+        return self.flagged and self.action == "block"
+
+    @property
+    def evidence(self) -> list[tuple[str, float]]:
+        """The scores that bear on the verdict with their p-values, the strongest first."""
+        p = self.raw.verdict.evidence
+        return sorted(((name, p[name]) for name in self.heard if name in p), key=lambda item: item[1])
+
+    @property
+    def strongest_evidence(self) -> str:
+        return self.evidence[0][0]
+
+    def top(self, k: int) -> list[Prediction]:
+        """The k most probable classes of the served pass."""
+        return _ranked(self.served.probabilities, self.labels, k)
+
+
+class Pipeline:
+    """The defended answer of one bundle version; safe to call from several threads."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, judge: Judge, *, action: Action | None = None, limits: Limits = Limits()
+    ) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.judge = judge
+        self.action: Action = action or bundle.manifest.policy.action
+        self.layer_band = judge.layer_band()
+        self._limits = limits
+        self._labels = tuple(bundle.manifest.classes)
+        self._unsuspected = Verdict(
+            p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
+        )
+
+    @property
+    def can_screen(self) -> bool:
+        """Whether the bundle has a cascade, calibrated for this engine."""
+        return "screen" in self.engine.parts and self.judge.calibration.cascade is not None
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The image of an upload, uint8 (H, W, C) at the network's size; raises the decoder's errors."""
+        return decode_image(data, self.bundle.manifest.input, self._limits)
+
+    def decide(self, data: bytes) -> Decision:
+        """Decode and defend one image, explained; raises the errors of `gateway.core.decode` and `EngineError`."""
+        start = time.perf_counter()
+        image = self.decode(data)
+        decoded = time.perf_counter()
+        (decision,) = self.decide_images([image])
+        return replace(decision, timing=Timing(decoded - start, 0.0, time.perf_counter() - decoded))
+
+    def decide_images(
+        self, images: Sequence[np.ndarray], *, explain: bool = True, screening: Screening = "off"
+    ) -> list[Decision]:
+        """Defend images at the network's size, in batches of the largest bucket; raises `EngineError`."""
+        jobs = [self.steps(image, explain=explain, screening=screening) for image in images]
+        open_ = {i: next(job) for i, job in enumerate(jobs)}
+        decisions: dict[int, Decision] = {}
+        while open_:
+            part, composite = next((work.part, work.composite) for work in open_.values())
+            alike = [i for i, work in open_.items() if (work.part, work.composite) == (part, composite)]
+            batch = alike[: self.engine.buckets[-1]]
+            for i, result in zip(batch, self.run([open_.pop(i) for i in batch]), strict=True):
+                if isinstance(result, PalisadeError):
+                    raise result
+                try:
+                    open_[i] = jobs[i].send(result)
+                except StopIteration as stop:
+                    decisions[i] = stop.value
+        return [decisions[i] for i in range(len(images))]
+
+    def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
+        """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
+        part, composite = batch[0].part, batch[0].composite
+        pixels = np.stack([work.pixels for work in batch])
+        masks = None
+        if any(work.mask is not None for work in batch):
+            empty = np.zeros(pixels.shape[2:], np.float32)
+            masks = np.stack([empty if work.mask is None else work.mask for work in batch])
+        outputs = self.engine.run(pixels, masks, part=part)
+        if part == "screen":
+            plain = ~self.judge.screen(outputs.need("screen_scores"))
+            verdicts = [self._unsuspected] * len(batch)
+        else:
+            plain = np.zeros(len(batch), bool)
+            verdicts = self.judge.judge(outputs.need("scores"), outputs.need("layer_deviation"), cascade=composite)
+        name = self.bundle.name
+        return [
+            self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i]))
+            if finite
+            else EngineError(f"{name}: the graph gave logits that are not finite")
+            for i, finite in enumerate(outputs.finite)
+        ]
+
+    def steps(self, image: np.ndarray, *, explain: bool, screening: Screening) -> Generator[Work, Pass, Decision]:
+        """The passes that one image needs, in turn: send the result of each; the generator returns the decision.
+
+        `image` is uint8 (H, W, C), or float32 (C, H, W) in [0, 1], at the network's size.
+        """
+        pixels = image if image.dtype == np.float32 else to_pixels(image)[0]
+        part: Part = "full" if explain else "verdict"
+        screened: Pass | None = None
+        # An explanation needs the whole graph anyway.
+        if screening != "off" and self.can_screen and not explain:
+            screened = yield Work("screen", pixels)
+            if screened.plain and screening == "on":
+                return self._decision(pixels, screened, None, stage="screen")
+        raw = yield Work(part, pixels, composite=screened is not None and not screened.plain)
+        mask, region = self._suspected(raw)
+        neutralized = None
+        if mask is not None:
+            result = yield Work(part, pixels, mask.astype(np.float32))
+            neutralized = Neutralized(region=region, mask=mask, result=result)
+        return self._decision(pixels, raw, neutralized, audited=screened is not None and screened.plain)
+
+    def _suspected(self, raw: Pass) -> tuple[np.ndarray | None, Region]:
+        """The region (H, W) bool that is inpainted before the second pass; None for no region.
+
+        When the gate is up the whole window goes, since a flagged, concentrated region of importance is itself the
+        suspected attack; a window that is conspicuous alone loses only what the prediction doesn't rest on.
+        """
+        outputs = raw.outputs
+        mask, region = outputs.need("roa") > 0.5, _ROA
+        if not raw.verdict.gated:
+            mask, region = mask & ~(outputs.need("roi") > 0.5), _ROA_MINUS_ROI
+            if float(outputs.need("roa_score")) < self.judge.calibration.roa_threshold:
+                return None, region
+        return (mask if mask.any() else None), region
+
+    def _recovers(self, raw: Pass, second: Pass) -> bool:
+        """Whether the second answer is better than the first.
+
+        Where the gate was up: if the window stood out and the answer without it is a clear one. Where it was down: if
+        it is still down.
+        """
+        if not raw.verdict.gated:
+            return not second.verdict.gated
+        recovery = self.judge.calibration.recovery
+        if recovery is None:
+            return False
+        clear = float(lead(second.outputs.logits[None])[0])
+        return bool(recovery.strength(float(raw.outputs.need("roa_score")), clear) >= recovery.threshold)
+
+    def _decision(
+        self,
+        pixels: np.ndarray,
+        raw: Pass,
+        neutralized: Neutralized | None,
+        *,
+        stage: Stage = "verdict",
+        audited: bool = False,
+    ) -> Decision:
+        recovered = neutralized is not None and self._recovers(raw, neutralized.result)
+        return Decision(
+            model=self.bundle.name,
+            version=self.bundle.version,
+            action=self.action,
+            heard=self.judge.calibration.heard,
+            pixels=pixels,
+            raw=raw,
+            neutralized=neutralized,
+            serve_neutralized=recovered and self.action == "sanitize",
+            stage=stage,
+            audited=audited,
+            timing=Timing(),
+            labels=self._labels,
+        )
+
+    def _pass(self, outputs: GraphOutputs, verdict: Verdict, *, plain: bool) -> Pass:
+        probabilities = softmax(outputs.logits)
+        companion = None
+        if outputs.companion_logits is not None:
+            companion = _ranked(softmax(outputs.companion_logits), self._labels, 1)[0]
+        return Pass(
+            outputs=outputs,
+            probabilities=probabilities,
+            verdict=verdict,
+            prediction=_ranked(probabilities, self._labels, 1)[0],
+            companion=companion,
+            plain=plain,
+        )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (K,) of logits (K,), in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(shifted / shifted.sum())
+
+
+def _ranked(probabilities: np.ndarray, labels: tuple[str, ...], k: int) -> list[Prediction]:
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [Prediction(index=int(i), label=labels[i], probability=float(probabilities[i])) for i in order]

@@ -1,0 +1,44 @@
+"""What the routes share, by way of `app.state`."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from gateway.access.auth import Caller
+from gateway.audit.trail import Audit
+from gateway.errors import NOT_READY, NotReady
+from gateway.inference.dispatch import Dispatcher, Record
+from gateway.versions.registry import Registry
+
+
+def registry_of(request: Request) -> Registry:
+    """The models that are served; `NotReady` until they are loaded."""
+    registry: Registry | None = request.app.state.registry
+    if registry is None:
+        raise NotReady("models are being loaded", headers={"Retry-After": "1"})
+    return registry
+
+
+def check_ready(request: Request) -> None:
+    """Raises `NotReady` unless the server is ready; `/readyz` and `/v2/health/ready` both use it."""
+    if not request.app.state.ready():
+        raise NotReady(NOT_READY, headers={"Retry-After": "1"})
+
+
+def dispatcher_of(request: Request) -> Dispatcher:
+    """The dispatcher, which takes images through the pipeline."""
+    dispatcher: Dispatcher = request.app.state.dispatcher
+    return dispatcher
+
+
+def recorder(request: Request, data: bytes, *, index: int = 0) -> Record:
+    """A function that stores the decision on `data`, the image `index` of a request, for review."""
+    audit: Audit = request.app.state.audit
+    caller, request_id = caller_of(request), request.state.request_id
+    return lambda decision: audit.record(decision, caller, request_id, data, index=index)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request (`AuthMiddleware` has let them in)."""
+    caller: Caller = request.state.caller
+    return caller

@@ -1,0 +1,27 @@
+"""A pipeline in one call, for programs that use the defence without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from gateway.core.pipeline import Action, Pipeline
+from gateway.settings import load_settings
+from gateway.versions.registry import load_pipeline as load_with
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    alpha: float | None = None,
+    action: Action | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
+    threads: int | None = None,
+) -> Pipeline:
+    """The pipeline of the bundle in `path`: every hash is checked, the graph is opened and run once.
+
+    `alpha` is a calibrated false-positive rate, `action` the policy; both default to the bundle's. Raises `BundleError`
+    (which names the file), `ConfigError` (which names the setting) and `EngineError`.
+    """
+    given: dict[str, Any] = {"alpha": alpha, "policy": action, "device": device, "threads": threads}
+    return load_with(Path(path), load_settings(**{name: value for name, value in given.items() if value is not None}))

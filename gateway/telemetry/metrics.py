@@ -1,0 +1,193 @@
+"""Every Prometheus metric of the gateway, and how they are read from one process or several.
+
+Label values are bounded: names of loaded models, their classes, scores and layers, and codes of `gateway.errors`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+from gateway.core.pipeline import Decision, Pipeline
+from gateway.errors import PalisadeError
+from gateway.telemetry import worker_metrics
+
+# Before the first metric is created, which opens its file.
+worker_metrics.use_folder()
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_P_VALUES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Deviations are benign-normalised: about 1 is ordinary.
+_DEVIATIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
+
+requests_total = Counter("palisade_requests_total", "Requests for a prediction, by outcome.", ["model", "outcome"])
+predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
+flagged_total = Counter(
+    "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
+)
+neutralized_total = Counter(
+    "palisade_neutralized_total", "Neutralised inputs, by whether the label changed.", ["model", "changed"]
+)
+p_value = Histogram("palisade_p_value", "Conformal p-value of inputs as they came.", ["model"], buckets=_P_VALUES)
+layer_deviation = Histogram(
+    "palisade_layer_deviation",
+    "Deviation of a layer's neurons between the image and its views (benign-normalised).",
+    ["model", "layer"],
+    buckets=_DEVIATIONS,
+)
+stage_seconds = Histogram(
+    "palisade_stage_seconds", "Seconds that an image spent in each stage.", ["stage"], buckets=_SECONDS
+)
+rejected_total = Counter("palisade_rejected_total", "Requests answered with an error, by its code.", ["code"])
+queue_depth = Gauge("palisade_queue_depth", "Passes waiting for a batch.", multiprocess_mode="livesum")
+batch_size = Histogram("palisade_batch_size", "Images in a batch of the engine.", buckets=(1, 2, 4, 8, 16, 32, 64))
+cascade_total = Counter(
+    "palisade_cascade_total",
+    "Images by the part that decided: screen, verdict, or audit (drawn at random for the verdict).",
+    ["model", "stage"],
+)
+cascade_missed_total = Counter(
+    "palisade_cascade_missed_total",
+    "Audited images that the screen lets through and the whole verdict flags.",
+    ["model"],
+)
+companion_total = Counter(
+    "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
+)
+auth_total = Counter("palisade_auth_total", "Requests by how their sender was recognised or refused.", ["result"])
+store_failures_total = Counter(
+    "palisade_store_failures_total", "Failed operations of the store that workers share.", ["operation"]
+)
+audit_events_total = Counter(
+    "palisade_audit_events_total",
+    "Audit events by result: spooled or lost (unspooled, failed, dropped_spool_full), then stored, duplicate, refused.",
+    ["result"],
+)
+audit_pictures_dropped_total = Counter(
+    "palisade_audit_pictures_dropped_total",
+    "Audit events spooled without their pictures, since the spool was nearly full.",
+)
+audit_late_total = Counter(
+    "palisade_audit_late_total", "Answers sent before their audit event was in the spool, because the disk was slow."
+)
+audit_spool_damaged_total = Counter(
+    "palisade_audit_spool_damaged_total",
+    "Damaged records found in the spool, as a kill during a write leaves them.",
+)
+audit_spool_bytes = Gauge(
+    "palisade_audit_spool_bytes", "Bytes of audit events that wait for the store.", multiprocess_mode="livesum"
+)
+audit_spool_age_seconds = Gauge(
+    "palisade_audit_spool_age_seconds",
+    "Seconds that the oldest audit event has waited for the store.",
+    multiprocess_mode="livemax",
+)
+shadow_total = Counter(
+    "palisade_shadow_total",
+    "Images offered to a shadow version, by how its decision compares with the answer.",
+    ["model", "version", "agreement"],
+)
+ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
+model_info = Gauge(
+    "palisade_model_info",
+    "1 for each model served.",
+    ["model", "version", "provider", "precision"],
+    multiprocess_mode="livemax",
+)
+expected_flag_rate = Gauge(
+    "palisade_expected_flag_rate",
+    "Largest share of benign inputs that is flagged (alpha).",
+    ["model"],
+    multiprocess_mode="livemax",
+)
+
+
+def announce(pipeline: Pipeline) -> None:
+    """Create the series of a model that is now served, and of errors, at zero.
+
+    To Prometheus a series that begins at 1 has not increased: the first of anything would raise no alert.
+    """
+    model = pipeline.bundle.name
+    for code in sorted(_codes(PalisadeError)):
+        rejected_total.labels(code)
+    for operation in ("get", "put", "take"):
+        store_failures_total.labels(operation)
+    _info(pipeline).set(1)
+    expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
+        requests_total.labels(model, outcome)
+    p_value.labels(model)
+    for evidence in pipeline.judge.calibration.heard:
+        flagged_total.labels(model, evidence, pipeline.action)
+    for label in pipeline.bundle.manifest.classes:
+        predictions_total.labels(model, label)
+    for stage in ("screen", "verdict", "audit"):
+        cascade_total.labels(model, stage)
+    cascade_missed_total.labels(model)
+    for yes in ("true", "false"):
+        neutralized_total.labels(model, yes)
+        companion_total.labels(model, yes)
+
+
+def _codes(error: type[PalisadeError]) -> set[str]:
+    return {error.code}.union(*(_codes(kind) for kind in error.__subclasses__()))
+
+
+def withdraw(pipeline: Pipeline) -> None:
+    """Report that a version is no longer the active one."""
+    _info(pipeline).set(0)
+
+
+def _info(pipeline: Pipeline) -> Gauge:
+    bundle, engine = pipeline.bundle, pipeline.engine
+    return model_info.labels(bundle.name, bundle.version, engine.provider, engine.precision)
+
+
+def observe(decision: Decision, pipeline: Pipeline) -> None:
+    """Count one decision, which `pipeline` made."""
+    model, verdict = decision.model, decision.raw.verdict
+    outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
+    requests_total.labels(model, outcome).inc()
+    p_value.labels(model).observe(_uniform_p(decision, pipeline))
+    if decision.raw.outputs.layer_deviation is not None:
+        for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
+            layer_deviation.labels(model, layer).observe(float(deviation))
+    if decision.raw.companion is not None:
+        agrees = decision.raw.companion.index == decision.raw.prediction.index
+        companion_total.labels(model, str(agrees).lower()).inc()
+    cascade_total.labels(model, "audit" if decision.audited else decision.stage).inc()
+    if decision.audited and decision.flagged:
+        cascade_missed_total.labels(model).inc()
+    if decision.flagged:
+        flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
+    if not decision.blocked:
+        predictions_total.labels(model, decision.served.prediction.label).inc()
+    if decision.neutralized is not None:
+        changed = decision.neutralized.result.prediction.index != decision.raw.prediction.index
+        neutralized_total.labels(model, str(changed).lower()).inc()
+    for stage in ("decode", "queue", "engine"):
+        stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+
+
+def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:
+    """The p-value, uniform over benign images also where a screen answers for most of them.
+
+    Of an image that it lets through it is only known that every image it sends on is more unusual; such ties are broken
+    at random (Vovk et al. 2005, smoothed conformal predictors).
+    """
+    cascade = pipeline.judge.calibration.cascade
+    if decision.stage == "verdict" or cascade is None:
+        return decision.raw.verdict.p_value
+    return random.uniform(cascade.goes_on, 1.0)
+
+
+def exposition() -> bytes:
+    """The text that Prometheus scrapes, summed over workers when `PROMETHEUS_MULTIPROC_DIR` is set."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    worker_metrics.forget_dead_workers()
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

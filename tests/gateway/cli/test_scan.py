@@ -1,0 +1,234 @@
+"""`palisade scan`: folders into a report, in this process and by a gateway, interrupted and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from gateway.app import create_api
+from gateway.cli.files import find_images
+from gateway.cli.main import app
+from gateway.cli.sources import Local
+from gateway.core.pipeline import Pipeline
+from gateway.errors import EngineError
+from gateway.settings import Settings
+from gateway.versions.registry import Registry
+from tests.gateway.http_thread import serving
+from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
+
+runner = CliRunner()
+CLEAN, PATCHED, GREEN = encode(clean_image()), encode(patched_image()), encode(clean_image((0, 120, 0)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for name, data in {
+        "z.png": CLEAN,
+        "a/patched.PNG": PATCHED,
+        "a/no suffix": GREEN,
+        "a/cut.png": CLEAN[:-30],
+        "a/notes.txt": b"text",
+        "a/.hidden.png": CLEAN,
+        "b/c/green.webp": encode(clean_image((0, 120, 0)), "WEBP", lossless=True),
+        ".cache/x.png": CLEAN,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+FOUND = ["z.png", "a/cut.png", "a/no suffix", "a/patched.PNG", "b/c/green.webp"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "report.jsonl"
+
+
+def run_scan(folder: Path, out: Path, *options: object, models: Path | None = None) -> Result:
+    chosen = ["-m", str(models)] if models else []
+    return runner.invoke(app, ["scan", str(folder), "--out", str(out), *chosen, *map(str, options)])
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def names(entries: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    return [Path(row["path"]).relative_to(folder).as_posix() for row in entries]
+
+
+def test_folders_are_walked_in_one_order(folder: Path) -> None:
+    files = find_images([folder, folder / "z.png", folder / "a", folder / "absent"])
+    assert [file.path for file in files] == [*(folder / name for name in FOUND), folder / "absent"]
+    assert [str(file.relative) for file in files] == [*FOUND, "absent"]
+
+
+def test_a_line_for_each_image(folder: Path, out: Path, bundle_folder: Path) -> None:
+    result = run_scan(folder, out, "--batch", 2, "--only-flagged", models=bundle_folder)
+    assert result.exit_code == 1
+    report = {Path(row["path"]).relative_to(folder).as_posix(): row for row in rows(out)}
+    assert list(report) == FOUND
+    labels = {name: (row["label"], row["flagged"], row["neutralized"]) for name, row in report.items()}
+    assert labels == {
+        "z.png": ("red", False, False),
+        "a/cut.png": (None, None, None),
+        "a/no suffix": ("green", False, False),
+        "a/patched.PNG": ("red", True, True),
+        "b/c/green.webp": ("green", False, False),
+    }
+    assert report["a/cut.png"]["error"] == "undecodable_image"
+    assert report["z.png"]["p_value"] > 0.01 >= report["a/patched.PNG"]["p_value"]
+    assert {(row["model"], row["version"], row["alpha"], row["action"]) for row in report.values()} == {
+        ("tiny", "1.0.0", 0.01, "sanitize")
+    }
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [str(folder / "a/patched.PNG")]
+    assert "1 flagged (25.00%; of benign images at most 1.00% are)" in result.stderr
+    assert "1 failed: undecodable_image" in result.stderr
+
+
+def test_a_second_run_judges_what_is_new_or_has_changed(folder: Path, out: Path, bundle_folder: Path) -> None:
+    run_scan(folder, out, models=bundle_folder)
+    first = out.read_bytes()
+    assert "0 new, 5 in" in run_scan(folder, out, models=bundle_folder).stderr
+    assert out.read_bytes() == first
+    os.utime(folder / "z.png")
+    (folder / "a/patched.PNG").write_bytes(CLEAN)
+    (folder / "new.png").write_bytes(PATCHED)
+    run_scan(folder, out, models=bundle_folder)
+    added = rows(out)[5:]
+    assert names(added, folder) == ["new.png", "a/patched.PNG"]
+    assert [row["flagged"] for row in added] == [True, False]
+
+
+def test_another_version_or_policy_judges_everything_again(folder: Path, out: Path, tmp_path: Path) -> None:
+    run_scan(folder, out, models=write_bundle(tmp_path / "one"))
+    run_scan(folder, out, models=write_bundle(tmp_path / "two", version="1.1.0"))
+    run_scan(folder, out, models=write_bundle(tmp_path / "three", version="1.1.0", action="observe"))
+    assert [(row["version"], row["action"]) for row in rows(out)[::5]] == [
+        ("1.0.0", "sanitize"),
+        ("1.1.0", "sanitize"),
+        ("1.1.0", "observe"),
+    ]
+    assert len(rows(out)) == 15
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, 300])
+def test_a_torn_line_is_repaired(folder: Path, out: Path, bundle_folder: Path, cut: int) -> None:
+    run_scan(folder, out, models=bundle_folder)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-cut])
+    run_scan(folder, out, models=bundle_folder)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("other", [CLEAN, b"{}\n", b"[1]\n", b'{"path": "x"}\n', b"text without an end"])
+def test_a_file_that_is_no_report_is_left_alone(folder: Path, out: Path, bundle_folder: Path, other: bytes) -> None:
+    out.write_bytes(other)
+    result = run_scan(folder, out, models=bundle_folder)
+    assert result.exit_code == 2
+    assert "choose another --out" in result.stderr
+    assert out.read_bytes() == other
+
+
+def test_interrupted_and_taken_up_again(
+    folder: Path, out: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Local.judge
+
+    def interrupted(self: Local, prepared: Sequence[Any]) -> Any:
+        if out.stat().st_size:
+            raise KeyboardInterrupt
+        return judge(self, prepared)
+
+    monkeypatch.setattr(Local, "judge", interrupted)
+    result = run_scan(folder, out, "--batch", 2, models=bundle_folder)
+    assert result.exit_code == 130
+    assert "3 are left" in result.stderr
+    assert names(rows(out), folder) == FOUND[:2]
+    monkeypatch.undo()
+    assert run_scan(folder, out, models=bundle_folder).exit_code == 1
+    assert names(rows(out), folder) == FOUND
+
+
+def test_an_image_that_the_engine_fails_on_fails_alone(
+    folder: Path, out: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide_images = Pipeline.decide_images
+
+    def fails(self: Pipeline, images: Sequence[Any], **options: Any) -> Any:
+        if any(image.max() == 255 for image in images):
+            raise EngineError("not finite")
+        return decide_images(self, images, **options)
+
+    monkeypatch.setattr(Pipeline, "decide_images", fails)
+    run_scan(folder, out, models=bundle_folder)
+    assert {row["error"] for row in rows(out)} == {None, "undecodable_image", "internal_error"}
+    monkeypatch.undo()
+    run_scan(folder, out, models=bundle_folder)
+    assert names(rows(out)[5:], folder) == ["a/patched.PNG"]
+
+
+def test_usage(tmp_path: Path, folder: Path, out: Path, bundle_folder: Path) -> None:
+    for result, said in (
+        (run_scan(tmp_path / "absent", out, models=bundle_folder), "no such file or folder"),
+        (run_scan(folder / "a" / "..", tmp_path, models=bundle_folder), "Is a directory"),
+        (run_scan(folder, out, "--url", "ftp://x"), "expected http://host:port"),
+        (run_scan(folder, out, "--url", "http://127.0.0.1:1"), "does not answer"),
+        (run_scan(folder, out, "--url", "http://127.0.0.1:1", models=bundle_folder), "--models is for this process"),
+    ):
+        assert result.exit_code == 2
+        assert said in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "no images in" in run_scan(tmp_path / "empty", out, models=bundle_folder).stderr
+    assert not out.exists()
+
+
+def test_by_a_gateway_as_in_this_process(folder: Path, out: Path, bundle_folder: Path, pipeline: Pipeline) -> None:
+    run_scan(folder, out, models=bundle_folder)
+    api = create_api(Settings(audit=False))
+    api.state.registry = Registry([pipeline])
+    remote = out.with_name("remote.jsonl")
+    with serving(api) as url:
+        assert run_scan(folder, remote, "--url", url, "--batch", 3).exit_code == 1
+        assert "0 new" in run_scan(folder, remote, "--url", url).stderr
+
+    def judged(report: Path) -> list[dict[str, Any]]:
+        return [{name: value for name, value in row.items() if name != "detail"} for row in rows(report)]
+
+    assert judged(remote) == judged(out)
+
+
+def test_a_gateway_that_is_busy_is_waited_for_and_one_that_fails_ends_the_scan(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = [429, 200, 503, 200, 403, 401, 401, 401, 401, 401]
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"models": [{"name": "tiny", "default": True}]})
+        assert request.headers["authorization"] == "Bearer pal_x"
+        status = statuses.pop(0)
+        body = {"prediction": {"label": "red", "index": 0}} if status == 200 else {"code": f"c{status}", "detail": "no"}
+        if status == 403:
+            body["code"] = "blocked_by_policy"
+        return httpx.Response(status, json=body, headers={"Retry-After": "0"})
+
+    client = httpx.Client
+    monkeypatch.setattr(
+        "gateway.client.httpx.Client", lambda **options: client(transport=httpx.MockTransport(handle), **options)
+    )
+    result = run_scan(folder, out, "--url", "http://gateway", "--key", "pal_x", "--batch", 1)
+    assert result.exit_code == 2
+    assert "401 c401" in result.stderr
+    told = [(row["label"], row["flagged"], row["error"]) for row in rows(out)]
+    assert told == [("red", None, None), ("red", None, None), (None, True, None)]

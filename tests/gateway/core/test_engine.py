@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.core.decode import to_pixels
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
+from gateway.core.manifest import expected_outputs
+from tests.gateway.tiny import SIZE, clean_image, patched_image, speckled_image
+
+
+@pytest.fixture
+def engine(bundle_folder: Path) -> Engine:
+    return Engine.open(load_bundle(bundle_folder), device="cpu", threads=1)
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return to_pixels(np.stack([clean_image(), patched_image(), speckled_image()]))
+
+
+def test_parts_agree_and_have_what_the_manifest_tells(engine: Engine, bundle_folder: Path, pixels: np.ndarray) -> None:
+    manifest = load_bundle(bundle_folder).manifest
+    whole = engine.run(pixels)
+    assert engine.parts == ("screen", "verdict", "full")
+    for part in engine.parts:
+        outputs = engine.run(pixels, part=part)
+        given = {name: value for name, value in vars(outputs).items() if value is not None}
+        assert set(given) == set(expected_outputs(manifest, part))
+        for name, value in given.items():
+            expected = whole.scores[:, :2] if name == "screen_scores" else getattr(whole, name)
+            np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_what_is_asked_for_wrongly_is_refused(engine: Engine, pixels: np.ndarray) -> None:
+    mask = np.zeros((3, SIZE, SIZE), np.float32)
+    with pytest.raises(ValueError, match="'screen' takes no mask"):
+        engine.run(pixels, mask, part="screen")
+    with pytest.raises(ValueError, match="the bundle has screen, verdict, full"):
+        engine.run(pixels, part="half")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", ["screen", "verdict", "full"])
+def test_an_image_that_is_not_finite_fails_alone(engine: Engine, pixels: np.ndarray, part: str) -> None:
+    pixels[1, 0, 0, 0] = np.nan
+    outputs = engine.run(pixels, part=part)  # type: ignore[arg-type]
+    assert outputs.finite.tolist() == [True, False, True]
+    assert engine.run(pixels[::2], part=part).finite.all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 40])
+def test_io_binding_and_padding_change_nothing(bundle_folder: Path, engine: Engine, n: int) -> None:
+    """The way that CUDA is fed, on the CPU: batches padded to a bucket, tensors handed over by IO binding."""
+    manifest = load_bundle(bundle_folder).manifest
+    bound = Engine(bundle_folder, manifest.graphs, manifest.input, threads=1, binding=True)
+    bound.provider = "cuda"  # pads as on CUDA; the sessions are the CPU's
+    pixels = np.random.default_rng(n).random((n, 3, SIZE, SIZE), np.float32)
+    masks = (np.random.default_rng(1).random((n, SIZE, SIZE)) > 0.8).astype(np.float32)
+    for part in engine.parts:
+        mask = None if part == "screen" else masks
+        plain, other = (e.run(pixels, mask, part=part) for e in (engine, bound))
+        for name, value in vars(plain).items():
+            if value is not None:
+                np.testing.assert_allclose(getattr(other, name), value, rtol=1e-6)
+
+
+def test_it_tells_how_it_runs(engine: Engine) -> None:
+    assert (engine.provider, engine.precision, engine.threads) == ("cpu", "fp32", 1)
+    assert engine.providers == ("CPUExecutionProvider",)
+    assert engine.buckets == (1, 2, 4, 8, 16, 32)
+    assert engine.warm_up() > 0

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.training.conftest import defence, exported, test_images, toy, trained
+
+__all__ = ["defence", "exported", "test_images", "toy", "trained"]

@@ -1,0 +1,265 @@
+"""`palisade wrap` and `palisade harden`, as a user runs them, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import Result
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from gateway.app import create_api
+from gateway.core.loading import load_bundle
+from gateway.settings import Settings
+from gateway.telemetry import metrics
+from gateway.versions.registry import Registry, load_pipeline
+from tests.gateway.http_thread import serving
+from tests.training.models.test_adapted import Stages
+from tests.training.toy import CLASSES, SIDE, gratings
+from training.bundling.networks import load_defence
+from training.bundling.provenance import made_with
+from training.bundling.wrap import normalisation, recipes_for, slug
+from training.commands.main import app
+from training.data.dataset import Split
+from training.errors import TrainingError
+from training.imaging.pixels import to_tensor
+from training.recipes.training import DataSpec
+
+MODEL = "tests.training.models.test_adapted:Stages"
+
+
+def write_folder(root: Path, split: Split, *, side: int = SIDE) -> Path:
+    for number, (image, label) in enumerate(zip(split.x, split.y, strict=True)):
+        folder = root / f"direction{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((side, side)).save(folder / f"image{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network that is not ours, as `weights.safetensors`, and images that it has not seen, in `photos`."""
+    root = tmp_path_factory.mktemp("own")
+    torch.manual_seed(0)
+    network, split = Stages(CLASSES), gratings(256, seed=1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    x, y = (to_tensor(split.x) - 0.5) / 0.15, torch.from_numpy(split.y)
+    for step in range(80):
+        part = slice(64 * (step % 4), 64 * (step % 4) + 64)
+        optimizer.zero_grad()
+        F.cross_entropy(network(x[part]), y[part]).backward()
+        optimizer.step()
+    save_file(network.state_dict(), root / "weights.safetensors")
+    write_folder(root / "photos", gratings(240, seed=5))
+    return root
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def wrap(given: Path, out: Path, **changes: object) -> Result:
+    options = {
+        "model": MODEL,
+        "weights": given / "weights.safetensors",
+        "data": given / "photos",
+        "out": out,
+        "size": SIDE,
+        "normalise": "0.5,0.5,0.5/0.15,0.15,0.15",
+        "threads": 1,
+    } | changes
+    return run("wrap", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
+
+
+@pytest.fixture(scope="module")
+def bundle(given: Path) -> Path:
+    made = wrap(given, given / "models" / "toy")
+    assert made.exit_code == 0, made.output
+    assert "accuracy on the select split: " in made.stdout
+    assert "no card yet" in " ".join(made.stdout.split())
+    return given / "models" / "toy"
+
+
+def test_a_wrapped_network_is_served_and_flags_an_attack(bundle: Path) -> None:
+    loaded, answers = load_bundle(bundle), json.loads((bundle / "samples" / "answers.json").read_text())
+    assert not loaded.manifest.companion
+    assert set(loaded.manifest.graphs) == {"verdict", "full"}
+    assert [layer.name for layer in loaded.manifest.layers] == ["stem", "middle", "late"]
+    assert answers["clean_0.png"]["flagged"] is False
+    flagged = [name for name, answer in answers.items() if answer["flagged"]]
+    assert flagged
+    assert all(not name.startswith("clean") for name in flagged)
+    pipeline = load_pipeline(bundle, Settings(threads=1))
+    api = create_api(Settings())
+    api.state.registry = Registry([pipeline])
+    metrics.announce(pipeline)
+    with serving(api) as url:
+        picture = (bundle / "samples" / flagged[0]).read_bytes()
+        answer = httpx.post(f"{url}/v1/predict?explain=all", content=picture, timeout=30).json()
+    assert answer["verdict"]["flagged"] is True
+    assert answer["prediction"]["label"] == answers[flagged[0]]["label"]
+    assert {row["name"] for row in answer["verdict"]["evidence"]} == set(loaded.manifest.scores)
+    assert answer["explanation"]["companion"] is None
+
+
+def test_weights_and_data_come_back(bundle: Path, given: Path) -> None:
+    loaded = load_bundle(bundle)
+    data, _ = made_with(loaded)
+    network = Stages(CLASSES)
+    network.load_state_dict(load_file(given / "weights.safetensors"))
+    x = to_tensor(data.test.x[:8])
+    expected = network.eval()((x - 0.5) / 0.15)
+    torch.testing.assert_close(load_defence(loaded).network(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 2 kB, which raises in the writer as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_nothing_behind(given: Path, tmp_path: Path) -> None:
+    with full_disk():
+        failed = wrap(given, tmp_path / "toy")
+    assert failed.exit_code == 2
+    assert "error: " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed_folder(given: Path, tmp_path: Path, case: str) -> Path:
+    root = tmp_path / "photos"
+    shutil.copytree(given / "photos", root)
+    if case == "corrupt":
+        path = root / "direction1" / "image1.png"
+        path.write_bytes(path.read_bytes()[:60])
+    elif case == "bare":
+        (root / "nothing").mkdir()
+    else:
+        shutil.rmtree(root / "direction3")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+        ({"data": "corrupt"}, "image1.png: not a readable image"),
+        ({"data": "bare"}, "nothing: class has no images"),
+        ({"data": "three"}, "answers with 4 classes"),
+        ({"weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+        ({"weights": __file__}, "is not a safetensors file"),
+        ({"model": "torchvision:resnet81"}, "has no network 'resnet81'"),
+        ({"model": "torchvision:squeezenet1_1", "size": 64}, "is not of this architecture"),
+        ({"model": "resnet18"}, "unknown architecture; use"),
+        ({"model": "tests.training.nowhere:network"}, "no module 'tests.training.nowhere'"),
+        ({"companion": "runs/none-such"}, "not a finished run"),
+        ({"normalise": "0.5"}, "expected imagenet, none, or"),
+        ({"version": "one"}, "expected three numbers"),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_one_line(given: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    if changes.get("data") in ("corrupt", "bare", "three"):
+        changes = changes | {"data": changed_folder(given, tmp_path, changes["data"])}
+    failed = wrap(given, tmp_path / "out", **changes)
+    assert failed.exit_code == 2
+    assert message in failed.stderr
+    assert "Traceback" not in failed.output + failed.stderr
+    assert not any(path.name.startswith("out") for path in tmp_path.iterdir())
+
+
+def test_an_existing_bundle_is_not_replaced_unasked(given: Path, bundle: Path) -> None:
+    failed = wrap(given, bundle)
+    assert failed.exit_code == 2
+    assert "pass --force" in failed.stderr
+
+
+def test_names_and_normalisation() -> None:
+    assert slug("torchvision:ResNet18") == "resnet18"
+    assert slug("my nets/Ä") == "my-nets"
+    assert normalisation(None, "torchvision:resnet18")[0][0] == 0.485
+    assert normalisation(None, "module:factory") == ([0.0] * 3, [1.0] * 3)
+    assert normalisation("0,0,0/1,2,3", "module:factory")[1] == [1.0, 2.0, 3.0]
+    with pytest.raises(TrainingError):
+        normalisation("0,0,0/1,2,0", "module:factory")
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_recipes_to_start_from(side: int) -> None:
+    data = DataSpec(source="folder:photos", size=side)
+    recipes = recipes_for("photos", "torchvision:resnet18", "small_resnet", data, epochs=2, batch=64)
+    assert [recipe.epochs for recipe in recipes.values()] == [2, 2]
+    assert recipes["standard"].model.arch == "torchvision:resnet18"
+    assert recipes["companion"].model.stem_stride == {32: 1, 64: 2, 224: 4}[side]
+    assert recipes["standard"].data == recipes["companion"].data
+
+
+def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
+    made = run(
+        "harden",
+        "--model",
+        MODEL,
+        "--data",
+        given / "photos",
+        "--size",
+        SIDE,
+        "--runs",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "toy",
+    )
+    assert made.exit_code == 2
+    assert "too few images to calibrate on: the select split has 16" in " ".join(made.output.split())
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.reference
+def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
+    made = run(
+        "harden",
+        "--model",
+        MODEL,
+        "--companion-model",
+        MODEL,
+        "--data",
+        photos,
+        "--size",
+        SIDE,
+        "--epochs",
+        2,
+        "--batch",
+        32,
+        "--runs",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "toy",
+        "--samples",
+        1,
+    )
+    assert made.exit_code == 0, made.output
+    manifest = load_bundle(tmp_path / "toy").manifest
+    assert manifest.companion
+    assert set(manifest.graphs) == {"screen", "verdict", "full"}
+    assert manifest.calibrations[0].guard is not None
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != "."} == {
+        "toy-standard",
+        "toy-companion",
+    }

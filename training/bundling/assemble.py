@@ -1,0 +1,229 @@
+"""From networks and data to a bundle's folder: constants, export, calibration, manifest, samples."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from gateway.core.engine import Engine
+from gateway.core.loading import hash_files, load_bundle, write_manifest
+from gateway.core.manifest import (
+    BUCKETS,
+    MANIFEST,
+    GraphSpec,
+    Guard,
+    InputSpec,
+    Manifest,
+    MonitoredLayer,
+    Part,
+    Policy,
+    Resize,
+    graphs_sha256,
+)
+from training.attacks.pgd import pgd
+from training.bundling.calibrate import Benign, benign_scores, calibrate
+from training.bundling.networks import NETWORKS, defence_graph, save_networks
+from training.bundling.samples import POOL, write_samples
+from training.data.dataset import Dataset
+from training.defence.constants import batch_of, fit_constants, sensitive_neurons
+from training.defence.graph import SCORES, SCREEN_SCORES, STRICT, DefenceGraph, DefenceOutputs
+from training.errors import TrainingError
+from training.export.blocked import keep_blocked
+from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.export.parts import graph_specs, split_parts, write_parts
+from training.imaging.pixels import to_tensor
+from training.models.network import Network
+from training.util.module_modes import frozen, seeded
+
+
+class Report(Protocol):
+    """Progress: of training (a dict for each batch and epoch) and of everything else (name, done, total)."""
+
+    def training(self, run: str, event: dict[str, Any]) -> None: ...
+
+    def step(self, name: str, done: int, total: int) -> None: ...
+
+
+class Silent:
+    """A report for library use."""
+
+    def training(self, run: str, event: dict[str, Any]) -> None: ...
+
+    def step(self, name: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle is to be, beside its networks and data; `training` is the manifest's account of how it was made.
+
+    `samples` of each kind come of the first `tried` test images, attacked with `steps` steps.
+    """
+
+    name: str
+    version: str
+    training: dict[str, Any]
+    description: str = ""
+    fused: Sequence[str] = SCORES
+    guard: Guard | None = None
+    screened_by: Sequence[str] = ()
+    policy: Policy = Policy()
+    benign: Benign = Benign()
+    resize: Resize = Resize()
+    buckets: Sequence[int] = BUCKETS
+    samples: int = 4
+    tried: int = POOL
+    steps: int = 50
+    seed: int = 0
+
+    @property
+    def strict(self) -> bool:
+        """Whether the strict score is asked for."""
+        return STRICT in self.fused or (self.guard is not None and self.guard.score == STRICT)
+
+
+def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Dataset, report: Report) -> None:
+    """Write the bundle of `networks` by role (a companion may be missing) into the empty `folder`.
+
+    What it is calibrated on and what its samples are come from `data`. Raises `TrainingError`.
+    """
+    standard, companion = networks["standard"], networks.get("companion")
+    report.step("fitting benign constants", 0, 1)
+    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
+    save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
+    spec = input_spec(data, plan.resize)
+    defence = defence_graph(networks, constants, side=spec.height, strict=plan.strict)
+    report.step("exporting the defence graph", 0, 1)
+    graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
+    engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
+    scores = benign_scores(
+        engine,
+        spec,
+        data,
+        lambda name, done, total: report.step(f"calibrating: {name}", done, total),
+        benign=plan.benign,
+        seed=plan.seed,
+    )
+    names = defence.score_names
+    calibration = calibrate(
+        scores,
+        names=names,
+        fused=plan.fused,
+        provider="cpu",
+        out=folder,
+        graphs_sha256=graphs_sha256(hash_files(folder)),
+        guard=plan.guard,
+        screened_by=plan.screened_by,
+    )
+    sensitive = _sensitive(standard, data)
+    manifest = Manifest(
+        name=plan.name,
+        version=plan.version,
+        description=plan.description,
+        created=datetime.now(UTC).date(),
+        classes=data.classes,
+        input=spec,
+        graphs=graphs,
+        buckets=list(plan.buckets),
+        scores=list(names),
+        screen_scores=list(SCREEN_SCORES) if "screen" in graphs else [],
+        layers=[
+            MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
+            for name, count in standard.tap_channels.items()
+        ],
+        companion=companion is not None,
+        calibrations=[calibration],
+        policy=plan.policy,
+        training=plan.training,
+        data=data.describe(),
+        software={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+        },
+        files=hash_files(folder),
+    )
+    write_manifest(folder, manifest)
+    bundle = load_bundle(folder)
+    report.step("samples", 0, 1)
+    write_samples(bundle, data, seed=plan.seed, count=plan.samples, pool=plan.tried, steps=plan.steps)
+    write_manifest(folder, manifest)
+
+
+def input_spec(data: Dataset, resize: Resize) -> InputSpec:
+    """The images that a network trained on `data` takes, and how others become such images."""
+    height, width, channels = data.train.x.shape[1:]
+    return InputSpec(height=height, width=width, channels=channels, resize=resize)
+
+
+class _Given(nn.Module):
+    """A defence graph that gives out only what it computes."""
+
+    def __init__(self, defence: DefenceGraph) -> None:
+        super().__init__()
+        self.defence = defence
+
+    def forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output for output in self.defence(pixels, mask) if output is not None)
+
+
+def outputs_of(defence: DefenceGraph) -> list[str]:
+    """Names of what the graph computes, in order."""
+    lacks = () if defence.companion is not None else ("companion_logits", "screen_scores")
+    return [name for name in DefenceOutputs._fields if name not in lacks]
+
+
+def export_defence(
+    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
+) -> dict[Part, GraphSpec]:
+    """Write the graph's parts and their weights into `folder`; the parts as the manifest describes them."""
+    generator = seeded(0)
+    pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
+    mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
+    with TemporaryDirectory() as temporary:
+        model = export_module(
+            _Given(defence),
+            Path(temporary) / "whole.onnx",
+            inputs={"pixels": pixels, "mask": mask},
+            outputs=outputs_of(defence),
+        )
+    keep_blocked(model)
+    parts = split_parts(model)
+    write_parts(parts, folder)
+    return graph_specs(parts)
+
+
+def _sensitive(network: Network, data: Dataset) -> dict[str, list[int]]:
+    """Sensitive neurons from clean/adversarial pairs of the select split (PGD-10, 8/255): 256, of large images 16."""
+    batch = batch_of(*data.select.x.shape[1:3])
+    pairs = max(16, batch)
+    x, y = to_tensor(data.select.x[:pairs]), torch.from_numpy(data.select.y[:pairs])
+    generator = seeded(0, 2)
+    with frozen(network):
+        adversarial = torch.cat(
+            [
+                pgd(network, some, labels, eps=8 / 255, steps=10, generator=generator)
+                for some, labels in zip(x.split(batch), y.split(batch), strict=True)
+            ]
+        )
+    return sensitive_neurons(network, x, adversarial)
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """`TrainingError` if a bundle may not be put at `out`."""
+    if out.exists() and not force:
+        raise TrainingError(f"{out} exists; choose another --out or pass --force")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise TrainingError(f"{out} is not a bundle and would be lost; --force replaces bundles alone")

@@ -1,0 +1,269 @@
+"""Calibration: benign scores of held-out images, taken through the served path, become p-values and cutoffs.
+
+Component p-values come from the select split, the fused ones from the calibrate split (images not used for fusing).
+Images of one group (a physical sign's track, a patient, a camera) are alike, so n images are worth fewer independent
+ones; the design effect is measured by a bootstrap over groups and the Beta bound uses the effective n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from scipy.stats import beta
+
+from gateway.core.engine import Engine, GraphOutputs, Provider
+from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
+from gateway.core.verdict import Fusion, component_p, fisher, lead
+from training.data.corruptions import CHANGES, NOISES, partly_changed
+from training.data.dataset import Dataset
+from training.errors import TrainingError
+from training.served.scoring import run_images
+
+CALIBRATION = "calibration.npz"
+ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
+CONFIDENCE = 0.9
+ROA_QUANTILE = 0.999
+GATED, COST = 0.05, 0.01
+GOES_ON = 0.13
+FEWEST = 20
+GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
+
+Progress = Callable[[str, int, int], None]
+
+
+class Benign(BaseModel):
+    """What counts as benign: held-out images as they are, and a `share` of them under one of the `changes`.
+
+    With changes, false-positive rates are kept on that mixture: fewer flags on images as they are and on changed ones,
+    attacks included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    changes: list[str] = Field([], description="of `training.data.corruptions`; each as likely as the others")
+    share: float = Field(0.5, gt=0, le=1)
+
+    @field_validator("changes")
+    @classmethod
+    def _known(cls, changes: list[str]) -> list[str]:
+        if unknown := sorted(set(changes) - set(CHANGES) - set(NOISES)):
+            raise ValueError(f"unknown change {unknown[0]!r}; there are {', '.join([*CHANGES, *NOISES])}")
+        return changes
+
+    def images(self, images: np.ndarray, *, seed: int) -> np.ndarray:
+        """uint8 images (N, H, W, C), changed as told."""
+        return partly_changed(images, self.changes, share=self.share, seed=seed) if self.changes else images
+
+
+@dataclass(frozen=True)
+class BenignScores:
+    """Outputs of the select and calibrate splits; groups and labels of the latter, and its answers without a region.
+
+    `hidden(rows)` are the logits (M, K) of those calibrate images with their region of attack inpainted.
+    """
+
+    select: GraphOutputs
+    calibrate: GraphOutputs
+    groups: np.ndarray
+    labels: np.ndarray
+    hidden: Callable[[np.ndarray], np.ndarray]
+
+
+def benign_scores(
+    engine: Engine, spec: InputSpec, data: Dataset, progress: Progress, *, benign: Benign = Benign(), seed: int = 0
+) -> BenignScores:
+    """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
+    batch = engine.buckets[-1]
+    seen = {
+        name: benign.images(split.x, seed=seed + number)
+        for number, (name, split) in enumerate({"select": data.select, "calibrate": data.calibrate}.items())
+    }
+    select, calibrated = (
+        run_images(engine, images, spec, part="verdict", batch=batch, progress=partial(progress, name))
+        for name, images in seen.items()
+    )
+
+    def hidden(rows: np.ndarray) -> np.ndarray:
+        images, masks = seen["calibrate"][rows], calibrated.need("roa")[rows]
+        return run_images(engine, images, spec, masks=masks, part="verdict", batch=batch).logits
+
+    return BenignScores(select, calibrated, data.calibrate.group, data.calibrate.y, hidden)
+
+
+def calibrate(
+    scores: BenignScores,
+    *,
+    names: Sequence[str],
+    fused: Sequence[str],
+    provider: Provider,
+    precision: Precision = "fp32",
+    graphs_sha256: str,
+    out: Path,
+    guard: Guard | None = None,
+    screened_by: Sequence[str] = (),
+    goes_on: float = GOES_ON,
+    evaluated: bool = True,
+    seed: int = 0,
+    today: date | None = None,
+) -> Calibration:
+    """Put the arrays into `calibration.npz` of `out`, beside other calibrations, and return the manifest's entry.
+
+    `fused` names the scores that Fisher's statistic combines, `screened_by` those by which the cascade lets all but the
+    share `goes_on` of benign images off. Not `evaluated`: the card's figures are those of another calibration. Raises
+    `TrainingError` with fewer than 20 images or 2 groups.
+    """
+    select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
+    n, groups = len(scores.groups), len(np.unique(scores.groups))
+    _enough(len(select), n, groups)
+    fusion = Fusion.fit(select, names, fused, guard)
+    statistic = fusion.statistic(benign)
+    effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
+    arrays = {
+        "components": fusion.components,
+        "fisher": fusion.fisher,
+        "fused": np.sort(statistic),
+        "layers": np.sort(_needed(scores.select, "layer_deviation").astype(np.float64), axis=0),
+    }
+    cascade = None
+    if screened_by:
+        screened = [names.index(name) for name in screened_by]
+        screen = fisher(component_p(fusion.components[:, screened], benign[:, screened]))
+        threshold = float(np.quantile(screen, 1 - goes_on, method="higher"))
+        on = screen >= threshold
+        composite = design_effect(np.where(on, statistic, -np.inf), scores.groups, alpha=0.05, seed=seed)
+        arrays["cascade"] = np.sort(statistic[on])
+        cascade = Cascade(
+            scores=list(screened_by),
+            threshold=threshold,
+            goes_on=float(on.mean()),
+            n_on=int(on.sum()),
+            cutoffs=_cutoffs(n, composite),
+        )
+    concentration = _needed(scores.calibrate, "roa_score")
+    gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
+    key = f"{provider}-{precision}"
+    made = {f"{key}/{name}": array for name, array in arrays.items()}
+    np.savez(out / CALIBRATION, allow_pickle=False, **_other_arrays(out / CALIBRATION, key), **made)
+    return Calibration.model_validate(
+        {
+            "provider": provider,
+            "precision": precision,
+            "graphs_sha256": graphs_sha256,
+            "fused": list(fused),
+            "guard": guard,
+            "cutoffs": _cutoffs(n, effect),
+            "cascade": cascade,
+            "n": n,
+            "groups": groups,
+            "n_select": len(select),
+            "design_effect": effect,
+            "roa_threshold": float(np.quantile(concentration, ROA_QUANTILE)),
+            "recovery": _recovery(scores, gated, allowed=allowed_count(n, n / effect, share=COST)),
+            "date": today or datetime.now(UTC).date(),
+            "evaluated": evaluated,
+        }
+    )
+
+
+def enough_to_calibrate(data: Dataset) -> None:
+    """`TrainingError` if the splits are too small to calibrate on: to be asked before hours of training."""
+    _enough(len(data.select), len(data.calibrate), len(np.unique(data.calibrate.group)))
+
+
+def _enough(select: int, calibrate: int, groups: int) -> None:
+    if select < FEWEST or calibrate < FEWEST or groups < 2:
+        raise TrainingError(
+            f"too few images to calibrate on: the select split has {select}, the calibrate split {calibrate} in "
+            f"{groups} group(s); {FEWEST} each, in 2 groups, are needed: add images or give these splits a larger share"
+        )
+
+
+def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recovery | None:
+    """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go."""
+    labels, after = scores.labels[gated], scores.hidden(gated)
+    lost = (scores.calibrate.logits[gated].argmax(1) == labels).astype(int) - (after.argmax(1) == labels)
+    contrast = _needed(scores.calibrate, "roa_score")[gated].astype(np.float64)
+    return fit_recovery(contrast, lead(after), lost, allowed=allowed)
+
+
+def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, allowed: int) -> Recovery | None:
+    """The lowest threshold whose second answers lose at most `allowed` images their right answer, all in all.
+
+    Of gated benign images: `contrast` of the window (M,), the second answer's lead `clear` (M,), and `lost` (M,), which
+    is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. None with fewer than two images, and
+    where even the strongest answer loses more.
+    """
+    if len(lost) < 2:
+        return None
+    rule = Recovery(
+        contrast_mean=float(contrast.mean()),
+        contrast_std=float(max(contrast.std(), 1e-6)),
+        lead_mean=float(clear.mean()),
+        lead_std=float(max(clear.std(), 1e-6)),
+        threshold=0.0,
+    )
+    strength = rule.strength(contrast, clear)
+    order = np.argsort(-strength, kind="stable")
+    fits = np.flatnonzero(np.cumsum(lost[order]) <= allowed)
+    return rule.model_copy(update={"threshold": float(strength[order[fits[-1]]])}) if len(fits) else None
+
+
+def _cutoffs(n: int, effect: float) -> list[Cutoff]:
+    return [
+        Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
+    ]
+
+
+def _other_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
+    """Arrays of the calibrations in `path`, which need not exist, but of that `key`."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if not name.startswith(f"{key}/")}
+
+
+def _needed(outputs: GraphOutputs, name: str) -> np.ndarray:
+    value = getattr(outputs, name)
+    if value is None:
+        raise ValueError(f"calibration needs the output {name!r}")
+    return np.asarray(value)
+
+
+def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONFIDENCE) -> float:
+    """Largest conformal p-value at which flagging keeps the false-positive rate at or below `alpha`.
+
+    At least the smallest p-value, 1 / (n + 1), is returned: an input more anomalous than every benign one is always
+    flagged.
+    """
+    return (1 + allowed_count(n, effective, share=alpha, confidence=confidence)) / (n + 1)
+
+
+def allowed_count(n: int, effective: float, *, share: float, confidence: float = CONFIDENCE) -> int:
+    """How many of `n` benign images may be hit for the true share of hits to be at most `share`, with `confidence`.
+
+    With k scores at or above a threshold, the share above it is Beta(k + 1, n - k) distributed; the bound takes n down
+    to the `effective` number of independent images. 0 if none may.
+    """
+    k = np.arange(n)
+    a = k / n * effective + 1
+    bound = beta.ppf(confidence, a, np.maximum(effective + 1 - a, 1e-9))
+    allowed = np.flatnonzero(bound <= share)
+    return int(allowed[-1]) if len(allowed) else 0
+
+
+def design_effect(statistic: np.ndarray, groups: np.ndarray, *, alpha: float, seed: int, draws: int = 500) -> float:
+    """Variance of the share above the (1 - alpha) quantile, resampling groups, over that of single images; >= 1."""
+    above = (statistic >= np.quantile(statistic, 1 - alpha)).astype(float)
+    _, index = np.unique(groups, return_inverse=True)
+    hits, sizes = np.bincount(index, weights=above), np.bincount(index)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(sizes), (draws, len(sizes)))
+    rates = hits[picks].sum(1) / sizes[picks].sum(1)
+    rate = above.mean()
+    return float(max(1.0, rates.var() / (rate * (1 - rate) / len(above))))

@@ -1,0 +1,53 @@
+"""What a bundle is made of: the bundle recipe, read from YAML and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.core.manifest import Guard, Name, Policy, Version
+from training.bundling.calibrate import ALPHAS, GUARD, Benign
+from training.defence.graph import SCORES, SCREEN_SCORES, STRICT
+from training.errors import RecipeError
+from training.recipes.evaluation import Evaluation
+from training.recipes.training import read_yaml, validate
+
+
+class BundleRecipe(BaseModel):
+    """What a bundle is made of; `standard` and `companion` are recipe files beside this one.
+
+    The score `companion_strict` is computed if it is fused or guards.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    version: Version
+    description: str = ""
+    standard: str
+    companion: str
+    fused: list[str] = Field(default=list(SCORES), min_length=1, description="scores that Fisher's statistic combines")
+    guard: Guard | None = Field(GUARD, description="the score whose objection no other outweighs; null: none")
+    screened_by: list[str] = Field(["companion_margin"], description="scores by which the cascade screens; []: none")
+    policy: Policy = Policy()
+    benign: Benign = Field(Benign(), description="images that it is calibrated on")
+    samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
+    evaluation: Evaluation = Evaluation()
+
+
+def load_bundle_recipe(path: Path) -> BundleRecipe:
+    """Read and validate; `RecipeError` names the key that is wrong."""
+    recipe = validate(BundleRecipe, read_yaml(path), path)
+    every = (*SCORES, STRICT)
+    named = {"fused": (recipe.fused, every), "screened_by": (recipe.screened_by, SCREEN_SCORES)}
+    if recipe.guard:
+        named["guard"] = ([recipe.guard.score], every)
+    for key, (names, known) in named.items():
+        if unknown := set(names) - set(known):
+            raise RecipeError(f"{path}: {key}: unknown scores {sorted(unknown)}; there are {', '.join(known)}")
+    for name in ("alpha", "gate_alpha"):
+        if getattr(recipe.policy, name) not in ALPHAS:
+            calibrated = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
+            raise RecipeError(f"{path}: policy.{name}: no cutoff is calibrated for it; there are {calibrated}")
+    return recipe

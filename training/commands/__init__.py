@@ -1,0 +1,20 @@
+"""The commands that training adds to `palisade`: one line here and one function in a module of this folder.
+
+This module is imported to list the commands, so it imports no torch.
+"""
+
+from __future__ import annotations
+
+from gateway.cli.plugins import Plugin
+
+COMMANDS = {
+    "train": Plugin("training.commands.train:train", "Train a network by a recipe."),
+    "build": Plugin("training.commands.build:build", "Build a bundle from data, in one command."),
+    "wrap": Plugin("training.commands.wrap:wrap", "Defend a trained network as it is: calibrate and export."),
+    "harden": Plugin("training.commands.wrap:harden", "Train a network and a companion on an image folder."),
+    "calibrate": Plugin("training.commands.calibrate:calibrate", "Calibrate a bundle where it will be served."),
+    "evaluate": Plugin("training.commands.evaluate:evaluate", "Attack the system as it is served and write its card."),
+    "verify": Plugin("training.commands.evaluate:verify", "Compute the headline figures again, against their bounds."),
+    "analyse": Plugin("training.commands.analyse:app", "Analyse networks under attack: layers, neurons, explanations."),
+    "data": Plugin("training.commands.data:app", "Convert data sets."),
+}

@@ -1,0 +1,100 @@
+"""`palisade build`: from data to a bundle that the gateway serves, in one command.
+
+Train the answering network and its companion (finished runs are taken as they are), fit benign constants, export,
+calibrate through the served path, write samples, measure, and only then put the folder in place: a bundle is whole or
+not there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.core.loading import Bundle, load_bundle, read_manifest, write_manifest
+from training.bundling.assemble import Plan, Report, Silent, assemble, check_free, input_spec
+from training.bundling.calibrate import enough_to_calibrate
+from training.bundling.networks import ROLES, load_networks
+from training.bundling.provenance import load_data
+from training.bundling.recipe import load_bundle_recipe
+from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
+from training.errors import RecipeError
+from training.evaluate.card import evaluate, write_card
+from training.loop.train import settled_all, train
+from training.recipes.training import load_recipe
+from training.util.atomic import draft_of
+
+
+def build_bundle(
+    config: Path,
+    out: Path,
+    *,
+    runs: Path,
+    networks: Path | None = None,
+    card: bool = True,
+    report: Report | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Build the bundle that `config` describes into `out` and return it as the gateway loads it.
+
+    `networks` is a bundle's `networks.safetensors`: its networks are taken and nothing is trained. Without `card` the
+    attacks are left to `palisade evaluate`. Raises `TrainingError` (its subclasses name the cause); `out` is replaced
+    only by a finished bundle, and only if `force`.
+    """
+    report = report or Silent()
+    recipe = load_bundle_recipe(config)
+    check_free(out, force=force)
+    recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ROLES}
+    if recipes["standard"].data != recipes["companion"].data:
+        raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
+    data = load_data(recipes["standard"], report.step)
+    enough_to_calibrate(data)
+    if networks is not None:
+        models = {role: recipes[role].model for role in ROLES}
+        spec = input_spec(data, recipes["standard"].data.resize)
+        made = load_networks(networks, models, classes=len(data.classes), spec=spec)
+    else:
+        recipes = settled_all(recipes, runs)
+        made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
+    plan = Plan(
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        fused=recipe.fused,
+        guard=recipe.guard,
+        screened_by=recipe.screened_by,
+        policy=recipe.policy,
+        benign=recipe.benign,
+        samples=recipe.samples,
+        seed=recipe.evaluation.seed,
+        resize=recipes["standard"].data.resize,
+        training={role: recipes[role].model_dump(mode="json") for role in recipes}
+        | {"evaluation": recipe.evaluation.model_dump(mode="json"), "benign": recipe.benign.model_dump(mode="json")},
+    )
+    with draft_of(out) as draft:
+        assemble(draft, plan, made, data, report)
+        if card:
+            write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step))
+            write_manifest(draft, read_manifest(draft))
+    return load_bundle(out)
+
+
+@command
+def build(
+    config: Annotated[Path, typer.Argument(help="Bundle recipe, for example training/configs/gtsrb/bundle.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle, for example models/gtsrb.")],
+    runs: Runs = Path("runs"),
+    networks: Annotated[
+        Path | None, typer.Option(help="Take the networks of this networks.safetensors and train none.")
+    ] = None,
+    card: Annotated[bool, typer.Option(help="Attack the bundle and write its card; else `evaluate` does.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    threads: Threads = None,
+) -> None:
+    """From data to a bundle that the gateway serves: train, export, calibrate, attack, write the card."""
+    use_threads(threads)
+    with progress_bars() as bars:
+        bundle = build_bundle(config, out, runs=runs, networks=networks, card=card, report=bars, force=force)
+    done = f"card in {out / 'card.md'}" if card else f"no card yet: palisade evaluate {out}"
+    console.print(f"{out}: {bundle.name} {bundle.version}, {done}; serve it: palisade serve --models {out}")

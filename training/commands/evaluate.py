@@ -1,0 +1,199 @@
+"""`palisade evaluate` and `palisade verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.table import Table
+
+from gateway.core.loading import Bundle, load_bundle, write_manifest
+from training.bundling.provenance import made_with
+from training.bundling.recalibrate import card_measured
+from training.bundling.recipe import load_bundle_recipe
+from training.commands.terminal import BundlePath, Threads, command, console, errors, progress_bars, use_threads
+from training.errors import TrainingError
+from training.evaluate.card import assemble, drawn, write_card
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.store import Store
+from training.evaluate.run import duration, plan, run_units
+from training.evaluate.units import LEVELS, UNITS, chosen
+from training.evaluate.verify import verify as verify_bundle
+from training.util.atomic import draft_of
+
+_LEVELS = "; ".join(f"{level}: {text}" for level, text in LEVELS.items())
+
+
+@command
+def evaluate(
+    bundle: BundlePath = Path("models/gtsrb"),
+    level: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Measure these levels (default: all). {_LEVELS}; basic: what a build measures."),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure these units (`--list` names them).")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Bundle recipe whose `evaluation` to go by; default: what the bundle was built by."),
+    ] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="At most so many images for any unit: a quick look.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was done; default: runs/evaluate-NAME-VERSION.")
+    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos that are none of the classes.")] = None,
+    ablation: Annotated[
+        Path | None,
+        typer.Option(help="An ablation's table, drawn in the report; default: the newest in benchmarks/results/."),
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where attacks run; answers are the CPU's.")] = "cpu",
+    install: Annotated[
+        bool | None,
+        typer.Option(help="Write the card into the bundle; default: only a card without missing or reduced units."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Say what there is to do, and how long it may take.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Attack a bundle as it is served and write its card. What was measured before is kept; a killed run goes on.
+
+    Exit code 1 where a self-check of the harness fails: the card is written, and marked.
+    """
+    use_threads(threads)
+    names = chosen(level or (), only or ())
+    bench = _open(load_bundle(bundle), config, n, work, photos, ablation, device)
+    if show:
+        console.print(_planned(bench, names))
+        return
+    with progress_bars() as bars:
+        bench.progress = bars.step
+        failed = run_units(bench, names, say=lambda line: errors.print(line, markup=False, highlight=False))
+        card = assemble(bench)
+    _write(bundle, bench, card, install=install)
+    if failed:
+        raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+    if card["status"] == "failed":
+        wrong = ", ".join(row["title"] for row in card["checks"] if row["passed"] is False)
+        errors.print(f"self-checks failed: {wrong}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@command
+def verify(
+    bundles: Annotated[list[Path] | None, typer.Argument(help="Bundles; default: all of models/.")] = None,
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Images that each unit measures again; default: its own.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Hold cards against their own outcomes and measure some of them again; exit code 1 if one does not agree."""
+    use_threads(threads)
+    paths = bundles or sorted(path.parent for path in Path("models").glob("*/manifest.json"))
+    if not paths:
+        raise TrainingError("no bundle in models/: name one")
+    passed = True
+    for path in paths:
+        with progress_bars() as bars:
+            rows = verify_bundle(load_bundle(path), bars.step, count=n)
+        console.print(_verified(path, rows))
+        passed &= all(row["pass"] for row in rows)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _open(
+    bundle: Bundle,
+    config: Path | None,
+    n: int | None,
+    work: Path | None,
+    photos: Path | None,
+    ablation: Path | None,
+    device: str,
+) -> Bench:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: torch finds no GPU here")
+    data, settings = made_with(bundle)
+    if config is not None:
+        settings = load_bundle_recipe(config).evaluation
+    store = Store(work or Path("runs") / f"evaluate-{bundle.name}-{bundle.version}")
+    return Bench(
+        bundle,
+        data,
+        settings.capped(n),
+        store,
+        asked=settings,
+        device=device,
+        photos=photos,
+        ablation=_ablation(ablation, data.name),
+    )
+
+
+def _ablation(path: Path | None, source: str) -> dict[str, Any] | None:
+    """The table at `path`; without one the newest that is kept here, if it is of the same data."""
+    newest = max(Path("benchmarks/results").glob("ablation-*.json"), default=None)
+    if (found := path or newest) is None:
+        return None
+    try:
+        table: dict[str, Any] = json.loads(found.read_text("utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{found}: {error.strerror}") from None
+    except ValueError as error:
+        raise TrainingError(f"{found}: not JSON: {error}") from None
+    return table if path or table["study"]["base"]["data"]["source"] == source else None
+
+
+def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | None) -> None:
+    write_card(bench.store.folder, card, drawn(bench))
+    if install or (install is None and not card["missing"] and not card["reduced"]):
+        with draft_of(path, copy=True) as draft:
+            write_card(draft, card, drawn(bench))
+            manifest = card_measured(bench.bundle.manifest, bench.bundle.calibration("cpu"))
+            told = manifest.training | {"evaluation": card["settings"]}
+            write_manifest(draft, manifest.model_copy(update={"training": told}))
+        where = path
+    else:
+        where = bench.store.folder
+        console.print(f"{path} keeps its card; --install writes this one into it", markup=False, highlight=False)
+    missing = f"; missing: {', '.join(card['missing'])}" if card["missing"] else ""
+    console.print(
+        f"card ({card['status']}{missing}): {where / 'card.md'}, {where / 'report.html'}", markup=False, soft_wrap=True
+    )
+
+
+def _planned(bench: Bench, names: list[str]) -> Table:
+    rows = plan(bench, names)
+    table = Table(
+        "unit",
+        "level",
+        "what",
+        "images",
+        "have",
+        "may take",
+        caption=f"in all {duration(sum(r.seconds for r in rows))}",
+    )
+    for row in rows:
+        unit = UNITS[row.name]
+        have = "-" if row.have is None else f"{row.have:,}"
+        table.add_row(
+            row.name, unit.level, unit.title, f"{row.n:,}", have, "done" if row.done else duration(row.seconds)
+        )
+    return table
+
+
+def _verified(path: Path, rows: list[dict[str, Any]]) -> Table:
+    table = Table("figure", "bound", "card", "n", "measured again", "n", "", title=str(path))
+    for row in rows:
+        sign = {"at_least": ">=", "at_most": "<="}.get(row.get("kind", ""), "")
+        told, value = ("-" if each is None else f"{each:.4f}" for each in (row["card"], row["value"]))
+        bound = f"{sign} {row['bound']:g}" if sign else ""
+        table.add_row(
+            row["title"],
+            bound,
+            told,
+            str(row.get("n_card", "")),
+            value,
+            str(row["n"]),
+            "pass" if row["pass"] else f"FAIL {row['why']}".strip(),
+        )
+    return table

@@ -1,0 +1,120 @@
+"""What every training command shares: errors as one line, progress bars, options."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gateway.errors import PalisadeError
+from training.errors import TrainingError
+from training.util.processes import processes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+console, errors = Console(), Console(stderr=True)
+
+Runs = Annotated[Path, typer.Option(help="Folder of training runs; each run is named after its recipe.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as many as torch chooses.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures there, as JSON.")]
+Subject = Annotated[Path, typer.Argument(help="Folder of a bundle or of a training run.")]
+BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Errors that the user can act on become one line and exit code 2; an interrupt says how to go on."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        _log_to_console()
+        try:
+            if processes() > 1 and function.__name__ != "train":
+                raise TrainingError("only `palisade train` runs in several processes; run this command alone")
+            return function(*args, **kwargs)
+        except (TrainingError, PalisadeError) as error:
+            errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            place = f": {error.filename}" if error.filename else ""
+            errors.print(f"error: {error.strerror or error}{place}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("stopped; run the same command again to go on from the last checkpoint")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+class _ConsoleHandler(logging.Handler):
+    """Records of training's modules as plain lines on stderr, above the progress bars where there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _log_to_console() -> None:
+    logger = logging.getLogger("training")
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(_ConsoleHandler())
+        logger.setLevel(logging.INFO)
+
+
+class Bars:
+    """Progress bars of a command: one for each training run and one for each other step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._tasks = progress, dict[str, TaskID]()
+
+    def training(self, run: str, event: dict[str, Any]) -> None:
+        if "batch" in event:
+            text = f"{run}: {event['stage']}, loss {event['loss']:.3f}"
+            self._set(run, text, event["batch"], event["batches"])
+        else:
+            terms = ", ".join(f"{k} {v:.4f}" for k, v in event.items() if isinstance(v, float))
+            self._progress.console.print(f"{run}: epoch {event['epoch']}/{event['epochs']} ({event['stage']}): {terms}")
+
+    def step(self, name: str, done: int, total: int) -> None:
+        self._set(name, name, done, total)
+
+    def _set(self, key: str, text: str, done: int, total: int) -> None:
+        if key not in self._tasks:
+            for task in self._progress.tasks:  # steps follow one another: what came before is done
+                self._progress.update(task.id, completed=task.total)
+            self._tasks[key] = self._progress.add_task(text)
+            if not self._progress.console.is_terminal:  # bars are not drawn into a log file; say what goes on
+                self._progress.console.print(text)
+        self._progress.update(self._tasks[key], description=text, completed=done, total=total)
+
+
+@contextmanager
+def progress_bars(*, shown: bool = True) -> Iterator[Bars]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors if shown else Console(quiet=True)) as progress:
+        yield Bars(progress)
+
+
+def use_threads(threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)

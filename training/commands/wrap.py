@@ -1,0 +1,156 @@
+"""`palisade wrap` and `palisade harden`: networks and data that users bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from gateway.core.loading import Bundle
+from gateway.core.manifest import Resize
+from training.bundling.wrap import harden as harden_network
+from training.bundling.wrap import image_folder, normalisation, slug
+from training.bundling.wrap import wrap as wrap_network
+from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
+from training.data.dataset import Dataset
+from training.errors import TrainingError
+from training.recipes.training import DataSpec
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="torchvision:NAME, or a function of your code that returns the network: MODULE:FACTORY, or "
+        "FILE.py:FACTORY such as nets/mine.py:make."
+    ),
+]
+Data = Annotated[Path, typer.Option(help="Image folder: train/<class>/* and test/<class>/*, or <class>/* alone.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the bundle; default: models/<name of the network>.")]
+Size = Annotated[int, typer.Option(min=8, max=1024, help="Pixels a side to which images are resized.")]
+Rule = Annotated[Literal["center_crop", "stretch"], typer.Option(help="How an image of another shape becomes square.")]
+PerClass = Annotated[int | None, typer.Option(min=4, help="Read at most so many images of each class and part.")]
+Seed = Annotated[int, typer.Option(help="Of the splits.")]
+Version = Annotated[str, typer.Option(help="Version of the bundle.")]
+Samples = Annotated[int, typer.Option(min=1, max=50, help="Samples of each kind: clean, attacked, patched.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
+
+
+@command
+def wrap(
+    model: Model,
+    weights: Annotated[Path, typer.Option(help="The trained network's tensors, a .safetensors file.")],
+    data: Data,
+    out: Out = None,
+    companion: Annotated[
+        str, typer.Option(help="Folder of a finished run, trained on the same data and splits; or none.")
+    ] = "none",
+    size: Size = 224,
+    resize: Rule = "center_crop",
+    normalise: Annotated[
+        str | None,
+        typer.Option(help="imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision's networks, else none."),
+    ] = None,
+    images_per_class: PerClass = None,
+    seed: Seed = 0,
+    version: Version = "1.0.0",
+    samples: Samples = 2,
+    force: Force = False,
+    threads: Threads = None,
+) -> None:
+    """Defend a trained network as it is: calibrate on images that it was not trained on, and export a bundle.
+
+    With train/ and test/ in the folder, benign scores come from test/ alone. Without a companion an attacker who knows
+    the defence is not stopped (docs/threat-model.md).
+    """
+    use_threads(threads)
+    spec = _spec(data, size, resize, seed, images_per_class, seen=True)
+    mean, std = normalisation(normalise, model)
+    place = out or Path("models") / slug(model)
+    with progress_bars() as bars:
+        made, images, right = wrap_network(
+            model,
+            weights,
+            spec,
+            place,
+            mean=mean,
+            std=std,
+            version=version,
+            samples=samples,
+            force=force,
+            companion=None if companion == "none" else Path(companion),
+            report=bars,
+        )
+    classes = len(images.classes)
+    console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
+    if right < 2 / classes:
+        console.print("that is hardly better than chance: is --normalise right, and are the classes in this order?")
+    _tell(made, images, place)
+
+
+@command
+def harden(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    size: Size = 224,
+    resize: Rule = "center_crop",
+    epochs: Annotated[int, typer.Option(min=2, help="Of the answering network, and of its companion.")] = 30,
+    companion_model: Annotated[
+        str,
+        typer.Option(
+            help="Architecture of the companion: small_resnet, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY."
+        ),
+    ] = "small_resnet",
+    batch: Annotated[int, typer.Option(min=8, help="Images of a training step.")] = 64,
+    runs: Runs = Path("runs"),
+    images_per_class: PerClass = None,
+    seed: Seed = 0,
+    version: Version = "1.0.0",
+    samples: Samples = 2,
+    force: Force = False,
+    threads: Threads = None,
+) -> None:
+    """Train a network and an adversarially trained companion on your images, and export their bundle.
+
+    A run that was stopped goes on from its last epoch. The recipes are written into the run folders: a place to start
+    from; `palisade train` and `palisade build` take changed ones.
+    """
+    use_threads(threads)
+    spec = _spec(data, size, resize, seed, images_per_class, seen=False)
+    place = out or Path("models") / slug(model)
+    with progress_bars() as bars:
+        made, images = harden_network(
+            model,
+            spec,
+            place,
+            runs=runs,
+            epochs=epochs,
+            companion=companion_model,
+            batch=batch,
+            version=version,
+            samples=samples,
+            force=force,
+            report=bars,
+        )
+    _tell(made, images, place)
+
+
+def _spec(
+    data: Path, size: int, resize: Literal["center_crop", "stretch"], seed: int, per_class: int | None, *, seen: bool
+) -> DataSpec:
+    try:
+        rule = Resize(rule=resize)
+        return image_folder(data, size=size, resize=rule, seed=seed, images_per_class=per_class, seen=seen)
+    except ValidationError as error:
+        raise TrainingError(str(error).splitlines()[0]) from None
+
+
+def _tell(bundle: Bundle, images: Dataset, out: Path) -> None:
+    for note in images.notes:
+        console.print(note)
+    calibration = bundle.calibration("cpu")
+    console.print(
+        f"{out}: {bundle.name} {bundle.version}, calibrated on {calibration.n} images in {calibration.groups} groups; "
+        f"no card yet (palisade evaluate {out}); serve it: palisade serve --models {out}"
+    )

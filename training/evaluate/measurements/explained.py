@@ -1,0 +1,79 @@
+"""How good the maps are, and rows of pictures for the report: a test image clean, attacked, patched and neutralised."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from gateway.core.pipeline import Decision, Pass
+from training.analysis.explain import explanation_report
+from training.analysis.pictures import data_uri, overlaid, plain
+from training.bundling.samples import first_of_classes
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.found import Found
+from training.evaluate.measurements.attacked import attacked
+from training.util.module_modes import frozen
+
+ROWS = 5
+
+
+def pictures(bench: Bench) -> Found:
+    """The first images of as many classes that PGD at 8/255 fools the answering network on, and the noisy patch too."""
+    strong, patch = attacked(bench, "pgd_8"), attacked(bench, "patch")
+    n = min(len(strong), len(patch))
+    truth = strong.clean.y[:n]
+    fooled = [
+        np.array([decision.raw.prediction.index for decision in _decide(bench, made.images[:n])]) != truth
+        for made in (strong, patch)
+    ]
+    chosen = first_of_classes(truth, fooled[0] & fooled[1], ROWS)
+    rows = []
+    for index in chosen:
+        kinds = {"clean": strong.clean.x, "attacked": strong.images, "patched": patch.images}
+        found = _decide(bench, np.stack([x[index] for x in kinds.values()]), explain=True)
+        decisions = dict(zip(kinds, found, strict=True))
+        cells = [
+            _cell(kind, decision.raw, int(truth[index]), flagged=decision.flagged)
+            for kind, decision in decisions.items()
+        ]
+        after = decisions["patched"].neutralized
+        if after is not None:
+            cells.append(_cell("neutralised", after.result, int(truth[index]), flagged=False))
+        rows.append({"cells": cells})
+    return Found({}, curves={"pictures": rows})
+
+
+def explanations(bench: Bench) -> Found:
+    """Deletion, insertion, pointing, stability and randomised weights; captum's maps beside them where it is there."""
+    test = bench.first(bench.settings.explained)
+    with frozen(bench.defence):
+        report = explanation_report(
+            bench.defence,
+            bench.pixels(test.x),
+            bench.targets(test.y),
+            test.group,
+            patched=len(test),
+            seed=bench.settings.seed,
+            references=find_spec("captum") is not None,
+            progress=bench.progress,
+        )
+    return Found(report)
+
+
+def _decide(bench: Bench, images: np.ndarray, *, explain: bool = False) -> list[Decision]:
+    return bench.pipeline.decide_images(list(images), explain=explain)
+
+
+def _cell(kind: str, found: Pass, truth: int, *, flagged: bool) -> dict[str, Any]:
+    image = torch.from_numpy(found.outputs.need("neutral_pixels"))
+    return {
+        "kind": kind,
+        "image": data_uri(plain(image)),
+        "label": found.prediction.label,
+        "map": data_uri(overlaid(image, torch.from_numpy(found.outputs.need("saliency")))),
+        "right": found.prediction.index == truth,
+        "flagged": flagged,
+    }

@@ -1,0 +1,42 @@
+"""Inpainting by pull-push: normalised averages down a pyramid, then fill the holes on the way up.
+
+Normalised convolution (Knutsson and Westin 1993) on an image pyramid: every level is the mean of the known pixels of
+the level below, so that a hole of any size is filled from its surroundings in log2(side) steps, at any resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.imaging.resize import double_nearest
+
+
+def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
+    """Fill `pixels` (N, C, H, W) where `mask` (N, H, W) is above 0.5; all other pixels are returned bit-identical.
+
+    `smooth` is the number of 3x3 averaging passes over the filled region. Differentiable in `pixels`.
+    """
+    hole = mask[:, None] > 0.5
+    known = (~hole).to(pixels.dtype)
+    filled = _pull_push(pixels * known, known)
+    for _ in range(smooth):
+        average = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        filled = torch.where(hole, average, filled)
+    return torch.where(hole, filled, pixels)
+
+
+def _pull_push(value: Tensor, weight: Tensor) -> Tensor:
+    """Known values times weight (N, C, H, W) and weights (N, 1, H, W) -> an image without holes."""
+    if max(value.shape[2], value.shape[3]) <= 1:
+        return value / weight.clamp_min(1e-6)
+    pad_h, pad_w = value.shape[2] % 2, value.shape[3] % 2
+    if pad_h or pad_w:
+        value = F.pad(value, (0, pad_w, 0, pad_h))
+        weight = F.pad(weight, (0, pad_w, 0, pad_h))
+    coarse_weight = F.avg_pool2d(weight, 2)
+    coarse = _pull_push(F.avg_pool2d(value, 2), coarse_weight)
+    above = double_nearest(coarse)
+    blended = value + (1 - weight.clamp(0, 1)) * above
+    return blended[:, :, : value.shape[2] - pad_h, : value.shape[3] - pad_w]

@@ -1,0 +1,78 @@
+"""Task losses of a stage: standard training, adversarial training and TRADES.
+
+Adversarial training: Madry et al. 2018 (arXiv 1706.06083), cross-entropy on PGD images, optionally on clean ones too.
+TRADES: Zhang et al. 2019 (arXiv 1901.08573), Algorithm 1 and equation 5:
+    CE(f(x), y) + beta * mean KL(p(x) || p(x')),  x' = arg max in the ball of KL(p(x) || p(x')).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from training.attacks.pgd import Predict, project, random_start, training_pgd
+from training.recipes.training import Stage
+
+
+def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    """The images that the stage's adversary makes of `x` (N, C, H, W) in [0, 1]; `x` itself in standard training.
+
+    `predict` maps pixels to logits, with the network in evaluation mode.
+    """
+    if stage.adversary:
+        adversary = stage.adversary
+        x = training_pgd(predict, x, y, eps=adversary.eps / 255, steps=adversary.steps, generator=generator)
+    elif stage.trades:
+        x = kl_pgd(predict, x, eps=stage.trades.eps / 255, steps=stage.trades.steps, generator=generator)
+    return x
+
+
+def task_losses(
+    stage: Stage, predict: Predict, x: Tensor, adversarial: Tensor, y: Tensor, *, smoothing: float = 0.0
+) -> dict[str, Tensor]:
+    """Weighted losses by name (scalars, means over the batch) of `predict`, the network in training mode.
+
+    Clean and adversarial images go through one forward pass, so that BatchNorm sees what it will serve.
+    """
+    n = len(x)
+    if adversary := stage.adversary:
+        part = max(1, round(adversary.clean_fraction * n)) if adversary.clean_weight else 0
+        logits = predict(torch.cat([adversarial, x[:part]]) if part else adversarial)
+        losses = {"ce_adv": F.cross_entropy(logits[:n], y, label_smoothing=smoothing)}
+        if part:
+            clean = F.cross_entropy(logits[n:], y[:part], label_smoothing=smoothing)
+            losses["ce_clean"] = adversary.clean_weight * clean
+        return losses
+    if stage.trades:
+        logits = predict(torch.cat([x, adversarial]))
+        return {
+            "ce_clean": F.cross_entropy(logits[:n], y, label_smoothing=smoothing),
+            "kl": stage.trades.beta * kl(logits[:n], logits[n:]).mean(),
+        }
+    return {"ce": F.cross_entropy(predict(x), y, label_smoothing=smoothing)}
+
+
+def adversarial_rows(stage: Stage, n: int) -> slice:
+    """Where the adversarial images are in what `task_losses` passes to the network, of a batch of `n`."""
+    return slice(n, None) if stage.trades else slice(n)
+
+
+def kl(clean: Tensor, other: Tensor) -> Tensor:
+    """KL(softmax(clean) || softmax(other)) of each row of logits (N, K), (N,)."""
+    return F.kl_div(F.log_softmax(other, 1), F.log_softmax(clean, 1), reduction="none", log_target=True).sum(1)
+
+
+def kl_pgd(predict: Predict, x: Tensor, *, eps: float, steps: int, generator: Generator) -> Tensor:
+    """The inner maximisation of TRADES: Linf PGD on the KL term, the last iterate; start and step as `training_pgd`.
+
+    The paper starts at x + 0.001 N(0, I), where the gradient is so small that rounding decides its signs.
+    """
+    with torch.no_grad():
+        clean = predict(x).float()
+    adv = project(x + random_start(x, eps, "linf", generator), x, eps, "linf")
+    for _ in range(steps):
+        adv.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(kl(clean, predict(adv).float()).sum(), adv)
+        adv = project(adv.detach() + (1.5 * eps / max(steps, 2)) * gradient.sign(), x, eps, "linf")
+    return adv

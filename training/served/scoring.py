@@ -1,0 +1,70 @@
+"""Running images through the system as served: the gateway's decoder, its ONNX Runtime session and its verdicts.
+
+Calibration and evaluation use this module and nothing else, so that what is measured is what is served.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gateway.core.decode import decode_image, to_pixels
+from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.manifest import InputSpec, Part
+
+Progress = Callable[[int, int], None]
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, C) as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def as_decoded(images: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """uint8 (N, H, W, C) encoded as PNG and taken through the gateway's decoder: float32 (N, C, H, W)."""
+    return to_pixels(np.stack([decode_image(png(image), spec) for image in images]))
+
+
+def run_images(
+    engine: Engine,
+    images: np.ndarray,
+    spec: InputSpec,
+    *,
+    masks: np.ndarray | None = None,
+    part: Part = "full",
+    batch: int = 64,
+    progress: Progress = lambda _done, _total: None,
+) -> GraphOutputs:
+    """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them, without `masks` (N, H, W)."""
+    done = []
+    for start, some in enumerate(batches(images, batch)):
+        hidden = None if masks is None else masks[start * batch : (start + 1) * batch]
+        done.append(engine.run(as_decoded(some, spec), hidden, part=part))
+        progress(min(len(done) * batch, len(images)), len(images))
+    return concatenate(done)
+
+
+def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for i in range(0, len(array), size):
+        yield array[i : i + size]
+
+
+def concatenate(parts: list[GraphOutputs]) -> GraphOutputs:
+    """One GraphOutputs of many, in order; parts that a bundle lacks stay None."""
+    joined: dict[str, Any] = {}
+    for field in fields(GraphOutputs):
+        values = [getattr(part, field.name) for part in parts]
+        joined[field.name] = None if values[0] is None else np.concatenate(values)
+    return GraphOutputs(**joined)
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """float (N, C, H, W) in [0, 1] rounded to the uint8 (N, H, W, C) that a file can carry."""
+    return np.ascontiguousarray((pixels * 255).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
