@@ -19,7 +19,7 @@ from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
 from gateway.http.authentication import AuthMiddleware, describe
 from gateway.http.middleware import BodyLimitMiddleware, RequestMiddleware
 from gateway.http.problems import from_http_exception, from_validation, problem_response
-from gateway.http.routes import admin, console, v1
+from gateway.http.routes import admin, console, report, v1
 from gateway.http.routes import events as audit_routes
 from gateway.http.routes import session as login
 from gateway.http.routes.oip import routes as oip
@@ -35,6 +35,7 @@ ROUTERS = (
     login.router,
     admin.router,
     audit_routes.router,
+    report.router,
     console.samples_router,
     console.router,
 )

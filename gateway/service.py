@@ -28,7 +28,7 @@ from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
 from gateway.telemetry.tracing import check_provider, tracing_options
 from gateway.versions import shared_state as store
-from gateway.versions.registry import load_registry
+from gateway.versions.registry import load_registry, opened
 from gateway.versions.rollout import Rollout, forget_workers, read_wanted
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Palisade:
             forget_workers(shared)
             if not os.environ.get(CHECKED):
                 check_access(now)
-                load_registry(now, read_wanted(shared)[0])
+                load_registry(now, read_wanted(shared)[0], load=opened)
                 check_audit(now)
             shared.close()
             check_provider()

@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from gateway.core.verdict import Fusion
-from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, white_box
+from training.analysis.contrast import ATTACKS, BATCH, predictions, white_box
 from training.analysis.sample import sample
 from training.analysis.subjects import load_subject
 from training.analysis.tables import detector_table
@@ -30,6 +30,7 @@ from training.defence.graph import ALONE_SCORES, DefenceGraph
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
+from training.util.signatures import StepProgress, silent
 from training.util.statistics import interval, threshold_at
 
 RATES = (0.01, 0.05)
@@ -43,7 +44,7 @@ def detector_report(
     benign: int = 1000,
     steps: int = 20,
     seed: int = 0,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """AUROC of each score, of each layer's deviation and of all scores fused, by attack, for one network alone.
 

@@ -9,9 +9,7 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
-import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from gateway.atomic import PRIVATE, write_text
 from gateway.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -75,17 +74,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 def write_keys(path: Path, entries: list[ApiKey]) -> None:
     """Replace the file whole, readable by its owner alone."""
     text = json.dumps([entry.model_dump(mode="json", exclude_none=True) for entry in entries], indent=1) + "\n"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 600
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, text, mode=PRIVATE)
 
 
 class KeyRing:

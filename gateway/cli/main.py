@@ -107,7 +107,7 @@ def serve(
     from gateway.process.home import bentoml_home
     from gateway.process.serving import free_port, run_server, sample_image
     from gateway.telemetry.tracing import tracing_options
-    from gateway.versions.registry import load_registry
+    from gateway.versions.registry import load_registry, opened
     from gateway.versions.rollout import stored_wanted
 
     given = {
@@ -126,8 +126,8 @@ def serve(
     check_access(settings)
     check_audit(settings)
     tracing_options(settings)
-    # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
-    registry = load_registry(settings, stored_wanted(settings))
+    # Opening once here turns whatever is wrong into one line and an exit code, before workers start and warm up.
+    registry = load_registry(settings, stored_wanted(settings), load=opened)
     free_port(settings)
     home = bentoml_home(settings)
     where = f"http://{settings.host}:{settings.port}"

@@ -89,6 +89,7 @@ class Local:
 def open_local(models: list[Path] | None, model: str | None) -> Local:
     """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
     from gateway.settings import load_settings
-    from gateway.versions.registry import load_registry
+    from gateway.versions.registry import load_registry, opened
 
-    return Local(load_registry(load_settings(**({"models": models} if models else {}))).get(model))
+    settings = load_settings(**({"models": models} if models else {}))
+    return Local(load_registry(settings, load=opened).get(model))

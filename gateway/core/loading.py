@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from gateway.atomic import write_text
 from gateway.core.manifest import CARD, MANIFEST, SCHEMA_VERSION, Calibration, Manifest, graphs_sha256
 from gateway.errors import BundleError
 
@@ -160,6 +161,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` (atomically) with the hashes of the files that lie in `folder` now."""
     manifest = manifest.model_copy(update={"files": hash_files(folder)})
     Manifest.model_validate(manifest.model_dump())
-    temporary = folder / (MANIFEST + ".part")
-    temporary.write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 
 CARD = "card.json"
+REPORT = "report.html"
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 

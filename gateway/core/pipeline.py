@@ -159,6 +159,24 @@ class Pipeline:
             p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
         )
 
+    @classmethod
+    def on(
+        cls,
+        engine: Engine,
+        bundle: Bundle,
+        *,
+        alpha: float | None = None,
+        action: Action | None = None,
+        limits: Limits = Limits(),
+    ) -> Pipeline:
+        """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
+
+        `alpha` and `action` default to the bundle's policy. Raises `BundleError` where nothing fitting was calibrated,
+        and `ValueError` for an `alpha` that was not.
+        """
+        judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
+        return cls(bundle, engine, judge, action=action, limits=limits)
+
     @property
     def can_screen(self) -> bool:
         """Whether the bundle has a cascade, calibrated for this engine."""

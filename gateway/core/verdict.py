@@ -158,7 +158,6 @@ class Judge:
         self._layer_scores = array("layers")
         self._gate_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
-        self.gate_cutoff = self.cutoff(self._gate_alpha)
         cascade = calibration.cascade
         if cascade:
             self._on = array("cascade")

@@ -9,7 +9,6 @@ from typing import Any
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Decision, Pipeline
-from gateway.core.verdict import Judge
 from gateway.errors import BundleError, PalisadeError
 
 FOLDER, ANSWERS = "samples", "answers.json"
@@ -32,9 +31,7 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
     path = bundle.path / FOLDER / ANSWERS
     if not path.is_file():
         return 0, []
-    pipeline = Pipeline(
-        bundle, engine, Judge(bundle, bundle.calibration(engine.provider, engine.precision)), action="sanitize"
-    )
+    pipeline = Pipeline.on(engine, bundle, action="sanitize")
     try:
         answers: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
         found = {name: sample_answer(pipeline.decide((path.parent / name).read_bytes())) for name in answers}

@@ -23,7 +23,7 @@ from gateway.errors import BundleError, ConfigError, Conflict, PalisadeError, Un
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.catalogue import Catalogue
-from gateway.versions.registry import Loaded, Registry, Versions, load_pipeline, load_wanted
+from gateway.versions.registry import Loaded, Registry, Versions, load_wanted, warmed
 from gateway.versions.shared_state import FILE, Store
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Rollout:
         missing = [(name, v) for name, versions in wanted.items() for v in versions.loaded if (name, v) not in have]
         try:
             return {
-                (name, version): load_pipeline(self.catalogue.find(name, version).folder, self._settings)
+                (name, version): warmed(self.catalogue.find(name, version).bundle, self._settings)
                 for name, version in missing
             }
         except ConfigError as error:  # a caller's change asked for a bundle that the settings do not fit

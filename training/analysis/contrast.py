@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from training.attacks.coarse import searched
 from training.attacks.pgd import Norm, pgd
 from training.errors import TrainingError
 from training.util.module_modes import frozen, seeded
+from training.util.signatures import StepProgress, silent
 
 BATCH = 50
 ATTACKS: dict[str, tuple[Norm, float]] = {
@@ -21,7 +21,6 @@ ATTACKS: dict[str, tuple[Norm, float]] = {
     "L2 1.0": ("l2", 1.0),
 }
 KINDS = ("clean", "adversarial", "gaussian")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def triples(
     eps: float,
     steps: int,
     seed: int,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> Triples:
     """PGD (Linf, `eps` of 1) on the correctly answered images of x (N, C, H, W), and noise of equal mean and L2 norm.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,7 @@ from training.defence.graph import DefenceGraph
 from training.defence.regions import region_of_attack
 from training.models.network import Network
 from training.util.module_modes import seeded
+from training.util.signatures import StepProgress, silent
 from training.util.statistics import interval
 
 STEPS = 16
@@ -43,7 +43,6 @@ NOISE = 2 / 255
 PATCH_SHARE = 0.22
 RANDOMISED = 100  # images; the correlation of maps hardly varies
 Maps = dict[str, Tensor]
-Progress = Callable[[str, int, int], None]
 
 
 def explanation_report(
@@ -55,7 +54,7 @@ def explanation_report(
     patched: int = 150,
     seed: int = 0,
     references: bool = True,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """The quality of explanations of benign images x (N, C, H, W), labels y (N,), groups (N,); JSON content.
 

@@ -22,14 +22,14 @@ from gateway.core.verdict import Fusion
 from training.attacks.coarse import searched_defence
 from training.attacks.margin import margin
 from training.attacks.patch import Kind, Patches, random_patches
-from training.attacks.pgd import Predict, pgd, random_start
+from training.attacks.pgd import pgd, random_start
 from training.attacks.search import Ball, Combine, Found, Hinges, Painted, Space, descend
 from training.defence.graph import STRICT, DefenceGraph
+from training.util.signatures import Predict, Progress, silent
 
 # (logits, companion's logits, scores (N, S), target (N,)) -> hinges, (N,) each, zero where the condition is met.
 Conditions = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Beaten = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[int, int], None]
 Looks = Literal["all", "alone", "strict", "networks", "companion"]
 
 
@@ -126,7 +126,7 @@ def joint_attack(
     order: Tensor | None = None,
     full_precision: bool = False,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Which images fall within `eps` (Linf, of 1), at each false-positive rate: (N, A) bool.
 
@@ -186,7 +186,7 @@ def joint_patch_attack(
     afterwards: Afterwards | None = None,
     full_precision: bool = False,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Tensor:
     """`joint_attack` with a patch of `side` pixels instead of a ball: (N, A) bool.
 

@@ -24,6 +24,7 @@ from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.served.scoring import run_images
+from training.util.signatures import StepProgress
 
 CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -33,8 +34,6 @@ GATED, COST = 0.05, 0.01
 GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
-
-Progress = Callable[[str, int, int], None]
 
 
 class Benign(BaseModel):
@@ -76,7 +75,7 @@ class BenignScores:
 
 
 def benign_scores(
-    engine: Engine, spec: InputSpec, data: Dataset, progress: Progress, *, benign: Benign = Benign(), seed: int = 0
+    engine: Engine, spec: InputSpec, data: Dataset, progress: StepProgress, *, benign: Benign = Benign(), seed: int = 0
 ) -> BenignScores:
     """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
     batch = engine.buckets[-1]

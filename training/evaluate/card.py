@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,22 +15,23 @@ import numpy as np
 import onnxruntime
 import torch
 
+from gateway.atomic import write_text
 from gateway.core.loading import Bundle
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import self_checks
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
-from training.evaluate.harness.store import Store, replace_text
+from training.evaluate.harness.store import Store
 from training.evaluate.presentation.page import markdown
 from training.evaluate.presentation.report import Drawn, html
 from training.evaluate.run import finished, run_units
 from training.evaluate.units import BASIC, UNITS
 from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.util.signatures import StepProgress
 
-__all__ = ["Bound", "Evaluation", "Progress", "assemble", "check", "evaluate", "write_card"]
+__all__ = ["Bound", "Evaluation", "assemble", "check", "evaluate", "write_card"]
 
-Progress = Callable[[str, int, int], None]
 SCHEMA = 3
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
@@ -39,7 +40,7 @@ def evaluate(
     bundle: Bundle,
     data: Dataset,
     settings: Evaluation,
-    progress: Progress,
+    progress: StepProgress,
     *,
     units: Sequence[str] = BASIC,
     folder: Path | None = None,
@@ -154,6 +155,6 @@ def check(figures: Mapping[str, Any], bounds: Sequence[Bound]) -> list[dict[str,
 def write_card(folder: Path, card: dict[str, Any], shown: Drawn = Drawn()) -> None:
     """`card.json`, `card.md` and `report.html` of a bundle folder."""
     bounds = check(card["figures"], Evaluation.model_validate(card["settings"]).bounds)
-    replace_text(folder / CARD, json.dumps(card, indent=1) + "\n")
-    replace_text(folder / PAGE, markdown(card, bounds))
-    replace_text(folder / REPORT, html(card, bounds, shown))
+    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+    write_text(folder / PAGE, markdown(card, bounds))
+    write_text(folder / REPORT, html(card, bounds, shown))

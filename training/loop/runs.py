@@ -30,7 +30,7 @@ from training.models import build_model
 from training.models.network import Network
 from training.recipes.training import Recipe
 from training.util.checkpoint import load_weights, write_text
-from training.util.precision import machine_precision
+from training.util.precision import machine_precision, say_once
 
 WEIGHTS = "weights.safetensors"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "safetensors")
@@ -44,9 +44,11 @@ def settled(recipe: Recipe, folder: Path, *, device: str) -> Recipe:
     if recipe.precision != "auto":
         return recipe
     began = _known("recipe", folder / "recipe.json")
-    precision = began["precision"] if isinstance(began, dict) else "auto"
+    precision, why = began["precision"] if isinstance(began, dict) else "auto", "as the run began"
     if precision == "auto":
-        precision = machine_precision(device).precision
+        choice = machine_precision(device)
+        precision, why = choice.precision, choice.why
+    say_once(f"{recipe.name}: precision {precision} ({why})")
     return recipe.model_copy(update={"precision": precision})
 
 

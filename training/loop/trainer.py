@@ -63,9 +63,9 @@ class Trainer:
         fabric: Fabric | None = None,
         tensorboard: bool = False,
     ) -> None:
-        device = fabric.device.type if fabric else chosen_device("auto")
-        self.recipe = recipe = settled(recipe, out, device=device)
-        self.data, self.out, self.teacher = data, out, teacher
+        if recipe.precision == "auto":
+            recipe = settled(recipe, out, device=fabric.device.type if fabric else chosen_device("auto"))
+        self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
         assert recipe.precision != "auto"
         self.fabric = fabric or open_fabric(precision=recipe.precision)
         self.tensorboard = tensorboard
@@ -115,8 +115,7 @@ class Trainer:
         if first and done.epoch < self.recipe.epochs:
             precision = self.recipe.precision
             note_start(self.out, self.fabric, precision=precision, layout=self.layout.name, epoch=done.epoch)
-            told = (self.recipe.name, precision, self.layout.name, self.layout.why)
-            logger.info("%s: precision %s; memory format %s (%s)", *told)
+            logger.info("%s: memory format %s (%s)", self.recipe.name, self.layout.name, self.layout.why)
         for number, stage, epoch in self._epochs():
             if number < done.epoch or self._exhausted(history):
                 continue

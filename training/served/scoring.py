@@ -6,7 +6,7 @@ Calibration and evaluation use this module and nothing else, so that what is mea
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -16,8 +16,7 @@ from PIL import Image
 from gateway.core.decode import decode_image, to_pixels
 from gateway.core.engine import Engine, GraphOutputs
 from gateway.core.manifest import InputSpec, Part
-
-Progress = Callable[[int, int], None]
+from training.util.signatures import Progress, silent
 
 
 def png(image: np.ndarray) -> bytes:
@@ -40,7 +39,7 @@ def run_images(
     masks: np.ndarray | None = None,
     part: Part = "full",
     batch: int = 64,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> GraphOutputs:
     """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them, without `masks` (N, H, W)."""
     done = []

@@ -33,7 +33,7 @@ class Choice:
 def machine_precision(device: str) -> Choice:
     """bf16 if `device` (cpu or cuda) multiplies in bfloat16, else fp32."""
     if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16", "the GPU has bfloat16")
         return Choice("fp32", "the GPU has no bfloat16")
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -51,5 +51,6 @@ def machine_precision(device: str) -> Choice:
 
 @cache
 def say_once(text: str) -> None:
-    """Log `text`, once in a process: attacks make many copies of a network."""
-    logger.info(text)
+    """Log `text`, once in a process (attacks make many copies of a network), and in the first of several alone."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(text)

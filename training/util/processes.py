@@ -36,12 +36,11 @@ def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabri
     found = torch.cuda.device_count()
     if device == "cuda" and found < local:
         raise TrainingError(f"{local} GPU(s) asked for, {found} found by torch {torch.__version__}; use --device cpu")
-    on_gpu = chosen_device(device) == "cuda"
-    if on_gpu:
+    where = chosen_device(device)
+    if where == "cuda":
         # What runs in fp32 (penalties and their finite differences) is meant to: no convolution in TF32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-    where = "cuda" if on_gpu else "cpu"
     cast: dict[Precision, FabricPrecision] = {
         "fp32": FabricPrecision(),
         "bf16": MixedPrecision("bf16-mixed", where),

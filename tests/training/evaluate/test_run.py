@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,13 @@ def test_a_larger_radius_leaves_less(card: dict[str, Any]) -> None:
 
 
 def test_its_files_are_written(card: dict[str, Any], shared: Bench, tmp_path: Path) -> None:
-    write_card(tmp_path, card, drawn(shared))
-    report = (tmp_path / "report.html").read_text()
-    assert "ROC: PGD 8/255" in report
-    assert "data:image/png" in report or not drawn(shared).pictures
+    cell = {"kind": "clean", "image": "data:image/png;base64,AA==", "map": "data:image/png;base64,AB=="}
+    row = {"cells": [cell | {"label": "stop", "right": True, "flagged": False}]}
+    for pictures in ([], [row]):
+        write_card(tmp_path, card, replace(drawn(shared), pictures=pictures))
+        report = (tmp_path / "report.html").read_text()
+        assert "ROC: PGD 8/255" in report
+        assert report.count("data:image/png") == 2 * len(pictures)
 
 
 def test_finished_units_are_not_measured_again(card: dict[str, Any], shared: Bench) -> None:

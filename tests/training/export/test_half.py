@@ -14,11 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.core.engine import Engine, GraphOutputs
 from gateway.core.manifest import WEIGHTS, InputSpec, Part, variant_file
 from tests.training.exported import Exported
-from tests.training.rounded import rounded
+from tests.training.rounded import element_types, rounded
 from tests.training.toy import SIDE
 from training.export import half
 from training.export.blocked import keep_blocked
-from training.export.draft import Draft
 from training.export.half import half_parts, halved
 from training.export.parts import OUTPUTS, graph_specs, split_parts, write_parts
 from training.util.module_modes import seeded
@@ -56,7 +55,7 @@ def run_rounded(parts: Parts, folder: Path) -> GraphOutputs:
 
 def operators(model: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
     """Each operator and whether it computes in float16."""
-    kinds = Draft(model).kinds
+    kinds = element_types(model)
     for node in model.graph.node:
         yield node.op_type, kinds.get(node.input[0]) == TensorProto.FLOAT16 if node.input else False
 

@@ -56,8 +56,11 @@ def test_a_processor(
 
 @pytest.mark.parametrize("has", [True, False])
 def test_a_gpu(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has and not including_emulation)
     assert machine_precision("cuda").precision == ("bf16" if has else "fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine_precision("cuda").precision == "fp32"
 
 
 def recipe(**changes: object) -> Recipe:

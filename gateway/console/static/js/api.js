@@ -73,6 +73,7 @@ function query(values) {
 
 export const models = () => request("v1/models");
 export const model = (name) => request(`v1/models/${part(name)}`);
+export const reportAddress = (name) => address(`v1/models/${part(name)}/report`);
 export const samples = (name) => request(`v1/models/${part(name)}/samples`);
 export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/samples/${part(file)}`);
 
