@@ -37,14 +37,37 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
         return nn.utils.weight_norm(layer)
 
 
-def three(f=lambda layer: layer, *, extra: nn.Module | None = None) -> nn.Sequential:
+def three(f=lambda layer: layer, *, extra: nn.Module | None = None, classes: int = 5) -> nn.Sequential:
     """Blocks at three resolutions, of `f`(convolution); `extra` after the second."""
 
     def block(ins: int, outs: int, stride: int = 1) -> nn.Sequential:
         return nn.Sequential(f(nn.Conv2d(ins, outs, 3, stride, 1)), nn.ReLU(inplace=True))
 
     middle = [block(8, 8, 2)] + ([] if extra is None else [extra])
-    return nn.Sequential(block(3, 8), *middle, block(8, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    return nn.Sequential(
+        block(3, 8), *middle, block(8, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)
+    )
+
+
+def weight_normed(num_classes: int) -> nn.Module:
+    return three(weight_norm, classes=num_classes)
+
+
+def spectrally_normed(num_classes: int) -> nn.Module:
+    return three(spectral_norm, classes=num_classes)
+
+
+class Inverse(nn.Module):
+    """Whitens the features with an inverse, for which ONNX has no operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.flatten(2)
+        spread = features @ features.mT + torch.eye(x.shape[1])
+        return (torch.linalg.inv(spread) @ features).reshape(x.shape)
+
+
+def inverting(num_classes: int) -> nn.Module:
+    return three(extra=Inverse(), classes=num_classes)
 
 
 def adapted(body: nn.Module, side: int = SIDE) -> Adapted:

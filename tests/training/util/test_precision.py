@@ -14,7 +14,7 @@ from training.errors import TrainingError
 from training.loop.runs import settled
 from training.loop.trainer import Trainer
 from training.recipes.training import Recipe
-from training.util.precision import Choice, machine_precision
+from training.util.precision import Choice, machine_precision, say_once
 
 NEW, OLD = {"avx512_bf16": True, "amx_bf16": True}, {"avx512_bf16": False, "avx512_f": True}
 
@@ -74,7 +74,11 @@ def recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(content | changes)
 
 
-def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_the_precision_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_once.cache_clear()
+    caplog.set_level("INFO", logger="training")
     monkeypatch.setattr(training.loop.runs, "machine_precision", lambda _device: Choice("fp32", "an old machine"))
     assert settled(recipe(), tmp_path / "run", device="cpu").precision == "fp32"
     assert settled(recipe(precision="fp16"), tmp_path / "run", device="cpu").precision == "fp16"
@@ -85,6 +89,10 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatc
     assert [(start["precision"], start["memory_format"]) for start in starts] == [("fp32", "contiguous")]
     monkeypatch.setattr(training.loop.runs, "machine_precision", lambda _device: Choice("bf16", "a new machine"))
     assert settled(recipe(), tmp_path / "run", device="cpu").precision == "fp32"
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count("small: precision fp32 (an old machine)") == 1
+    assert told.count("small: precision fp32 (as the run began)") == 1
+    assert sum(line.startswith("small: memory format contiguous (stem.0 (3 to 4 channels)") for line in told) == 1
     assert settled(recipe(), tmp_path / "other", device="cpu").precision == "bf16"
     Trainer(recipe(), data, tmp_path / "run").run()  # the same run
     with pytest.raises(TrainingError, match="another recipe"):
