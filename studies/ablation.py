@@ -26,12 +26,12 @@ from benchmarks.record import record
 from gateway.atomic import replacing, write_text
 from training.analysis.sensitivity import sensitivity_report
 from training.attacks.autoattack import autoattack
+from training.attacks.coarse import searched
 from training.attacks.early import pgd_until_fooled
 from training.attacks.fgsm import momentum_fgsm
 from training.bundling.provenance import load_data
 from training.commands.terminal import JsonPath, Threads, command, use_threads
 from training.data.dataset import Dataset
-from training.evaluate.harness.bench import fast
 from training.imaging.pixels import to_tensor
 from training.loop.penalties import teacher_maps
 from training.loop.train import train
@@ -120,7 +120,7 @@ class Measures:
         path = self.folder / f"transfer-{eps}.npz"
         if not path.is_file():
             x, y = to_tensor(self.data.test.x), torch.from_numpy(self.data.test.y)
-            sources = [fast(source) for source in self.sources]
+            sources = [searched(source) for source in self.sources]
             parts = [
                 momentum_fgsm(sources, a, b, eps=eps / 255) for a, b in zip(x.split(256), y.split(256), strict=True)
             ]
@@ -135,14 +135,19 @@ class Measures:
         with frozen(network):
             right = network(self.x).argmax(1) == self.y
             _, fooled = pgd_until_fooled(
-                fast(network), self.x[right], self.y[right], eps=eps / 255, steps=50, generator=seeded(0, eps)
+                searched(network), self.x[right], self.y[right], eps=eps / 255, steps=50, generator=seeded(0, eps)
             )
         return float((~fooled).sum() / len(self.y))
 
     def _autoattack(self, name: str, network: Network, eps: int) -> float:
         with frozen(network):
             found = autoattack(
-                fast(network), self.x, self.y, eps=eps / 255, batch=250, folder=self.folder / name / f"autoattack-{eps}"
+                searched(network),
+                self.x,
+                self.y,
+                eps=eps / 255,
+                batch=250,
+                folder=self.folder / name / f"autoattack-{eps}",
             )
         return float(found.robust.float().mean())
 

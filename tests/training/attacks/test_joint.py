@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import training.attacks.coarse
 from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
-from training.attacks.coarse import coarse
+from training.attacks.coarse import searched_defence
 from training.attacks.joint import (
     companion_says,
     confident,
@@ -31,6 +32,7 @@ from training.attacks.pgd import random_start
 from training.defence.graph import DefenceGraph
 from training.models.resnet import SmallResNet
 from training.util.module_modes import seeded
+from training.util.precision import Choice
 
 LEVEL = torch.tensor([1.0, 1.0])
 BENIGN = np.linspace([0.0, 0.0], [1.5, 1.5], 400)
@@ -408,8 +410,27 @@ def test_the_coarse_search_is_judged_exactly(
     )
     assert won[:, 0].sum() == sum(int(fallen.sum()) for fallen in judged)  # each is left alone once it has fallen
     assert won.any()
-    rough = coarse(defence)
-    torch.testing.assert_close(rough.network(x), defence.network(x), atol=0.1, rtol=0.05)
-    assert not torch.equal(rough.network(x), defence.network(x))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_search_is_in_the_precision_that_the_machine_is_made_for(
+    trained: SmallResNet,
+    defence: DefenceGraph,
+    test_images: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Literal["bf16", "fp32"],
+) -> None:
+    monkeypatch.setattr(training.attacks.coarse, "machine_precision", lambda _device: Choice(precision, "so it is"))
+    defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), defence.constants)
+    x = test_images[0][:12].clone().requires_grad_(True)
+    rough = searched_defence(defence)
+    searching, exact = rough.network(x), defence.network(x)
+    assert searching.dtype == rough.network.taps(x)[1]["stage2"].dtype == torch.float32
+    torch.testing.assert_close(searching, exact, atol=0.1, rtol=0.05)
+    with torch.no_grad():  # where it is judged
+        torch.testing.assert_close(rough.network(x), exact, atol=1e-5, rtol=1e-5)
+    apart = float((searching - exact).detach().abs().max())
+    assert apart > 1e-4 if precision == "bf16" else apart < 1e-5
     assert rough.network.tap_channels == defence.network.tap_channels
     assert defence.network is not rough.network
+    assert all(parameter.requires_grad for parameter in defence.network.parameters())

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training.evaluate.measurements.systems import Systems
 
 from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion
@@ -24,11 +23,8 @@ from training.defence.scores import SCORES, chosen, default_scores, screening
 from training.defence.scores.context import ScoreContext
 from training.defence.scores.score import Score
 from training.errors import TrainingError
-<<<<<<< HEAD
 from training.evaluate.harness.bench import Bench
-from training.evaluate.measurements.systems import Systems
-=======
->>>>>>> card
+from training.evaluate.harness.systems import Systems
 from training.export.fold import folded
 from training.util.registry import by_name
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from training.errors import TrainingError
-from training.models.adapted import Adapted, as_map, tapped_layers
+from training.models.adapted import Adapted
+from training.models.layers import as_map, tapped_layers
 
 
 class Stages(nn.Module):
@@ -97,7 +98,7 @@ def test_maps() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (Stages(num_classes=4), r"answers one image with \(1, 4\), not with logits \(1, 5\)"),
+        (Stages(num_classes=4), r"answers two images with \(2, 4\), not with logits \(2, 5\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 5)), "cannot take images of 3 x 16 x 16"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)), "no layer whose output is a map"),
     ],
