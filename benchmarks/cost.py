@@ -209,7 +209,7 @@ def main(
     graph: Annotated[Path | None, typer.Option(help="A bare defence graph (.onnx) in place of a bundle.")] = None,
     json_path: JsonPath = None,
     threads: Annotated[int, typer.Option(min=0, help="Intra-op threads; 0: the engine's default.")] = 0,
-    provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    provider: Annotated[Provider, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 200,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time at most for each batch size.")] = 20.0,
 ) -> None:

@@ -108,7 +108,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def palisade(bundle: Path, *, path: str, threads: int, **settings: object) -> contextlib.AbstractContextManager[Server]:
+def palisade(bundle: Path, *, path: str, threads: int, **settings: Any) -> contextlib.AbstractContextManager[Server]:
     """The gateway with one bundle."""
     port = free_port()
     chosen = Settings(models=[bundle], port=port, threads=threads, max_waiting=1000, **settings)

@@ -28,8 +28,10 @@ from training.commands.terminal import JsonPath
 from training.loop.penalties import penalties
 from training.losses.settings import Terms
 from training.models import ModelSpec, build_model
+from training.models.memory_format import arranged
 from training.models.network import Network
 from training.util.module_modes import denormals_flushed, freeze_batchnorm, frozen, seeded
+from training.util.precision import machine_precision
 
 CLASSES, SIDE, EPS, GRID = 43, 32, 8 / 255, 6
 EVERY = 2  # the longest cadence: a call is that many steps
@@ -47,7 +49,8 @@ class Steps:
     """Steps of adversarial training in one setting, on one batch of random images."""
 
     def __init__(self, network: Network, setting: Setting, *, batch: int, steps: int, precision: str) -> None:
-        self.network, self.setting, self.steps, self.precision = network, setting, steps, precision
+        self.network, self.layout = arranged(network, "cpu")
+        self.setting, self.steps, self.precision = setting, steps, precision
         generator = seeded(0)
         self.x = torch.rand(batch, 3, SIDE, SIDE, generator=generator)
         self.y = torch.randint(0, CLASSES, (batch,), generator=generator)
@@ -68,7 +71,7 @@ class Steps:
     def _step(self) -> None:
         self.network.train()
         freeze_batchnorm(self.network)
-        x = self.x.contiguous(memory_format=torch.channels_last)
+        x = self.x.contiguous(memory_format=self.layout.format)
         with frozen(self.network):
             adversarial = training_pgd(
                 lambda z: self._taps(z)[0], x, self.y, eps=EPS, steps=self.steps, generator=self.generator
@@ -154,8 +157,9 @@ def main(
     batch: Annotated[int, typer.Option(min=8)] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Of the attack inside a step.")] = 3,
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="Of attack and task; penalties are in fp32.")
-    ] = "bf16",
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of attack and task (auto: bf16 where the processor has it); penalties are in fp32."),
+    ] = "auto",
     repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 30,
     seconds: Annotated[float, typer.Option(min=0, help="Time at most (five rounds at least).")] = 120.0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
@@ -166,7 +170,8 @@ def main(
     torch.manual_seed(0)
     spec = ModelSpec(width=width, stem_stride=stem_stride)
     network = build_model(spec, classes=CLASSES, mean=[0.4] * 3, std=[0.25] * 3, side=SIDE)
-    network = network.to(memory_format=torch.channels_last)
+    if precision == "auto":
+        precision = machine_precision("cpu").precision
     with denormals_flushed():
         rows = measure(network, batch=batch, steps=steps, precision=precision, repeats=repeats, seconds=seconds)
     table = Table(title=f"A step of adversarial training ({steps} steps of PGD, batch {batch}, {precision})")

@@ -26,12 +26,12 @@ from benchmarks.record import record
 from gateway.atomic import replacing, write_text
 from training.analysis.sensitivity import sensitivity_report
 from training.attacks.autoattack import autoattack
+from training.attacks.coarse import searched
 from training.attacks.early import pgd_until_fooled
 from training.attacks.fgsm import momentum_fgsm
 from training.bundling.provenance import load_data
 from training.commands.terminal import JsonPath, Threads, command, use_threads
 from training.data.dataset import Dataset
-from training.evaluate.harness.bench import fast
 from training.imaging.pixels import to_tensor
 from training.loop.penalties import teacher_maps
 from training.loop.train import train
@@ -40,7 +40,7 @@ from training.losses.jacobian import jacobian_norm
 from training.losses.perturbation_saliency import important_mask
 from training.losses.selective import off_mask_share
 from training.losses.settings import Terms
-from training.models.resnet import SmallResNet
+from training.models.network import Network
 from training.recipes.training import Recipe, Stage, load_recipe, read_yaml, validate
 from training.util.module_modes import frozen, seeded
 
@@ -93,7 +93,7 @@ class Measures:
         self.some = data.test.take(index)
         self.x, self.y = to_tensor(self.some.x), torch.from_numpy(self.some.y)
 
-    def of(self, name: str, network: SmallResNet, *, attack: bool) -> dict[str, Any]:
+    def of(self, name: str, network: Network, *, attack: bool) -> dict[str, Any]:
         """Every figure of the run `name`; AutoAttack's only where they were found before, or if `attack`."""
         units: dict[str, Callable[[], float | dict[str, float]]] = {
             "clean": lambda: accuracy(network, self.data.test),
@@ -116,11 +116,11 @@ class Measures:
             console.print(f"{name}: {unit} {found[unit]}")
         return found
 
-    def _transfer(self, network: SmallResNet, eps: int) -> float:
+    def _transfer(self, network: Network, eps: int) -> float:
         path = self.folder / f"transfer-{eps}.npz"
         if not path.is_file():
             x, y = to_tensor(self.data.test.x), torch.from_numpy(self.data.test.y)
-            sources = [fast(source) for source in self.sources]
+            sources = [searched(source) for source in self.sources]
             parts = [
                 momentum_fgsm(sources, a, b, eps=eps / 255) for a, b in zip(x.split(256), y.split(256), strict=True)
             ]
@@ -131,33 +131,38 @@ class Measures:
         with np.load(path, allow_pickle=False) as file:
             return accuracy(network, type(self.some)(file["x"], self.data.test.y, self.data.test.group))
 
-    def _pgd(self, network: SmallResNet, eps: int) -> float:
+    def _pgd(self, network: Network, eps: int) -> float:
         with frozen(network):
             right = network(self.x).argmax(1) == self.y
             _, fooled = pgd_until_fooled(
-                fast(network), self.x[right], self.y[right], eps=eps / 255, steps=50, generator=seeded(0, eps)
+                searched(network), self.x[right], self.y[right], eps=eps / 255, steps=50, generator=seeded(0, eps)
             )
         return float((~fooled).sum() / len(self.y))
 
-    def _autoattack(self, name: str, network: SmallResNet, eps: int) -> float:
+    def _autoattack(self, name: str, network: Network, eps: int) -> float:
         with frozen(network):
             found = autoattack(
-                fast(network), self.x, self.y, eps=eps / 255, batch=250, folder=self.folder / name / f"autoattack-{eps}"
+                searched(network),
+                self.x,
+                self.y,
+                eps=eps / 255,
+                batch=250,
+                folder=self.folder / name / f"autoattack-{eps}",
             )
         return float(found.robust.float().mean())
 
-    def _jacobian(self, network: SmallResNet) -> float:
+    def _jacobian(self, network: Network) -> float:
         with frozen(network):
             return float(torch.cat([jacobian_norm(network, part) for part in self.x.split(250)]).median())
 
-    def _off_mask(self, network: SmallResNet) -> float:
+    def _off_mask(self, network: Network) -> float:
         grid = 6
         maps = teacher_maps(self.teacher, self.some.x, grid=grid, precision="fp32", cache=self.folder)
         important = important_mask(maps, size=(self.x.shape[2], self.x.shape[3]), mass=0.5)
         with frozen(network):
             return float(off_mask_share(network, self.x, self.y, important).mean())
 
-    def _sensitivity(self, network: SmallResNet) -> dict[str, float]:
+    def _sensitivity(self, network: Network) -> dict[str, float]:
         """By layer, under PGD-20 at 8/255."""
         return {row["layer"]: row["relative"] for row in sensitivity_report(network, self.x, self.y, eps=8 / 255)}
 
@@ -192,7 +197,7 @@ def main(
         )
 
 
-def _arm(run: Callable[..., SmallResNet], plan: Study, arm: str, seed: int, teacher: str) -> SmallResNet:
+def _arm(run: Callable[..., Network], plan: Study, arm: str, seed: int, teacher: str) -> Network:
     run(plan.base_of(seed))
     return run(plan.arm_of(arm, seed, teacher))
 

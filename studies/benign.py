@@ -95,7 +95,7 @@ def main(
         bench = Bench(opened, data, settings, Store(work), bars.step)
         judges = {name: judge_of(bench, benign) for name, benign in VARIANTS.items()}
         for name, (scores, group) in seen(bench).items():
-            told = {}
+            told: dict[str, dict[str, dict[str, Any]]] = {}
             for variant, judge in judges.items():
                 p = judge.p_values(scores.astype(np.float64))
                 flagged = {alpha: p <= judge.cutoff(alpha) for alpha in ALPHAS}

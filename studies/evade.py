@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.record import record
 from gateway.core.loading import load_bundle
 from studies.strict import Opinion, Variant, strict_opinion, table_of
+from training.attacks.coarse import searched
 from training.attacks.early import pgd_until_fooled
 from training.attacks.pgd import pgd
 from training.bundling.networks import load_defence
@@ -32,10 +33,11 @@ from training.data.augment import augment
 from training.data.dataset import Dataset
 from training.defence.scores.companion_strict import RADIUS
 from training.defence.signals.margins import one_hot_margin, served_one_hot
-from training.evaluate.harness.bench import Bench, fast, labels
+from training.evaluate.harness.bench import Bench, labels
 from training.evaluate.harness.store import Store, digest
 from training.imaging.pixels import to_tensor
 from training.loop.runs import load_run
+from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import frozen, seeded
 from training.util.signatures import Progress, StepProgress
@@ -104,10 +106,10 @@ def train_on(
         rows = order[(step % (len(x) // BATCH)) * BATCH :][:BATCH]
         images, label = augment(x[rows], recipe.augmentation, generator)[0], y[rows]
         with frozen(network):
-            seen = [pgd(fast(network), images, label, eps=EPS, steps=STEPS, generator=generator)]
+            seen = [pgd(searched(network), images, label, eps=EPS, steps=STEPS, generator=generator)]
             if consistency > 0:
                 leaf = seen[0].detach().requires_grad_()
-                logits = fast(network)(leaf)
+                logits = searched(network)(leaf)
                 told = one_hot_margin(logits, served_one_hot(logits.detach()))
                 (gradient,) = torch.autograd.grad(told.sum(), leaf)
                 seen.append((seen[0] - RADIUS * gradient.sign()).clamp(0, 1))
@@ -146,7 +148,7 @@ def companion(name: str, data: Dataset, runs: Path, work: Path, *, epochs: int, 
 
 def drawn_views(network: nn.Module, seed: int) -> Opinion:
     """The mean margin over views drawn for each request: shifted by up to `SHIFT` pixels, under noise of `NOISE`."""
-    predict, generator = fast(network), seeded(seed, 22)
+    predict, generator = searched(network), seeded(seed, 22)
 
     def opinion(images: Tensor, label: Tensor) -> Tensor:
         told = []
@@ -186,7 +188,8 @@ def told_of(network: nn.Module, bench: Bench, count: int) -> dict[str, float]:
     x, y = bench.pixels(some.x), bench.targets(some.y)
     with frozen(network):
         right = network(x).argmax(1) == y
-        _, fooled = pgd_until_fooled(fast(network), x[right], y[right], eps=8 / 255, steps=50, generator=seeded(0, 8))
+        predict, generator = searched(network), seeded(0, 8)
+        _, fooled = pgd_until_fooled(predict, x[right], y[right], eps=8 / 255, steps=50, generator=generator)
         clean = float((labels(network, bench.pixels(split.x)) == split.y).mean())
     return {"clean": clean, "pgd_8": float((~fooled).sum() / len(y))}
 
@@ -216,7 +219,9 @@ def main(
             if only and name not in only:
                 continue
             defence = load_defence(opened)
-            defence.companion = networks[role]
+            standing = networks[role]
+            assert isinstance(standing, Network)  # nothing is put before those that stand in
+            defence.companion = standing
             key = digest([name, epochs, seed])
             bench = Bench(opened, chooses, settings, Store(work / f"attacks-{key}"), bars.step)
             bench.__dict__["defence"] = defence

@@ -16,11 +16,12 @@ import torch
 import typer
 from torch import Tensor
 
-from training.analysis.contrast import ATTACKS, BATCH, predictions, searched, white_box
+from training.analysis.contrast import ATTACKS, BATCH, predictions, white_box
 from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers, watch
 from training.analysis.sample import sample
 from training.analysis.subjects import load_subject
 from training.analysis.tables import monitored_table
+from training.attacks.coarse import searched
 from training.attacks.patch import patch_attack
 from training.commands.figures import step_of, today, write_json
 from training.commands.terminal import Subject, Threads, command, console, progress_bars, use_threads
@@ -76,11 +77,11 @@ def _attacks(network: Network, x: Tensor, y: Tensor, *, steps: int, seed: int) -
     x, y = x[right], y[right]
     made = {attack: white_box(network, x, y, attack, steps=steps, seed=seed) for attack in ATTACKS}
     side, generator = round(PATCH_SHARE * min(x.shape[2:])), seeded(seed, 8)
-    with searched(network) as predict:
-        patched = [
-            patch_attack(predict, *some, side=side, generator=generator)[0]
-            for some in zip(x.split(BATCH), y.split(BATCH), strict=True)
-        ]
+    predict = searched(network)
+    patched = [
+        patch_attack(predict, *some, side=side, generator=generator)[0]
+        for some in zip(x.split(BATCH), y.split(BATCH), strict=True)
+    ]
     made[f"patch {side}x{side}"] = torch.cat(patched)
     fooled = {name: images[predictions(network, images) != y] for name, images in made.items()}
     return {name: images for name, images in fooled.items() if len(images)}

@@ -25,8 +25,9 @@ from torch import Tensor
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import lead
 from studies.strategies import BATCH, FORWARDS, USUAL_SHARE, Answers, strategies
-from training.analysis.contrast import predictions, searched
+from training.analysis.contrast import predictions
 from training.analysis.explain import PATCH_SHARE
+from training.attacks.coarse import searched
 from training.attacks.patch import Kind, patch_attack
 from training.bundling.calibrate import COST, allowed_count, fit_recovery
 from training.bundling.networks import load_defence
@@ -246,20 +247,20 @@ def _fooling(
     order = np.random.default_rng(seed).permutation(len(split))
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     tried = fooled = 0
-    with searched(network) as predict:
-        for start in range(0, len(order), BATCH):
-            progress(f"{kind} patches", min(fooled, count), count)
-            rows = order[start : start + BATCH]
-            rows = rows[predictions(network, to_tensor(split.x[rows])).numpy() == split.y[rows]]
-            x, y = to_tensor(split.x[rows]), torch.from_numpy(split.y[rows])
-            generator = seeded(seed, 32, KINDS.index(kind), start)
-            patched, mask = patch_attack(predict, x, y, side=side, kind=kind, generator=generator)
-            images = to_uint8(patched.numpy())
-            fools = predictions(network, to_tensor(images)).numpy() != split.y[rows]
-            kept.append((images[fools], mask.numpy()[fools], rows[fools]))
-            tried, fooled = tried + len(rows), fooled + int(fools.sum())
-            if fooled >= count:
-                break
+    predict = searched(network)
+    for start in range(0, len(order), BATCH):
+        progress(f"{kind} patches", min(fooled, count), count)
+        rows = order[start : start + BATCH]
+        rows = rows[predictions(network, to_tensor(split.x[rows])).numpy() == split.y[rows]]
+        x, y = to_tensor(split.x[rows]), torch.from_numpy(split.y[rows])
+        generator = seeded(seed, 32, KINDS.index(kind), start)
+        patched, mask = patch_attack(predict, x, y, side=side, kind=kind, generator=generator)
+        images = to_uint8(patched.numpy())
+        fools = predictions(network, to_tensor(images)).numpy() != split.y[rows]
+        kept.append((images[fools], mask.numpy()[fools], rows[fools]))
+        tried, fooled = tried + len(rows), fooled + int(fools.sum())
+        if fooled >= count:
+            break
     if fooled < 2:
         raise TrainingError(f"{kind} patches fool the answering network on {fooled} of {tried} images: none to measure")
     images, patch, rows = (np.concatenate(column)[:count] for column in zip(*kept, strict=True))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.record import record
 from gateway.core.loading import load_bundle
+from training.attacks.coarse import searched
 from training.attacks.joint import Afterwards, Seen, companion_says, confident, says
 from training.attacks.margin import margin
 from training.bundling.provenance import made_with
@@ -30,7 +31,7 @@ from training.commands.terminal import JsonPath, Threads, command, progress_bars
 from training.defence.graph import DefenceGraph
 from training.defence.scores.companion_strict import STEPS, strict_margin
 from training.defence.signals.margins import served_one_hot
-from training.evaluate.harness.bench import Bench, fast
+from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Arrays, Store
 from training.evaluate.harness.suite import Stage, carry_out, union_of
 from training.evaluate.harness.systems import ALONE, DOUBT, DOUBTS
@@ -155,10 +156,10 @@ def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tenso
 
 def strict_opinion(network: nn.Module, *, steps: int = STEPS) -> Opinion:
     """The margin of the label after `steps` of an attack by ourselves, in bfloat16 where it is searched."""
-    coarse = fast(network)
+    coarse = searched(network)
 
     def opinion(images: Tensor, label: Tensor) -> Tensor:
-        predict = coarse if torch.is_grad_enabled() else network
+        predict = coarse if torch.is_grad_enabled() else network  # the score attacks by itself where it is judged, too
         return strict_margin(predict, images, label, steps=steps)[:, None]
 
     return opinion

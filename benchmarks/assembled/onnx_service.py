@@ -42,7 +42,7 @@ class Assembled:
                 onnx.save(cut(whole, outputs), path)
                 self.sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    @bentoml.api(route="/predict")
+    @bentoml.api(route="/predict")  # type: ignore[untyped-decorator]
     def predict(self, image: Image.Image) -> dict[str, Any]:
         spec = self.bundle.manifest.input
         small = image.convert("RGB").resize((spec.width, spec.height))

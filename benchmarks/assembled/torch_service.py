@@ -28,11 +28,12 @@ class Assembled:
         self.defence = load_defence(self.bundle)
         self.saliency = Saliency(self.defence.network)
 
-    @bentoml.api(route="/predict")
+    @bentoml.api(route="/predict")  # type: ignore[untyped-decorator]
     def predict(self, image: Image.Image) -> dict[str, Any]:
         spec = self.bundle.manifest.input
         small = image.convert("RGB").resize((spec.width, spec.height))
         x = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)[None].float() / 255
+        assert self.defence.companion is not None
         with torch.no_grad():
             logits, taps = self.defence.network.taps(x)
             companion = self.defence.companion(x)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bentoml._internal.utils import circus
-from circus.exc import ConflictError  # type: ignore[import-untyped]
-from circus.process import DEAD_OR_ZOMBIE, UNEXISTING  # type: ignore[import-untyped]
+from circus.exc import ConflictError
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
 
 from gateway.errors import StoreUnavailable
 from gateway.versions.rollout import complete, living_workers

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_multiply_accumulates_of_the_toy_network(exported: Exported) -> None:
 
 def test_calls_take_turns() -> None:
     order: list[str] = []
-    times = in_turns({name: lambda n=name: order.append(n) for name in "ab"}, repeats=6, seconds=0.0)
+    times = in_turns({name: partial(order.append, name) for name in "ab"}, repeats=6, seconds=0.0)
     assert order == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 5  # warm-up, then five rounds although time is up
     assert len(times["a"].seconds) == 5
 

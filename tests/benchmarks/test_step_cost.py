@@ -36,11 +36,11 @@ def test_settings_compare_both_forms_with_the_plain_step() -> None:
 @pytest.mark.parametrize("terms", [Terms(), both("double_backprop", fraction=1.0, every=EVERY)])
 def test_a_call_trains_the_network(terms: Terms) -> None:
     network = build_model(ModelSpec(width=4, stem_stride=2), classes=43, mean=[0.4] * 3, std=[0.25] * 3, side=32)
-    before = network.stem[0].weight.detach().clone()
+    before = network.get_parameter("stem.0.weight").detach().clone()
     steps = Steps(network, Setting(terms), batch=8, steps=1, precision="fp32")
     steps()
     assert steps.done == EVERY
-    assert not torch.equal(network.stem[0].weight, before)
+    assert not torch.equal(network.get_parameter("stem.0.weight"), before)
 
 
 def test_it_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -84,7 +85,7 @@ class Site:
         self.settle()
 
 
-def serve(folder: Path, port: int, **settings: object) -> Server:
+def serve(folder: Path, port: int, **settings: Any) -> Server:
     server = start(MODELS, folder, port=port, workers=2, metrics_token=TOKEN, **settings)
     wait_until_ready(server, 120)
     return server
@@ -227,7 +228,7 @@ def test_attacked_burst_is_reported(site: Site, benign: list[bytes], attacked: l
 def test_every_query_of_the_dashboard_gives_data(site: Site, benign: list[bytes], attacked: list[bytes]) -> None:
     site.send([*benign[:50], *attacked[:20], b""])
     site.settle()
-    script = [sys.executable, DEPLOY / "grafana" / "queries.py", site.prometheus.url]
+    script = [sys.executable, str(DEPLOY / "grafana" / "queries.py"), site.prometheus.url]
     shown = subprocess.run(script, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stdout + shown.stderr
 

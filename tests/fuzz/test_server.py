@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 
 from tests.fuzz.conftest import CASES
 from tests.fuzz.hostile import content_types, uploads
@@ -80,6 +81,7 @@ def test_the_openapi_document(server: Server) -> None:
     schema = schemathesis.openapi.from_url(server.url + "/docs.json").exclude(path_regex="/stream$")
 
     for operation in schema.get_all_operations():
+        assert isinstance(operation, Ok)
         case_strategy = operation.ok().as_strategy()
 
         @settings(max_examples=max(1, CASES // 25))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -56,9 +57,7 @@ def free_port() -> int:
             return port
 
 
-def start(
-    models: Path, folder: Path, *, home: Path | None = None, port: int | None = None, **settings: object
-) -> Server:
+def start(models: Path, folder: Path, *, home: Path | None = None, port: int | None = None, **settings: Any) -> Server:
     port = port or free_port()
     chosen = Settings(**{"models": [models], "port": port, "threads": 1, "data_dir": folder / "data", **settings})
     log = folder / "server.log"
@@ -93,7 +92,7 @@ def stop(server: Server) -> None:
 
 
 @contextmanager
-def served(models: Path, folder: Path, **settings: object) -> Iterator[Server]:
+def served(models: Path, folder: Path, **settings: Any) -> Iterator[Server]:
     """A server that is ready, and is stopped at the end; its log must hold no traceback."""
     server = start(models, folder, **settings)
     try:

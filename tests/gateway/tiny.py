@@ -146,7 +146,8 @@ def write_bundle(
         "cascade": np.sort(statistic[on]),
         "layers": np.sort(rng.uniform(0.0, 1.0, (200, 2)), axis=0),
     }
-    np.savez(folder / "calibration.npz", **{f"cpu-fp32/{key}": value for key, value in arrays.items()})
+    named: dict[str, Any] = {f"cpu-fp32/{key}": value for key, value in arrays.items()}
+    np.savez(folder / "calibration.npz", **named)
     cutoffs = [Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)]
     calibration = Calibration(
         provider="cpu",

@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -42,7 +43,7 @@ def test_twice_the_capacity(tmp_path: Path, path: str) -> None:
     with served(MODEL, tmp_path, request_timeout=DEADLINE, cascade=True, audit=False, max_waiting=10_000) as server:
         capacity = load(server, clients=64, seconds=6, path=path).rate()
         # Connections enough that the rate is kept up also while all of them wait for the deadline.
-        twice = {"clients": int(2 * capacity * DEADLINE), "rate": 2 * capacity, "path": path}
+        twice: dict[str, Any] = {"clients": int(2 * capacity * DEADLINE), "rate": 2 * capacity, "path": path}
         load(server, seconds=5, **twice)
         before = worker_bytes(server)
         tally = load(server, seconds=SECONDS, **twice)

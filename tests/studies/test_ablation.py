@@ -1,6 +1,7 @@
 """The study's file and the table's arithmetic; trainings and attacks have tests of their own."""
 
 import math
+from typing import Any
 
 from studies.ablation import FIGURES, STUDY, Study, summary
 from training.recipes.training import load_recipe, read_yaml, validate
@@ -21,7 +22,10 @@ def test_arms_differ_in_their_terms_alone() -> None:
 
 
 def test_summary_is_the_mean_and_spread_over_seeds() -> None:
-    rows = [{"seed": 0, "clean": 0.8, "sensitivity": {"stem": 0.1, "stage1": 0.3}}, {"seed": 1, "clean": 0.9}]
+    rows: list[dict[str, Any]] = [
+        {"seed": 0, "clean": 0.8, "sensitivity": {"stem": 0.1, "stage1": 0.3}},
+        {"seed": 1, "clean": 0.9},
+    ]
     found = summary(rows)
     assert math.isclose(found["clean"]["mean"], 0.85)
     assert math.isclose(found["clean"]["sd"], math.sqrt(0.005))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,6 +29,10 @@ def test_what_companions_see() -> None:
     assert torch.allclose(Edges()(torch.full_like(x, 0.3)), torch.full_like(x, 0.5))
 
 
+def noting(seen: list[int]) -> Callable[[int, int], None]:
+    return lambda done, _total: seen.append(done)
+
+
 def test_training_goes_on_and_the_self_attack_bears_on_it(trained, toy) -> None:
     recipe = SimpleNamespace(augmentation=Augmentation())
     heads = []
@@ -40,7 +45,7 @@ def test_training_goes_on_and_the_self_attack_bears_on_it(trained, toy) -> None:
             epochs=2,
             consistency=consistency,
             seed=0,
-            progress=lambda done, _total, seen=seen: seen.append(done),
+            progress=noting(seen),
         )
         assert seen == [1, 2, 3, 4]
         assert not network.training

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from gateway.core.pipeline import Pipeline
 from studies import regions
 from studies.localisers import candidates, hidden
 from studies.regions import regions_report, regions_tables
@@ -29,7 +30,7 @@ def guarded(trained, toy) -> DefenceGraph:
     return DefenceGraph(trained, trained, fit_constants(trained, toy.train, toy.select, classes=4)).eval()
 
 
-class Gateway:
+class Toy:
     """A pipeline in torch: p-values rank margins, so that unsure images are behind the gate; serves first answers."""
 
     def __init__(self, defence: DefenceGraph) -> None:
@@ -58,9 +59,14 @@ class Gateway:
         ]
 
 
+def gateway(defence: DefenceGraph) -> Pipeline:
+    """It has what the study asks of a pipeline."""
+    return cast(Pipeline, Toy(defence))
+
+
 @pytest.fixture(scope="module")
 def report(guarded, toy):
-    return regions_report(guarded, Gateway(guarded), toy, n=N, benign=40)
+    return regions_report(guarded, gateway(guarded), toy, n=N, benign=40)
 
 
 def test_every_strategy_answers(guarded, test_images) -> None:
@@ -116,4 +122,4 @@ def test_tables_have_a_row_for_each_strategy(report) -> None:
 def test_without_a_companion_it_says_so(guarded, trained, toy) -> None:
     alone = DefenceGraph(trained, None, fit_constants(trained, toy.train, toy.select, classes=4))
     with pytest.raises(TrainingError, match="toy has no companion"):
-        regions_report(alone, Gateway(guarded), toy, n=N)
+        regions_report(alone, gateway(guarded), toy, n=N)

@@ -31,6 +31,7 @@ def trained(toy: Dataset) -> SmallResNet:
     """A standard network that classifies the toy data; for measurements, never changed by a test."""
     torch.manual_seed(0)
     network = build_model(SPEC, classes=len(toy.classes), mean=[0.5] * 3, std=[0.15] * 3)
+    assert isinstance(network, SmallResNet)
     return taught(network, toy, steps=60)
 
 

@@ -49,6 +49,7 @@ def random_network(seed: int, *, classes: int = CLASSES, width: int = 4, warm: b
     """Random weights; with `warm`, BatchNorm statistics that differ from 0 and 1."""
     torch.manual_seed(seed)
     network = build_model(ModelSpec(width=width), classes=classes, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    assert isinstance(network, SmallResNet)
     if warm:
         with torch.no_grad():
             network(torch.rand(32, 3, SIDE, SIDE))
@@ -94,14 +95,14 @@ def write_sources(
     for role in roles:
         recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
         (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
-    recipe = {
+    made = {
         "name": "gratings",
         "version": "1.0.0",
         **{role: f"{role}.yaml" for role in roles},
         "samples": 1,
         **bundle,
     }
-    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    (root / "bundle.yaml").write_text(yaml.safe_dump(made))
     return root / "bundle.yaml"
 
 

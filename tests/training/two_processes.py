@@ -52,8 +52,8 @@ def recipe(name: str) -> Recipe:
 def train(name: str, out: Path) -> dict[str, Tensor]:
     """Weights, averaged weights, and the gradient of the last step after clipping."""
     torch.set_num_threads(1)
-    networks = {"teacher": random_network(3), "init": random_network(4)}
-    trainer = Trainer(recipe(name), toy_dataset(train=96), out / name, **networks)
+    data, teacher, init = toy_dataset(train=96), random_network(3), random_network(4)
+    trainer = Trainer(recipe(name), data, out / name, teacher=teacher, init=init)
     trainer.run()
     made = {f"gradient/{key}": p.grad for key, p in trainer.model.named_parameters() if p.grad is not None}
     made |= {f"model/{key}": value for key, value in trainer.model.state_dict().items()}

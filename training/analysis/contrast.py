@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.attacks.coarse import searched
 from training.attacks.pgd import Norm, pgd
 from training.errors import TrainingError
 from training.util.module_modes import frozen, seeded
-from training.util.signatures import Predict, StepProgress, silent
+from training.util.signatures import StepProgress, silent
 
 BATCH = 50
 ATTACKS: dict[str, tuple[Norm, float]] = {
@@ -63,14 +61,14 @@ def triples(
     kept: list[tuple[Tensor, ...]] = []
     right = predictions(network, x) == y
     index = torch.arange(len(x)).to(right.device)[right]
-    with searched(network) as predict:
-        for part in index.split(BATCH):
-            progress("attacking", len(kept) * BATCH, len(index))
-            adversarial = pgd(predict, x[part], y[part], eps=eps, steps=steps, generator=generator)
-            noisy = matched_noise(x[part], adversarial, generator)
-            label = predictions(network, adversarial)
-            fooled = label != y[part]
-            kept.append((adversarial[fooled], noisy[fooled], label[fooled], part[fooled]))
+    predict = searched(network)
+    for part in index.split(BATCH):
+        progress("attacking", len(kept) * BATCH, len(index))
+        adversarial = pgd(predict, x[part], y[part], eps=eps, steps=steps, generator=generator)
+        noisy = matched_noise(x[part], adversarial, generator)
+        label = predictions(network, adversarial)
+        fooled = label != y[part]
+        kept.append((adversarial[fooled], noisy[fooled], label[fooled], part[fooled]))
     fooled_images = sum(len(part[-1]) for part in kept)
     if fooled_images < 2:
         raise TrainingError(
@@ -89,28 +87,15 @@ def predictions(network: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([network(part).argmax(1) for part in x.split(4 * BATCH)])
 
 
-@contextmanager
-def searched(network: nn.Module) -> Iterator[Predict]:
-    """Logits in bfloat16 from a copy, for an attack's search; what it finds is judged by the network itself."""
-    copied = copy.deepcopy(network).to(memory_format=torch.channels_last)
-
-    def predict(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return copied(x.contiguous(memory_format=torch.channels_last)).float()
-
-    with frozen(copied):
-        yield predict
-
-
 def white_box(network: nn.Module, x: Tensor, y: Tensor, attack: str, *, steps: int, seed: int) -> Tensor:
     """Images x (N, C, H, W) with labels y (N,) after one of `ATTACKS`, PGD with `steps` steps, on the network alone."""
     norm, eps = ATTACKS[attack]
     generator = seeded(seed, 6, list(ATTACKS).index(attack))
-    with searched(network) as predict:
-        parts = [
-            pgd(predict, *some, eps=eps, steps=steps, norm=norm, generator=generator)
-            for some in zip(x.split(BATCH), y.split(BATCH), strict=True)
-        ]
+    predict = searched(network)
+    parts = [
+        pgd(predict, *some, eps=eps, steps=steps, norm=norm, generator=generator)
+        for some in zip(x.split(BATCH), y.split(BATCH), strict=True)
+    ]
     return torch.cat(parts)
 
 

@@ -18,7 +18,7 @@ from training.analysis.attribution import (
     last_layer_map,
     margin_saliency,
 )
-from training.analysis.contrast import predictions, searched
+from training.analysis.contrast import predictions
 from training.analysis.deviation import top_overlap
 from training.analysis.faithfulness import (
     Baseline,
@@ -29,6 +29,7 @@ from training.analysis.faithfulness import (
     rank_correlation,
     share_inside,
 )
+from training.attacks.coarse import searched
 from training.attacks.patch import patch_attack
 from training.defence.graph import DefenceGraph
 from training.models.network import Network
@@ -132,11 +133,11 @@ def _patches(
     The explained label is the wrong one, which the patch brought about: a faithful map must point at the patch.
     """
     side = round(PATCH_SHARE * min(x.shape[2:]))
-    with searched(defence.network) as predict:
-        made = [
-            patch_attack(predict, *some, side=side, generator=seeded(seed, 22, number))
-            for number, some in enumerate(zip(x.split(64), y.split(64), strict=True))
-        ]
+    predict = searched(defence.network)
+    made = [
+        patch_attack(predict, *some, side=side, generator=seeded(seed, 22, number))
+        for number, some in enumerate(zip(x.split(64), y.split(64), strict=True))
+    ]
     images, masks = (torch.cat(column) for column in zip(*made, strict=True))
     label = predictions(defence.network, images)
     fooled = label != y

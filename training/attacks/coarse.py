@@ -1,4 +1,8 @@
-"""A defence in the precision that an attack searches in: networks in bfloat16, everything behind them in float32."""
+"""A network in the precision that an attack searches in; what an attack finds is judged in float32.
+
+One forward in bfloat16 costs about half of one in float32 where the machine has instructions for it, and the direction
+of a gradient hardly changes; whether an image fools the network may.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from training.defence.graph import DefenceGraph
+from training.models.memory_format import arranged
+from training.util.precision import machine_precision, say_once
 
 
-class _Coarse(nn.Module):
-    """A network whose activations are computed in bfloat16 and given in float32; all else is the network's."""
+class _Searched(nn.Module):
+    """A network in bfloat16 where gradients are wanted, in float32 where not; it gives float32, as the network does."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.inner: Any = network.to(memory_format=torch.channels_last)
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        choice = machine_precision(device.type)
+        self.inner, self.layout = cast(Any, arranged(network, device))
+        self.coarse = choice.precision == "bf16"
+        say_once(
+            f"attacks search in {choice.precision} ({choice.why}) and are judged in fp32; "
+            f"memory format {self.layout.name} ({self.layout.why})"
+        )
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -25,18 +38,28 @@ class _Coarse(nn.Module):
             return getattr(self.inner, name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.taps(x)[0]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.coarse and torch.is_grad_enabled()):
+            return cast(Tensor, self.inner(x.contiguous(memory_format=self.layout.format))).float()
 
     def taps(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            logits, taps = self.inner.taps(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.coarse and torch.is_grad_enabled()):
+            logits, taps = self.inner.taps(x.contiguous(memory_format=self.layout.format))
         return logits.float(), {name: tap.float() for name, tap in taps.items()}
 
 
-def coarse(defence: DefenceGraph) -> DefenceGraph:
-    """A copy of `defence` to search on; what is found has to be judged by the original."""
+def searched(network: nn.Module) -> nn.Module:
+    """A copy of `network` in evaluation mode, without parameter gradients: pixels (N, C, H, W) to logits (N, K).
+
+    In bfloat16 where gradients are wanted, if the machine is made for it; in float32 under `torch.no_grad`, where an
+    attack judges what it found.
+    """
+    return _Searched(copy.deepcopy(network).eval().requires_grad_(False))
+
+
+def searched_defence(defence: DefenceGraph) -> DefenceGraph:
+    """A copy of `defence` whose networks are `searched`; what is found has to be judged by the original."""
     copied = copy.deepcopy(defence)
-    copied.network = cast(Any, _Coarse(copied.network))
+    copied.network = cast(Any, searched(copied.network))
     if copied.companion is not None:
-        copied.companion = cast(Any, _Coarse(copied.companion))
+        copied.companion = cast(Any, searched(copied.companion))
     return copied

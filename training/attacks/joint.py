@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gateway.core.verdict import Fusion
-from training.attacks.coarse import coarse
+from training.attacks.coarse import searched_defence
 from training.attacks.margin import margin
 from training.attacks.patch import Kind, Patches, random_patches
 from training.attacks.pgd import pgd, random_start
@@ -150,7 +150,7 @@ def joint_attack(
     both logits. `afterwards` adds hinges of its own (`training.attacks.neutralised`). With `samples` each step follows
     the mean over that many evaluations, at images moved by uniform noise of up to `jitter`: it smooths what is rough,
     such as a score's own attack. `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16
-    unless `full_precision`; successes are what `beaten` says.
+    where the machine has it, unless `full_precision`; successes are what `beaten` says.
     """
     noise = None if jitter == 0 else (jitter, generator)
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision, noise=noise)
@@ -276,7 +276,7 @@ class _Run:
         self.x, self.y, self.conditions, self.beaten, self.looks = x, y, conditions, beaten, looks
         self.afterwards = afterwards
         self.won = beaten(x, y).to(x.device).clone()
-        self.defence = defence if full_precision else coarse(defence)
+        self.defence = defence if full_precision else searched_defence(defence)
         self.second: Predict = self.defence.network if self.defence.companion is None else self.defence.companion
 
     def ranking(self, eps: float, targets: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from gateway.core.loading import Bundle, file_sha256, load_bundle
 from gateway.core.manifest import BUCKETS, Policy, Resize
+from gateway.errors import PalisadeError
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
 from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
 from training.bundling.networks import ROLES
@@ -24,7 +25,7 @@ from training.defence.constants import batch_of
 from training.defence.scores import default_scores
 from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
-from training.loop.train import train
+from training.loop.train import settled_all, train
 from training.loop.trainer import accuracy
 from training.models import ModelSpec, build_model
 from training.models.network import Network
@@ -38,6 +39,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HELD_OUT = (0.2, 0.3, 0.5)
 # Of what is left of a folder of classes alone when a fifth is its test part: train (class means), select, calibrate.
 UNSEEN = (0.3, 0.25, 0.45)
+EXPORTABLE = "write that part of the network in operators that ONNX has, with sizes that do not depend on values"
 LARGE = 96  # images of more pixels a side are served in smaller batches
 
 
@@ -99,6 +101,7 @@ def harden(
     _named(model, version)
     _named(companion, version)
     recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch)
+    recipes = settled_all(recipes, runs)
     images = load_data(recipes["standard"], report.step)
     enough_to_calibrate(images)
     networks = {role: train(recipes[role], images, runs=runs, report=report.training) for role in ROLES}
@@ -193,9 +196,18 @@ def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Datase
         try:
             assemble(draft, plan, networks, images, report)
         except ExportError as error:
-            told = " and ".join(plan.training[role]["model"]["arch"] for role in networks)
-            raise TrainingError(f"{told}: {error}") from None
+            raise TrainingError(f"{_archs(plan, networks)}: {error}; {EXPORTABLE}") from None
+        except (TrainingError, PalisadeError, OSError):
+            raise
+        except Exception as error:  # somebody's network computes in there, and may raise anything
+            reason = " ".join(str(error).split())[:300]
+            told = f"{_archs(plan, networks)}: cannot be wrapped: {type(error).__name__}: {reason}; {EXPORTABLE}"
+            raise TrainingError(told) from error
     return load_bundle(out)
+
+
+def _archs(plan: Plan, networks: dict[str, Network]) -> str:
+    return " and ".join(plan.training[role]["model"]["arch"] for role in networks)
 
 
 def _count_classes(root: Path) -> int:

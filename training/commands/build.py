@@ -22,7 +22,7 @@ from training.commands.terminal import Runs, Threads, command, console, progress
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import evaluate, write_card
 from training.evaluate.units import known_figures
-from training.loop.train import train
+from training.loop.train import settled_all, train
 from training.recipes.training import load_recipe
 from training.util.atomic import draft_of
 
@@ -60,6 +60,7 @@ def build_bundle(
         spec = input_spec(data, recipes["standard"].data.resize)
         made = load_networks(networks, models, classes=len(data.classes), spec=spec)
     else:
+        recipes = settled_all(recipes, runs)
         made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
     plan = Plan(
         name=recipe.name,

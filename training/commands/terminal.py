@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -41,6 +42,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        _log_to_console()
         try:
             if processes() > 1 and function.__name__ != "train":
                 raise TrainingError("only `palisade train` runs in several processes; run this command alone")
@@ -57,6 +59,20 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return run
+
+
+class _ConsoleHandler(logging.Handler):
+    """Records of training's modules as plain lines on stderr, above the progress bars where there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _log_to_console() -> None:
+    logger = logging.getLogger("training")
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(_ConsoleHandler())
+        logger.setLevel(logging.INFO)
 
 
 class Bars:

@@ -9,10 +9,11 @@ import typer
 
 from training.bundling.provenance import load_data
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
+from training.loop.runs import settled
 from training.loop.train import train as train_network
 from training.loop.trainer import accuracy
 from training.recipes.training import load_recipe
-from training.util.processes import Device, open_fabric
+from training.util.processes import Device, chosen_device, open_fabric
 
 
 @command
@@ -33,6 +34,8 @@ def train(
     """
     use_threads(threads)
     recipe = load_recipe(config)
+    recipe = settled(recipe, runs / recipe.name, device=chosen_device(device))
+    assert recipe.precision != "auto"
     fabric = open_fabric(device, recipe.precision)
     with fabric.rank_zero_first():  # the first may have to download
         data = load_data(recipe)

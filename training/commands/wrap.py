@@ -19,7 +19,11 @@ from training.errors import TrainingError
 from training.recipes.training import DataSpec
 
 Model = Annotated[
-    str, typer.Option(help="torchvision:NAME, or MODULE:FACTORY: a function of your code that returns the network.")
+    str,
+    typer.Option(
+        help="torchvision:NAME, or a function of your code that returns the network: MODULE:FACTORY, or "
+        "FILE.py:FACTORY such as nets/mine.py:make."
+    ),
 ]
 Data = Annotated[Path, typer.Option(help="Image folder: train/<class>/* and test/<class>/*, or <class>/* alone.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the bundle; default: models/<name of the network>.")]
@@ -93,7 +97,10 @@ def harden(
     resize: Rule = "center_crop",
     epochs: Annotated[int, typer.Option(min=2, help="Of the answering network, and of its companion.")] = 30,
     companion_model: Annotated[
-        str, typer.Option(help="Architecture of the companion: small_resnet, torchvision:NAME or MODULE:FACTORY.")
+        str,
+        typer.Option(
+            help="Architecture of the companion: small_resnet, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY."
+        ),
     ] = "small_resnet",
     batch: Annotated[int, typer.Option(min=8, help="Images of a training step.")] = 64,
     runs: Runs = Path("runs"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from training.models.network import Network
 from training.models.resnet import Block, SmallResNet
@@ -17,16 +21,47 @@ from training.models.resnet import Block, SmallResNet
 def folded(network: Network, *, side: int = 32) -> Network:
     """A copy in evaluation mode in which every BatchNorm is an identity; outputs agree to float rounding.
 
+    Parametrised weights (weight and spectral normalisation, or your own) are computed once and stay as they are.
     Of a network that is not ours, the BatchNorms are folded that read what one convolution gives, if the network still
     answers alike afterwards (images of `side` pixels are tried); else it is left as it is.
     """
+    for module, hook in _normalisations(network):  # computed anew in each forward; only leaves can be copied
+        setattr(module, hook.name, getattr(module, hook.name).detach())
     network = copy.deepcopy(network).eval().requires_grad_(False)
     with torch.no_grad():
+        _fold_parametrisations(network)
         if isinstance(network, SmallResNet):
             _fold_residual(network)
         else:  # channels last, as training leaves them, reshapes into strides that ONNX cannot say
             network = _fold_found(network.to(memory_format=torch.contiguous_format), side)
     return network.requires_grad_(False)
+
+
+def _fold_parametrisations(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        if is_parametrized(module):
+            # torch's own removal changes a class that the network and its copy share, and so breaks the network.
+            values = {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
+            module.__class__ = type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value.detach().clone()))
+    for module, hook in _normalisations(network):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        else:
+            remove_spectral_norm(module, hook.name)
+    network.requires_grad_(False)
+
+
+def _normalisations(network: nn.Module) -> list[tuple[nn.Module, WeightNorm | SpectralNorm]]:
+    """torch's older weight and spectral normalisations, which are hooks, with their modules."""
+    return [
+        (module, hook)
+        for module in network.modules()
+        for hook in module._forward_pre_hooks.values()  # noqa: SLF001  # torch has no public list of them
+        if isinstance(hook, WeightNorm | SpectralNorm)
+    ]
 
 
 def _fold_residual(network: SmallResNet) -> None:

@@ -3,7 +3,7 @@
 | file | what |
 | --- | --- |
 | `recipe.json`, `data.json` | the recipe with every default, and the splits by SHA-256 |
-| `environment.json` | every start of the run: time, versions, commit, device, processes, threads, precision |
+| `environment.json` | every start of the run: time, versions, device, threads, precision, memory format and more |
 | `checkpoint.json`, `checkpoint-<epoch>.safetensors` | the last finished epoch, from which a run goes on |
 | `metrics.csv`, `tensorboard/` | metrics by epoch |
 | `outcome.json` | epochs trained, the epoch whose weights were kept, its metrics |
@@ -30,9 +30,26 @@ from training.models import build_model
 from training.models.network import Network
 from training.recipes.training import Recipe
 from training.util.checkpoint import load_weights, write_text
+from training.util.precision import machine_precision, say_once
 
 WEIGHTS = "weights.safetensors"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "safetensors")
+
+
+def settled(recipe: Recipe, folder: Path, *, device: str) -> Recipe:
+    """`recipe` with a precision in place of `auto`: that which the run in `folder` began with, else `device`'s.
+
+    A run that is resumed on another machine keeps its precision, so that its recipe stays the same.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    began = _known("recipe", folder / "recipe.json")
+    precision, why = began["precision"] if isinstance(began, dict) else "auto", "as the run began"
+    if precision == "auto":
+        choice = machine_precision(device)
+        precision, why = choice.precision, choice.why
+    say_once(f"{recipe.name}: precision {precision} ({why})")
+    return recipe.model_copy(update={"precision": precision})
 
 
 def claim_folder(folder: Path, recipe: Recipe, data: Dataset, *, write: bool) -> None:
@@ -54,11 +71,11 @@ def _known(name: str, path: Path) -> object:
     try:
         content = json.loads(path.read_text("utf-8"))
         return Recipe.model_validate(content).model_dump(mode="json") if name == "recipe" else content
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 
-def note_start(folder: Path, fabric: Fabric, *, precision: str, epoch: int) -> None:
+def note_start(folder: Path, fabric: Fabric, *, precision: str, layout: str, epoch: int) -> None:
     """Add this start of the run, after `epoch` epochs, to `environment.json`."""
     path = folder / "environment.json"
     try:
@@ -80,6 +97,7 @@ def note_start(folder: Path, fabric: Fabric, *, precision: str, epoch: int) -> N
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": precision,
+        "memory_format": layout,
     }
     write_text(path, json.dumps([*starts, start], indent=1))
 

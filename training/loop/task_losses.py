@@ -26,7 +26,7 @@ def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Ge
         x = training_pgd(predict, x, y, eps=adversary.eps / 255, steps=adversary.steps, generator=generator)
     elif stage.trades:
         x = kl_pgd(predict, x, eps=stage.trades.eps / 255, steps=stage.trades.steps, generator=generator)
-    return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def task_losses(

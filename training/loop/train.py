@@ -10,10 +10,11 @@ from lightning_fabric import Fabric
 
 from training.data.dataset import Dataset
 from training.errors import TrainingError
-from training.loop.runs import load_run
+from training.loop.runs import load_run, settled
 from training.loop.trainer import Trainer
 from training.models.network import Network
 from training.recipes.training import Recipe
+from training.util.processes import chosen_device
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
 ) -> Network:
     """The finished network of `recipe` in `runs`/<name>: trained now, resumed, or loaded if the run is finished."""
     folder = runs / recipe.name
+    recipe = settled(recipe, folder, device=fabric.device.type if fabric else chosen_device("auto"))
     if (folder / "weights.safetensors").is_file():
         done, network = load_run(folder, data)
         if done != recipe:
@@ -43,3 +45,9 @@ def train(
         recipe, data, folder, teacher=named("teacher"), init=named("init"), fabric=fabric, tensorboard=tensorboard
     )
     return trainer.run(lambda event: report(recipe.name, event))
+
+
+def settled_all(recipes: dict[str, Recipe], runs: Path) -> dict[str, Recipe]:
+    """Recipes by role, each as its run in `runs` is made on this machine: that is what a manifest records."""
+    device = chosen_device("auto")
+    return {role: settled(recipe, runs / recipe.name, device=device) for role, recipe in recipes.items()}

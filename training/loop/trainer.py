@@ -8,6 +8,7 @@ add). Several processes (`training.util.processes`) make the steps that one woul
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,17 +30,19 @@ from training.loop.awp import perturbed_weights
 from training.loop.early_stopping import best_epoch, exhausted
 from training.loop.logs import log_epoch, open_tensorboard, write_metrics
 from training.loop.penalties import penalties, rank_neurons, teacher_maps
-from training.loop.runs import WEIGHTS, claim_folder, note_outcome, note_start
+from training.loop.runs import WEIGHTS, claim_folder, note_outcome, note_start, settled
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
 from training.models import build_model
+from training.models.memory_format import arranged
 from training.models.network import Network
 from training.recipes.training import Recipe, Stage
 from training.util.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from training.util.distributed import average_, share_batchnorm
 from training.util.module_modes import denormals_flushed, freeze_batchnorm, frozen, seeded
-from training.util.processes import open_fabric
+from training.util.processes import chosen_device, open_fabric
 from training.util.random_draws import shared
 
+logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 CLIP = 5.0  # norm of the gradient
 # fp16 has no small numbers; the direction of AWP does not depend on the scale of its loss.
@@ -60,21 +63,24 @@ class Trainer:
         fabric: Fabric | None = None,
         tensorboard: bool = False,
     ) -> None:
+        if recipe.precision == "auto":
+            recipe = settled(recipe, out, device=fabric.device.type if fabric else chosen_device("auto"))
         self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
+        assert recipe.precision != "auto"
         self.fabric = fabric or open_fabric(precision=recipe.precision)
         self.tensorboard = tensorboard
         if recipe.batch % self.fabric.world_size:
             raise RecipeError(f"batch: {recipe.batch} images can't be shared by {self.fabric.world_size} processes")
         torch.manual_seed(recipe.seed)
         pixels = data.train.x.reshape(-1, data.train.x.shape[-1]) / 255.0
-        self.model = build_model(
+        model = build_model(
             recipe.model,
             classes=len(data.classes),
             mean=pixels.mean(0).tolist(),
             std=pixels.std(0).tolist(),
             side=data.train.x.shape[1],
-        ).to(memory_format=torch.channels_last)
-        self.model.to(self.fabric.device)
+        )
+        self.model, self.layout = arranged(model.to(self.fabric.device), self.fabric.device)
         if init is not None:
             _start_from(self.model, init, str(recipe.init))
         self.average = copy.deepcopy(self.model)
@@ -107,7 +113,9 @@ class Trainer:
         history = list(done.history)
         writer = open_tensorboard(self.out / "tensorboard", done=done.epoch) if first and self.tensorboard else None
         if first and done.epoch < self.recipe.epochs:
-            note_start(self.out, self.fabric, precision=self.recipe.precision, epoch=done.epoch)
+            precision = self.recipe.precision
+            note_start(self.out, self.fabric, precision=precision, layout=self.layout.name, epoch=done.epoch)
+            logger.info("%s: memory format %s (%s)", self.recipe.name, self.layout.name, self.layout.why)
         for number, stage, epoch in self._epochs():
             if number < done.epoch or self._exhausted(history):
                 continue
@@ -241,12 +249,12 @@ class Trainer:
     ) -> dict[str, float]:
         """One step on the images `index` of this process; the losses of the whole batch."""
         x, y, maps = self._batch(stage, index, generator)
-        nchw, x = x, x.contiguous(memory_format=torch.channels_last)
+        nchw, x = x, x.contiguous(memory_format=self.layout.format)
         self.model.train()
         if stage.batchnorm == "frozen":
             freeze_batchnorm(self.model)
         with frozen(self.model) if stage.radius else nullcontext():
-            adversarial = attacked(stage, self._predict, x, y, generator)
+            adversarial = attacked(stage, self._predict, x, y, generator).contiguous(memory_format=self.layout.format)
 
         taps: dict[str, Tensor] = {}
 

@@ -15,8 +15,9 @@ from training.models.vgg import Vgg16
 class ModelSpec(BaseModel):
     """What `build_model` needs: the architecture, and its sizes where the architecture leaves them open.
 
-    `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` of your own code. `width` (of the first stage),
-    `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a width alone.
+    `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` or `FILE.py:FACTORY` of your own code. `width`
+    (of the first stage), `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a
+    width alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,9 +30,11 @@ class ModelSpec(BaseModel):
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str) -> str:
-        source, _, name = arch.partition(":")
+        source, _, name = arch.rpartition(":")
         if arch not in ARCHS and not (source and name):
-            raise ValueError(f"unknown architecture; use {', '.join(ARCHS)}, torchvision:NAME or MODULE:FACTORY")
+            raise ValueError(
+                f"unknown architecture; use {', '.join(ARCHS)}, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
+            )
         return arch
 
 

@@ -1,12 +1,18 @@
-"""Architectures named from outside: `torchvision:NAME`, and `MODULE:FACTORY` for your own code."""
+"""Architectures named from outside: `torchvision:NAME`, and `MODULE:FACTORY` or `FILE.py:FACTORY` for your own code."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
@@ -22,7 +28,7 @@ def named_network(arch: str, *, classes: int, mean: list[float], std: list[float
 
     A factory that returns a `Network` is taken as it is, normalisation included. Raises `TrainingError` with the cause.
     """
-    source, _, name = arch.partition(":")
+    source, _, name = arch.rpartition(":")
     body = _torchvision(name, classes, side) if source == TORCHVISION else _own(source, name, classes)
     if isinstance(body, Network):
         return body
@@ -45,28 +51,92 @@ def _torchvision(name: str, classes: int, side: int) -> nn.Module:
         raise TrainingError(f"torchvision:{name} cannot be made for images of {side} x {side}: {error}") from None
 
 
-def _own(module: str, factory: str, classes: int) -> nn.Module:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _own(source: str, factory: str, classes: int) -> nn.Module:
+    """The network that `factory` of `source`, a module's name or a .py file, returns."""
+    arch = f"{source}:{factory}"
+    module = _from_file(arch, Path(source)) if source.endswith(".py") else _imported(arch, source)
     try:
-        found = getattr(importlib.import_module(module), factory)
-    except ModuleNotFoundError as error:
-        raise TrainingError(
-            f"{module}:{factory}: no module {error.name!r} is found from {here} or in this environment"
-        ) from None
+        found = getattr(module, factory)
     except AttributeError:
-        raise TrainingError(f"{module}:{factory}: the module {module!r} has no {factory!r}") from None
-    except Exception as error:  # noqa: BLE001  # somebody's module, as it is imported
-        raise TrainingError(f"{module}:{factory}: importing {module!r} raised {_told(error)}") from None
+        raise TrainingError(f"{arch}: the module {source!r} has no {factory!r}") from None
     try:
         wanted = {"num_classes": classes} if _takes(found, "num_classes") else {}
         network = found(**wanted)
     except Exception as error:  # noqa: BLE001
-        raise TrainingError(f"{module}:{factory}: calling {factory} raised {_told(error)}") from None
+        raise TrainingError(f"{arch}: calling {factory} raised {_told(error)}") from None
     if not isinstance(network, nn.Module):
-        raise TrainingError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
+        raise TrainingError(f"{arch} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def _imported(arch: str, name: str) -> ModuleType:
+    """The module `name`, found from the working directory or in this environment."""
+    here = Path.cwd()
+    _look_in(here)
+    mine = _file_of(here, name)
+    try:
+        with _told_import(arch, f"is found from {here} or in this environment"):
+            module = importlib.import_module(name)
+    except TrainingError as error:
+        # Such as the user's training/nets.py, which our own package `training` hides.
+        raise _hidden(arch, name, mine) if mine and _is_hidden(name, here) else error from None
+    if mine and module.__file__ and Path(module.__file__).resolve() != mine.resolve():
+        raise _hidden(arch, name, mine)
+    return module
+
+
+def _from_file(arch: str, path: Path) -> ModuleType:
+    """The module in the file `path`, whatever its name; its neighbours can be imported from it."""
+    if not path.is_file():
+        raise TrainingError(f"{arch}: no file {path} is found from {Path.cwd()}")
+    _look_in(path.resolve().parent)
+    name = f"palisade_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look themselves up
+    with _told_import(arch, f"is found from {path.parent} or in this environment"):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _told_import(arch: str, where: str) -> Iterator[None]:
+    """What somebody's module raises as it is imported, in one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise TrainingError(f"{arch}: no module {error.name!r} {where}") from None
+    except SystemExit as error:
+        raise TrainingError(f"{arch}: importing it called exit({error.code})") from None
+    except Exception as error:  # noqa: BLE001
+        raise TrainingError(f"{arch}: importing it raised {_told(error)}") from None
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _file_of(folder: Path, name: str) -> Path | None:
+    """The file below `folder` that the module `name` would be."""
+    place = folder.joinpath(*name.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+def _is_hidden(name: str, folder: Path) -> bool:
+    """Whether another package of the same name than that below `folder` is what Python knows."""
+    package = sys.modules.get(name.partition(".")[0])
+    places = [Path(place).resolve() for place in getattr(package, "__path__", [])]
+    return bool(places) and (folder / name.partition(".")[0]).resolve() not in places
+
+
+def _hidden(arch: str, name: str, mine: Path) -> TrainingError:
+    package, file, factory = name.partition(".")[0], os.path.relpath(mine), arch.rpartition(":")[2]
+    return TrainingError(
+        f"{arch}: another package is called {package!r} and hides {file}; name the file: {file}:{factory}"
+    )
 
 
 def _takes(factory: object, name: str) -> bool:

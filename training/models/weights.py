@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.errors import TrainingError
 from training.models.adapted import Adapted
 from training.models.network import Network
 
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of networks saved from inside a wrapper
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # of networks saved from inside a wrapper
+# Of wrapped parts inside a network (compiled, in parallel, sharded, with checkpoints of activations).
+INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
+COUNTER = "n_averaged"  # of torch's AveragedModel, beside the network
 
 
 def fill(network: Network, path: Path, *, classes: int) -> None:
@@ -20,16 +24,34 @@ def fill(network: Network, path: Path, *, classes: int) -> None:
 
     Raises `TrainingError` if the file is missing or none, or of another architecture or number of classes.
     """
-    tensors = _read(path)
-    inside = isinstance(network, Adapted) and "normalise.mean" not in tensors
-    module = network.body if inside and isinstance(network, Adapted) else network
+    found = _read(path)
+    modules: list[nn.Module] = [network.body, network] if isinstance(network, Adapted) else [network]
+    # The network inside, unless the file has more of the whole one: it was trained here.
+    fits = [(unwrapped(found, module.state_dict()), module) for module in modules]
+    tensors, module = max(fits, key=lambda fit: len(fit[0].keys() & fit[1].state_dict().keys()))
     wanted = module.state_dict()
-    for prefix in PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors) and not any(n in wanted for n in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     tensors = {name: t.to(wanted[name].dtype) if name in wanted else t for name, t in tensors.items()}
     _check(path, tensors, wanted, classes)
     module.load_state_dict(tensors, strict=False)  # `_check` was strict
+
+
+def unwrapped(tensors: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """`tensors` under the names that the network has itself: without those of wrappers, however many are stacked."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != COUNTER or COUNTER in wanted}
+    while not any(name in wanted for name in map(_bare, tensors)):
+        prefix = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        tensors = {name: tensor for name, tensor in tensors.items() if name != COUNTER or COUNTER in wanted}
+    return {name if name in wanted or _bare(name) not in wanted else _bare(name): t for name, t in tensors.items()}
+
+
+def _bare(name: str) -> str:
+    """`name` without the wrappers of parts."""
+    for wrapper in INSIDE:
+        name = name.replace("." + wrapper, ".")
+    return name
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from training.errors import RecipeError
 from training.losses.settings import Terms
 from training.losses.term import Term
 from training.models import ModelSpec
+from training.util.precision import WantedPrecision
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -135,7 +136,9 @@ class Recipe(_Strict):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weight average for one step; 0 switches it off")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the task; penalties are in fp32")
+    precision: WantedPrecision = Field(
+        "auto", description="of the task; penalties are in fp32; auto: bf16 where the machine has it, else fp32"
+    )
     early_stopping: EarlyStopping | None = None
     augmentation: Augmentation = Augmentation()
     init: str | None = Field(None, description="name of the finished run whose weights training starts from")

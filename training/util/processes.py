@@ -19,9 +19,9 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.plugins.precision import Precision as FabricPrecision
 
 from training.errors import TrainingError
+from training.util.precision import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabric:
@@ -36,12 +36,11 @@ def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabri
     found = torch.cuda.device_count()
     if device == "cuda" and found < local:
         raise TrainingError(f"{local} GPU(s) asked for, {found} found by torch {torch.__version__}; use --device cpu")
-    on_gpu = device == "cuda" or (device == "auto" and found >= local)
-    if on_gpu:
+    where = chosen_device(device)
+    if where == "cuda":
         # What runs in fp32 (penalties and their finite differences) is meant to: no convolution in TF32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-    where = "cuda" if on_gpu else "cpu"
     cast: dict[Precision, FabricPrecision] = {
         "fp32": FabricPrecision(),
         "bf16": MixedPrecision("bf16-mixed", where),
@@ -56,6 +55,12 @@ def open_fabric(device: Device = "auto", precision: Precision = "fp32") -> Fabri
     )
     fabric.launch()
     return fabric
+
+
+def chosen_device(device: Device) -> Literal["cpu", "cuda"]:
+    """What `device` is on this machine: `auto` is the GPU where each local process has one."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if processes() > 1 else 1
+    return "cuda" if device == "cuda" or (device == "auto" and torch.cuda.device_count() >= local) else "cpu"
 
 
 def processes() -> int:

@@ -382,14 +382,15 @@ def test_a_revoked_key_ends_its_sessions(gateway: Gateway, monkeypatch: pytest.M
 
 def test_bad_logins(gateway: Gateway) -> None:
     assert code(log_in(gateway, "pal_wrong")) == (401, "unauthorized")
-    for request in (
+    requests: tuple[dict[str, Any], ...] = (
         {"content": b'{"key": "x"}', "headers": {"Content-Type": "text/plain"}},
         {"content": b'{"key": "x"}'},
         {"json": {"key": 1}},
         {"json": []},
         {"content": b"{", "headers": {"Content-Type": "application/json"}},
         {"json": {"key": "x" * 5000}},
-    ):
+    )
+    for request in requests:
         assert code(gateway.call("POST", "/v1/session", **request)) == (422, "bad_parameter")
     for _ in range(30):
         assert log_in(gateway).status_code == 200

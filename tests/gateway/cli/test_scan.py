@@ -10,8 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.cli.files import find_images
@@ -218,7 +217,9 @@ def test_a_gateway_that_is_busy_is_waited_for_and_one_that_fails_ends_the_scan(
             return httpx.Response(200, json={"models": [{"name": "tiny", "default": True}]})
         assert request.headers["authorization"] == "Bearer pal_x"
         status = statuses.pop(0)
-        body = {"prediction": {"label": "red", "index": 0}} if status == 200 else {"code": f"c{status}", "detail": "no"}
+        body: dict[str, Any] = (
+            {"prediction": {"label": "red", "index": 0}} if status == 200 else {"code": f"c{status}", "detail": "no"}
+        )
         if status == 403:
             body["code"] = "blocked_by_policy"
         return httpx.Response(status, json=body, headers={"Retry-After": "0"})

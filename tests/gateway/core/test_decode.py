@@ -72,7 +72,8 @@ def test_only_scans_count_as_scans() -> None:
 def test_to_pixels_and_back() -> None:
     image = picture()
     pixels = to_pixels(image)
-    assert (pixels.shape, pixels.dtype) == ((1, 3, 16, 16), np.float32)
+    assert pixels.shape == (1, 3, 16, 16)
+    assert pixels.dtype == np.float32
     assert pixels[0, 2, 3, 4] == np.float32(image[3, 4, 2]) / np.float32(255)
     np.testing.assert_array_equal(to_image(pixels[0]), image)
     np.testing.assert_array_equal(to_pixels(np.stack([image, image]))[1], pixels[0])
@@ -252,7 +253,8 @@ def survives(data: bytes) -> None:
         assert 400 <= error.status < 500
         assert error.detail.isprintable()
     else:
-        assert (image.shape, image.dtype) == ((16, 16, 3), np.uint8)
+        assert image.shape == (16, 16, 3)
+        assert image.dtype == np.uint8
 
 
 @settings(max_examples=150, deadline=None)

@@ -65,7 +65,7 @@ def saved(image: np.ndarray, fmt: str, **options: object) -> bytes:
 def test_gamma_of_every_depth(colour: int, depth: int, gamma: float) -> None:
     samples, palette = drawn(colour, depth), palette_of(depth) if colour == PALETTE else None
     share = samples / ((1 << depth) - 1) if palette is None else palette[samples[..., 0]] / 255
-    alpha = 1.0
+    alpha: float | np.ndarray = 1.0
     if colour in (GREY_ALPHA, RGB_ALPHA):
         alpha, share = eight_bit(samples, depth)[..., -1:] / 255, share[..., :-1]
     data = png(samples, colour, depth, palette=palette, chunks=[gama(gamma)])

@@ -8,7 +8,7 @@ import pytest
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
-from gateway.core.manifest import expected_outputs
+from gateway.core.manifest import Part, expected_outputs
 from tests.gateway.tiny import SIZE, clean_image, patched_image, speckled_image
 
 
@@ -40,15 +40,15 @@ def test_what_is_asked_for_wrongly_is_refused(engine: Engine, pixels: np.ndarray
     with pytest.raises(ValueError, match="'screen' takes no mask"):
         engine.run(pixels, mask, part="screen")
     with pytest.raises(ValueError, match="the bundle has screen, verdict, full"):
-        engine.run(pixels, part="half")  # type: ignore[arg-type]
+        engine.run(pixels, part="half")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("part", ["screen", "verdict", "full"])
-def test_an_image_that_is_not_finite_fails_alone(engine: Engine, pixels: np.ndarray, part: str) -> None:
+def test_an_image_that_is_not_finite_fails_alone(engine: Engine, pixels: np.ndarray, part: Part) -> None:
     pixels[1, 0, 0, 0] = np.nan
-    outputs = engine.run(pixels, part=part)  # type: ignore[arg-type]
+    outputs = engine.run(pixels, part=part)
     assert outputs.finite.tolist() == [True, False, True]
-    assert engine.run(pixels[::2], part=part).finite.all()  # type: ignore[arg-type]
+    assert engine.run(pixels[::2], part=part).finite.all()
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 40])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gateway.core.decode import to_pixels
-from gateway.core.engine import Engine, Part
-from gateway.core.manifest import Recovery
-from gateway.core.outputs import FullOutputs
+from gateway.core.engine import Engine
+from gateway.core.manifest import Part, Recovery
+from gateway.core.outputs import FullOutputs, VerdictOutputs
 from gateway.core.pipeline import Decision, Pass, Pipeline, Work, softmax
 from gateway.core.verdict import lead
 from gateway.errors import EngineError
@@ -27,6 +27,11 @@ def with_policy(folder: Path, **settings: Any) -> Pipeline:
     return load_pipeline(folder, Settings(threads=1, **settings))
 
 
+def full(answer: Pass) -> FullOutputs:
+    assert isinstance(answer.outputs, FullOutputs)
+    return answer.outputs
+
+
 def test_softmax_by_hand_and_without_overflow() -> None:
     np.testing.assert_allclose(softmax(np.array([0.0, np.log(3.0)], np.float32)), [0.25, 0.75], rtol=1e-6)
     np.testing.assert_allclose(softmax(np.array([1e4, 0.0], np.float32)), [1.0, 0.0])
@@ -37,7 +42,7 @@ def test_a_clean_image_passes_untouched(pipeline: Pipeline) -> None:
     assert (decision.served.prediction.label, decision.flagged, decision.blocked) == ("red", False, False)
     assert decision.neutralized is None
     assert decision.served is decision.raw
-    np.testing.assert_array_equal(decision.raw.outputs.neutral_pixels, to_pixels(clean_image())[0])
+    np.testing.assert_array_equal(full(decision.raw).neutral_pixels, to_pixels(clean_image())[0])
 
 
 def test_sanitize_serves_the_recovered_label_and_keeps_the_flag(pipeline: Pipeline) -> None:
@@ -50,7 +55,7 @@ def test_sanitize_serves_the_recovered_label_and_keeps_the_flag(pipeline: Pipeli
     assert (done.region, done.area) == ("roa", 36 / 256)
     assert done.mask[4:10, 4:10].all()
     assert not done.result.verdict.gated
-    assert decision.served.outputs.neutral_pixels[:, 5, 5].tolist() == [0.5, 0.5, 0.5]
+    assert full(decision.served).neutral_pixels[:, 5, 5].tolist() == [0.5, 0.5, 0.5]
     assert decision.strongest_evidence in ("neuron_sensitivity", "margin_drop")
 
 
@@ -89,7 +94,7 @@ def test_what_is_served_once_the_gate_was_up(pipeline: Pipeline) -> None:
     recovery = pipeline.judge.calibration.recovery
     assert recovery is not None
     clear = lead(decision.neutralized.result.outputs.logits[None])[0]
-    strength = recovery.strength(float(decision.raw.outputs.roa_score), clear)
+    strength = recovery.strength(float(full(decision.raw).roa_score), clear)
 
     def decided(rule: Recovery | None) -> Decision:
         judge = copy.copy(pipeline.judge)
@@ -117,7 +122,10 @@ def test_below_the_gate_an_image_that_raises_it_is_not_served_neutralised(pipeli
 
         def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part) -> Any:
             found = self._engine.run(pixels, mask, part=part)
-            return found if mask is None else replace(found, scores=np.full_like(found.scores, 1e6))
+            if mask is None:
+                return found
+            assert isinstance(found, VerdictOutputs)
+            return replace(found, scores=np.full_like(found.scores, 1e6))
 
     assert pipeline.decide(encode(speckled_image())).serve_neutralized
     suspicious = Pipeline(pipeline.bundle, Suspicious(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
@@ -130,7 +138,7 @@ def test_below_the_gate_an_image_that_raises_it_is_not_served_neutralised(pipeli
 def test_the_same_bytes_give_the_same_decision(pipeline: Pipeline) -> None:
     first, second = (pipeline.decide(encode(patched_image())) for _ in range(2))
     assert first.raw.verdict == second.raw.verdict
-    np.testing.assert_array_equal(first.served.outputs.saliency, second.served.outputs.saliency)
+    np.testing.assert_array_equal(full(first.served).saliency, full(second.served).saliency)
 
 
 def test_top_is_ranked_and_bounded(pipeline: Pipeline) -> None:
@@ -163,7 +171,7 @@ def test_the_server_and_the_command_line_decide_alike(pipeline: Pipeline) -> Non
 
     for one, other in zip(asyncio.run(served()), pipeline.decide_images(images), strict=True):
         assert (one.raw.verdict, one.served.prediction) == (other.raw.verdict, other.served.prediction)
-        np.testing.assert_allclose(one.served.outputs.saliency, other.served.outputs.saliency, atol=1e-6)
+        np.testing.assert_allclose(full(one.served).saliency, full(other.served).saliency, atol=1e-6)
         assert one.timing.engine > 0
 
 

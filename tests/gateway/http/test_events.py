@@ -35,7 +35,7 @@ def api(store: AuditStore) -> FastAPI:
     @app.middleware("http")
     async def caller(request: Request, call_next: Any) -> Response:
         request.state.caller = app.state.caller
-        return await call_next(request)  # type: ignore[no-any-return]
+        return await call_next(request)
 
     async def on_error(request: Request, error: Exception) -> Response:
         known = from_validation(error) if isinstance(error, RequestValidationError) else error

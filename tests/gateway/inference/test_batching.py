@@ -182,7 +182,12 @@ def test_lanes_take_turns(batcher: MicroBatcher) -> None:
 
 def test_the_expected_wait_follows_queue_and_pace(batcher: MicroBatcher) -> None:
     engine = Engine()
-    lane: Lane[int, int] = Lane(lambda items: (time.sleep(0.02 * len(items)), engine.run(items))[1])
+
+    def slow(items: list[int]) -> list[int | PalisadeError]:
+        time.sleep(0.02 * len(items))
+        return engine.run(items)
+
+    lane: Lane[int, int] = Lane(slow)
 
     async def job() -> tuple[float, float]:
         await fill(batcher, lane, [1, 2, 3, 4])

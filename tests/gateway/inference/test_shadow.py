@@ -28,7 +28,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 class Busy(MicroBatcher):
-    waiting = 1  # type: ignore[assignment]
+    waiting = 1
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class _Arbiter(supervisor._Arbiter):
 
     def __init__(self) -> None:
         self.busy, self.done, self.later = True, 0, list[Callable[[], object]]()
-        self._starts, self.watchers = 0, []
+        self._starts, self.watchers = 0, list[object]()
         self.loop = self.sockets = self
 
     def call_later(self, _: float, callback: Callable[[], object]) -> None:

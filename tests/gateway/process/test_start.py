@@ -19,6 +19,7 @@ from gateway.process import home, serving, supervisor
 from gateway.settings import Settings, load_settings
 from gateway.telemetry import tracing
 from gateway.versions.rollout import Worker
+from gateway.versions.shared_state import Store
 from tests.gateway.server import ROOT, Server, free_port, start, stop, wait_until_ready
 from tests.gateway.tiny import clean_image, encode, write_bundle
 
@@ -73,7 +74,7 @@ class _Arbiter(supervisor._Arbiter):
     """Of two workers, without processes."""
 
     def __init__(self) -> None:
-        self._starts, self._served, self._failed, self._store = 0, False, False, None
+        self._starts, self._served, self._failed, self._store = 0, False, False, Store(None)
         self.processes = {pid: SimpleNamespace(status=RUNNING) for pid in (1, 2)}
         self.watchers = [SimpleNamespace(numprocesses=2, processes=self.processes)]
 
@@ -86,7 +87,7 @@ class _Arbiter(supervisor._Arbiter):
 
 
 @pytest.fixture
-def living(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Worker]]:
+def living(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     workers = list[Worker]()
     monkeypatch.setattr(supervisor, "living_workers", lambda _: workers)
     return workers

@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def state(server: Server) -> dict[str, object]:
-    return httpx.get(server.url + "/v1/admin/models", timeout=20).json()  # type: ignore[no-any-return]
+    return httpx.get(server.url + "/v1/admin/models", timeout=20).json()
 
 
 def pids(server: Server) -> set[int]:
@@ -148,7 +149,7 @@ def test_the_end_answers_what_is_in_flight_and_nothing_new(server: Server) -> No
     assert server.process.poll() is None
     for connection in open_:
         connection.sendall(CLEAN[20:])
-        answer = b"".join(iter(lambda connection=connection: connection.recv(65_536), b""))
+        answer = b"".join(iter(partial(connection.recv, 65_536), b""))
         assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
         assert NEW_CLASSES[0].encode() in answer
     assert server.process.wait(20) == 0

@@ -92,7 +92,9 @@ def test_at_the_last_convolution_grad_cam_is_the_class_activation_map() -> None:
     x, label = torch.rand(2, 3, 16, 16), torch.tensor([2, 0])
     _, maps, responses = heat_maps(network, x, label)
     last = responses["stage3"]
-    weight = network.pooled_head[label][:, :, None, None]
+    head = network.pooled_head
+    assert head is not None
+    weight = head[label][:, :, None, None]
     assert torch.allclose(maps["stage3"]["grad_cam"], F.relu((weight * last).sum(1)) / last[0, 0].numel(), atol=1e-5)
 
 
@@ -110,6 +112,7 @@ def test_grad_cam_against_captum() -> None:
     network = build_model(ModelSpec(width=4), classes=3, mean=[0.5] * 3, std=[0.2] * 3).eval()
     x, label = torch.rand(2, 3, 16, 16), torch.tensor([1, 2])
     _, maps, _ = heat_maps(network, x, label)
-    for name, layer in {"stem": network.stem, "stage1": network.stages[0], "stage3": network.stages[2]}.items():
-        theirs = attr.LayerGradCam(network, layer).attribute(x, label, relu_attributions=True)[:, 0]
-        assert torch.allclose(maps[name]["grad_cam"], theirs, atol=1e-6), name
+    for name, layer in {"stem": "stem", "stage1": "stages.0", "stage3": "stages.2"}.items():
+        theirs = attr.LayerGradCam(network, network.get_submodule(layer))
+        found = theirs.attribute(x, label, relu_attributions=True)[:, 0]
+        assert torch.allclose(maps[name]["grad_cam"], found, atol=1e-6), name

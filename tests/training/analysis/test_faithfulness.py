@@ -45,9 +45,9 @@ def test_areas_by_hand() -> None:
     for maps in (x[:, 0], -x[:, 0]):
         areas = deletion_insertion(network, x, label, maps, baseline="mean", steps=steps, generator=seeded(0))
         found.append([float(area[0]) for area in areas])
-    (fast, early), (slow, late) = found
-    assert (fast, early) == (pytest.approx(0.5 / steps), pytest.approx(1 - 0.5 / steps))
-    assert (slow, late) == (pytest.approx(1 - 0.5 / steps), pytest.approx(0.5 / steps))
+    fast_and_early, slow_and_late = found
+    assert fast_and_early == pytest.approx([0.5 / steps, 1 - 0.5 / steps])
+    assert slow_and_late == pytest.approx([1 - 0.5 / steps, 0.5 / steps])
 
 
 def test_baselines_keep_the_mean_or_the_coarse_image() -> None:

@@ -43,6 +43,8 @@ def test_every_convolution_and_tap_in_order_whether_folded_or_not() -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.5, 2.0)
     x = torch.rand(2, 3, 16, 16)

@@ -15,8 +15,8 @@ def test_probes_read_what_a_layer_knows() -> None:
     """The class is the brighter half; a convolution that keeps the image knows, one that forgets it guesses."""
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(64, 2))
     with torch.no_grad():
-        network[0].weight.fill_(1.0)
-        network[1].weight.fill_(0.0)
+        network.get_parameter("0.weight").fill_(1.0)
+        network.get_parameter("1.weight").fill_(0.0)
     y = torch.arange(80) % 2
     x = torch.rand(80, 1, 8, 8) * 0.2
     x[y == 0, :, :, :4] += 0.5

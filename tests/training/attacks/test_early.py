@@ -15,7 +15,7 @@ class Counting:
     """A network that notes how many images each forward had."""
 
     def __init__(self, network: SmallResNet) -> None:
-        self.network, self.sizes = network, []
+        self.network, self.sizes = network, list[int]()
 
     def __call__(self, x: Tensor) -> Tensor:
         self.sizes.append(len(x))

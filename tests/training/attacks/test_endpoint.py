@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import numpy as np
@@ -45,7 +46,7 @@ class Server:
     """Answers as `answer` says; refuses the first requests with the responses in `refusals`."""
 
     def __init__(self, answer: Answerer, refusals: list[httpx.Response | Exception] | None = None) -> None:
-        self.answer, self.refusals, self.queries = answer, list(refusals or []), []
+        self.answer, self.refusals, self.queries = answer, list(refusals or []), list[dict[str, Any]]()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/models":
@@ -66,7 +67,7 @@ def problem(status: int, code: str, wait: str | None = None) -> httpx.Response:
     return httpx.Response(status, json={"code": code, "detail": code}, headers=headers)
 
 
-def endpoint(server: Server, **changed: object) -> Endpoint:
+def endpoint(server: Server, **changed: Any) -> Endpoint:
     made = Endpoint(URL, "pal_key", **{"workers": 1, **changed})
     made._gateway._client = httpx.Client(transport=httpx.MockTransport(server), base_url=URL)
     return made
@@ -110,7 +111,11 @@ def test_square_finds_what_it_would_find_at_hand() -> None:
 
 def test_refusals_are_waited_out_and_not_counted() -> None:
     waits: list[float] = []
-    refusals = [problem(429, "rate_limited", "7"), problem(503, "overloaded", "2"), httpx.ReadTimeout("late")]
+    refusals: list[httpx.Response | Exception] = [
+        problem(429, "rate_limited", "7"),
+        problem(503, "overloaded", "2"),
+        httpx.ReadTimeout("late"),
+    ]
     server = Server(full, refusals)
     asked = endpoint(server, sleep=waits.append)
     asked.score(X[:1], Y[:1])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import training.attacks.coarse
 from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
-from training.attacks.coarse import coarse
+from training.attacks.coarse import searched_defence
 from training.attacks.joint import (
     companion_says,
     confident,
@@ -30,6 +32,7 @@ from training.attacks.pgd import random_start
 from training.defence.graph import DefenceGraph
 from training.models.resnet import SmallResNet
 from training.util.module_modes import seeded
+from training.util.precision import Choice
 
 LEVEL = torch.tensor([1.0, 1.0])
 BENIGN = np.linspace([0.0, 0.0], [1.5, 1.5], 400)
@@ -71,6 +74,11 @@ def images(weight: Tensor) -> tuple[Tensor, Tensor]:
     return x, Linear(weight)(x).argmax(1)
 
 
+def as_graph(defence: Defence) -> DefenceGraph:
+    """It has what the attacks ask of a graph."""
+    return cast(DefenceGraph, defence)
+
+
 def wrong(defence: Defence, rates: int = 1):
     """An image counts as soon as the network is wrong."""
     return lambda adv, y: (defence.network(adv).argmax(1) != y)[:, None].expand(-1, rates).clone()
@@ -81,9 +89,14 @@ def origin(adv: Tensor, x: Tensor) -> Tensor:
     return (adv[:, None] - x[None]).abs().flatten(2).amax(2).argmin(1)
 
 
-def attack(defence: Defence, x: Tensor, y: Tensor, beaten, *, eps: float = 0.05, **changed: object) -> Tensor:
-    settings = {"steps": 20, "targets": 1, "conditions": unflagged(FUSION, 0.3), "full_precision": True} | changed
-    return joint_attack(defence, x, y, eps=eps, beaten=beaten, **settings)
+def attack(defence: Defence, x: Tensor, y: Tensor, beaten, *, eps: float = 0.05, **changed: Any) -> Tensor:
+    settings: dict[str, Any] = {
+        "steps": 20,
+        "targets": 1,
+        "conditions": unflagged(FUSION, 0.3),
+        "full_precision": True,
+    } | changed
+    return joint_attack(as_graph(defence), x, y, eps=eps, beaten=beaten, **settings)
 
 
 @pytest.mark.parametrize("eps", [0.005, 0.01, 0.02])
@@ -224,8 +237,7 @@ def test_jitter_moves_what_is_looked_at_and_not_what_is_judged(weight: Tensor, i
         judged.append(adv)
         return torch.zeros(len(label), 1, dtype=torch.bool)
 
-    forward = defence.companion.forward
-    defence.companion.forward = lambda pixels: looked.append(pixels.detach()) or forward(pixels)
+    defence.companion.register_forward_pre_hook(lambda _, given: looked.append(given[0].detach()))
     attack(
         defence,
         x,
@@ -266,7 +278,7 @@ def test_the_screens_conditions_are_met_below_its_threshold() -> None:
     target = torch.zeros(1, dtype=torch.long)
     for score, met in ((0.1, True), (1.6, False)):
         hinges = screened(FUSION, [0, 1], 5.0)(answered, answered, torch.full((1, 2), score), target)
-        assert (sum(hinges) == 0).item() is met
+        assert bool(sum(hinges) == 0) is met
 
 
 def test_only_what_is_looked_at_is_computed(weight: Tensor, images) -> None:
@@ -343,7 +355,7 @@ def test_patches_that_are_joint_saturate(weight: Tensor) -> None:
     plain, _ = patch_attack(defence.network, x, y, side=2, places=1, probe_steps=40, generator=drawn)
     expected = defence.network(plain).argmax(1) != y
     won = joint_patch_attack(
-        defence,
+        as_graph(defence),
         x,
         y,
         side=2,
@@ -398,8 +410,27 @@ def test_the_coarse_search_is_judged_exactly(
     )
     assert won[:, 0].sum() == sum(int(fallen.sum()) for fallen in judged)  # each is left alone once it has fallen
     assert won.any()
-    rough = coarse(defence)
-    torch.testing.assert_close(rough.network(x), defence.network(x), atol=0.1, rtol=0.05)
-    assert not torch.equal(rough.network(x), defence.network(x))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_search_is_in_the_precision_that_the_machine_is_made_for(
+    trained: SmallResNet,
+    defence: DefenceGraph,
+    test_images: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Literal["bf16", "fp32"],
+) -> None:
+    monkeypatch.setattr(training.attacks.coarse, "machine_precision", lambda _device: Choice(precision, "so it is"))
+    defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), defence.constants)
+    x = test_images[0][:12].clone().requires_grad_(True)
+    rough = searched_defence(defence)
+    searching, exact = rough.network(x), defence.network(x)
+    assert searching.dtype == rough.network.taps(x)[1]["stage2"].dtype == torch.float32
+    torch.testing.assert_close(searching, exact, atol=0.1, rtol=0.05)
+    with torch.no_grad():  # where it is judged
+        torch.testing.assert_close(rough.network(x), exact, atol=1e-5, rtol=1e-5)
+    apart = float((searching - exact).detach().abs().max())
+    assert apart > 1e-4 if precision == "bf16" else apart < 1e-5
     assert rough.network.tap_channels == defence.network.tap_channels
     assert defence.network is not rough.network
+    assert all(parameter.requires_grad for parameter in defence.network.parameters())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.training.toy import Linear
 from training.attacks.margin import margin
-from training.attacks.patch import patch_attack, random_patches
+from training.attacks.patch import Kind, patch_attack, random_patches
 from training.models.resnet import SmallResNet
 from training.util.module_modes import seeded
 
@@ -98,7 +98,8 @@ def test_low_frequency_reaches_the_corner_of_its_colours() -> None:
 
 def test_low_frequency_is_smooth() -> None:
     x = torch.rand(4, 3, 16, 16)
-    for kind, smooth in (("noisy", False), ("low_frequency", True)):
+    kinds: dict[Kind, bool] = {"noisy": False, "low_frequency": True}
+    for kind, smooth in kinds.items():
         patches = random_patches(x, 9, kind, seeded(0))
         second = patches.content().diff(n=2, dim=3).abs()
         # Bilinear between three columns: no curvature but at the middle one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,8 +45,8 @@ def test_orthogonal_leaves_a_met_condition_alone() -> None:
     torch.testing.assert_close(left, torch.tensor([0, 2**-0.5, 0, 0]))
 
 
-def run(hinges, judge, **changed: object) -> Found:
-    return descend(Ball(X, 0.1), X, hinges, judge, **{"steps": 12, **changed})
+def run(hinges, judge, steps: int = 12, **changed: Any) -> Found:
+    return descend(Ball(X, 0.1), X, hinges, judge, steps=steps, **changed)
 
 
 @pytest.mark.parametrize("rule", ["sum", "normalised", "selective", "orthogonal"])

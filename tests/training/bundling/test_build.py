@@ -119,6 +119,8 @@ def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
     done = CliRunner().invoke(app, ["evaluate", str(folder / "again"), *options])
     assert done.exit_code in {0, 1}, done.output  # five steps may fail a self-check; the card is written all the same
     told, found = first.card(), load_bundle(folder / "again").card()
+    assert told is not None
+    assert found is not None
     assert told["figures"] == found["figures"]
     with pytest.raises(TrainingError, match="cannot rebuild the networks"):
         build_bundle(folder / "bundle.yaml", folder / "never", runs=folder / "r", networks=folder / "squares.npz")

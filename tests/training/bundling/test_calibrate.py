@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,13 @@ def benign(select: VerdictOutputs, calibrated: VerdictOutputs, groups: np.ndarra
 
 
 def entry(scores: BenignScores, out: Path, **changes):
-    settings = {"names": NAMES, "fused": ["a", "c"], "provider": "cpu", "graphs_sha256": "0" * 64, "out": out}
+    settings: dict[str, Any] = {
+        "names": NAMES,
+        "fused": ["a", "c"],
+        "provider": "cpu",
+        "graphs_sha256": "0" * 64,
+        "out": out,
+    }
     return calibrate(scores, **(settings | changes))
 
 
@@ -123,6 +130,8 @@ def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
         arrays = dict(file)
     assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
+    assert scores.select.scores is not None
+    assert scores.calibrate.scores is not None
     assert np.array_equal(arrays["cpu-fp32/components"], np.sort(scores.select.scores.astype(np.float64), axis=0))
     p = component_p(arrays["cpu-fp32/components"][:, [0, 2]], scores.calibrate.scores[:, [0, 2]].astype(np.float64))
     assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(-tail_p(arrays["cpu-fp32/fisher"], fisher(p))))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from gateway.core.loading import Bundle
+from gateway.core.manifest import Manifest
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network
 from training.bundling.networks import NETWORKS, load_defence, save_networks
 from training.defence.graph import DefenceGraph
@@ -27,7 +29,7 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
         scores=list(default_scores(companion=True)),
         localiser=LOCALISER,
     )
-    return Bundle(path=folder, manifest=manifest, arrays={})
+    return Bundle(path=folder, manifest=cast(Manifest, manifest), arrays={})
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from training.data.dataset import Dataset
 from training.defence.scores import default_scores
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import detector_rows
-from training.evaluate.presentation.content import sections
+from training.evaluate.harness.shown import Table
+from training.evaluate.presentation.content import chapters
 from training.models.resnet import SmallResNet
 from training.served.answers import open_pipeline
 
@@ -91,8 +92,10 @@ def test_card_and_console_read_their_titles(bundle: Bundle) -> None:
     }
     assert (rows["companion_strict"]["fused"], rows["companion_strict"]["guards"]) == (False, True)
     card = {"detector": list(rows.values()), "checks": [], "samples": {}, "units": [], "settings": {}}
-    (section,) = [section for section in sections(card) if section.title == "What the defence looks at"]
-    shown = {row[1]: row for row in section.body[0].rows}
+    every = [section for chapter in chapters(card, []) for section in chapter.sections]
+    (section,) = [section for section in every if section.title == "What the defence looks at"]
+    (table,) = [part for part in section.body if isinstance(part, Table)]
+    shown = {row[1]: row for row in table.rows}
     assert shown["`feature_norm`"] == ("Feature norm", "`feature_norm`", "fused", FeatureNorm.meaning)
     assert shown["`brightest`"][:3] == ("Brightest window", "`brightest`", "region of attack")
     told = model_detail(open_pipeline(bundle), default=True).manifest

@@ -8,15 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
@@ -24,6 +24,7 @@ from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline
 from tests.gateway.http_thread import serving
+from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
@@ -133,6 +134,34 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize("name", ["weight_normed", "spectrally_normed"])
+def test_a_network_of_parametrised_weights_is_wrapped(given: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    network = getattr(test_layers, name)(CLASSES).eval()
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in network.state_dict().items()}
+    save_file(wrapped, tmp_path / "weights.safetensors")
+    file = f"{test_layers.__file__}:{name}"
+    made = wrap(given, tmp_path / "toy", model=file, weights=tmp_path / "weights.safetensors", samples=1)
+    assert made.exit_code == 0, made.output
+    loaded = load_bundle(tmp_path / "toy")
+    assert [layer.name for layer in loaded.manifest.layers] == ["0", "1", "2"]
+    x = torch.rand(4, 3, SIDE, SIDE)
+    torch.testing.assert_close(load_defence(loaded).network(x), network((x - 0.5) / 0.15), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_onnx_cannot_express_is_told_the_operator_and_the_way_out(given: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(test_layers.inverting(CLASSES).state_dict(), tmp_path / "weights.safetensors")
+    file = f"{test_layers.__file__}:inverting"
+    made = wrap(given, tmp_path / "toy", model=file, weights=tmp_path / "weights.safetensors", samples=1)
+    assert made.exit_code == 2
+    told = made.stderr[made.stderr.index("error: ") :].strip()
+    assert "\n" not in told
+    assert "linalg_inv" in told
+    assert "write that part of the network in operators that ONNX has" in told
+    assert not (tmp_path / "toy").exists()
+
+
 def test_a_full_disk_leaves_nothing_behind(given: Path, tmp_path: Path) -> None:
     with full_disk():
         failed = wrap(given, tmp_path / "toy")
@@ -174,7 +203,7 @@ def changed_folder(given: Path, tmp_path: Path, case: str) -> Path:
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )
-def test_what_is_wrong_is_one_line(given: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+def test_what_is_wrong_is_one_line(given: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     if changes.get("data") in ("corrupt", "bare", "three"):
         changes = changes | {"data": changed_folder(given, tmp_path, changes["data"])}
     failed = wrap(given, tmp_path / "out", **changes)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.training.toy import gratings
 from training.commands.main import app

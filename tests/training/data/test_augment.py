@@ -24,6 +24,8 @@ def test_colours_change_in_the_image_alone() -> None:
     x = torch.rand(6, 3, 16, 16)
     images, maps = augment(x, colours, seeded(0), x[:, :1])
     _, plain = augment(x, GEOMETRY, seeded(0), x[:, :1])
+    assert maps is not None
+    assert plain is not None
     assert torch.equal(maps, plain)
     assert (images[:, :1] - maps).abs().mean() > 0.02
 
@@ -55,6 +57,7 @@ def test_values_stay_in_range() -> None:
     strong = Augmentation(rotate=180, translate=0.5, scale=0.9, shear=0.9, brightness=0.99, contrast=0.99)
     x = torch.rand(64, 3, 16, 16).round()
     images, maps = augment(x, strong, seeded(0), x[:, :1])
+    assert maps is not None
     for values in (images, maps):
         assert values.min() >= 0
         assert values.max() <= 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
+def arrays(**changes: np.ndarray) -> dict[str, Any]:
     """30 images of 3 classes, 5 tracks of two frames by class; pixels tell images apart."""
     y = np.repeat(np.arange(3), 10)
     x = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
@@ -160,9 +161,9 @@ def test_per_class_limits_groups_and_test_images(folder: Path) -> None:
 
 def test_description_tells_data_apart(folder: Path) -> None:
     write(folder)
-    a = load_dataset("npz:small", fractions=FRACTIONS).describe()
+    a: dict[str, Any] = load_dataset("npz:small", fractions=FRACTIONS).describe()
     again = load_dataset("npz:small", fractions=FRACTIONS).describe()
-    b = load_dataset("npz:small", fractions=FRACTIONS, seed=1).describe()
+    b: dict[str, Any] = load_dataset("npz:small", fractions=FRACTIONS, seed=1).describe()
     assert a == again
     assert a["train"]["n"] == 18
     assert a["train"]["groups"] == 9

@@ -57,11 +57,12 @@ def test_shapes(out: DefenceOutputs) -> None:
         "scores": (6, len(SCORES)),
         "screen_scores": (6, len(screening())),
     }
-    assert all(value.isfinite().all() and not value.requires_grad for value in out)
+    assert all(value is not None and value.isfinite().all() and not value.requires_grad for value in out)
 
 
 def test_logits_are_the_networks_own(defence: DefenceGraph, out: DefenceOutputs, x: Tensor) -> None:
     torch.testing.assert_close(out.logits, defence.network(x))
+    assert defence.companion is not None
     torch.testing.assert_close(out.companion_logits, defence.companion(x))
 
 
@@ -69,6 +70,7 @@ def test_saliency_is_of_the_served_margin(defence: DefenceGraph, out: DefenceOut
     leaf = x.clone().requires_grad_()
     logits = defence.network(leaf)
     margin(logits, logits.argmax(1)).sum().backward()
+    assert leaf.grad is not None
     torch.testing.assert_close(out.saliency, saliency_map(x, leaf.grad), atol=1e-5, rtol=1e-4)
 
 
@@ -76,6 +78,7 @@ def test_scores_in_closed_form(defence: DefenceGraph, out: DefenceOutputs, x: Te
     network, label = defence.network, out.logits.argmax(1)
     views = [margin(network(shift(x, d, d)), label) for d in (1, -1)]
     drop = margin(out.logits, label) - (views[0] + views[1]) / 2
+    assert out.companion_logits is not None
     doubt = -margin(out.companion_logits, label)
     taps, view_taps = network.taps(x)[1], network.taps(reference_views(x))[1]
     start, deviation = 0, []
@@ -139,6 +142,7 @@ def test_maps_are_in_range(out: DefenceOutputs) -> None:
 def test_scores_have_a_gradient_for_adaptive_attacks(defence: DefenceGraph, x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
     logits, taps = defence.network.taps(leaf)
+    assert defence.companion is not None
     scores, _ = defence.detector_scores(leaf, logits, taps, defence.companion(leaf))
     for column in range(len(SCORES)):
         (gradient,) = torch.autograd.grad(scores[:, column].sum(), leaf, retain_graph=True)
@@ -183,6 +187,7 @@ class AnyHead(Network):
 
 def test_the_companions_map_is_the_same_by_its_gradient(defence: DefenceGraph, x: Tensor) -> None:
     label = served_one_hot(defence.network(x))
+    assert defence.companion is not None
     logits, cam = companion_map(defence.companion, x, label)
     other_logits, other = companion_map(AnyHead(defence.companion), x, label)
     torch.testing.assert_close(other_logits, logits)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training.evaluate.measurements.systems import Systems
 
 from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion
@@ -23,10 +23,17 @@ from training.defence.scores import SCORES, chosen, default_scores, screening
 from training.defence.scores.context import ScoreContext
 from training.defence.scores.score import Score
 from training.errors import TrainingError
+from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.systems import Systems
 from training.export.fold import folded
 from training.util.registry import by_name
 
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
+
+
+def unasked(*_: Tensor) -> list[Tensor]:
+    """Conditions of an attack that is only looked at."""
+    raise AssertionError
 
 
 def test_the_lists_follow_from_what_scores_state() -> None:
@@ -95,7 +102,7 @@ def test_the_order_of_the_list_changes_no_fused_value(toy: Dataset, order: tuple
             pipeline=SimpleNamespace(judge=SimpleNamespace(fusion=fusion)),
             bundle=SimpleNamespace(manifest=SimpleNamespace(scores=list(names))),
         )
-        calm = [names[column] for column in Systems(bench).calm]
+        calm = [names[column] for column in Systems(cast(Bench, bench)).calm]
         columns = dict(zip(names, torch.from_numpy(seen).unbind(1), strict=True))
         return columns, fusion.statistic(seen), calm, seen[:, fusion.objecting]
 
@@ -117,7 +124,9 @@ def test_without_the_companions_logits_the_other_columns_keep_their_places(defen
         turned = DefenceGraph(defence.network, defence.companion, defence.constants)
     x = pixels_of(4, SIDE, 1)
     whole = look(turned, x).scores
-    run = _Run(turned, x, torch.zeros(4).long(), None, lambda *_: torch.zeros(4, 1), "alone", None, full_precision=True)
+    run = _Run(
+        turned, x, torch.zeros(4).long(), unasked, lambda *_: torch.zeros(4, 1), "alone", None, full_precision=True
+    )
     found = run._look(x).scores
     assert found[:, 0].isnan().all()
     assert torch.equal(found[:, 1:], whole[:, 1:])
@@ -128,7 +137,7 @@ def test_one_score_alone_is_its_column(defence: DefenceGraph, name: str) -> None
     every = DefenceGraph(defence.network, defence.companion, defence.constants, scores=list(SCORES))
     x = pixels_of(4, SIDE, 2)
     run = _Run(
-        every, x, torch.zeros(4).long(), None, lambda *_: torch.zeros(4, 1), Only(name), None, full_precision=True
+        every, x, torch.zeros(4).long(), unasked, lambda *_: torch.zeros(4, 1), Only(name), None, full_precision=True
     )
     torch.testing.assert_close(run._look(x).scores[:, 0], look(every, x).scores[:, list(SCORES).index(name)])
 
@@ -143,6 +152,7 @@ def test_what_a_score_does_not_need_is_not_computed(defence: DefenceGraph) -> No
         def _views(self) -> tuple[Tensor, dict[str, Tensor]]:
             raise AssertionError("a view was asked for")
 
+    assert defence.companion is not None
     told = defence.context(x, logits, taps, defence.companion(x))
     blind = Blind(**{name: getattr(told, name) for name in ScoreContext.__dataclass_fields__})
     for score in SCORES.values():

@@ -226,12 +226,13 @@ def test_charts_are_well_formed_and_inside_their_frame() -> None:
     for chart in (lines, bars):
         tree = ET.fromstring(chart)  # noqa: S314  # our own
         svg = tree.find("svg")
-        _, _, width, height = map(float, svg.get("viewBox").split())
-        for point in " ".join(p.get("points") for p in svg.iter("polyline")).split():
+        assert svg is not None
+        _, _, width, height = map(float, svg.attrib["viewBox"].split())
+        for point in " ".join(p.attrib["points"] for p in svg.iter("polyline")).split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= width
             assert 0 <= y <= height
-        assert all(0 <= float(rect.get("height")) <= height for rect in svg.iter("rect"))
+        assert all(0 <= float(rect.attrib["height"]) <= height for rect in svg.iter("rect"))
 
 
 def test_card_files_say_the_same(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Found, value_of
+from training.evaluate.harness.shown import Table
 from training.evaluate.measurements.layers import UNIT, WATCHED, layers
 
 
@@ -34,7 +35,9 @@ def test_a_layer_without_a_vulnerability_to_speak_of_says_so(found) -> None:
     content = found.section.to_json()
     row = content["answering"]["rows"][0]
     row["interval"][1] = 1e5
-    table = UNIT.places[0].body(content)[2].rows
+    shown = UNIT.places[0].body(content)[2]
+    assert isinstance(shown, Table)
+    table = shown.rows
     assert table[0][:2] == ("answering network", row["layer"])
     assert table[0][3].startswith("undetermined")
     assert len(table) == sum(len(content[role]["rows"]) for role in ("answering", "companion"))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -238,28 +238,35 @@ def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: P
     assert "disagrees" not in told
 
 
+def section(bench: Bench, name: str) -> dict[str, Any]:
+    result = finished(bench, name)
+    assert result is not None
+    return cast(dict[str, Any], result["section"])
+
+
 def test_how_often_the_companion_disagrees(fresh: Callable[..., Bench]) -> None:
     """Told of finished results too: a card that was made before it was told is completed."""
     bench = fresh()
     assert run_units(bench, ["benign"]) == {}
     found = bench.store.result("benign")
+    assert found is not None
     assert found["section"]["benign"].pop("disagrees") == np.mean(bench.clean.companion != bench.clean.raw)
     bench.store.finish("benign", found)
     assert [row.done for row in plan(bench, ["benign"])] == [False]
     assert run_units(bench, ["benign"]) == {}
-    assert "disagrees" in finished(bench, "benign")["section"]["benign"]
+    assert "disagrees" in section(bench, "benign")["benign"]
 
 
 def test_photos_that_come_later_are_looked_at(fresh: Callable[..., Bench], tmp_path: Path) -> None:
     bench = fresh(shifts=2)
     assert run_units(bench, ["shifts"]) == {}
-    assert "other: photos" not in finished(bench, "shifts")["section"]
+    assert "other: photos" not in section(bench, "shifts")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photos" / "one.png")
     (tmp_path / "photos" / "notes.txt").write_text("no image")
     bench.photos = tmp_path / "photos"
     assert [row.done for row in plan(bench, ["shifts"])] == [False]
     assert run_units(bench, ["shifts"]) == {}
-    assert finished(bench, "shifts")["section"]["other: photos"]["n"] == 1
+    assert section(bench, "shifts")["other: photos"]["n"] == 1
     bench.photos = None
     assert [row.done for row in plan(bench, ["shifts"])] == [True]

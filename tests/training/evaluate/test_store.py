@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,8 @@ def test_of_chunks_from_the_same_row_the_longest_is_used(tmp_path) -> None:
     store, other = Store(tmp_path), Maker()
     store.rows("a", "k", 2, 2, Maker())
     longer = tmp_path / "a-k" / "0-5.npz"
-    np.savez_compressed(longer, **Maker()(0, 5))
+    made: dict[str, Any] = {**Maker()(0, 5)}
+    np.savez_compressed(longer, **made)
     assert store.rows("a", "k", 7, 2, other)["row"].tolist() == list(range(7))
     assert other.asked == [(5, 7)]
     longer.write_bytes(b"PK\x03\x04 half a file")

@@ -109,6 +109,7 @@ def test_with_a_guard_only_what_it_lets_pass_is_tried_against_everything(defence
     assert found["joint, as served"].given == "guard@served"
     x = torch.rand(4, 3, SIDE, SIDE)
     label = (defence.network(x).argmax(1) + 1) % CLASSES
+    assert defence.companion is not None
     doubt = -margin(defence.companion(x), defence.network(x).argmax(1))
     column = systems.judged(x, label)[:, systems.columns.index("guard@served")]
     assert column.tolist() == (doubt <= 0.5).tolist()

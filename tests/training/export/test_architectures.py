@@ -96,6 +96,7 @@ def check(network: Network, companion: Network | None, folder: Path, side: int, 
         else:
             tolerance = 2e-2 if name == "saliency" and not smooth else 2e-4
             assert error.max() <= tolerance * (1e-3 + wanted.abs().max()), name
+    assert found.saliency is not None
     assert (found.saliency[0] - found.saliency[2]).any()  # a gradient frozen into the graph would not follow the input
     torch.testing.assert_close(alone(pixels), network(pixels), atol=1e-4, rtol=1e-3)
 

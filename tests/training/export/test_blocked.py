@@ -61,7 +61,7 @@ def masked(channels: int, level: float = 0.0) -> onnx.ModelProto:
         helper.make_node("Greater", ["h", "level"], ["above"]),
         helper.make_node("Cast", ["above"], ["y"], to=TensorProto.FLOAT),
     ]
-    return graph(nodes, [channels, 4, 4], {"level": np.float32(level)}, made=["N", channels, 4, 4])
+    return graph(nodes, [channels, 4, 4], {"level": np.asarray(level, np.float32)}, made=["N", channels, 4, 4])
 
 
 def test_masks_are_exactly_zero_or_one() -> None:
@@ -144,10 +144,10 @@ def test_other_convolutions_stay(made: int, kernel: int, width: int) -> None:
 
 def blur(channels: int = 3, *, alike: bool = True) -> onnx.ModelProto:
     """Edge padding and a filter along rows, both along columns, then a box mean that stays inside."""
-    taps = np.tile(np.float32([0.2, 0.5, 0.3]), (channels, 1))
+    taps = np.tile(np.array([0.2, 0.5, 0.3], np.float32), (channels, 1))
     if not alike:
         taps[0] *= 2
-    constants = {
+    constants: Constants = {
         "both": np.array([0, 0, 0, 1, 0, 0, 0, 1], np.int64),
         "rows": np.array([0, 0, 1, 0, 0, 0, 1, 0], np.int64),
         "w": taps[:, None, None, :],
@@ -206,12 +206,12 @@ def test_what_is_uniform_needs_no_batch() -> None:
         helper.make_node("Div", ["spread", "area"], ["share"]),
         helper.make_node("Mul", ["share", "x"], ["y"]),
     ]
-    constants = {
-        "one": np.float32(1),
+    constants: Constants = {
+        "one": np.asarray(1, np.float32),
         "column": np.array([-1, 1], np.int64),
         "axes": np.array([1, 2, 3], np.int64),
         "space": np.array([2, 3], np.int64),
-        "area": np.float32(16),
+        "area": np.asarray(16, np.float32),
     }
     model = graph(nodes, [3, 4, 4], constants, made=["N", 3, 4, 4])
     for name in ("minuses", "peaks", "quotient"):  # as an exporter writes them down

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gateway.core.engine import Engine
 from gateway.core.manifest import WEIGHTS, InputSpec, Part, variant_file
-from gateway.core.outputs import FullOutputs
+from gateway.core.outputs import FullOutputs, VerdictOutputs
 from tests.training.exported import Exported
 from tests.training.rounded import element_types, rounded
 from tests.training.toy import SIDE
@@ -61,7 +61,7 @@ def operators(model: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
         yield node.op_type, kinds.get(node.input[0]) == TensorProto.FLOAT16 if node.input else False
 
 
-def check(found: FullOutputs, expected: FullOutputs, *, scores: float) -> None:
+def check(found: VerdictOutputs, expected: VerdictOutputs, *, scores: float) -> None:
     """Logits within 1 %, the same answers and maps, scores within `scores` of their spread over the images."""
     logits, wanted = found.logits, expected.logits
     assert np.abs(logits - wanted).max() <= 0.01 * np.abs(wanted).max()
@@ -83,8 +83,12 @@ def test_parts_agree(single: Engine, halves: Engine, part: Part) -> None:
     found, expected = halves.run(PIXELS, part=part), single.run(PIXELS, part=part)
     assert set(found.arrays()) == set(OUTPUTS[part])
     if part != "screen":
+        assert isinstance(found, VerdictOutputs)
+        assert isinstance(expected, VerdictOutputs)
         check(found, expected, scores=0.02)
     if part == "full":
+        assert isinstance(found, FullOutputs)
+        assert isinstance(expected, FullOutputs)
         assert np.median(correlations(found, expected)) > 0.99
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +40,15 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from nodes(attribute.g)
 
 
+def of(name: str) -> Callable[[str], str]:
+    return lambda message: f"{name}: {message}"
+
+
 def assert_agree(found: dict[str, Tensor], expected: DefenceOutputs) -> None:
     assert list(found) == list(DefenceOutputs._fields)
     for name, value in expected._asdict().items():
         tolerance = TOLERANCE.get(name, 2e-3)
-        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=1e-3, msg=of(name))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -61,7 +65,7 @@ def test_batch_equals_singles(exported: Exported) -> None:
     singles = [exported.run(pixels[i : i + 1], mask[i : i + 1]) for i in range(7)]
     for name, value in together.items():
         alone = torch.cat([single[name] for single in singles])
-        torch.testing.assert_close(value, alone, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(value, alone, atol=1e-3, rtol=1e-3, msg=of(name))
     assert torch.equal(together["neutral_pixels"][1], pixels[1])
     assert not torch.equal(together["neutral_pixels"][0], pixels[0])
 
@@ -147,7 +151,7 @@ def test_specs_for_the_manifest(exported: Exported) -> None:
     ]
     assert [spec["name"] for spec in outputs] == list(DefenceOutputs._fields)
     shapes = {spec["name"]: spec["shape"] for spec in outputs}
-    assert all(shape[0] == "N" for shape in shapes.values())
+    assert all(isinstance(shape, list) and shape[0] == "N" for shape in shapes.values())
     assert shapes["logits"] == ["N", CLASSES]
     assert shapes["scores"] == ["N", len(exported.graph.score_names)]
     assert shapes["neutral_pixels"] == ["N", 3, SIDE, SIDE]

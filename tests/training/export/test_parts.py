@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 
 from gateway.core.engine import Engine
-from gateway.core.manifest import PART_FILES, WEIGHTS, InputSpec
+from gateway.core.manifest import PART_FILES, WEIGHTS, InputSpec, Part
 from tests.training.exported import Exported
 from tests.training.toy import SIDE
 from training.export.parts import OUTPUTS, SHARED_BYTES, graph_specs, split_parts, write_parts
@@ -31,7 +31,7 @@ def engine(exported: Exported, folder: Path) -> Engine:
 
 @pytest.mark.parametrize("part", OUTPUTS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_parts_give_what_the_whole_gives(exported: Exported, engine: Engine, part: str, masked: bool) -> None:
+def test_parts_give_what_the_whole_gives(exported: Exported, engine: Engine, part: Part, masked: bool) -> None:
     pixels = torch.rand(5, 3, SIDE, SIDE, generator=seeded(0))
     mask = torch.zeros(5, SIDE, SIDE)
     if masked and part != "screen":
@@ -70,7 +70,7 @@ def test_the_files_are_the_same_every_time(exported: Exported, folder: Path, tmp
 
 
 def test_a_screen_runs_no_views_and_a_verdict_no_gradient(exported: Exported) -> None:
-    def kinds(part: str) -> list[str]:
+    def kinds(part: Part) -> list[str]:
         return [node.op_type for node in split_parts(exported.model)[part].graph.node]
 
     convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in exported.graph.network.modules())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import cast
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_input_gradient_is_autograds(kernel, stride, padding) -> None:
             module.weight.detach(),
             None,
             list(module.stride),
-            list(module.padding),
+            list(cast(tuple[int, ...], module.padding)),
             list(module.dilation),
             False,
             [0, 0],

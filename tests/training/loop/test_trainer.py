@@ -15,10 +15,10 @@ from tests.training.toy import CLASSES, gratings, toy_dataset
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
-from training.loop.runs import load_run
+from training.loop.runs import load_run, settled
 from training.loop.trainer import Trainer, accuracy
 from training.models.resnet import SmallResNet
-from training.recipes.training import Recipe
+from training.recipes.training import Recipe, Stage
 
 PENALTIES = {
     "name": "penalties",
@@ -126,7 +126,7 @@ def test_neurons_are_ranked_again_every_so_many_epochs(
         told.append(channel)
         if len(told) == 1:
             with torch.no_grad():
-                trainer.model.stem[1].bias[(channel + 1) % 4] = -100.0
+                trainer.model.get_parameter("stem.1.bias")[(channel + 1) % 4] = -100.0
 
     trainer.run(report)
     first, dead = told[0], (told[0] + 1) % 4
@@ -201,7 +201,8 @@ def test_run_folder_holds_weights_recipe_data_and_no_pickles(
         elif path.suffix == ".json":
             json.loads(path.read_text("utf-8"))
     loaded_recipe, loaded = load_run(tmp_path, data)
-    assert loaded_recipe == recipe()
+    assert loaded_recipe == settled(recipe(), tmp_path, device="cpu")  # the precision that `auto` was
+    assert loaded_recipe.precision in ("fp32", "bf16")
     x = to_tensor(data.test.x)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), network(x))
@@ -241,7 +242,7 @@ def test_folder_of_another_recipe_is_refused(data: Dataset, tmp_path: Path) -> N
 def test_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) -> None:
     trainer = Trainer(recipe(stages=PLAIN), data, tmp_path)
     with torch.no_grad():
-        trainer.model.head.weight.fill_(float("nan"))
+        trainer.model.get_parameter("head.weight").fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"not finite in stage standard, step 1: loss, ce, gradient; lower `lr`"):
         trainer.run()
     assert not (tmp_path / "weights.safetensors").exists()
@@ -272,7 +273,7 @@ def test_frozen_stage_keeps_running_statistics(data: Dataset, trained: SmallResN
     network = Trainer(recipe(stages=[PENALTIES]), data, tmp_path, teacher=trained, init=trained).run()
     for (name, mine), theirs in zip(network.named_buffers(), trained.buffers(), strict=True):
         assert torch.equal(mine, theirs) or "running" not in name
-    assert not torch.equal(network.head.weight, trained.head.weight)
+    assert not torch.equal(network.get_parameter("head.weight"), trained.head.weight)
 
 
 def test_average_without_decay_is_the_network(data: Dataset, tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def test_average_without_decay_is_the_network(data: Dataset, tmp_path: Path) -> 
 
 def test_normalisation_is_of_the_training_pixels(data: Dataset, tmp_path: Path) -> None:
     trainer = Trainer(recipe(), data, tmp_path)
-    x = trainer.model.normalise(to_tensor(data.train.x))
+    x = trainer.model.get_submodule("normalise")(to_tensor(data.train.x))
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
 
@@ -326,7 +327,7 @@ def test_early_stopping_keeps_the_best_average(
     told = dict(zip(range(1, 10), [0.5, 0.7, 0.6, 0.7, 0.9], strict=False))
     averages = {}
 
-    def measured(self: Trainer, stage: object, number: int) -> dict[str, float]:
+    def measured(self: Trainer, stage: Stage, number: int) -> dict[str, float]:
         averages[number] = {name: value.clone() for name, value in self.average.state_dict().items()}
         real = evaluate(self, stage, number)
         assert ("watched" in real) == (number > 0)
@@ -365,5 +366,5 @@ def test_a_run_folder_of_an_older_recipe_is_resumed_and_loaded(data: Dataset, tm
     path.write_text(json.dumps(content, indent=1), "utf-8")
     for name in ("data.json", "environment.json", "outcome.json", "metrics.csv"):
         (tmp_path / name).unlink()
-    assert load_run(tmp_path, data)[0] == recipe(stages=[PLAIN[0] | {"epochs": 1}])
+    assert load_run(tmp_path, data)[0] == settled(recipe(stages=[PLAIN[0] | {"epochs": 1}]), tmp_path, device="cpu")
     Trainer(recipe(stages=[PLAIN[0] | {"epochs": 1}]), data, tmp_path).run()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tests.training.toy import Linear, random_network, softplus_network
 from training.losses.input_gradient import Method, gradient_penalty
 from training.losses.jacobian import jacobian_norm, jacobian_probe, random_directions
-from training.models.resnet import Normalise
+from training.models.network import Normalise
 from training.util.module_modes import seeded
 from training.util.signatures import Predict
 
@@ -98,8 +98,9 @@ def test_relu_network_has_a_penalty_gradient() -> None:
     penalty(network, torch.rand(2, 3, 16, 16), seeded(0)).backward()
     assert network.head.weight.grad is not None
     assert network.head.weight.grad.norm() > 0
-    assert network.stem[0].weight.grad is not None
-    assert network.stem[0].weight.grad.norm() > 0
+    first = network.get_parameter("stem.0.weight")
+    assert first.grad is not None
+    assert first.grad.norm() > 0
 
 
 def test_directions_are_units_and_look_everywhere() -> None:

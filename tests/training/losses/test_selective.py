@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from training.util.module_modes import seeded
 from training.util.signatures import Predict
 
 BOTH = pytest.mark.parametrize("method", ["double_backprop", "finite_difference"])
+Form = Literal["absolute", "ratio"]
 FORMS = pytest.mark.parametrize("form", ["absolute", "ratio"])
 
 
@@ -33,7 +36,7 @@ def penalty(
     x: Tensor,
     y: Tensor,
     important: Tensor,
-    form: str = "absolute",
+    form: Form = "absolute",
     method: Method = "double_backprop",
 ) -> Tensor:
     return gradient_penalty(selective_probe(y, important, form=form), predict, x, method=method)
@@ -56,13 +59,14 @@ def test_label_score_is_the_log_probability() -> None:
 
 @FORMS
 @BOTH
-def test_everything_important_costs_exactly_nothing(method: Method, form: str, network: nn.Module, x: Tensor) -> None:
+def test_everything_important_costs_exactly_nothing(method: Method, form: Form, network: nn.Module, x: Tensor) -> None:
     assert penalty(network, x, Y, mask(1), form, method).detach() == 0.0
 
 
 def test_nothing_important_is_the_full_input_gradient_penalty(network: nn.Module, x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
     F.cross_entropy(network(leaf), Y, reduction="sum").backward()
+    assert leaf.grad is not None
     expected = leaf.grad.flatten(1).pow(2).sum(1).mean()
     assert expected > 0
     torch.testing.assert_close(penalty(network, x, Y, mask(0)).detach(), expected)
@@ -128,7 +132,7 @@ def test_descending_the_ratio_moves_the_gradient_into_the_mask(x: Tensor) -> Non
     for _ in range(20):
         (slope,) = torch.autograd.grad(penalty(model, x, Y, half_mask(), "ratio"), [model.weight])
         with torch.no_grad():
-            model.weight -= 10 * slope
+            model.weight.sub_(10 * slope)
     assert off_mask_share(model, x, Y, half_mask()).mean() < 0.7 * before
 
 
@@ -138,7 +142,7 @@ def test_log_odds_of_the_label_and_where_its_gradient_points(network: nn.Module,
     torch.testing.assert_close(label_odds(logits, Y), (p / (1 - p)).log())
     leaf = x.clone().requires_grad_()
     gradients = [torch.autograd.grad(s(network(leaf), Y).sum(), leaf)[0].flatten(1) for s in (label_score, label_odds)]
-    cosine = torch.cosine_similarity(*gradients, dim=1)
+    cosine = torch.cosine_similarity(gradients[0], gradients[1], dim=1)
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 

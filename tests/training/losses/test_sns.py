@@ -129,10 +129,9 @@ def test_network_scaled_inside_keeps_its_relative_ns_and_penalty() -> None:
     """The stem's output times 3, the next weights over 3: NS of the stem is times 3, what is relative is equal."""
     network, scaled = random_network(0), random_network(0)
     with torch.no_grad():
-        norm, first = scaled.stem[1], scaled.stages[0][0]
-        norm.weight *= 3
-        norm.bias *= 3
-        first.conv1.weight /= 3
+        scaled.get_parameter("stem.1.weight").mul_(3)
+        scaled.get_parameter("stem.1.bias").mul_(3)
+        scaled.get_parameter("stages.0.0.conv1.weight").div_(3)
         x, other = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
         absolute = [neuron_sensitivity(n.taps(x)[1], n.taps(other)[1])["stem"] for n in (network, scaled)]
         relative = [

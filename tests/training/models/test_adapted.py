@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from training.errors import TrainingError
-from training.models.adapted import Adapted, as_map, tapped_layers
+from training.models.adapted import Adapted
+from training.models.layers import as_map, tapped_layers
 
 
 class Stages(nn.Module):
@@ -59,7 +60,9 @@ def test_the_last_module_at_each_resolution_is_tapped() -> None:
         "late": (8, 2, 2),
     }
     normalised = (x - 0.5) / 0.2
-    assert torch.equal(taps["middle"], network.body.middle(network.body.stem(normalised)))
+    assert torch.equal(
+        taps["middle"], network.get_submodule("body.middle")(network.get_submodule("body.stem")(normalised))
+    )
     assert torch.equal(logits, network.body(normalised))
     assert torch.equal(logits, network(x))
     assert not any(module._forward_hooks for module in network.modules())
@@ -75,13 +78,19 @@ def test_tokens_become_maps_that_the_answer_depends_on() -> None:
     assert gradient.abs().sum() > 0
 
 
+def found(output: Tensor) -> Tensor:
+    made = as_map(output)
+    assert made is not None
+    return made
+
+
 def test_maps() -> None:
     image, channels_last = torch.rand(2, 6, 4, 4), torch.rand(2, 4, 4, 6)
     assert as_map(image) is image
-    assert torch.equal(as_map(channels_last)[0, 5], channels_last[0, :, :, 5])
+    assert torch.equal(found(channels_last)[0, 5], channels_last[0, :, :, 5])
     tokens = torch.rand(2, 10, 6)
-    assert torch.equal(as_map(tokens)[1, 2], tokens[1, 1:, 2].reshape(3, 3))
-    assert torch.equal(as_map(tokens[:, 1:]), as_map(tokens))
+    assert torch.equal(found(tokens)[1, 2], tokens[1, 1:, 2].reshape(3, 3))
+    assert torch.equal(found(tokens[:, 1:]), found(tokens))
     for other in (torch.rand(2, 12, 6), torch.rand(2, 6), image.long(), (image, image)):
         assert as_map(other) is None
 
@@ -89,7 +98,7 @@ def test_maps() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (Stages(num_classes=4), r"answers one image with \(1, 4\), not with logits \(1, 5\)"),
+        (Stages(num_classes=4), r"answers two images with \(2, 4\), not with logits \(2, 5\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 5)), "cannot take images of 3 x 16 x 16"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5)), "no layer whose output is a map"),
     ],

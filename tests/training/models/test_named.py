@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,46 @@ def test_a_module_that_fails_to_import_is_told(tmp_path: Path, monkeypatch: pyte
         made("palisade_test_torn:network")
 
 
+def test_a_file_is_named_whatever_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "training"
+    folder.mkdir()
+    (folder / "nets.py").write_text("import palisade_test_near\n" + MODULE)
+    (folder / "palisade_test_near.py").write_text("")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert made("training/nets.py:network", classes=4)(torch.rand(1, 3, 16, 16)).shape == (1, 4)
+    assert isinstance(made(f"{folder}/nets.py:ours"), SmallResNet)
+    with pytest.raises(
+        TrainingError, match=r"another package is called 'training' and hides training/nets\.py; name the file: "
+    ) as told:
+        made("training.nets:network")
+    assert str(told.value).endswith("training/nets.py:network")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file palisade_lost.py is found from"),
+        ("import palisade_not_installed", "no module 'palisade_not_installed' is found from"),
+        ("raise SystemExit(3)", r"importing it called exit\(3\)"),
+        ("def network(:", "importing it raised SyntaxError"),
+        ("number.more", "importing it raised NameError"),
+        ("import sys\nsys.more", "importing it raised AttributeError"),
+        ("", "has no 'network'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if content is not None:
+        Path("palisade_lost.py").write_text(content)
+    with pytest.raises(TrainingError, match=message) as told:
+        made("palisade_lost.py:network")
+    assert "\n" not in str(told.value)
+
+
 def test_an_architecture_is_ours_or_has_a_colon() -> None:
     with pytest.raises(ValueError, match="unknown architecture; use small_resnet"):
         ModelSpec(arch="resnet18")
@@ -92,14 +134,39 @@ def network() -> Adapted:
     return Adapted(Stages(3), classes=3, mean=[0.5] * 3, std=[0.2] * 3, side=16)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model.", "module._orig_mod.model.net."],
+)
 def test_weights_as_others_save_them(network: Adapted, tmp_path: Path, prefix: str) -> None:
     other, path = Stages(3), tmp_path / "weights.safetensors"
     half = {prefix + name: t.half() if t.is_floating_point() else t for name, t in other.state_dict().items()}
     save_file(half, path)
     fill(network, path, classes=3)
-    assert torch.equal(network.body.head.weight, other.head.weight.half().float())
+    assert torch.equal(network.get_parameter("body.head.weight"), other.head.weight.half().float())
     assert network.normalise.mean.flatten().tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda name: f"module.{name.replace('stem.', 'stem._orig_mod.')}",
+        lambda name: name.replace("middle.0.", "middle.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+        lambda name: "model." + name.replace("late.", "late.module."),
+    ],
+)
+def test_weights_of_wrapped_parts(network: Adapted, tmp_path: Path, names: Callable[[str], str]) -> None:
+    other, path = Stages(3), tmp_path / "weights.safetensors"
+    save_file({names(name): t for name, t in other.state_dict().items()} | {"n_averaged": torch.tensor(5)}, path)
+    fill(network, path, classes=3)
+    assert all(torch.equal(mine, other.state_dict()[name]) for name, mine in network.body.state_dict().items())
+
+
+def test_weights_of_our_own_runs_in_a_wrapper(network: Adapted, tmp_path: Path) -> None:
+    other, path = Adapted(Stages(3), classes=3, mean=[0.1] * 3, std=[0.3] * 3, side=16), tmp_path / "run.safetensors"
+    save_file({"module._orig_mod." + name: t for name, t in other.state_dict().items()}, path)
+    fill(network, path, classes=3)
+    assert network.normalise.mean.flatten().tolist() == pytest.approx([0.1] * 3)
 
 
 def test_weights_of_our_own_runs_bring_their_normalisation(network: Adapted, tmp_path: Path) -> None:

@@ -130,4 +130,4 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 def test_a_recipe_is_frozen() -> None:
     recipe = validate(Recipe, SMALL, Path("r"))
     with pytest.raises(ValueError, match="frozen"):
-        recipe.batch = 3
+        recipe.batch = 3  # type: ignore[misc]

@@ -14,9 +14,10 @@ from training.errors import RecipeError
 from training.imaging.pixels import to_tensor
 from training.loop.penalties import penalties
 from training.loop.trainer import Trainer, accuracy
+from training.losses.settings import Terms
 from training.models.network import Network
 from training.models.resnet import SmallResNet
-from training.recipes.training import Recipe, Stage, Terms, validate
+from training.recipes.training import Recipe, Stage, validate
 from training.util.module_modes import affine_batchnorm, batchnorm_stats_kept, freeze_batchnorm, frozen, seeded
 
 

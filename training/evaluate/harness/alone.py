@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from training.attacks.coarse import searched
 from training.attacks.early import pgd_until_fooled
-from training.evaluate.harness.bench import Bench, as_images, fast
+from training.evaluate.harness.bench import Bench, as_images
 from training.evaluate.harness.section import Interval, Section
 from training.evaluate.harness.store import Arrays
 from training.util.module_modes import frozen
@@ -33,7 +34,7 @@ def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts
     It searches in bfloat16 and is judged in float32; any iterate that fools counts. Only images that the network gets
     right are attacked.
     """
-    test, predict = bench.first(count), fast(bench.networks[role])
+    test, predict = bench.first(count), searched(bench.networks[role])
     right = bench.labels[role] == bench.test.y
 
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:

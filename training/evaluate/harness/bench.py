@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -169,17 +168,6 @@ class Bench:
     def targets(self, labels_: np.ndarray) -> Tensor:
         """Labels (N,) where attacks run."""
         return torch.from_numpy(np.ascontiguousarray(labels_)).to(self.device)
-
-
-def fast(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits in bfloat16 where gradients are wanted (an attack's search), in float32 where they are judged."""
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-
-    def predict(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=torch.is_grad_enabled()):
-            return network(x.contiguous(memory_format=torch.channels_last)).float()
-
-    return predict
 
 
 @torch.no_grad()

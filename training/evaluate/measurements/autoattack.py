@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from training.attacks.autoattack import autoattack
-from training.evaluate.harness.bench import Bench, as_images, fast
+from training.attacks.coarse import searched
+from training.evaluate.harness.bench import Bench, as_images
 from training.evaluate.harness.found import Figure, Found
 from training.evaluate.harness.section import Interval, Section
 from training.evaluate.harness.shown import Body, Table, by_eps, percent, ranged
@@ -34,7 +35,7 @@ class AutoAttacked(Section):
 def autoattacked(bench: Bench, *, eps: int) -> Found:
     """AutoAttack (standard) on the companion alone: what stands, and what the others fell to."""
     test = bench.first(bench.settings.autoattack)
-    predict = fast(bench.networks["companion"])
+    predict = searched(bench.networks["companion"])
 
     def make(start: int, stop: int, _generator: torch.Generator) -> Arrays:
         part = test.take(np.arange(start, stop))
