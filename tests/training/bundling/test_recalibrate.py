@@ -9,65 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from gateway.core.engine import Engine, GraphOutputs
 from gateway.core.loading import Bundle, load_bundle
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import Judge
-from tests.training.toy import CLASSES, gratings, random_network, toy_dataset
+from tests.training.toy import gratings
 from training.bundling import recalibrate
-from training.bundling.networks import NETWORKS, save_networks
 from training.bundling.recalibrate import card_measured
-from training.commands.build import build_bundle
 from training.commands.main import app
-from training.defence.constants import fit_constants
 from training.served.answers import serve
 from training.served.scoring import run_images
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Bundle:
-    """A bundle of two random networks, made without training."""
-    root = tmp_path_factory.mktemp("calibrate")
-    train, test = gratings(256, seed=1), gratings(16, seed=2)
-    np.savez(
-        root / "gratings.npz",
-        x_train=train.x,
-        y_train=train.y,
-        track_train=np.arange(256) // 2,
-        x_test=test.x,
-        y_test=test.y,
-        classes=np.array([f"direction {k}" for k in range(CLASSES)]),
-    )
-    monkeypatch_module.setenv("PALISADE_DATA", str(root))
-    common = {
-        "data": {"source": "npz:gratings", "fractions": [0.4, 0.3, 0.3]},
-        "model": {"width": 4},
-        "precision": "fp32",
-    }
-    for role in ("standard", "companion"):
-        recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
-        (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
-    recipe = {
-        "name": "gratings",
-        "version": "1.0.0",
-        "standard": "standard.yaml",
-        "companion": "companion.yaml",
-        "samples": 1,
-    }
-    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
-    network, data = random_network(0), toy_dataset()
-    constants = fit_constants(network, data.train, data.select, classes=CLASSES)
-    save_networks(root / NETWORKS, standard=network, companion=random_network(1), constants=constants)
-    return build_bundle(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> pytest.MonkeyPatch:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def calibrate(bundle: Bundle, out: Path, *options: str, version: str = "1.0.1") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from gateway.core.loading import Bundle
+from gateway.core.loading import Bundle, load_bundle
+from tests.training.once import made_once
 from tests.training.toy import CLASSES, SPEC, gratings, random_network, taught
 from training.bundling.networks import NETWORKS, save_networks
 from training.bundling.provenance import made_with
@@ -51,10 +53,8 @@ TINY = Evaluation(
 )
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """A bundle without a card, and its data where PALISADE_DATA says."""
-    root = tmp_path_factory.mktemp("evaluate")
+def write_bundle(root: Path) -> None:
+    """Data, recipes and networks in `root`, and in its `out` the bundle of them, without a card."""
     train, test = gratings(320, seed=1), gratings(32, seed=2)
     np.savez(
         root / "gratings.npz",
@@ -88,7 +88,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
         network, companion = (taught(random_network(seed, warm=False), data, steps=50) for seed in (0, 1))
         constants = fit_constants(network, data.train, data.select, classes=CLASSES)
         save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
-        yield build_bundle(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+        build_bundle(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A bundle without a card, and its data where PALISADE_DATA says."""
+    root = tmp_path_factory.mktemp("evaluate") / "bundle"
+    # A copy for each process: what a test writes into it concerns no other.
+    shutil.copytree(made_once(tmp_path_factory, "evaluated-bundle", write_bundle), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALISADE_DATA", str(root))
+        yield load_bundle(root / "out")
 
 
 @pytest.fixture(scope="session")
