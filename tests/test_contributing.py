@@ -1,0 +1,68 @@
+"""The examples of CONTRIBUTING.md, followed literally in a copy of the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = re.compile(
+    r'^<!-- (?:file: (?P<file>\S+)|add to (?P<place>\S+) below "(?P<anchor>[^\n]+)") -->\n```\w+\n(?P<text>.*?)^```$',
+    re.MULTILINE | re.DOTALL,
+)
+SECTIONS = dict(
+    re.findall(
+        r"^## (Add [^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+)
+# What stands in the copy once the section was followed: printed by Python there.
+SEEN = {
+    "Add an endpoint": (
+        "from gateway.app import create_api; from gateway.settings import Settings\n"
+        "print('/v1/models/{name}/labels' in create_api(Settings(audit=False)).openapi()['paths'])"
+    ),
+    "Add a command": (
+        "import subprocess, sys\n"
+        "from gateway.cli.plugins import Plugin, load\n"
+        "import gateway.cli.plugins as plugins; from training.commands import COMMANDS\n"
+        "plugins.plugins = lambda: COMMANDS\n"
+        "print('by split' in load('count').help)"
+    ),
+}
+
+
+def follow(section: str, tree: Path) -> None:
+    """Do every step of a section in `tree`."""
+    steps = list(STEP.finditer(section))
+    assert steps
+    for step in steps:
+        if step["file"]:
+            (tree / step["file"]).write_text(step["text"], "utf-8")
+            continue
+        place = tree / step["place"]
+        lines = place.read_text("utf-8").splitlines(keepends=True)
+        at = [number for number, line in enumerate(lines) if line.startswith(step["anchor"])]
+        assert len(at) == 1, f"{step['place']}: {step['anchor']!r} stands there {len(at)} times"
+        place.write_text("".join([*lines[: at[0] + 1], step["text"], *lines[at[0] + 1 :]]), "utf-8")
+
+
+def test_every_section_is_followed() -> None:
+    assert set(SECTIONS) == set(SEEN)
+
+
+@pytest.mark.parametrize("title", SEEN)
+def test_a_section_followed_literally(title: str, tmp_path: Path) -> None:
+    for package in ("gateway", "training"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    follow(SECTIONS[title], tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PALISADE_STATE_DIR": str(tmp_path / "state")}
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN[title]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
