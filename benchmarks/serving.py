@@ -37,7 +37,6 @@ from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Part
 from gateway.core.pipeline import Pipeline
-from gateway.core.verdict import Judge
 from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
 
@@ -219,7 +218,7 @@ def main(
     images = png_images()
     loaded = load_bundle(bundle)
     engine = Engine.open(loaded, device="auto", threads=threads)
-    pipeline = Pipeline(loaded, engine, Judge(loaded, loaded.calibration(engine.provider, engine.precision)))
+    pipeline = Pipeline.on(engine, loaded)
     limits = {part: engine_limit(pipeline, part, 2.0) for part in engine.parts}
     _print_limits(console, limits)
     servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {

@@ -19,7 +19,7 @@ from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
 from gateway.http.authentication import AuthMiddleware, describe
 from gateway.http.middleware import BodyLimitMiddleware, RequestMiddleware
 from gateway.http.problems import from_http_exception, from_validation, problem_response
-from gateway.http.routes import admin, console, v1
+from gateway.http.routes import admin, console, report, v1
 from gateway.http.routes import events as audit_routes
 from gateway.http.routes import session as login
 from gateway.http.routes.oip import routes as oip
@@ -35,6 +35,7 @@ ROUTERS = (
     login.router,
     admin.router,
     audit_routes.router,
+    report.router,
     console.samples_router,
     console.router,
 )
@@ -110,7 +111,7 @@ def _add_operations(app: FastAPI) -> None:
         methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"],
     )
     async def unknown(request: Request, path: str) -> Response:
-        # BentoML's router would answer in its own shape whatever is not matched here.
+        # BentoML's router would answer unmatched paths in its own shape.
         allowed = _allowed_methods(app, request)
         if allowed:
             raise MethodNotAllowed(
@@ -121,7 +122,7 @@ def _add_operations(app: FastAPI) -> None:
 
 def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
     methods: set[str] = set()
-    # An included router does not tell its routes' methods by way of the application.
+    # The application does not list the methods of an included router's routes.
     for route in [*app.routes, *(route for router in ROUTERS for route in router.routes)]:
         if route.matches(request.scope)[0] is Match.PARTIAL:
             methods |= getattr(route, "methods", None) or set()

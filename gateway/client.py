@@ -33,12 +33,12 @@ class GatewayAnswer(PalisadeError):
             self.code, detail = f"http_{response.status_code}", f"{response.url}: {response.reason_phrase}"
         super().__init__(f"{detail} ({response.status_code} {self.code})")
         self.status = response.status_code
-        told = response.headers.get("retry-after", "")
-        self.retry_after = float(told) if told.isdecimal() else 1.0
+        stated = response.headers.get("retry-after", "")
+        self.retry_after = float(stated) if stated.isdecimal() else 1.0
 
 
 class GatewayUnreachable(PalisadeError):
-    """No answer, or not that of a gateway."""
+    """There was no answer, or it was not that of a gateway."""
 
     status, code, title = 502, "gateway_unreachable", "The gateway does not answer"
 
@@ -47,7 +47,7 @@ class GatewayUnreachable(PalisadeError):
 class Patience:
     """For how long a request is sent again: `tries` times in all at most, and for `seconds`.
 
-    `reconnect`: also where nothing listens, as while a gateway restarts.
+    With `reconnect` also where nothing listens, as while a gateway restarts.
     """
 
     tries: float = math.inf
@@ -81,7 +81,7 @@ class Gateway:
         try:
             return response.json()
         except ValueError:
-            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: no JSON") from None
+            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: the answer is not JSON") from None
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         """The answer to a request of httpx; raises `GatewayAnswer` for an error, `GatewayUnreachable` for none."""
@@ -104,8 +104,8 @@ class Gateway:
     ) -> httpx.Response:
         """As `send`, and again while the gateway has no room (429 and 503) or a connection breaks.
 
-        It waits what `Retry-After` says, or ever longer after a broken connection, which may be a worker that ended
-        while others serve; and up to a quarter more, so that threads that were refused together do not return together.
+        It waits as long as `Retry-After` states, or ever longer after a broken connection (a worker may have ended
+        while others serve), plus up to a quarter, so that threads that were refused together return apart.
         Raises the last refusal once `patience` is at its end; `content` must be bytes, as it may be sent again.
         """
         deadline = time.monotonic() + patience.seconds

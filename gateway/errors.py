@@ -48,7 +48,7 @@ class ConfigError(PalisadeError):
 
 
 class EngineError(PalisadeError):
-    """The defence graph gave something that must not be served; never caused by a valid image."""
+    """The defence graph returned something that must not be served; a valid image never causes this."""
 
     code = "internal_error"
     title = "Engine failure"
@@ -143,6 +143,6 @@ class AuditUnavailable(PalisadeError):
 
 
 class UnreadableFile(PalisadeError):
-    """Of the command line: the operating system does not give the file."""
+    """On the command line: the operating system refuses to read the file."""
 
     status, code, title = 500, "unreadable_file", "Unreadable file"

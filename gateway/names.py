@@ -15,7 +15,7 @@ def nearest(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str | 
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
-    """The text of a refusal: `unknown parameter 'explian'; did you mean 'explain'?`, or a list of what there is."""
+    """The text of a refusal: `unknown parameter 'explian'; did you mean 'explain'?`, or a list of known names."""
     near = nearest(name, known)
     if near is not None:
         return f"unknown {what} {name[:_SHOWN]!r}; did you mean {near!r}?"

@@ -28,7 +28,7 @@ from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
 from gateway.telemetry.tracing import check_provider, tracing_options
 from gateway.versions import shared_state as store
-from gateway.versions.registry import load_registry
+from gateway.versions.registry import load_registry, opened
 from gateway.versions.rollout import Rollout, forget_workers, read_wanted
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Untimed:
 traffic.TimeoutMiddleware = _Untimed
 
 _RESTART_SECONDS = 5.0
-# Threads that decode and run batches wait that long for the event loop to let go of the interpreter; 5 ms by default.
+# Seconds that decoding and batch threads wait for the event loop to release the interpreter; 5 ms by default.
 _SWITCH_SECONDS = 0.0005
 _STORE_SECONDS = 10.0
 
@@ -93,14 +93,14 @@ class Palisade:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Before any worker starts: settings and bundles must give something to serve, and not to everybody."""
+        """Before any worker starts, check that there is a bundle to serve and that strangers are kept out."""
         from gateway.process.supervisor import watch_closely  # needs what workers need not import
 
         log_to_stderr(settings.log_format)
         watch_closely()
         worker_metrics.make_folder()
         home.remove_at_end()
-        # Workers know by it whether they listen to more than this machine.
+        # From it, workers know whether they listen to more than this machine.
         os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
         try:
             store.make_folder(settings.state_dir)
@@ -109,7 +109,7 @@ class Palisade:
             forget_workers(shared)
             if not os.environ.get(CHECKED):
                 check_access(now)
-                load_registry(now, read_wanted(shared)[0])
+                load_registry(now, read_wanted(shared)[0], load=opened)
                 check_audit(now)
             shared.close()
             check_provider()
@@ -125,7 +125,7 @@ class Palisade:
                 self._rollout.follow()
 
     def _load(self) -> None:
-        # What was imported lives for ever: collections, which free replaced models, need not look at it.
+        # Imported objects are never freed: collections, which free replaced models, need not visit them.
         gc.collect()
         gc.freeze()
         try:
@@ -145,7 +145,7 @@ class Palisade:
     def _give_up(self, reason: str) -> None:
         """A server that cannot start ends; a worker that cannot be replaced is tried again, while others serve."""
         if _now(self._rollout.others_serve):
-            log.critical("a worker cannot start, the others go on: %s", reason)
+            log.critical("a worker cannot start, the others keep serving: %s", reason)
             time.sleep(_RESTART_SECONDS)
             os._exit(1)
         abort_server(reason)
@@ -155,7 +155,7 @@ class Palisade:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let images in work finish."""
+        """Let images that are being processed finish."""
         self._closing.set()
         metrics.ready.set(0)
         api.state.dispatcher.close()
@@ -164,7 +164,7 @@ class Palisade:
 
 
 def _patiently(job: Callable[[], None]) -> None:
-    """Do it again while the shared store does not answer, as when many workers start on a slow disk."""
+    """Retry while the shared store does not answer, as when many workers start on a slow disk."""
     deadline = time.monotonic() + _STORE_SECONDS
     while True:
         try:
@@ -176,13 +176,13 @@ def _patiently(job: Callable[[], None]) -> None:
 
 
 def _now(question: Callable[[], bool]) -> bool:
-    """What the shared store says; no when it does not answer, which it has logged and counted."""
+    """The answer of the shared store; False when it does not answer, which it has logged and counted."""
     try:
         return question()
     except StoreUnavailable:
         return False
 
 
-# Around BentoML's own router too, which would answer in its own shape what it can't match.
+# These wrap BentoML's own router too, which would answer unmatched paths in its own shape.
 Palisade.add_asgi_middleware(PrintablePathMiddleware)  # type: ignore[attr-defined]
 Palisade.add_asgi_middleware(ProbeMiddleware)  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """Action on flagged inputs, in place of every bundle's own."""
 
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
-    # Above Pillow's own bound it would warn (and from twice that refuse) by itself.
+    # Above its own bound Pillow would warn, and from twice that refuse, by itself.
     max_pixels: int = Field(default=16_000_000, ge=64, le=89_000_000)
     body_timeout: float = Field(default=20.0, gt=0.0)
     """Seconds a client may take to send the head of a request, and again its body."""
@@ -45,9 +45,9 @@ class Settings(BaseSettings):
     """Seconds from a complete body to an answer; beyond it the answer is 503 `overloaded`."""
 
     keep_alive: int = Field(default=75, ge=1, le=3600)
-    """Seconds an idle connection stays open: longer than those that common load balancers reuse one after."""
+    """Seconds an idle connection stays open: longer than common load balancers keep one for reuse."""
     drain_timeout: int = Field(default=25, ge=1, le=3600)
-    """Seconds that requests in flight get to finish when the server is told to stop (SIGTERM)."""
+    """Seconds that requests in flight get to finish when the server is stopped (SIGTERM)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "fp16"] = "auto"
@@ -58,33 +58,33 @@ class Settings(BaseSettings):
     decode_threads: int = Field(default=2, ge=1, le=64)
     """Images decoded, and pictures encoded, at once in one worker."""
     batches_in_flight: int = Field(default=2, ge=1, le=8)
-    """Batches in work at once in one worker."""
+    """Batches that run at once in one worker."""
     batch_window: float = Field(default=0.002, ge=0.0, le=1.0)
-    """Seconds a batch waits for more images while another is in work."""
+    """Seconds a batch waits for more images while another runs."""
     max_waiting: int = Field(default=256, ge=0, le=10_000)
     """Images that may wait in one worker; beyond it the answer is 503 `overloaded`."""
 
     cascade: bool = False
-    """Run no views on images that a screen finds plainly benign, where the bundle was calibrated for it."""
+    """Answer images that the screen finds plainly benign without views, where the bundle was calibrated for it."""
     cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of images that the screen lets through and that get the whole verdict all the same."""
+    """Share of the images that the screen lets through that get the whole verdict all the same."""
 
     log_format: Literal["text", "json"] = "text"
     """`json`: an object a line, with the request's id, route, status and key."""
     trace_endpoint: str | None = None
-    """OTLP address (HTTP) that spans are sent to, such as `http://collector:4318/v1/traces`; unset: none are made."""
+    """OTLP address (HTTP) that spans are sent to, such as `http://collector:4318/v1/traces`; unset: no spans."""
     trace_rate: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Share of requests that are traced, where the caller has not decided it."""
+    """Share of requests that are traced, where the caller has not decided whether to trace."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=1, le=65_535)
 
     keys_file: Path | None = None
-    """API keys (`palisade keys`). Unset: this machine alone is answered, without keys."""
+    """API keys (`palisade keys`). Unset: only this machine is answered, without keys."""
     allow_unauthenticated: bool = False
     """Answer strangers without keys too, as clients at `disclosure`."""
     disclosure: Literal["full", "verdict", "label"] = "verdict"
-    """What callers with the role `client` see, unless their key says otherwise."""
+    """What callers with the role `client` see, unless their key states another disclosure."""
     rate: float | None = Field(default=None, gt=0.0)
     """Requests a second of each client; unset: unlimited."""
     burst: int | None = Field(default=None, ge=1)
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     metrics_token: str | None = Field(default=None, repr=False)
     """Token that `/metrics` asks for; unset: open to all."""
     label_quantum: float = Field(default=0.1, gt=0.0, le=10.0)
-    """Seconds; answers at disclosure `label` go out at multiples of at least this."""
+    """Answers at disclosure `label` are sent at multiples of at least this many seconds."""
     state_dir: Path | None = None
     """Folder on a local disk for what the workers of this server share; unset: a temporary one."""
 
@@ -105,13 +105,13 @@ class Settings(BaseSettings):
     audit_sample: float = Field(default=0.01, ge=0.0, le=1.0)
     """Probability with which any request is drawn into the uniform sample."""
     audit_privacy: Literal["none", "hash", "image"] = "image"
-    """What is kept of images: nothing, the SHA-256 of what was sent, or also the pixels and maps."""
+    """What is kept of an image: nothing, the SHA-256 of the bytes sent, or also pixels and maps."""
     audit_max_events: int = Field(default=50_000, ge=1)
     audit_max_bytes: int = Field(default=1 << 30, ge=0)
-    """Bytes of images and maps in the store; beyond it the oldest lose theirs, and their events stay."""
+    """Bytes of images and maps in the store; beyond it the oldest events lose their pictures and stay."""
     audit_max_age_days: float = Field(default=30.0, gt=0.0)
     audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Bytes that may wait for a store that is gone; near it new events lose images, beyond it they are dropped."""
+    """Bytes of events that may wait for the store; near it new events lose their images, beyond it they are dropped."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         # At once: BentoML changes the working directory.
         try:
             return None if value is None else value.expanduser().absolute()
-        except RuntimeError as error:  # no home to put in place of ~
+        except RuntimeError as error:  # ~ cannot be expanded: the user has no home folder
             raise ValueError(str(error)) from None
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.record import record
+from gateway.atomic import replacing, write_text
 from training.analysis.sensitivity import sensitivity_report
 from training.attacks.autoattack import autoattack
 from training.attacks.early import pgd_until_fooled
@@ -110,7 +111,7 @@ class Measures:
                 if unit.startswith("autoattack") and not attack:
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _keep(path, measure())
+                write_text(path, json.dumps(measure()))
             found[unit] = json.loads(path.read_text("utf-8"))
             console.print(f"{name}: {unit} {found[unit]}")
         return found
@@ -125,7 +126,8 @@ class Measures:
             ]
             path.parent.mkdir(parents=True, exist_ok=True)
             images = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            np.savez_compressed(path, x=images)
+            with replacing(path) as draft, draft.open("wb") as file:
+                np.savez_compressed(file, x=images)
         with np.load(path, allow_pickle=False) as file:
             return accuracy(network, type(self.some)(file["x"], self.data.test.y, self.data.test.group))
 
@@ -208,12 +210,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         values = [row["sensitivity"][layer] for row in rows if "sensitivity" in row]
         out[f"sensitivity_{layer}"] = {"mean": statistics.fmean(values), "seeds": len(values)}
     return out
-
-
-def _keep(path: Path, found: float | dict[str, float]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found), "utf-8")
-    part.replace(path)
 
 
 def _scalar(value: float | dict[str, float]) -> float:

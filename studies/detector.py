@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from gateway.core.verdict import Fusion
-from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, white_box
+from training.analysis.contrast import ATTACKS, BATCH, predictions, white_box
 from training.analysis.sample import sample
 from training.analysis.subjects import load_subject
 from training.analysis.tables import detector_table
@@ -26,10 +26,11 @@ from training.commands.figures import step_of, today, write_json
 from training.commands.terminal import Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset
 from training.defence.constants import fit_constants
-from training.defence.graph import ALONE_SCORES, DefenceGraph
+from training.defence.graph import DefenceGraph
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
+from training.util.signatures import StepProgress, silent
 from training.util.statistics import interval, threshold_at
 
 RATES = (0.01, 0.05)
@@ -43,7 +44,7 @@ def detector_report(
     benign: int = 1000,
     steps: int = 20,
     seed: int = 0,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """AUROC of each score, of each layer's deviation and of all scores fused, by attack, for one network alone.
 
@@ -57,7 +58,8 @@ def detector_report(
     index = np.random.default_rng(seed).permutation(len(data.test))
     clean = data.test.take(np.sort(index[:benign]))
     x, y, group = sample(data.test.take(np.sort(index[benign:])), images, seed=seed)
-    fusion = Fusion.fit(_scores(defence, to_tensor(data.select.x))[:, : len(ALONE_SCORES)], ALONE_SCORES, ALONE_SCORES)
+    names = defence.score_names
+    fusion = Fusion.fit(_scores(defence, to_tensor(data.select.x))[:, : len(names)], names, names)
     reference = _columns(_scores(defence, to_tensor(clean.x)), fusion, defence)
     right = predictions(network, x) == y
     out: dict[str, Any] = {
@@ -81,9 +83,10 @@ def detector_report(
 
 def _columns(scores: np.ndarray, fusion: Fusion, defence: DefenceGraph) -> dict[str, np.ndarray]:
     """Scores, their fusion and deviations by layer, by name."""
-    own = scores[:, : len(ALONE_SCORES)]
-    deviations = {f"deviation of {layer}": scores[:, len(ALONE_SCORES) + i] for i, layer in enumerate(defence.layers)}
-    return dict(zip(ALONE_SCORES, own.T, strict=True)) | {"fused": fusion.statistic(own)} | deviations
+    names = defence.score_names
+    own = scores[:, : len(names)]
+    deviations = {f"deviation of {layer}": scores[:, len(names) + i] for i, layer in enumerate(defence.layers)}
+    return dict(zip(names, own.T, strict=True)) | {"fused": fusion.statistic(own)} | deviations
 
 
 def _told(benign: np.ndarray, attacked: np.ndarray, group: np.ndarray) -> dict[str, Any] | None:
@@ -104,7 +107,7 @@ def _scores(defence: DefenceGraph, x: Tensor) -> np.ndarray:
         logits, taps = defence.network.taps(part)
         rows.append(torch.cat(defence.detector_scores(part, logits, taps, None), 1))
     if not rows:
-        return np.empty((0, len(ALONE_SCORES) + len(defence.layers)))
+        return np.empty((0, len(defence.scores) + len(defence.layers)))
     return torch.cat(rows).cpu().numpy().astype(np.float64)
 
 

@@ -9,7 +9,6 @@ system is attacked with the same effort by somebody who knows it, on images of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +30,15 @@ from training.bundling.provenance import made_with
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.data.augment import augment
 from training.data.dataset import Dataset
-from training.defence.margins import one_hot_margin, served_one_hot
-from training.defence.strict import RADIUS
+from training.defence.scores.companion_strict import RADIUS
+from training.defence.signals.margins import one_hot_margin, served_one_hot
 from training.evaluate.harness.bench import Bench, fast, labels
 from training.evaluate.harness.store import Store, digest
 from training.imaging.pixels import to_tensor
 from training.loop.runs import load_run
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import frozen, seeded
+from training.util.signatures import Progress, StepProgress
 
 BASE = "ablation-base-s{}"
 EPS, STEPS, BATCH, RATE = 4 / 255, 3, 128, 0.05
@@ -86,7 +86,7 @@ def train_on(
     epochs: int,
     consistency: float,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
     """Adversarial training of `network` in place, with the self-attack in the loop.
 
@@ -122,9 +122,7 @@ def train_on(
     network.eval()
 
 
-def companion(
-    name: str, data: Dataset, runs: Path, work: Path, *, epochs: int, progress: Callable[[str, int, int], None]
-) -> nn.Module:
+def companion(name: str, data: Dataset, runs: Path, work: Path, *, epochs: int, progress: StepProgress) -> nn.Module:
     """The companion `name` of `COMPANIONS`, trained now or before; `TrainingError` without the ablation's bases."""
     seed, front, consistency = COMPANIONS[name]
     recipe, base = load_run(runs / BASE.format(seed), data)

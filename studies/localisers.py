@@ -1,8 +1,11 @@
 """Where on an image a patch may lie: pixel maps, square windows of several sides, and what both networks say of them.
 
 A pixel map tells how unusual every pixel is; a window is as suspect as its pixels stand out from the rest of the image
-(`regions.contrasts`), whatever its side. The best windows that hardly overlap are candidates (`candidates`); hiding
+(`windows.contrasts`), whatever its side. The best windows that hardly overlap are candidates (`candidates`); hiding
 each of them and asking both networks again tells which one to believe (`agreement`, `averaged`).
+
+Localisers by pixel maps have the interface of the served one (`training.defence.localisers`): a candidate that is to be
+served moves there as it is.
 
 Nothing here depends on the resolution: sides are shares of the image's, and maps are standardised by image.
 """
@@ -16,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.regions import together, window_places
+from training.defence.localisers.texture_colour import colourfulness, texture
+from training.defence.localisers.windows import WindowLocaliser, contrasts, together, window_places, window_sides
 from training.imaging.inpaint import inpaint
 from training.imaging.resize import box_mean, resize_bilinear
 
@@ -80,6 +84,46 @@ def local_entropy(pixels: Tensor, *, share: float = ENTROPY_SHARE, levels: int =
         part = box_mean(F.pad((bins == level).to(grey.dtype), (half,) * 4), side) / inside
         found -= part * part.clamp_min(1e-12).log2()
     return found[:, 0]
+
+
+class Entropy(WindowLocaliser):
+    """The window of the highest local entropy."""
+
+    name = "entropy"
+    title = "Entropy"
+    meaning = "the window of the most varied grey levels"
+
+    def pixel_map(self, pixels: Tensor) -> Tensor:
+        return local_entropy(pixels)
+
+
+class TextureColourEntropy(WindowLocaliser):
+    """What is served, and entropy."""
+
+    name = "texture_colour_entropy"
+    title = "Texture, colour and entropy"
+    meaning = "the window that stands out most in texture, colours and entropy"
+
+    def pixel_map(self, pixels: Tensor) -> Tensor:
+        return together(texture(pixels), colourfulness(pixels), local_entropy(pixels))
+
+
+class UsualSide(WindowLocaliser):
+    """A localiser's windows of one side alone, a `share` of the image's."""
+
+    name = "one_side"
+    title = "One side"
+    meaning = "the window that stands out most among those of one side"
+
+    def __init__(self, inner: WindowLocaliser, share: float) -> None:
+        self.inner, self.share = inner, share
+
+    def pixel_map(self, pixels: Tensor) -> Tensor:
+        return self.inner.pixel_map(pixels)
+
+    def window_scores(self, pixels: Tensor) -> dict[int, Tensor]:
+        """Those of windows of that side."""
+        return contrasts(self.pixel_map(pixels), window_sides(*pixels.shape[2:], shares=(self.share,)))
 
 
 def energy_and_features(pixels: Tensor, features: Tensor, sides: Sequence[int]) -> dict[int, Tensor]:

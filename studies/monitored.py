@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
-from training.analysis.contrast import ATTACKS, BATCH, Progress, predictions, searched, white_box
+from training.analysis.contrast import ATTACKS, BATCH, predictions, searched, white_box
 from training.analysis.layers import layer_ablation, layer_report, vulnerable_layers, watch
 from training.analysis.sample import sample
 from training.analysis.subjects import load_subject
@@ -28,6 +28,7 @@ from training.data.dataset import Dataset
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
 from training.util.module_modes import seeded
+from training.util.signatures import StepProgress, silent
 
 PATCH_SHARE = 0.22
 PROBE_IMAGES = 2000
@@ -42,7 +43,7 @@ def monitored_layers(
     steps: int = 20,
     draws: int = 20,
     seed: int = 0,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """The `count` most vulnerable of the network's tapped layers, and how detection would fare with them and without.
 

@@ -10,7 +10,6 @@ on benign images of the calibrate split, as the calibration does it (`training.b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from training.commands.figures import today, with_data, write_json
 from training.commands.terminal import BundlePath, JsonPath, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset, Split
 from training.defence.graph import DefenceGraph
-from training.defence.regions import region_of_attack, window_sides
+from training.defence.localisers.windows import window_sides
 from training.errors import TrainingError
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
@@ -43,12 +42,12 @@ from training.models.network import Network
 from training.served.answers import open_pipeline
 from training.served.scoring import to_uint8
 from training.util.module_modes import frozen, seeded
+from training.util.signatures import Progress, StepProgress, silent
 from training.util.statistics import interval
 
 KINDS: tuple[Kind, ...] = ("noisy", "low_frequency")
 GATES = (0.05, 0.1)
 COVERED = 0.8
-Progress = Callable[[str, int, int], None]
 Behind = tuple["Images", np.ndarray, dict[str, Answers]]
 """Benign images, the rows of those behind the widest gate, and what strategies answer to these."""
 
@@ -96,7 +95,7 @@ def regions_report(
     n: int = 200,
     benign: int | None = None,
     seed: int = 0,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """Localisers and strategies on patches that fool (`n` of a kind, select split) and on benign images; JSON content.
 
@@ -219,7 +218,7 @@ def _as_served(clean: Images, patched: dict[str, Images]) -> dict[str, Any]:
 def _diagnosis(defence: DefenceGraph, images: Images, cutoff: float) -> dict[str, Any]:
     """Where recovery is lost as served; each image counts for the first reason that applies."""
     network, truth = defence.network, images.truth
-    window = torch.cat([region_of_attack(x)[0] for x in images.x.split(BATCH)])
+    window = torch.cat([defence.localiser.locate(x)[0] for x in images.x.split(BATCH)])
     covered = ((images.patch * window).sum((1, 2)) >= COVERED * images.patch.sum((1, 2))).cpu().numpy()
     (usual,) = window_sides(*images.x.shape[2:], shares=(USUAL_SHARE,))
     grown = max(0, usual - int(images.patch[0].amax(0).sum())) // 2
@@ -241,7 +240,7 @@ def _diagnosis(defence: DefenceGraph, images: Images, cutoff: float) -> dict[str
 
 
 def _fooling(
-    network: Network, split: Split, count: int, kind: Kind, side: int, seed: int, progress: Progress
+    network: Network, split: Split, count: int, kind: Kind, side: int, seed: int, progress: StepProgress
 ) -> tuple[tuple[Split, np.ndarray], int]:
     """`count` images of `split` with patches that fool: uint8 images, patches (N, H, W); and how many were attacked."""
     order = np.random.default_rng(seed).permutation(len(split))
@@ -267,7 +266,7 @@ def _fooling(
     return (Split(images, split.y[rows], split.group[rows]), patch), tried
 
 
-def _seen(pipeline: Pipeline, images: Split, patch: np.ndarray | None, progress: Callable[[int, int], None]) -> Images:
+def _seen(pipeline: Pipeline, images: Split, patch: np.ndarray | None, progress: Progress) -> Images:
     """Images as the gateway's pipeline answers them."""
     decisions = []
     for start in range(0, len(images), BATCH):

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from studies.localisers import (
+    Entropy,
+    TextureColourEntropy,
+    UsualSide,
     Windows,
     agreed_window,
     agreement,
@@ -16,11 +19,11 @@ from studies.localisers import (
     candidates,
     energy_and_features,
     hidden,
-    local_entropy,
 )
 from training.defence.constants import middle_tap
 from training.defence.graph import DefenceGraph
-from training.defence.regions import attack_map, colourfulness, contrasts, texture, together, window_sides
+from training.defence.localisers.texture_colour import TextureColour
+from training.defence.localisers.windows import window_sides
 from training.models.network import Network
 
 USUAL_SHARE = 0.28
@@ -80,16 +83,16 @@ def strategies(
     size = (x.shape[2], x.shape[3])
     (usual,), sides = window_sides(*size, shares=(USUAL_SHARE,)), window_sides(*size)
     taps = network.taps(x)[1]
-    stands_out, entropy = attack_map(x), local_entropy(x)
+    served = TextureColour()
     roa = energy_and_features(x, taps[middle_tap(network)], sorted({usual, *sides}))
     lists = {
         "random window": _random_windows(len(x), size, usual, generator),
         "energy + features": candidates({usual: roa[usual]}, OF_EACH),
         "energy + features, four sides averaged": Windows.joined([candidates({side: roa[side]}, 1) for side in sides]),
-        "entropy": candidates(contrasts(entropy), OF_EACH),
-        "texture + colour, one side": candidates(contrasts(stands_out, [usual]), 1),
-        PLAIN: candidates(contrasts(stands_out), COUNT),
-        "texture + colour + entropy": candidates(contrasts(together(texture(x), colourfulness(x), entropy)), 1),
+        "entropy": candidates(Entropy().window_scores(x), OF_EACH),
+        "texture + colour, one side": candidates(UsualSide(served, USUAL_SHARE).window_scores(x), 1),
+        PLAIN: candidates(served.window_scores(x), COUNT),
+        "texture + colour + entropy": candidates(TextureColourEntropy().window_scores(x), 1),
     }
     lists["all maps"] = Windows.joined([lists[name].first(OF_EACH) for name in ("energy + features", "entropy", PLAIN)])
     own = {name: _asked(network, x, windows) for name, windows in lists.items()}

@@ -28,8 +28,8 @@ from training.attacks.margin import margin
 from training.bundling.provenance import made_with
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.defence.graph import DefenceGraph
-from training.defence.margins import served_one_hot
-from training.defence.strict import STEPS, strict_margin
+from training.defence.scores.companion_strict import STEPS, strict_margin
+from training.defence.signals.margins import served_one_hot
 from training.evaluate.harness.bench import Bench, fast
 from training.evaluate.harness.store import Arrays, Store
 from training.evaluate.measurements.adaptive import Stage, carry_out, union_of

@@ -34,6 +34,26 @@ SEEN = {
         "plugins.plugins = lambda: COMMANDS\n"
         "print('by split' in load('count').help)"
     ),
+    "Add a detector score": (
+        "import torch\n"
+        "from training.defence.constants import Constants\n"
+        "from training.defence.graph import DefenceGraph\n"
+        "from training.defence.scores import SCORES\n"
+        "from training.models import ModelSpec, build_model\n"
+        "network = build_model(ModelSpec(width=4), classes=3, mean=[0.0] * 3, std=[1.0] * 3)\n"
+        "count = sum(network.tap_channels.values())\n"
+        "fitted = {'whiten': torch.eye(16), 'class_means': torch.zeros(3, 16), 'mean_norm': torch.tensor(1.0)}\n"
+        "defence = DefenceGraph(network, None, Constants(torch.zeros(count), torch.ones(count), fitted))\n"
+        "out = defence(torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16))\n"
+        "print(list(SCORES)[-1] == defence.score_names[-1] == 'feature_norm' and out.scores.shape == (2, 4))"
+    ),
+    "Add a localiser": (
+        "import torch\n"
+        "from training.defence.localisers import localiser_named\n"
+        "x = torch.zeros(1, 3, 32, 32); x[..., 4:9, 20:25] = 1\n"
+        "mask, score = localiser_named('brightest').locate(x)\n"
+        "print(torch.equal(mask, x[:, 0]) and score.shape == (1,))"
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-# What Grafana puts in place of its variables when nothing is selected.
+# The values that Grafana gives its variables when nothing is selected.
 VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$model": ".*"}
 
 

@@ -1,4 +1,4 @@
-"""Who is asking: API keys, sessions, and what holds where no keys are configured; decided before a body is read."""
+"""Who is asking, decided before a body is read: API keys, sessions, and the rules where no keys are configured."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Auth:
         if scope["method"] not in _SAFE_METHODS and not hmac.compare_digest(
             session.csrf.encode(), headers.get(CSRF_HEADER, "").encode()
         ):
-            raise forbidden("the header X-CSRF-Token does not hold this session's token (GET /v1/session tells it)")
+            raise forbidden("the header X-CSRF-Token does not hold this session's token (GET /v1/session returns it)")
         metrics.auth_total.labels("session").inc()
         return self.caller_of(session.key, session)
 
@@ -136,7 +136,7 @@ class Auth:
 
 
 def check_access(settings: Settings) -> None:
-    """Before the server starts: `ConfigError` if it would be open to strangers, or its keys file is no good."""
+    """Before the server starts: raise `ConfigError` if it would be open to strangers, or its keys file is invalid."""
     if settings.keys_file is not None:
         keys = [key for key in read_keys(settings.keys_file) if not key.disabled]
         if not keys:
@@ -146,7 +146,7 @@ def check_access(settings: Settings) -> None:
         return
     if not settings.allow_unauthenticated:
         raise ConfigError(
-            f"PALISADE_HOST={settings.host} without API keys would be open to everybody who reaches it: set "
+            f"PALISADE_HOST={settings.host} without API keys would be open to everybody who can reach it: set "
             "PALISADE_KEYS_FILE (palisade keys create), or PALISADE_ALLOW_UNAUTHENTICATED=true to answer strangers"
         )
     log.warning(

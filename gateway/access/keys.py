@@ -9,9 +9,7 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
-import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from gateway.atomic import PRIVATE, write_text
 from gateway.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def hash_key(key: str) -> str:
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The entries of a keys file; `ConfigError` says what is wrong, without the values."""
+    """The entries of a keys file; `ConfigError` names what is wrong, without the values."""
     try:
         entries = _ENTRIES.validate_json(path.read_bytes())
     except OSError as error:
@@ -75,23 +74,13 @@ def read_keys(path: Path) -> list[ApiKey]:
 def write_keys(path: Path, entries: list[ApiKey]) -> None:
     """Replace the file whole, readable by its owner alone."""
     text = json.dumps([entry.model_dump(mode="json", exclude_none=True) for entry in entries], indent=1) + "\n"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 600
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, text, mode=PRIVATE)
 
 
 class KeyRing:
     """The keys of a file, read again within a second of a change.
 
-    A file that cannot be read leaves the last good keys in place, or none: never an open gateway.
+    While the file cannot be read the last good keys stay valid, or none are; the gateway is never open.
     """
 
     def __init__(self, path: Path) -> None:

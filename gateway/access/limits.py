@@ -35,12 +35,12 @@ def charge(store: Store, limit: Limit | None, cost: float = 1.0) -> None:
 
 
 def charge_images(request: Request, images: int) -> None:
-    """Charge a request for the images it turned out to hold: one token was taken before its body was read."""
+    """Charge a request for the images that it holds; one token was taken before its body was read."""
     charge(request.app.state.store, request.state.caller.limit, images - 1)
 
 
 def address_block(host: str) -> str:
-    """What a client address counts as: itself, or the /64 of an IPv6 address, as a client has all 2**64 of those."""
+    """The name that limits use for a client address: itself, or its /64 in IPv6, since a client has all of that."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,7 +1,7 @@
 """Sessions of the console: a signed cookie in place of an API key, with a token against forged requests.
 
-Whatever worker made it, each accepts it: the secret is in the shared store. It ends after twelve hours, at logout, and
-when its key is disabled or replaced.
+Every worker accepts it, whichever made it: the secret is in the shared store. It ends after twelve hours, at logout,
+and when its key is disabled or replaced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a caller sees of a decision, by disclosure, and when: at `label` not even the time tells more than the label."""
+"""What a caller sees of a decision, and when: at `label` not even the time discloses more than the label."""
 
 from __future__ import annotations
 

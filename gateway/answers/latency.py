@@ -1,4 +1,4 @@
-"""When an answer is sent at disclosure `label`: not even its time may say more than the label."""
+"""When an answer is sent at disclosure `label`: its time must not disclose more than the label does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LatencyQuantum:
         times.append(elapsed)
         ordered = sorted(times)
         high, median = ordered[math.ceil(_QUANTILE * len(times)) - 1], ordered[len(times) // 2]
-        # What the slowest path has more of is work, not waiting for others.
+        # What the slowest path takes more is work, not waiting for others.
         self._bounds[path] = _MARGIN * (high + (_SLOWEST[path] - 1.0) * median)
         doublings = math.ceil(math.log2(max(1.0, max(self._bounds.values()) / self._floor)))
         self.seconds = self._floor * 2.0**doublings
@@ -55,7 +55,7 @@ class LatencyQuantum:
     def wait(self, elapsed: float, images: int = 1) -> float:
         """Seconds from now until the answer to a request of `images` that took `elapsed` so far is released.
 
-        A batch waits for multiples of as many quanta: else many copies of an image would add up what one hides.
+        A batch waits for multiples of as many quanta: otherwise many copies of an image would add up what one hides.
         """
         step = images * self.seconds
         return math.ceil(elapsed / step) * step - elapsed

@@ -18,7 +18,7 @@ _CAPTION = 74
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 30, 36), (110, 114, 124)
 _ALERT, _CALM = (186, 32, 44), (24, 110, 82)
 _ROI, _ROA = (0, 190, 220), (240, 50, 60)
-# Every image has a most patch-like window; one that nothing speaks against is drawn without alarm.
+# Every image has a most patch-like window; one that is not suspected is drawn without alarm.
 _UNSUSPECTED = (150, 154, 164)
 # Opacity of the map where it is 0 and where it is 1: what does not matter stays visible.
 _OVERLAY = (0.25, 0.85)
@@ -39,18 +39,18 @@ def panel_png(decision: Decision) -> bytes:
 
 def _tiles(decision: Decision) -> list[_Tile]:
     source = _enlarged(to_pil(decision.pixels), smooth=False)
-    done = decision.neutralized
+    done, outputs = decision.neutralized, decision.explained
     shown = source
-    if done is not None:
-        neutral = _enlarged(to_pil(done.result.outputs.need("neutral_pixels")), smooth=False)
+    if done is not None and outputs.neutral is not None:
+        neutral = _enlarged(to_pil(outputs.neutral.neutral_pixels), smooth=False)
         shown = neutral if decision.serve_neutralized else source
     raw, served = decision.raw.prediction, decision.served.prediction
     where = "on the neutralised image" if decision.serve_neutralized else "on the input"
-    regions = _outlined(source, decision.raw.outputs.need("roi"), _ROI)
-    regions = _outlined(regions, decision.raw.outputs.need("roa"), _roa_key(decision)[0])
+    regions = _outlined(source, outputs.raw.roi, _ROI)
+    regions = _outlined(regions, outputs.raw.roa, _roa_key(decision)[0])
     tiles = [
         _Tile(source, "Input", f"{raw.probability:.1%} {raw.label}"),
-        _Tile(_overlaid(shown, decision.served.outputs.need("saliency")), f"Why {served.label}", where, "scale"),
+        _Tile(_overlaid(shown, outputs.served.saliency), f"Why {served.label}", where, "scale"),
         _Tile(regions, "Regions", "", "regions"),
     ]
     if done is not None:
@@ -83,7 +83,7 @@ def _compose(decision: Decision, tiles: list[_Tile]) -> Image.Image:
 
 def _roa_key(decision: Decision) -> tuple[tuple[int, int, int], str]:
     """Colour and words for the region of attack: suspected, or only the likeliest place for a patch."""
-    if not (decision.raw.outputs.need("roa") > 0.5).any():
+    if not (decision.explained.raw.roa > 0.5).any():
         return _UNSUSPECTED, "region of attack (RoA): none"
     if decision.neutralized is None:
         return _UNSUSPECTED, "likeliest RoA, not suspected"

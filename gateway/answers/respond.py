@@ -9,11 +9,10 @@ import numpy as np
 
 from gateway.answers import schemas
 from gateway.answers.render import image_png, map_png
+from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Neutralized, Pipeline, Prediction
 
 Explain = Literal["none", "saliency", "all"]
-# The score that is a statement about layers, so that its evidence can name one.
-LAYER_SCORE = "neuron_sensitivity"
 
 
 def predict_response(
@@ -74,9 +73,9 @@ def _score(prediction: Prediction) -> schemas.ClassScore:
 
 def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
     verdict = decision.raw.verdict
-    # An image that the screen let through has no views, and with them no deviation of layers.
+    # An image that the screen let through has no views, and so no deviation of layers.
     strongest = min(verdict.layers, key=verdict.layers.__getitem__, default=None)
-    deviations = decision.raw.outputs.layer_deviation
+    whole, about_layers = decision.raw.whole, pipeline.bundle.manifest.layer_scores
     return schemas.VerdictBody(
         stage=decision.stage,
         flagged=verdict.flagged,
@@ -85,15 +84,15 @@ def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
         p_cutoff=verdict.p_cutoff,
         action=decision.action,
         evidence=[
-            schemas.Evidence(name=name, p_value=p, layer=strongest if name == LAYER_SCORE else None)
+            schemas.Evidence(name=name, p_value=p, layer=strongest if name in about_layers else None)
             for name, p in decision.evidence
         ],
         layers=[]
-        if deviations is None
+        if whole is None
         else [
             schemas.Layer(name=name, deviation=float(deviation), p_value=p, benign_95=float(benign))
             for (name, p), deviation, benign in zip(
-                verdict.layers.items(), deviations, pipeline.layer_band, strict=True
+                verdict.layers.items(), whole.layer_deviation, pipeline.layer_band, strict=True
             )
         ],
     )
@@ -116,13 +115,13 @@ def _neutralization(decision: Decision) -> schemas.Neutralization:
 
 
 def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
-    served = decision.served
+    served, outputs = decision.served, decision.explained
     prediction = served.prediction
     explanation = schemas.Explanation(
         label=prediction.label,
         index=prediction.index,
         pixels="neutralized" if decision.serve_neutralized else "input",
-        saliency=_picture(served.outputs.need("saliency")),
+        saliency=_picture(outputs.served.saliency),
     )
     if not full:
         return explanation
@@ -131,9 +130,9 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
         update={
             "input_pixels": _encoded(image_png(decision.pixels), *decision.pixels.shape[1:]),
             # The regions are those that the decision rested on: of the input as it came.
-            "roi": _picture(decision.raw.outputs.need("roi")),
-            "roa": _picture(decision.raw.outputs.need("roa")),
-            **_neutral_pictures(decision.neutralized),
+            "roi": _picture(outputs.raw.roi),
+            "roa": _picture(outputs.raw.roa),
+            **_neutral_pictures(decision.neutralized, outputs.neutral),
             "companion": None
             if companion is None
             else schemas.CompanionOpinion(**_score(companion).model_dump(), agrees=companion.index == prediction.index),
@@ -141,13 +140,12 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
     )
 
 
-def _neutral_pictures(done: Neutralized | None) -> dict[str, schemas.Picture]:
-    if done is None:
+def _neutral_pictures(done: Neutralized | None, outputs: FullOutputs | None) -> dict[str, schemas.Picture]:
+    if done is None or outputs is None:
         return {}
-    pixels = done.result.outputs.need("neutral_pixels")
     return {
         "neutral_mask": _picture(done.mask.astype(np.float32)),
-        "neutral_pixels": _encoded(image_png(pixels), *pixels.shape[1:]),
+        "neutral_pixels": _encoded(image_png(outputs.neutral_pixels), *outputs.neutral_pixels.shape[1:]),
     }
 
 

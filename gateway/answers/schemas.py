@@ -58,7 +58,7 @@ class VerdictBody(_Response):
 
 
 class Neutralization(_Response):
-    """What was inpainted and what the network says then; `served` when that is the answer."""
+    """What was inpainted, and the network's prediction then; `served` when that is the answer."""
 
     applied: bool
     served: bool

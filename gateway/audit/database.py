@@ -129,7 +129,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction; `AuditUnavailable` when the database does not answer, or is not as it should be."""
+        """A transaction; `AuditUnavailable` when the database does not answer, or its tables are not as expected."""
         with _translated(), self._engine.begin() as connection:
             yield connection
 
@@ -143,7 +143,7 @@ class Database:
             yield connection
 
     def prepare(self) -> None:
-        """Make the tables of an empty database; `ConfigError` if what is there is not this version's."""
+        """Make the tables of an empty database; `ConfigError` if its tables are not this version's."""
         try:
             if self.url.get_backend_name() == "sqlite":
                 self._use_wal()
@@ -211,7 +211,7 @@ def _translated() -> Iterator[None]:
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, and not by sqlite3's guesses
+    connection.isolation_level = None  # `_begin_sqlite` begins transactions, not sqlite3 by itself
     connection.execute("PRAGMA synchronous = FULL")
 
 

@@ -1,4 +1,4 @@
-"""What is remembered of one request, and which requests are."""
+"""Which requests leave an event, and what the event holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.answers.render import image_png, map_png
 from gateway.answers.schemas import ClassScore
+from gateway.core.outputs import FullOutputs, VerdictOutputs
 from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
 Kind = Literal["flagged", "changed", "blocked", "sample"]
@@ -57,7 +58,9 @@ class Event(BaseModel):
     neutralization: EventNeutralization | None
     caller: str | None = Field(description="Id of the caller's key.")
     image_sha256: str | None = Field(description="SHA-256 of the bytes that were sent; null under privacy `none`.")
-    sampled: bool = Field(description="Drawn into the uniform sample of all traffic, whatever was found.")
+    sampled: bool = Field(
+        description="Whether it was drawn into the uniform sample of all traffic, whatever was found."
+    )
     sample_probability: float = Field(description="Probability of that draw.")
 
 
@@ -70,7 +73,7 @@ class Record:
 
 
 def label_changed(done: Neutralized | None, raw: Prediction) -> bool:
-    """Whether the network says something else once the region is inpainted."""
+    """Whether the label changes once the region is inpainted."""
     return done is not None and done.result.prediction.index != raw.index
 
 
@@ -106,7 +109,7 @@ class Subject:
     def _event(self, privacy: Privacy) -> Event:
         decision, done = self.decision, self.decision.neutralized
         raw = decision.raw
-        deviations = raw.outputs.layer_deviation
+        whole = raw.whole
         return Event(
             id=self.id,
             time=self.time,
@@ -123,7 +126,9 @@ class Subject:
             before=ClassScore(**asdict(raw.prediction)),
             after=None if done is None else ClassScore(**asdict(done.result.prediction)),
             evidence=dict(decision.evidence),
-            layers={} if deviations is None else dict(zip(raw.verdict.layers, map(float, deviations), strict=True)),
+            layers={}
+            if whole is None
+            else dict(zip(raw.verdict.layers, map(float, whole.layer_deviation), strict=True)),
             neutralization=None
             if done is None
             else EventNeutralization(
@@ -144,12 +149,10 @@ def pictures_of(decision: Decision) -> Iterator[tuple[PictureKind, bytes]]:
     """PNGs at the network's size: the input re-encoded, the maps that were computed on it, the inpainted mask."""
     yield "input", image_png(decision.pixels)
     outputs = decision.raw.outputs
-    maps: dict[PictureKind, np.ndarray | None] = {
-        "saliency": outputs.saliency,
-        "roi": outputs.roi,
-        "roa": outputs.roa,
-        "neutral": None if decision.neutralized is None else decision.neutralized.mask.astype(np.float32),
-    }
-    for kind, values in maps.items():
-        if values is not None:
-            yield kind, map_png(values)
+    if isinstance(outputs, FullOutputs):
+        yield "saliency", map_png(outputs.saliency)
+    if isinstance(outputs, VerdictOutputs):
+        yield "roi", map_png(outputs.roi)
+        yield "roa", map_png(outputs.roa)
+    if decision.neutralized is not None:
+        yield "neutral", map_png(decision.neutralized.mask.astype(np.float32))

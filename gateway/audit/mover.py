@@ -83,7 +83,7 @@ class Mover:
         if not self._prepared:
             self._store.prepare()
             self._prepared = True
-        # The segment in whose midst the store failed goes first: what the store has is not offered to it again.
+        # The segment during which the store failed goes first, so that its stored records are not offered again.
         for segment in sorted(self._spool.sealed(), key=lambda path: path != self._segment):
             if segment != self._segment:
                 self._segment, self._records = segment, self._read(segment)
@@ -131,7 +131,7 @@ class Mover:
         del self._records[:n]
 
     def _note(self, trouble: str) -> None:
-        """Log trouble when it begins and when it ends."""
+        """Log a failure once when it begins, and its end."""
         if trouble and not self._trouble:
             log.warning("%s", trouble)
         elif self._trouble and not trouble:

@@ -2,7 +2,7 @@
 
 A record is a frame: magic, length and CRC-32 of the payload, payload (JSON and PNGs). A worker appends frames to its
 current segment, a file opened with O_APPEND; a segment that is sealed gets no more. Every worker holds a lock (flock)
-on a file of its own as long as it lives, so that what a dead one left can be told, and adopted by renaming: exactly
+on a file of its own as long as it lives, so that what a dead one left is recognised and adopted by renaming: exactly
 one process gets each segment, and the store ignores ids that it has.
 
 `append` returns when the kernel has the bytes: they outlive the process. They are on the disk (fdatasync) when their
@@ -46,7 +46,7 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(payload: bytes) -> Record:
-    """The record of a frame's payload; `ValueError` when another version of the gateway wrote it otherwise."""
+    """The record of a frame's payload; raises `ValueError` when another version of the gateway wrote it differently."""
     (size,) = _JSON.unpack_from(payload)
     offset = _JSON.size + size
     head = json.loads(payload[_JSON.size : offset])
@@ -58,7 +58,7 @@ def unpack(payload: bytes) -> Record:
 
 
 def payloads(data: bytes) -> Iterator[bytes | None]:
-    """Payloads of a segment's frames; None for a damaged one, after which reading goes on if its length can be told."""
+    """Payloads of a segment's frames; None for a damaged one, after which reading continues if its length is known."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _FRAME.size:
@@ -94,7 +94,7 @@ class Spool:
         self.measure()
 
     def append(self, record: Record) -> bool:
-        """Write a record; False if its pictures were left out for want of room.
+        """Write a record; False if its pictures were left out because the spool is nearly full.
 
         Raises `SpoolFull`, or `OSError` (a full or broken disk); what lies in the spool then stays readable.
         """

@@ -1,4 +1,4 @@
-"""What is asked of the audit database: events in, lists and pictures out, reviews, retention."""
+"""Queries of the audit database: add events, list them and their pictures, review, retention."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class AuditStore:
         return None if row is None else _stored(row)
 
     def stats(self, filter_: Filter) -> Stats:
-        """Counts by kind and review, and what the uniform sample says, of the events that match."""
+        """Counts by kind and review, and the estimate of the uniform sample, over the events that match."""
         c = events.c
         weight = 1.0 / c.sample_probability
         drawn = sa.case((c.sampled, 1), else_=0)
@@ -198,7 +198,7 @@ class AuditStore:
             return connection.execute(claim.values(until=now + timedelta(seconds=seconds))).rowcount == 1
 
     def retain(self, limits: Limits, *, now: datetime) -> int:
-        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; how many events went."""
+        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns how many events."""
         c = events.c
         removed = self._remove(c.time < now - limits.max_age)
         with self._database.reading() as connection:

@@ -27,11 +27,11 @@ _RESULTS = ("spooled", "unspooled", "failed", "dropped_spool_full", "stored", "d
 
 
 class Audit:
-    """Remembers what is worth a review; does nothing until it is started, or when it is switched off."""
+    """Stores what is worth a review; does nothing until it is started, or when it is switched off."""
 
     def __init__(self, settings: Settings, *, seed: int | None = None) -> None:
         self._settings = settings
-        # Of the process alone: whoever sends an image cannot tell or choose whether it is drawn.
+        # The process's own generator: the sender of an image can neither know nor choose whether it is drawn.
         self._random = random.Random(seed)
         self._spool: Spool | None = None
         self._writer: SpoolWriter | None = None
@@ -64,8 +64,8 @@ class Audit:
     ) -> bool:
         """Keep the event of a decision, if it leaves one, before its answer goes out; True once it is in the spool.
 
-        `index` numbers the images of one request. Never raises for want of disk or database, and waits
-        for the disk only as long as `SpoolWriter.write` says. What leaves an event is decided, and its place in the
+        `index` numbers the images of one request. Never raises when disk or database fail, and waits
+        for the disk only as long as `SpoolWriter.write` does. What leaves an event is decided, and its place in the
         queue taken, before the first suspension.
         """
         if self._writer is None:
@@ -99,7 +99,7 @@ class Audit:
 
 
 def check_audit(settings: Settings) -> None:
-    """Learn before any worker starts whether its `Audit.start` would raise: does the same, and ends."""
+    """Check, before any worker starts, whether its `Audit.start` would raise: do the same, then close."""
     opened = _open(settings)
     if opened is not None:
         spool, store, _ = opened
@@ -115,7 +115,7 @@ def _open(settings: Settings) -> tuple[Spool, AuditStore, bool] | None:
         folder = data_folder(settings)
         spool = Spool(folder / "spool", max_bytes=settings.audit_spool_bytes)
         if settings.audit_url is None:
-            # Made by us, as SQLite would let others read it; its companions get the same rights.
+            # We create the file, since SQLite would let others read it; its journal files get the same permissions.
             (folder / "audit.db").touch(mode=0o600)
     except OSError as error:
         reason = f"no folder for the audit trail: {error} (PALISADE_DATA_DIR)"

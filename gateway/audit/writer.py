@@ -59,7 +59,7 @@ class SpoolWriter:
         """Make a record in the thread and append it; True once it is in the spool, False if it is not (yet).
 
         `size` is what the record holds in memory until then, in bytes. Takes at most `patience` seconds, and none while
-        the disk has not answered for that long; what waits then is written when it answers again.
+        the disk has not answered for that long; records that wait then are written when it answers again.
         """
         entry = _Entry(make, size, asyncio.get_running_loop().create_future())
         with self._mutex:

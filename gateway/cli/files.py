@@ -1,4 +1,4 @@
-"""Image files named on the command line: folders are walked, in an order that does not change."""
+"""Image files named on the command line: folders are walked in a fixed order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImageFile:
 def find_images(paths: Iterable[Path]) -> list[ImageFile]:
     """Files as they are named, and the images in folders, by name; each once.
 
-    An image is told by its suffix, or else by its first bytes. Names that begin with a dot are left out, as are
+    An image is recognised by its suffix, or else by its first bytes. Names that begin with a dot are left out, as are
     folders behind links.
     """
     found: dict[Path, ImageFile] = {}

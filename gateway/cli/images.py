@@ -1,4 +1,4 @@
-"""`palisade predict` and `palisade scan`: images on disk, answered in this process or by a gateway that runs."""
+"""`palisade predict` and `palisade scan`: images on disk, answered in this process or by a running gateway."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ Model = Annotated[str | None, typer.Option(help="Name of the model.")]
 Models = Annotated[
     list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
 ]
-Url = Annotated[str | None, typer.Option(help="Address of a gateway that answers in place of this process.")]
+Url = Annotated[str | None, typer.Option(help="Address of a running gateway that answers in place of this process.")]
 Key = Annotated[
     str | None,
-    typer.Option(envvar="PALISADE_KEY", help="API key for --url; better by the variable.", show_default=False),
+    typer.Option(
+        envvar="PALISADE_KEY",
+        help="API key for --url; the environment variable keeps it out of the process list.",
+        show_default=False,
+    ),
 ]
 
 
@@ -44,11 +48,13 @@ def predict(
     models: Models = None,
     url: Url = None,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as HTTP answers.")] = False,
-    explain: Annotated[Literal["none", "saliency", "all"], typer.Option(help="Maps in the JSON.")] = "none",
-    panel: Annotated[Path | None, typer.Option(help="Folder for a picture of each decision.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, in the shape of the HTTP answer.")
+    ] = False,
+    explain: Annotated[Literal["none", "saliency", "all"], typer.Option(help="Which maps the JSON contains.")] = "none",
+    panel: Annotated[Path | None, typer.Option(help="Folder that receives a picture of each decision.")] = None,
 ) -> None:
-    """Classify and judge images; exit code 1 if one of them got no answer."""
+    """Classify and judge images; the exit code is 1 if one of them got no answer."""
     from gateway.cli.files import find_images
     from gateway.cli.sources import SourceFailed
 
@@ -89,20 +95,27 @@ def predict(
 
 @reported
 def scan(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of images, or files.", metavar="DIR...")],
-    out: Annotated[Path, typer.Option(help="Report: one JSON object a line, added to if it is there.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="Report with one JSON object a line; an existing report is resumed.")],
     model: Model = None,
     models: Models = None,
     url: Url = None,
     key: Key = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Images of a batch (32); with --url, requests at once (8).")
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Number of images in a batch (default 32); with --url, number of concurrent requests (default 8).",
+        ),
     ] = None,
-    only_flagged: Annotated[bool, typer.Option("--only-flagged", help="Print the flagged files as they come.")] = False,
+    only_flagged: Annotated[
+        bool, typer.Option("--only-flagged", help="Print each flagged file when it is found.")
+    ] = False,
 ) -> None:
-    """Judge folders of images into a report; run again, it goes on with what is new or has changed.
+    """Judge folders of images into a report; a second run adds what is new or has changed.
 
-    Exit code 1 if a file could not be read or decoded, 130 after Ctrl-C; either leaves a report that can be taken up.
+    The exit code is 1 if a file could not be read or decoded, and 130 after Ctrl-C; both leave a report to resume.
     """
     from gateway.cli.files import find_images
     from gateway.cli.scan import Report, Tally
@@ -162,7 +175,7 @@ def _source(url: str | None, key: str | None, model: str | None, models: list[Pa
 
 
 def table_cells(body: Body) -> list[str]:
-    """A row of the table; a dash is what the gateway doesn't tell."""
+    """A row of the table; a dash stands for what the gateway does not disclose."""
     prediction, verdict, neutralization = (body.get(part) or {} for part in ("prediction", "verdict", "neutralization"))
     before = neutralization.get("before") if neutralization.get("served") else None
     flagged = "-" if "flagged" not in verdict else "[bold red]yes[/]" if verdict["flagged"] else "no"
@@ -176,7 +189,7 @@ def table_cells(body: Body) -> list[str]:
 
 
 def _write_picture(folder: Path, file: ImageFile, picture: bytes) -> None:
-    """The picture, in the place under `folder` that the image has under the folder that was named."""
+    """Write the picture below `folder`, at the path that the image has below the folder that was named."""
     place = folder / file.relative
     target = place.with_name(f"{place.stem}.panel.png")
     try:
@@ -194,7 +207,7 @@ def _flagged_line(row: Row) -> str:
 def _summarize(tally: Tally, before: int, total: int, alpha: float | None, out: Path) -> None:
     lines = [f"{total} images: {tally.files - before} new, {before} in {out} before, {tally.judged} judged"]
     if tally.files < total:
-        lines.append(f"{total - tally.files} are left: run the same command again to go on")
+        lines.append(f"{total - tally.files} are left: run the same command again to resume")
     if tally.judged:
         expected = "" if alpha is None else f"; of benign images at most {alpha:.2%} are"
         lines.append(f"{tally.flagged} flagged ({tally.flagged / tally.judged:.2%}{expected})")

@@ -1,4 +1,4 @@
-"""`palisade keys`: make, list and revoke API keys."""
+"""`palisade keys` makes, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -18,24 +18,33 @@ from gateway.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
-File = Annotated[Path | None, typer.Option("--file", help="The keys file (PALISADE_KEYS_FILE, else keys.json).")]
+File = Annotated[Path | None, typer.Option("--file", help="Keys file (default: PALISADE_KEYS_FILE, else keys.json).")]
 
 
 @app.command()
 @reported
 def create(
-    key_id: Annotated[str, typer.Option("--id", help="Name of the key: letters, digits, . _ -")],
-    role: Annotated[Role, typer.Option(help="What its holder may do.")] = "client",
-    disclosure: Annotated[Disclosure | None, typer.Option(help="What its holder sees; default by role.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second; 0: unlimited.")] = None,
-    burst: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    key_id: Annotated[str, typer.Option("--id", help="Name of the key, of letters, digits and . _ -")],
+    role: Annotated[Role, typer.Option(help="Role: what the holder of the key may do.")] = "client",
+    disclosure: Annotated[
+        Disclosure | None,
+        typer.Option(help="Disclosure: what the holder sees of a decision (default: depends on the role)."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second in the long run; 0 is unlimited (default: the gateway's).")
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option(help="Requests that may be sent at once (default: the gateway's).")
+    ] = None,
     file: File = None,
 ) -> None:
-    """Make a key and print it: the only time that it can be seen. Servers know it within a second."""
+    """Make a key and print it: it cannot be shown again. Servers accept it within a second."""
     path = _path(file)
     entries = read_keys(path) if path.exists() else []
     if any(entry.id == key_id for entry in entries):
-        raise ConfigError(f"{path} has a key {key_id} already (revoked ids are not used again)")
+        raise ConfigError(
+            f"{path} already has a key {key_id}; choose another --id (the id of a revoked key is not reused)"
+        )
     key = new_key()
     try:
         entry = ApiKey(
@@ -58,7 +67,7 @@ def create(
 @app.command("list")
 @reported
 def list_keys(file: File = None) -> None:
-    """List the keys, which the file itself does not hold."""
+    """List the entries of the keys file, which holds hashes and never the keys themselves."""
     table = Table("id", "role", "disclosure", "rate", "burst", "created", "state", box=None)
     for entry in read_keys(_path(file)):
         limits = ("" if value is None else f"{value:g}" for value in (entry.rate, entry.burst))
@@ -74,7 +83,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], file: File = No
     path = _path(file)
     entries = read_keys(path)
     if all(entry.id != key_id for entry in entries):
-        raise ConfigError(f"{path} has no key {key_id}")
+        raise ConfigError(f"{path} has no key {key_id}; `palisade keys list` shows the ids")
     _write(path, [entry.model_copy(update={"disabled": entry.disabled or entry.id == key_id}) for entry in entries])
     typer.echo(f"{path}: {key_id} is revoked")
 

@@ -1,4 +1,4 @@
-"""The `palisade` command: serve, predict, look into bundles; training's commands where training is installed."""
+"""The `palisade` command: serve, predict, inspect bundles; training's commands where training is installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-bundle_app = typer.Typer(no_args_is_help=True, help="Look into bundles.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Show and verify bundles.")
 app.add_typer(bundle_app, name="bundle")
 app.command()(images_cli.predict)
 app.command()(images_cli.scan)
@@ -76,24 +76,38 @@ def main(
 @reported
 def serve(
     models: Models = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (3000).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes (1); with CUDA, one GPU each.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the graph runs (auto).")] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "fp16"] | None, typer.Option(help="What the graph computes in (auto).")
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (default 3000).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of worker processes (default 1); with CUDA each has one GPU.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a worker (cores divided by workers).")] = None,
-    policy: Annotated[Literal["observe", "sanitize", "block"] | None, typer.Option(help="Action on flags.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="False-positive rate of flags; a calibrated one.")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device that runs the graph (default auto).")
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "fp16"] | None, typer.Option(help="Precision of the graph (default auto).")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each worker (default: cores divided by workers).")
+    ] = None,
+    policy: Annotated[
+        Literal["observe", "sanitize", "block"] | None,
+        typer.Option(help="Action on flagged inputs (default: the bundle's)."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="False-positive rate of flags, one that the bundle was calibrated for (default: the bundle's)."
+        ),
+    ] = None,
 ) -> None:
-    """Serve bundles over HTTP; every option is also a variable PALISADE_<OPTION>."""
+    """Serve bundles over HTTP; each option can also be set by the environment variable PALISADE_<OPTION>."""
     from gateway.access.auth import check_access
     from gateway.audit.trail import check_audit
     from gateway.process.home import bentoml_home
     from gateway.process.serving import free_port, run_server, sample_image
     from gateway.telemetry.tracing import tracing_options
-    from gateway.versions.registry import load_registry
+    from gateway.versions.registry import load_registry, opened
     from gateway.versions.rollout import stored_wanted
 
     given = {
@@ -112,8 +126,8 @@ def serve(
     check_access(settings)
     check_audit(settings)
     tracing_options(settings)
-    # Loading once here turns whatever is wrong into one line and an exit code, before workers are started.
-    registry = load_registry(settings, stored_wanted(settings))
+    # Opening once here turns whatever is wrong into one line and an exit code, before workers start and warm up.
+    registry = load_registry(settings, stored_wanted(settings), load=opened)
     free_port(settings)
     home = bentoml_home(settings)
     where = f"http://{settings.host}:{settings.port}"
@@ -128,7 +142,7 @@ def serve(
 @bundle_app.command()
 @reported
 def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
-    """Print what a bundle says of itself."""
+    """Print the contents of a bundle's manifest."""
     manifest = read_manifest(path)
     table = Table(show_header=False, box=None)
     size, layers = manifest.input, ", ".join(layer.name for layer in manifest.layers)
@@ -157,7 +171,7 @@ def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> N
 def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
     """Check hashes, schema, calibration and graph signature, run the graph, and answer the samples again.
 
-    Exit code 1 if an answer differs from the bundle's.
+    The exit code is 1 if an answer differs from the one that the bundle states.
     """
     from gateway.core.engine import Engine
     from gateway.versions.replay import replay
@@ -167,11 +181,13 @@ def verify_bundle(path: Annotated[Path, typer.Argument(help="Folder of a bundle.
     seconds = engine.warm_up()
     count, differences = replay(bundle, engine)
     files = len(bundle.manifest.files)
-    what = f"{bundle.name} {bundle.version}, {files} files sound"
+    what = f"{bundle.name} {bundle.version}, {files} files intact"
     typer.echo(f"{path / MANIFEST}: {what}, graph runs ({seconds * 1e3:.1f} ms), {count} samples answered again")
     for difference in differences:
         sample, field = difference.sample, difference.field
-        typer.echo(f"{path}: {sample}: {field} is {difference.found!r}, the bundle tells {difference.told!r}", err=True)
+        typer.echo(
+            f"{path}: {sample}: {field} is {difference.found!r}, the bundle states {difference.stated!r}", err=True
+        )
     if differences:
         raise typer.Exit(1)
 

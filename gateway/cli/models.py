@@ -12,15 +12,15 @@ from gateway.cli.terminal import plain, reported
 from gateway.client import Gateway
 from gateway.errors import BadParameter
 
-app = typer.Typer(no_args_is_help=True, help="Versions of models of a running gateway: list, load, activate, ...")
+app = typer.Typer(no_args_is_help=True, help="Show and switch the versions of models of a running gateway.")
 
 Url = Annotated[str, typer.Option(envvar="PALISADE_URL", help="Address of the gateway.")]
 Key = Annotated[
-    str | None, typer.Option(envvar="PALISADE_KEY", help="API key with the role admin.", show_default=False)
+    str | None, typer.Option(envvar="PALISADE_KEY", help="API key with the role `admin`.", show_default=False)
 ]
 Wait = Annotated[float, typer.Option(min=0.0, max=60.0, help="Seconds to wait until every worker runs the change.")]
 Name = Annotated[str, typer.Argument(help="Name of the model.")]
-Version = Annotated[str, typer.Argument(help="Version, as its bundle says it.")]
+Version = Annotated[str, typer.Argument(help="Version that the bundle's manifest states.")]
 
 _URL = "http://127.0.0.1:3000"
 _WAIT = 30.0
@@ -38,7 +38,7 @@ def list_models(url: Url = _URL, key: Key = None) -> None:
 @app.command()
 @reported
 def scan(url: Url = _URL, key: Key = None) -> None:
-    """Check every bundle's files again, and list."""
+    """Check the files of every bundle again, then list the versions."""
     _print(Gateway(url, key).call("POST", "v1", "admin", "models", "scan", timeout=_LOAD_SECONDS))
 
 
@@ -67,13 +67,13 @@ def rollback(name: Name, url: Url = _URL, key: Key = None, wait: Wait = _WAIT) -
 @reported
 def shadow(
     name: Name,
-    version: Annotated[str | None, typer.Argument(help="Version to be scored on the same images.")] = None,
-    off: Annotated[bool, typer.Option("--off", help="End shadow mode.")] = False,
+    version: Annotated[str | None, typer.Argument(help="Version that is scored on the same images.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="End shadow mode for this model.")] = False,
     url: Url = _URL,
     key: Key = None,
     wait: Wait = _WAIT,
 ) -> None:
-    """Score a second version on the same images, and only count how it compares."""
+    """Score a second version on the same images; it never answers, and only the comparison is counted."""
     if (version is None) != off:
         raise BadParameter("shadow needs a version, or --off")
     _change(Gateway(url, key), name, "shadow", {"version": version}, wait)
@@ -82,7 +82,7 @@ def shadow(
 @app.command()
 @reported
 def unload(name: Name, version: Version, url: Url = _URL, key: Key = None, wait: Wait = _WAIT) -> None:
-    """Undo `load`."""
+    """End what `load` began: the version is no longer kept loaded."""
     _change(Gateway(url, key), name, "unload", {"version": version}, wait)
 
 
@@ -97,7 +97,7 @@ def _print(state: dict[str, Any]) -> None:
     for model in state["models"]:
         for version in model["versions"]:
             shown = "[bold green]active[/]" if version["state"] == "active" else version["state"]
-            before = "the one before" if version["version"] == model["previous"] else ""
+            before = "previous" if version["version"] == model["previous"] else ""
             created = version["created"] or "folder is gone"
             table.add_row(plain(model["name"]), plain(version["version"]), shown, created, before)
     console.print(table)
@@ -105,10 +105,10 @@ def _print(state: dict[str, Any]) -> None:
         console.print(f"[yellow]refused[/] {plain(refused['reason'])}", soft_wrap=True, highlight=False)
     behind = [worker for worker in state["workers"] if worker["generation"] < state["generation"]]
     for worker in behind:
-        why = worker["problem"] or ("it loads" if worker["ready"] else "it starts")
+        why = worker["problem"] or ("it is loading the change" if worker["ready"] else "it is starting")
         console.print(f"[yellow]behind[/]  worker {worker['pid']}: {plain(why)}", soft_wrap=True, highlight=False)
     workers = len(state["workers"])
     if state["converged"]:
-        console.print(f"{workers} worker(s), all at this state", highlight=False)
+        console.print(f"{workers} worker(s), all run this state", highlight=False)
     elif not behind:
         console.print(f"{workers} worker(s), others are being started", highlight=False)

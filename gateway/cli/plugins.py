@@ -18,7 +18,7 @@ GROUP = "palisade.commands"
 
 
 class Plugin(NamedTuple):
-    """One command: `target` is `package.module:attribute`, a function or a Typer application; `help` is its line."""
+    """One command: `target` is `package.module:attribute`, a function or a Typer application; `help` describes it."""
 
     target: str
     help: str

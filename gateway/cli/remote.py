@@ -1,4 +1,4 @@
-"""A gateway that runs, as the command line's source of answers: images go to `/v1/predict`."""
+"""A running gateway as the command line's source of answers: images are sent to `/v1/predict`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.cli.sources import Answer, Body, Setup, SourceFailed
 from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable, Patience
 from gateway.errors import PalisadeError
 
-# Statuses that speak of the image; what others say holds for the next image as well.
+# Statuses that concern the image; any other refusal would meet the next image as well.
 _OF_THE_IMAGE = frozenset({400, 413, 415, 422, 500})
 _PATIENCE = Patience(seconds=300.0)
 _ANSWER_SECONDS = 60.0
@@ -21,7 +21,7 @@ _ANSWER_SECONDS = 60.0
 class Remote:
     """The model `model`, or the default one, of a gateway; used from any thread.
 
-    Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` where it refuses or answers nothing.
+    Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` if it refuses all or does not answer.
     """
 
     def __init__(self, gateway: Gateway, *, model: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Remote:
         return Answer(body, self._post("/v1/explain", data, {}, "image/png").content if picture else None)
 
     def prepare(self, data: bytes) -> Body:
-        """The gateway's answer itself: requests concur, and the gateway makes batches of them."""
+        """The gateway's answer itself: requests run concurrently, and the gateway batches them."""
         return self._predict(data, {})
 
     def judge(self, prepared: Sequence[Body]) -> list[Body | PalisadeError]:
@@ -54,7 +54,9 @@ class Remote:
         try:
             body: Body = response.json()
         except ValueError:
-            raise SourceFailed(f"{self._gateway.url} does not answer as a gateway does: no JSON") from None
+            raise SourceFailed(
+                f"{self._gateway.url} does not answer as a gateway does: the answer is not JSON"
+            ) from None
         return body
 
     def _post(self, path: str, data: bytes, query: dict[str, Any], accept: str) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Folders of images, judged into a report of one JSON line a file that can be taken up again (`palisade scan`)."""
+"""Folders of images, judged into a report of one JSON line a file that a later run resumes (`palisade scan`)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from gateway.errors import (
 )
 
 Row = dict[str, Any]
-"""One line of the report, as docs/architecture.md, "Command line", tells."""
+"""One line of the report."""
 
 _KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *Setup._fields)
 _FIRST_KEY = b'{"path": '
-# Errors that the same bytes give again.
+# Errors that depend on the bytes alone, so that a retry would fail in the same way.
 _LASTING = frozenset(
     {None, *(error.code for error in (EmptyBody, ImageTooLarge, UnsupportedMediaType, UndecodableImage))}
 )
@@ -57,7 +57,7 @@ class Tally:
 
 
 class Report:
-    """A file of rows: those that there are, and a place for more. A last line that a kill left torn is cut off.
+    """A file of rows, read and appended to. A last line that a kill left torn is cut off.
 
     Raises `ConfigError` for a file that cannot be written, or that is something else, which is left as it is.
     """
@@ -110,7 +110,7 @@ def scan(
     """Judge `files` in their order, `batch` at a time, while the next are read and decoded in `threads`.
 
     A file that cannot be read or decoded gets a row with `error`. Raises `ConfigError` when the report cannot be
-    written, and what `source` raises that does not concern one image.
+    written, and passes on errors of `source` that do not concern one image.
     """
     setup = source.setup
     todo = iter(files)

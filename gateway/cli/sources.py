@@ -1,4 +1,4 @@
-"""What answers images on the command line: a model in this process, or (`gateway.cli.remote`) a gateway that runs."""
+"""What answers images on the command line: a model in this process, or (`gateway.cli.remote`) a running gateway."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Body = dict[str, Any]
 
 
 class Setup(NamedTuple):
-    """What gives the answers; None is what a gateway does not tell."""
+    """What gives the answers; None stands for what a gateway does not disclose."""
 
     model: str
     version: str | None
@@ -27,7 +27,7 @@ class Setup(NamedTuple):
 
 
 class SourceFailed(PalisadeError):
-    """The source answers no image, whichever."""
+    """The source cannot answer any image, whichever is sent."""
 
     status, code, title = 502, "source_failed", "No answers"
 
@@ -48,7 +48,7 @@ class Source(Protocol):
         """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
 
     def prepare(self, data: bytes) -> Any:
-        """The part of the work that concurs: for one image; raises the error of an image that cannot be read."""
+        """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
 
     def judge(self, prepared: Sequence[Any]) -> list[Body | PalisadeError]:
         """An answer or an error for each of a batch."""
@@ -78,7 +78,7 @@ class Local:
         try:
             return [self._body(decision) for decision in self._pipeline.decide_images(prepared, explain=False)]
         except PalisadeError as error:
-            # One of them is to blame.
+            # One of them failed the batch: each is answered alone.
             return [error] if len(prepared) == 1 else [self.judge([image])[0] for image in prepared]
 
     def _body(self, decision: Decision, explain: Explain = "none") -> Body:
@@ -87,8 +87,9 @@ class Local:
 
 
 def open_local(models: list[Path] | None, model: str | None) -> Local:
-    """The active version of `model`, or of the default one, of the folders `models`, or of the settings'."""
+    """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
     from gateway.settings import load_settings
-    from gateway.versions.registry import load_registry
+    from gateway.versions.registry import load_registry, opened
 
-    return Local(load_registry(load_settings(**({"models": models} if models else {}))).get(model))
+    settings = load_settings(**({"models": models} if models else {}))
+    return Local(load_registry(settings, load=opened).get(model))

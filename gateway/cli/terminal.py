@@ -1,4 +1,4 @@
-"""How the commands report errors: one line and exit code 2."""
+"""The commands report errors in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def plain(text: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A file's name without what would steer the terminal, or what no encoding has."""
+    """A file's name without characters that steer the terminal or that no encoding has."""
     text = str(path)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors of ours are one line and exit code 2."""
+    """A command that reports a `PalisadeError` in one line and ends with exit code 2."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "static"
 PAGE = "index.html"
-# Stands for the folder of assets in the page; it carries the digest, so that assets never change under their address.
+# The folder of assets as the page names it, with their digest, so that the file at an address never changes.
 PLACEHOLDER = "{{assets}}"
 
 _MEDIA_TYPES = {
@@ -16,6 +16,7 @@ _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
 }
 
 
@@ -36,7 +37,7 @@ def load_assets(folder: Path = FOLDER) -> dict[str, Asset]:
 
 
 def digest_of(assets: dict[str, Asset]) -> str:
-    """One digest of all assets; modules import each other, so that they are only valid together."""
+    """One digest of all assets; modules import each other, so that they must be of one release."""
     names = "".join(f"{asset.etag} {name}\n" for name, asset in assets.items())
     return hashlib.sha256(names.encode()).hexdigest()[:16]
 

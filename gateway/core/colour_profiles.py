@@ -81,7 +81,7 @@ def _loaded(profile: bytes, mode: str) -> Profile | None:
         transform = ImageCms.ImageCmsTransform(source, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags=flags)
         shown = np.asarray(transform.apply(probe))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
-        return None  # a malformed profile says nothing about the samples, which are shown as they are
+        return None  # a malformed profile is ignored: the samples count as sRGB
     if mode != "CMYK" and np.abs(shown.astype(int) - np.asarray(probe.convert("RGB"), int)).max() <= 1:
         return Profile(None)
     return Profile(partial(_looked_up, table=shown[0]) if mode == "L" else transform.apply)

@@ -1,8 +1,8 @@
 """Pillow's PNG and JPEG decoders, with a check of what they leave unchecked: that the data reach the last pixel.
 
 Pillow accepts a stream that ends properly but too early, and leaves the rest of the image black. Here the last pixel to
-be decoded is marked before, and must have been overwritten. Since it may be of the mark's very colour, a mark that is
-still there is tried again with its inverse.
+be decoded is marked beforehand and must have been overwritten. Since the image may have the mark's very colour there, a
+mark that remains is tried again with its inverse.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Png(_Marked, PngImagePlugin.PngImageFile):
 
 
 class _Jpeg(_Marked, JpegImagePlugin.JpegImageFile):
-    """Reads a file without its end marker. Where rows are decoded in order, all must be there before it is added."""
+    """Reads a file without its end marker. Where rows are decoded in order, all must be decoded before it is added."""
 
     sequential = False
     whole = True

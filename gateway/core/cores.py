@@ -1,4 +1,4 @@
-"""How many cores this process may use: affinity and container quota, which ONNX Runtime does not look at."""
+"""How many cores this process may use: affinity and container quota, which ONNX Runtime ignores."""
 
 from __future__ import annotations
 

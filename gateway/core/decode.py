@@ -1,8 +1,8 @@
 """Bytes of an untrusted image -> pixels of the network's size, the same way in serving and in calibration.
 
 Only four Pillow decoders are ever reached, chosen by the first bytes and never by name or header; width and height are
-checked before any pixel is decoded. What a PNG or JPEG file says beside its pixels is read by `png_chunks`,
-`jpeg_segments` and `orientation`, never by Pillow, so that no such remark can refuse an image. The rules are those of
+checked before any pixel is decoded. What a PNG or JPEG file holds beside its pixels is read by `png_chunks`,
+`jpeg_segments` and `orientation`, never by Pillow, so that no image is refused for its metadata. The rules are those of
 docs/api.md, "Images".
 """
 
@@ -44,7 +44,7 @@ class Limits:
 
 
 def check_content_type(declared: str | None) -> None:
-    """Refuse a declared type that no image has; the content decides among images (`UnsupportedMediaType`)."""
+    """Raise `UnsupportedMediaType` for a declared type that no image has; among images the content decides."""
     media_type = (declared or "").partition(";")[0].strip().lower()
     if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
         raise UnsupportedMediaType(
@@ -64,7 +64,7 @@ def recognized(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file whose header is read: its size as stored, what it says of its pixels, and how to decode them."""
+    """A file whose header is read: its size as stored, what it states about its pixels, and how to decode them."""
 
     size: tuple[int, int]
     load: Callable[[], Image.Image]

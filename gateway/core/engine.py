@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from gateway.core.cores import threads_per_worker
 from gateway.core.loading import Bundle
 from gateway.core.manifest import BUCKETS, GraphSpec, InputSpec, Part, Precision, TensorSpec
+from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs, names_of, outputs_of
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,42 +25,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Provider = Literal["cpu", "cuda"]
 WantedPrecision = Literal["auto", "fp32", "fp16"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
-@dataclass(frozen=True)
-class GraphOutputs:
-    """What a part of the defence graph says of a batch; all float32, N first (docs/architecture.md, "Defence graph").
-
-    What the part does not compute is None.
-    """
-
-    logits: np.ndarray
-    companion_logits: np.ndarray | None = None
-    screen_scores: np.ndarray | None = None
-    saliency: np.ndarray | None = None
-    roi: np.ndarray | None = None
-    roa: np.ndarray | None = None
-    roa_score: np.ndarray | None = None
-    neutral_pixels: np.ndarray | None = None
-    layer_deviation: np.ndarray | None = None
-    scores: np.ndarray | None = None
-
-    def need(self, name: str) -> np.ndarray:
-        """The output `name`; `ValueError` if the part does not compute it."""
-        value: np.ndarray | None = getattr(self, name)
-        if value is None:
-            raise ValueError(f"{name!r} is not an output of the part that was run")
-        return value
-
-    @property
-    def finite(self) -> np.ndarray:
-        """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
-        values = [value for value in vars(self).values() if value is not None]
-        return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in values], axis=0))
-
-    def image(self, i: int) -> GraphOutputs:
-        """The outputs of image `i`, without the axis N."""
-        return GraphOutputs(**{name: value[i] for name, value in vars(self).items() if value is not None})
 
 
 class Engine:
@@ -78,9 +42,9 @@ class Engine:
         buckets: Sequence[int] = BUCKETS,
         binding: bool | None = None,
     ) -> None:
-        """Open the `graphs` in `folder`, which must have the signatures told; so before a bundle exists, too.
+        """Open the `graphs` in `folder`, which must have the stated signatures; this needs no bundle yet.
 
-        `precision` says what the graphs are in; they are run as they are.
+        `precision` states that of the graphs, which are run as they are.
         `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
         IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
         """
@@ -92,7 +56,7 @@ class Engine:
         self.buckets = tuple(buckets)
         self._binding = provider == "cuda" if binding is None else binding
         self._parts = {
-            part: _Part(folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
+            part: _Part(part, folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
         }
 
     @classmethod
@@ -126,7 +90,7 @@ class Engine:
             log.warning("%s; using the CPU", error.detail)
             engine = opened(*choose(bundle, "cpu", precision))
         if (engine.provider, engine.precision) == ("cpu", "fp16"):
-            log.warning("%s: the CPU computes fp16 slower than fp32, as it casts forth and back", bundle.path)
+            log.warning("%s: on the CPU fp16 is slower than fp32, because of casts between the two", bundle.path)
         return engine
 
     @property
@@ -139,12 +103,20 @@ class Engine:
         """The providers that ONNX Runtime started, the one asked for first."""
         return tuple(self._parts["full" if "full" in self._parts else self.parts[0]].session.get_providers())
 
-    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> GraphOutputs:
+    @overload
+    def run(self, pixels: np.ndarray, mask: None = ..., *, part: Literal["screen"]) -> ScreenOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Literal["verdict"]) -> VerdictOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Literal["full"] = ...) -> FullOutputs: ...
+    @overload
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = ..., *, part: Part) -> PartOutputs: ...
+    def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part = "full") -> PartOutputs:
         """Run a part on `pixels` float32 (N, C, H, W) in [0, 1]; `mask` (N, H, W) in {0, 1} is inpainted first.
 
         Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
         `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
-        none. An image whose outputs are not finite is told by `GraphOutputs.finite` and does not fail the others.
+        none. An image whose outputs are not finite is told by `Outputs.finite` and does not fail the others.
         """
         if part not in self._parts:
             raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
@@ -158,7 +130,7 @@ class Engine:
         if self.provider == "cuda":
             inputs = {name: _padded(value, self.buckets) for name, value in inputs.items()}
         values = opened.bound(inputs) if self._binding else opened.session.run(opened.outputs, inputs)
-        return GraphOutputs(**{name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
+        return outputs_of(part, {name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         shape = (self._spec.channels, self._spec.height, self._spec.width)
@@ -177,7 +149,7 @@ class Engine:
     def warm_up(self) -> float:
         """Run every part at every bucket once, with a marked pixel; seconds that all took.
 
-        Raises `BundleError` if an output has not the shape that the manifest tells.
+        Raises `BundleError` if an output does not have the shape that the manifest states.
         """
         start = time.perf_counter()
         for part, opened in self._parts.items():
@@ -198,7 +170,7 @@ class Engine:
 class _Part:
     """One session, checked against the manifest's signature."""
 
-    def __init__(self, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
+    def __init__(self, part: Part, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
         self.path = path
         self.session = _open(path, provider, threads)
         active = self.session.get_providers()
@@ -208,7 +180,7 @@ class _Part:
         _check_signature(path, "output", graph.outputs, self.session.get_outputs())
         self.inputs = {tensor.name for tensor in graph.inputs}
         self.shapes = {tensor.name: tensor.shape[1:] for tensor in graph.outputs}
-        self.outputs = [name for name in self.shapes if name in GraphOutputs.__dataclass_fields__]
+        self.outputs = [name for name in self.shapes if name in names_of(part)]
 
     def bound(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run with inputs and outputs bound to host memory, so that the provider copies each of them once."""
@@ -228,7 +200,7 @@ def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
 
 
 def choose(bundle: Bundle, device: Device, precision: WantedPrecision = "auto") -> tuple[Provider, Precision]:
-    """What to serve with, among what the bundle was calibrated for; `BundleError` if nothing of it fits.
+    """Provider and precision to serve with, among those that the bundle was calibrated for; `BundleError` if none fits.
 
     `cuda` where asked for, or where a GPU and the provider exist; fp16 where asked for, or on CUDA.
     """
@@ -280,13 +252,13 @@ def _check_signature(path: Path, kind: str, expected: list[TensorSpec], actual: 
     found = {node.name: node for node in actual}
     if set(found) != {tensor.name for tensor in expected}:
         names = sorted(tensor.name for tensor in expected)
-        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest says {names}")
+        raise BundleError(f"{path}: graph {kind}s are {sorted(found)}, the manifest states {names}")
     for tensor in expected:
         node = found[tensor.name]
         dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
         if dtype != tensor.dtype:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest says {tensor.dtype}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} is {dtype}, the manifest states {tensor.dtype}")
         shape = [size if isinstance(size, int) else "dynamic" for size in node.shape]
         wanted = [size if isinstance(size, int) else "dynamic" for size in tensor.shape]
         if shape != wanted:
-            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest says {wanted}")
+            raise BundleError(f"{path}: graph {kind} {tensor.name!r} has shape {shape}, the manifest states {wanted}")

@@ -46,14 +46,14 @@ class _Segment(NamedTuple):
 
 
 class _Remarks:
-    """What the application segments say."""
+    """What the application segments state."""
 
     def __init__(self) -> None:
         self._exif: list[bytes] = []
         self._parts: list[bytes] = []
 
     def take(self, kind: int, body: bytes) -> bytes:
-        """Note what a segment says; the bytes of it that the decoder needs."""
+        """Store what a segment states; returns the bytes of it that the decoder needs."""
         if kind == 0xE1 and body.startswith(b"Exif\x00\x00"):
             self._exif.append(body[6:])  # a block of more than 64 KB is continued
         elif kind == 0xE2 and body.startswith(b"ICC_PROFILE\x00"):
@@ -71,7 +71,7 @@ class _Remarks:
 
     @property
     def profile(self) -> bytes | None:
-        """The ICC profile of its numbered parts; None unless each is there once."""
+        """The ICC profile of its numbered parts; None unless each part occurs once."""
         parts = sorted(self._parts)
         if len(parts) > 255 or any(part[:2] != bytes((i, len(parts))) for i, part in enumerate(parts, 1)):
             return None

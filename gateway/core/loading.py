@@ -1,6 +1,6 @@
 """A bundle on disk: what it must hold, its hashes, and how it is read and written.
 
-The gateway refuses a folder that does not keep its manifest, and names the file.
+The gateway refuses a folder that does not match its manifest, and names the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from gateway.atomic import write_text
 from gateway.core.manifest import CARD, MANIFEST, SCHEMA_VERSION, Calibration, Manifest, graphs_sha256
 from gateway.errors import BundleError
 
@@ -64,7 +65,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse and validate `folder/manifest.json`; `BundleError` says which field is wrong."""
+    """Parse and validate `folder/manifest.json`; `BundleError` names the field that is wrong."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
@@ -83,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_version(path: Path, text: str) -> None:
-    """A manifest of another schema version is refused by that, not by the first field it lacks."""
+    """Refuse a manifest of another schema version by its version, not by the first field that it lacks."""
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, KeyError, TypeError):
@@ -108,7 +109,7 @@ def load_bundle(folder: Path) -> Bundle:
         if name not in found:
             raise BundleError(f"{folder / name}: listed in the manifest but missing")
         if found[name] != expected:
-            raise BundleError(f"{folder / name}: SHA-256 is {found[name]}, the manifest says {expected}")
+            raise BundleError(f"{folder / name}: SHA-256 is {found[name]}, the manifest states {expected}")
     extra = sorted(set(found) - set(manifest.files))
     if extra:
         raise BundleError(f"{folder / extra[0]}: not listed in the manifest")
@@ -160,6 +161,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` (atomically) with the hashes of the files that lie in `folder` now."""
     manifest = manifest.model_copy(update={"files": hash_files(folder)})
     Manifest.model_validate(manifest.model_dump())
-    temporary = folder / (MANIFEST + ".part")
-    temporary.write_text(manifest.model_dump_json(indent=1) + "\n", "utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")

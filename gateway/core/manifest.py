@@ -1,7 +1,7 @@
 """The bundle: the one thing that crosses from training to serving (docs/architecture.md, "Bundle").
 
 A bundle is a folder with a `manifest.json`, the defence graph, the calibration arrays, a robustness card and samples.
-This module owns the manifest's schema and refuses folders that don't keep it, naming the file.
+This module owns the manifest's schema and refuses folders that do not match it, naming the file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 
 CARD = "card.json"
+REPORT = "report.html"
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
@@ -105,8 +106,8 @@ class Guard(_Strict):
 class Cascade(_Strict):
     """Calibration of the composite of the screen and the full verdict (docs/architecture.md, "Cascade").
 
-    An image goes on to the full verdict if Fisher's statistic of `scores` is at or above `threshold`, as the share
-    `goes_on` of benign images does; `cutoffs` are those of the composite's p-values.
+    An image gets the full verdict if Fisher's statistic of `scores` is at or above `threshold`, as that of the share
+    `goes_on` of benign images is; `cutoffs` are those of the composite's p-values.
     """
 
     scores: list[str] = Field(min_length=1)
@@ -130,7 +131,7 @@ class Recovery(_Strict):
     threshold: float
 
     def strength(self, contrast: Any, lead: Any) -> Any:
-        """What is compared with `threshold`, of two numbers, arrays (N,) or tensors (N,), as one of those."""
+        """The value that is compared with `threshold`, of numbers, arrays (N,) or tensors (N,), as one of those."""
         return (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
 
 
@@ -191,6 +192,14 @@ class Manifest(_Strict):
     buckets: list[Annotated[int, Field(ge=1, le=1024)]] = Field(list(BUCKETS), min_length=1)
     scores: list[str] = Field(min_length=1)
     screen_scores: list[str] = []
+    layer_scores: list[str] = ["neuron_sensitivity"]
+    """Scores that are statements about layers, so that their evidence names the one that deviates most."""
+    localiser: str = "texture_colour"
+    """What finds the region of attack."""
+    titles: dict[str, str] = {}
+    """What people read in place of the names of scores and localiser; a name without a title is read as it is."""
+    meanings: dict[str, str] = {}
+    """A sentence on each of them."""
     layers: list[MonitoredLayer] = Field(min_length=1)
     companion: bool
     calibrations: list[Calibration] = Field(min_length=1)
@@ -238,7 +247,9 @@ class Manifest(_Strict):
             raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
         cascade = calibration.cascade
         if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
-            raise ValueError(f"the cascade of {calibration.key} uses scores {sorted(unknown)} that no screen gives")
+            raise ValueError(
+                f"the cascade of {calibration.key} uses scores {sorted(unknown)} that the screen does not compute"
+            )
         for cutoffs in [calibration.cutoffs, *([cascade.cutoffs] if cascade else [])]:
             if not {self.policy.alpha, self.policy.gate_alpha} <= {cutoff.alpha for cutoff in cutoffs}:
                 raise ValueError(f"calibration {calibration.key} has no cutoff for the policy's alphas")

@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 
 from gateway.core.decode import Limits, decode_image, to_pixels
-from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
+from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs
 from gateway.core.verdict import Judge, Verdict, lead
 from gateway.errors import EngineError, PalisadeError
 
@@ -41,7 +42,7 @@ class Prediction:
 class Pass:
     """One image through the defence graph: its outputs (a batch of one, axis N dropped) and verdict."""
 
-    outputs: GraphOutputs
+    outputs: PartOutputs
     probabilities: np.ndarray
     verdict: Verdict
     prediction: Prediction
@@ -49,10 +50,24 @@ class Pass:
     plain: bool = False
     """Whether the cascade's screen finds the image plainly benign (of passes of part `screen`)."""
 
+    @property
+    def whole(self) -> VerdictOutputs | None:
+        """The outputs of a pass that came to a verdict; None of the screen's."""
+        return self.outputs if isinstance(self.outputs, VerdictOutputs) else None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The outputs that explain a decision: of the input as it came, of the served pass, of the inpainted image."""
+
+    raw: FullOutputs
+    served: FullOutputs
+    neutral: FullOutputs | None
+
 
 @dataclass(frozen=True)
 class Neutralized:
-    """The second pass: the region that was inpainted, mask (H, W) in {0, 1}, and what the graph says of the result."""
+    """The second pass: the region that was inpainted, mask (H, W) in {0, 1}, and the graph's outputs on the result."""
 
     region: Region
     mask: np.ndarray
@@ -119,6 +134,13 @@ class Decision:
         return self.raw
 
     @property
+    def explained(self) -> Explained:
+        """What explains the decision; `ValueError` if it was made without an explanation."""
+        done = self.neutralized
+        neutral = None if done is None else _full(done.result)
+        return Explained(_full(self.raw), _full(self.served), neutral)
+
+    @property
     def flagged(self) -> bool:
         """A recovered label never clears the flag: it is that of the input as it came."""
         return self.raw.verdict.flagged
@@ -159,6 +181,24 @@ class Pipeline:
             p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
         )
 
+    @classmethod
+    def on(
+        cls,
+        engine: Engine,
+        bundle: Bundle,
+        *,
+        alpha: float | None = None,
+        action: Action | None = None,
+        limits: Limits = Limits(),
+    ) -> Pipeline:
+        """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
+
+        `alpha` and `action` default to the bundle's policy. Raises `BundleError` where nothing fitting was calibrated,
+        and `ValueError` for an `alpha` that was not.
+        """
+        judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
+        return cls(bundle, engine, judge, action=action, limits=limits)
+
     @property
     def can_screen(self) -> bool:
         """Whether the bundle has a cascade, calibrated for this engine."""
@@ -197,7 +237,7 @@ class Pipeline:
         return [decisions[i] for i in range(len(images))]
 
     def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
-        """Passes of works of one part, by one call of the engine; an error for an image whose logits aren't finite."""
+        """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
         part, composite = batch[0].part, batch[0].composite
         pixels = np.stack([work.pixels for work in batch])
         masks = None
@@ -205,12 +245,12 @@ class Pipeline:
             empty = np.zeros(pixels.shape[2:], np.float32)
             masks = np.stack([empty if work.mask is None else work.mask for work in batch])
         outputs = self.engine.run(pixels, masks, part=part)
-        if part == "screen":
-            plain = ~self.judge.screen(outputs.need("screen_scores"))
+        if isinstance(outputs, ScreenOutputs):
+            plain = ~self.judge.screen(outputs.screen_scores)
             verdicts = [self._unsuspected] * len(batch)
         else:
             plain = np.zeros(len(batch), bool)
-            verdicts = self.judge.judge(outputs.need("scores"), outputs.need("layer_deviation"), cascade=composite)
+            verdicts = self.judge.judge(outputs.scores, outputs.layer_deviation, cascade=composite)
         name = self.bundle.name
         return [
             self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i]))
@@ -241,16 +281,18 @@ class Pipeline:
         return self._decision(pixels, raw, neutralized, audited=screened is not None and screened.plain)
 
     def _suspected(self, raw: Pass) -> tuple[np.ndarray | None, Region]:
-        """What is to be inpainted before another look, (H, W) bool; None when nothing is.
+        """The region (H, W) bool that is inpainted before the second pass; None for no region.
 
         When the gate is up the whole window goes, since a flagged, concentrated region of importance is itself the
         suspected attack; a window that is conspicuous alone loses only what the prediction doesn't rest on.
         """
-        outputs = raw.outputs
-        mask, region = outputs.need("roa") > 0.5, _ROA
+        outputs = raw.whole
+        if outputs is None:
+            return None, _ROA
+        mask, region = outputs.roa > 0.5, _ROA
         if not raw.verdict.gated:
-            mask, region = mask & ~(outputs.need("roi") > 0.5), _ROA_MINUS_ROI
-            if float(outputs.need("roa_score")) < self.judge.calibration.roa_threshold:
+            mask, region = mask & ~(outputs.roi > 0.5), _ROA_MINUS_ROI
+            if float(outputs.roa_score) < self.judge.calibration.roa_threshold:
                 return None, region
         return (mask if mask.any() else None), region
 
@@ -262,11 +304,11 @@ class Pipeline:
         """
         if not raw.verdict.gated:
             return not second.verdict.gated
-        recovery = self.judge.calibration.recovery
-        if recovery is None:
+        recovery, outputs = self.judge.calibration.recovery, raw.whole
+        if recovery is None or outputs is None:
             return False
         clear = float(lead(second.outputs.logits[None])[0])
-        return bool(recovery.strength(float(raw.outputs.need("roa_score")), clear) >= recovery.threshold)
+        return bool(recovery.strength(float(outputs.roa_score), clear) >= recovery.threshold)
 
     def _decision(
         self,
@@ -293,7 +335,7 @@ class Pipeline:
             labels=self._labels,
         )
 
-    def _pass(self, outputs: GraphOutputs, verdict: Verdict, *, plain: bool) -> Pass:
+    def _pass(self, outputs: PartOutputs, verdict: Verdict, *, plain: bool) -> Pass:
         probabilities = softmax(outputs.logits)
         companion = None
         if outputs.companion_logits is not None:
@@ -306,6 +348,12 @@ class Pipeline:
             companion=companion,
             plain=plain,
         )
+
+
+def _full(found: Pass) -> FullOutputs:
+    if not isinstance(found.outputs, FullOutputs):
+        raise ValueError("the decision was made without an explanation")  # noqa: TRY004  # of a value, not a type
+    return found.outputs
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ def fisher(p: np.ndarray) -> np.ndarray:
 
 
 def tail_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """p-values (N,) that go on falling beyond the largest benign score, where `conformal_p` has come to its end.
+    """p-values (N,) that keep falling beyond the largest benign score, where `conformal_p` stays at its smallest value.
 
     Conformal up to the benign 95 % quantile, exponential with the benign mean excess above it. No law is claimed: what
     comes of these p-values is made conformal again.
@@ -127,7 +127,7 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What calibration says of one input: p-values in (0, 1], whether it is flagged, and per-score evidence."""
+    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score."""
 
     p_value: float
     alpha: float
@@ -158,7 +158,6 @@ class Judge:
         self._layer_scores = array("layers")
         self._gate_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
-        self.gate_cutoff = self.cutoff(self._gate_alpha)
         cascade = calibration.cascade
         if cascade:
             self._on = array("cascade")
@@ -194,7 +193,7 @@ class Judge:
     def p_values(self, scores: np.ndarray, *, cascade: bool = False) -> np.ndarray:
         """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen sent on.
 
-        The composite's p-value counts benign images that were screened as less unusual than any that went on.
+        The composite's p-value counts benign images that the screen let through as less unusual than any other.
         """
         statistic = self.fusion.statistic(scores)
         if not cascade:

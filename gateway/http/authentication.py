@@ -35,7 +35,7 @@ class AuthMiddleware:
 
 
 def require(role: Role) -> Callable[[Request], Awaitable[Caller]]:
-    """A FastAPI dependency: the caller, who has at least `role`; `Forbidden` otherwise."""
+    """A FastAPI dependency that returns the caller, who has at least `role`; it raises `Forbidden` otherwise."""
 
     async def check(request: Request) -> Caller:
         caller: Caller = request.state.caller

@@ -1,4 +1,4 @@
-"""JSON objects of requests: no unknown key, and no value that is made to fit."""
+"""JSON objects of requests: unknown keys are refused, and no value is converted to fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.names import unknown
 
 
 class StrictBody(BaseModel):
-    """A JSON object of a request: no key that it does not have, and no value of another type, not even `"1"` for 1."""
+    """A JSON object of a request; it refuses undeclared keys and values of another type, even `"1"` for 1."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,8 +1,8 @@
-"""The HTTP protocol of uvicorn with bounds on heads and on the end, and refusals in our one shape of error.
+"""Uvicorn's HTTP protocol with bounds on the head of a request and on shutdown; it refuses in our one shape of error.
 
 Uvicorn itself closes connections that idle after an answer, but waits for ever for the first byte of a new connection
-or for the rest of a head, and buffers a head of any size. What is in flight for too long at the end it cancels, which
-BentoML's layers turn into an answer 500 and a stack trace.
+or for the rest of a head, and buffers a head of any size. At shutdown it cancels requests that
+take too long, which BentoML's layers turn into an answer 500 and a stack trace.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 65_536
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes a connection whose next head is not there `head_seconds` after it was begun, or grows too large.
+    """Closes a connection whose next head is incomplete `head_seconds` after it was begun, or grows too large.
 
     When the server stops, a request that is not answered within `drain_seconds` is refused with 503 `overloaded`.
     """

@@ -22,7 +22,7 @@ _SMALLEST_PIECE, _LARGEST_PIECE = 256, 65_536
 def content_coding(headers: Headers, *, accepted: bool) -> Coding | None:
     """The one coding of a body, None where it has none.
 
-    `UnsupportedMediaType` for another, for several, and for any where none is `accepted`.
+    Raises `UnsupportedMediaType` for another, for several, and for any where none is `accepted`.
     """
     names = [name.strip().lower() for value in headers.getlist("content-encoding") for name in value.split(",")]
     names = [name for name in names if name not in ("", "identity")]
@@ -45,7 +45,7 @@ def content_coding(headers: Headers, *, accepted: bool) -> Coding | None:
 def inflating(request: Request, coding: Coding, max_bytes: int) -> Request:
     """The request as if its body had been sent without `coding`; it is read and inflated when it is first asked for.
 
-    Inflating takes a place and a thread of the dispatcher, as decoding an image does, and raises as `inflate`.
+    Inflating takes a place and a thread of the dispatcher, as decoding an image does; it raises what `inflate` raises.
     """
     given = False
 
@@ -55,7 +55,7 @@ def inflating(request: Request, coding: Coding, max_bytes: int) -> Request:
             return await request.receive()
         given = True
         body = await request.body()
-        if body:  # an empty body is refused as one, whatever it says it is
+        if body:  # an empty body is refused as empty, whatever coding it declares
             body = await dispatcher_of(request).parse(lambda: inflate(body, coding, max_bytes))
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -63,7 +63,7 @@ def inflating(request: Request, coding: Coding, max_bytes: int) -> Request:
 
 
 def inflate(body: bytes, coding: Coding, max_bytes: int) -> bytes:
-    """A body as it was before `coding`; of gzip all members, which are one stream (RFC 1952, 2.2).
+    """A body as it was before `coding`; the members of gzip are one stream (RFC 1952, 2.2).
 
     Raises `ImageTooLarge` once more than `max_bytes` came out, and `BadParameter` for a member that is corrupt or
     truncated, and for bytes behind the last one.

@@ -20,19 +20,19 @@ def registry_of(request: Request) -> Registry:
 
 
 def check_ready(request: Request) -> None:
-    """`NotReady` unless the server is: what `/readyz` and `/v2/health/ready` both answer by."""
+    """Raises `NotReady` unless the server is ready; `/readyz` and `/v2/health/ready` both use it."""
     if not request.app.state.ready():
         raise NotReady(NOT_READY, headers={"Retry-After": "1"})
 
 
 def dispatcher_of(request: Request) -> Dispatcher:
-    """What takes images through the pipeline."""
+    """The dispatcher, which takes images through the pipeline."""
     dispatcher: Dispatcher = request.app.state.dispatcher
     return dispatcher
 
 
 def recorder(request: Request, data: bytes, *, index: int = 0) -> Record:
-    """What keeps the decision on `data`, the image `index` of a request, for review."""
+    """A function that stores the decision on `data`, the image `index` of a request, for review."""
     audit: Audit = request.app.state.audit
     caller, request_id = caller_of(request), request.state.request_id
     return lambda decision: audit.record(decision, caller, request_id, data, index=index)

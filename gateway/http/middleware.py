@@ -20,7 +20,7 @@ log = logging.getLogger("gateway.access")
 
 PROBES = ("/livez", "/readyz", "/healthz")
 
-# How long a refused upload is still read (and thrown away), so that the client gets to see the answer.
+# Seconds for which a refused upload is still read and dropped, so that the client receives the answer.
 LINGER_SECONDS = 5.0
 
 
@@ -52,7 +52,9 @@ class RequestMiddleware:
             log.exception("request %s failed", request_id)
             if status:
                 raise
-            await problem_response(EngineError("unexpected failure, see the log"), scope)(scope, receive, tagged)
+            await problem_response(EngineError("unexpected failure; the log has the reason"), scope)(
+                scope, receive, tagged
+            )
         finally:
             milliseconds = (time.perf_counter() - start) * 1e3
             caller = scope["state"].get("caller")
@@ -63,7 +65,7 @@ class RequestMiddleware:
                 "status": status,
                 "ms": round(milliseconds, 1),
             }
-            # %r: a path is the client's text and must not forge lines of the log.
+            # %r, since a path is the client's text and must not forge lines of the log.
             log.info("%s %s %r %d %s ms", *fields.values(), extra=fields | {"key": caller and caller.key_id})
 
 
@@ -81,7 +83,7 @@ class PrintablePathMiddleware:
 
 
 class ProbeMiddleware:
-    """Says `not_ready` in our shape where BentoML's own probes say it as plain text."""
+    """Answers `not_ready` in our shape of error where BentoML's own probes answer plain text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -115,7 +117,7 @@ class BodyLimitMiddleware:
     def __init__(
         self, app: ASGIApp, *, max_bytes: int, timeout: float, refusal: Callable[[], PalisadeError | None]
     ) -> None:
-        """`refusal` says why no image can be taken now: asked first, so that saying no costs little."""
+        """`refusal` returns why no image can be taken now; it is asked first, so that a refusal costs little."""
         self._app = app
         self._max_bytes = max_bytes
         self._timeout = timeout

@@ -19,7 +19,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """RFC 9457, with a stable `code`."""
+    """An error as RFC 9457 describes it, with a stable `code`."""
 
     type: str
     title: str
@@ -30,7 +30,7 @@ class Problem(BaseModel):
 
 
 class OipProblem(Problem):
-    """The same with `error`, the detail once more, where clients of the Open Inference Protocol look for it."""
+    """The same with `error`, the detail once more, where clients of the Open Inference Protocol expect it."""
 
     error: str
 
@@ -63,7 +63,7 @@ def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> R
 
 
 def uncounted_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> Response:
-    """The same for what is no request of a caller: probes, which ask as often as they like."""
+    """The same for probes, which are no requests of a caller and are not counted."""
     request_id = scope.get("state", {}).get("request_id")
     body = error.problem(request_id and f"urn:palisade:request:{request_id}")
     if OIP_ROUTES.fullmatch(scope["path"]):
@@ -79,7 +79,7 @@ def from_http_exception(error: HTTPException, path: str, method: str) -> Palisad
         return NotFound(f"{path[:200]!r} does not exist; GET / lists what does")
     if error.status_code < 500:
         return BadParameter(str(error.detail)[:300])
-    return PalisadeError("unexpected failure, see the log")
+    return PalisadeError("unexpected failure; the log has the reason")
 
 
 def from_validation(error: RequestValidationError) -> BadParameter:

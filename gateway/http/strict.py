@@ -2,7 +2,7 @@
 
 A parameter that is ignored gives an answer to another question than the one that was asked. Routes of `StrictRoute`
 refuse it; probes, /metrics and pages for browsers are of FastAPI's own class and ignore query strings, because
-monitors, load balancers and caches append their own and must not be told that a healthy server is broken.
+monitors, load balancers and caches append their own and must not take a healthy server for a broken one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gateway.http.problems import OIP_ROUTES, PREDICT_ROUTES, OipProblem, Proble
 from gateway.names import unknown
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_NO_BODY = (b"", b"{}", b"null")  # as clients send it that have nothing to say
+_NO_BODY = (b"", b"{}", b"null")  # as clients send that have no body to send
 
 
 class StrictRoute(APIRoute):
     """A route that refuses what it does not declare.
 
-    `BadParameter` for a query parameter that it does not have or that is given twice with different values, and for a
-    body where it takes none; `UnsupportedMediaType` for codings. Both are in its OpenAPI description.
+    Raises `BadParameter` for an undeclared query parameter, for one that is given twice with different values, and for
+    a body where it takes none; `UnsupportedMediaType` for codings. Both are in its OpenAPI description.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StrictRoute(APIRoute):
         super().__init__(
             path,
             endpoint,
-            # The last of the router's dependencies, so that who may not use the route learns that first.
+            # The last of the router's dependencies, so that a caller who may not use the route learns that first.
             dependencies=[*(dependencies or ()), Depends(self._check)],
             responses={**problem_docs(*errors, schema=schema), **(responses or {})},
             methods=methods,
@@ -55,7 +55,7 @@ class StrictRoute(APIRoute):
         )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, behind what must be decided before it reads a body."""
+        """FastAPI's handler, after the checks that come before a body is read."""
         handler = super().get_route_handler()
         has_body, images = bool(_WITH_BODY & set(self.methods or ())), PREDICT_ROUTES.fullmatch(self.path) is not None
 

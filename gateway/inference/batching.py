@@ -1,8 +1,8 @@
 """A micro-batcher: single items from many requests run together, with a bounded queue and an answer for each.
 
 Lives on one event loop; batches run in threads. An item waits in a *lane* (one graph of one bundle version); lanes take
-turns, so a busy model does not starve another. While a thread is free a batch starts at once or, when others are at
-work, after at most `window` seconds. Batch sizes are those of the lane (`sizes`), so that shapes are few.
+turns, so a busy model does not starve another. While a thread is free a batch starts at once or, when others
+run, after at most `window` seconds. Batch sizes are those of the lane (`sizes`), so that shapes are few.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """What an item gave, the seconds it waited and those that its batch ran."""
+    """The result of an item, the seconds that it waited and those that its batch ran."""
 
     value: R
     queued: float
@@ -115,7 +115,7 @@ class MicroBatcher:
         self._pump()
 
     def _pump(self) -> None:
-        """Start batches while threads are free; lanes whose batch may still grow are looked at again by a timer."""
+        """Start batches while threads are free; a timer checks again those lanes whose batch may still grow."""
         for _ in range(len(self._turns)):
             if self._running >= self._in_flight or not self._turns:
                 break
@@ -189,9 +189,9 @@ class MicroBatcher:
                 elif not item.future.done():
                     item.future.set_result(Done(value, started - item.queued, ran))
         elif len(batch) == 1:
-            _refuse(batch[0], EngineError("unexpected failure, see the log"))
+            _refuse(batch[0], EngineError("unexpected failure; the log has the reason"))
         else:
-            # One of them is to blame: each runs again by itself, so that the others get their answers.
+            # One item failed the batch: each runs again by itself, so that the others get their answers.
             for item in reversed(batch):
                 item.alone = True
                 self._put(lane, item, first=True)

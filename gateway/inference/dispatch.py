@@ -23,10 +23,10 @@ from gateway.telemetry import metrics
 from gateway.telemetry.tracing import trace_stages
 
 T = TypeVar("T")
-# Share of the deadline that the expected wait may take: the rest is for what the estimate does not see.
+# Share of the deadline that the expected wait may take: the rest covers what the estimate leaves out.
 _FULL = 0.35
 Record = Callable[[Decision], Awaitable[object]]
-"""Keeps what is to be kept of a decision; its place in a queue is taken before it first waits."""
+"""Stores a decision for review; its place in the queue is taken before it first suspends."""
 
 
 class Dispatcher:
@@ -44,7 +44,7 @@ class Dispatcher:
         self._abandoned = 0
 
     async def decide(self, pipeline: Pipeline, data: bytes, *, explain: bool, record: Record) -> Decision:
-        """Decode and defend one image; what is counted of it is recorded, whatever becomes of the request.
+        """Decode and defend one image; its metrics are recorded whatever becomes of the request.
 
         Raises the decoder's errors, `EngineError`, and `Overloaded` when no place is free, when the wait would outlast
         the deadline, or when the deadline passes.
@@ -58,7 +58,7 @@ class Dispatcher:
             return decision
 
     async def decide_image(self, pipeline: Pipeline, image: np.ndarray, *, explain: bool, record: Record) -> Decision:
-        """Defend an image that is decoded already: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
+        """Defend a decoded image: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
         async with self._admitted() as deadline:
             decision = await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
             await record(decision)
@@ -70,7 +70,7 @@ class Dispatcher:
             return await self.in_thread(job)
 
     def refusal(self) -> Overloaded | None:
-        """Why another image would not be taken now, if it would not."""
+        """The error that another image would meet now; None if it would be admitted."""
         images = self._images + self._abandoned
         wait = max(self.batcher.expected_wait(), images * self.batcher.pace)
         if images < self._places and wait < _FULL * self._timeout:
@@ -78,7 +78,7 @@ class Dispatcher:
         return Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
 
     async def in_thread(self, job: Callable[[], T]) -> T:
-        """Run `job` in the decoding threads; its place stays taken until the thread is done, whoever gives up."""
+        """Run `job` in the decoding threads; its place stays taken until the thread ends, also if the caller left."""
         future = self._threads.submit(job)
         try:
             return await asyncio.wrap_future(future)
@@ -90,7 +90,7 @@ class Dispatcher:
             raise
 
     def close(self) -> None:
-        """Let images in work finish."""
+        """Let images that are being processed finish."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
         if self.shadow is not None:
@@ -112,7 +112,7 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[float]:
-        """A place in the house and a deadline (`time.monotonic`), or `Overloaded` at once."""
+        """Hold a place and yield a deadline (`time.monotonic`); raises `Overloaded` at once when no place is free."""
         refused = self.refusal()
         if refused is not None:
             raise refused

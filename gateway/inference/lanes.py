@@ -16,7 +16,7 @@ _PipelineLanes = dict[tuple[Part, bool], Lane[Work, Pass]]
 
 
 class Lanes:
-    """Answers the passes that images ask for through one micro-batcher; a pipeline's lanes end with the pipeline."""
+    """Runs the passes that images ask for in one micro-batcher; a pipeline's lanes end with the pipeline."""
 
     def __init__(self, batcher: MicroBatcher) -> None:
         self._batcher = batcher

@@ -34,7 +34,7 @@ class Shadow:
         self._waiting = threading.Semaphore(_WAITING)
 
     def offer(self, pipeline: Pipeline, image: np.ndarray, decision: Decision) -> None:
-        """Have an image scored that `pipeline` decided on, if that has a shadow; returns at once.
+        """Queue an image that `pipeline` decided on for its shadow, if there is one; returns at once.
 
         It is dropped, and counted as such, while real traffic waits for a batch or earlier images wait here.
         """
@@ -47,7 +47,7 @@ class Shadow:
         self._thread.submit(self._score, shadow, image, decision)
 
     def close(self) -> None:
-        """Forget what waits, let the image in work finish."""
+        """Drop the images that wait, and let the one that is being scored finish."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _score(self, shadow: Pipeline, image: np.ndarray, decision: Decision) -> None:

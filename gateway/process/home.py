@@ -15,13 +15,13 @@ from gateway.settings import Settings
 log = logging.getLogger(__name__)
 
 HOME = "BENTOML_HOME"
-# Names a home that is a temporary folder, which the supervisor removes at the end.
+# Set to a home that is a temporary folder, which the supervisor removes at the end.
 TEMPORARY = "PALISADE_TEMPORARY_HOME"
 _PARTS = ("bentos", "models", "envs", "tmp")
 
 
 def bentoml_home(settings: Settings) -> dict[str, str]:
-    """Variables of the server that name a home that BentoML can write.
+    """Environment variables of the server that name a home that BentoML can write.
 
     That is the folder BENTOML_HOME names; `ConfigError` where it cannot be written, since the user chose it. Without
     that variable it is the first that can be written of `~/bentoml` (BentoML's own choice), `bentoml` below the data
@@ -31,7 +31,7 @@ def bentoml_home(settings: Settings) -> dict[str, str]:
         tempfile.gettempdir()
     except OSError as error:
         # BentoML needs one for its sockets, wherever its home is.
-        raise ConfigError(f"{error.strerror}: name a folder that can be written with TMPDIR") from None
+        raise ConfigError(f"{error.strerror}: set TMPDIR to a folder that can be written") from None
     chosen = os.environ.get(HOME)
     if chosen:
         folder = Path(os.path.expanduser(os.path.expandvars(chosen))).absolute()  # noqa: PTH111  # raises nothing
@@ -57,7 +57,7 @@ def remove_at_end() -> None:
 
 
 def _instead(folder: Path) -> dict[str, str]:
-    log.warning("no home folder that can be written: BentoML's is %s (%s names another)", folder, HOME)
+    log.warning("no home folder can be written: BentoML uses %s (set %s to use another)", folder, HOME)
     return {HOME: str(folder)}
 
 
@@ -66,7 +66,7 @@ def _problem(folder: Path) -> str | None:
     try:
         for part in _PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
-        # Permissions alone don't say it: the disk may be full or mounted read-only.
+        # Permissions alone do not show it: the disk may be full or mounted read-only.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return error.strerror or str(error)

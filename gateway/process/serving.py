@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "gateway.service:Palisade"
 _LEFTOVER_SECONDS = 3
-# Set for the server when bundles were loaded once already, so that it need not try before it starts workers.
+# Set for the server when the command has loaded the bundles, so that it does not load them again before workers start.
 CHECKED = "PALISADE_CHECKED"
 
 
@@ -33,7 +33,7 @@ def server_command(settings: Settings) -> list[str]:
         "host": _address(settings.host),
         "port": settings.port,
         "timeout-keep-alive": settings.keep_alive,
-        # Later than our own end of what is in flight (gateway.http.connection), for what that could not end.
+        # Later than our own limit on requests in flight (gateway.http.connection), for those that it could not end.
         "timeout-graceful-shutdown": settings.drain_timeout + _LEFTOVER_SECONDS,
     }
     arguments = [part for option, value in options.items() for part in (f"--{option}", str(value))]
@@ -43,7 +43,7 @@ def server_command(settings: Settings) -> list[str]:
 def server_environment(settings: Settings) -> dict[str, str]:
     """Our environment, with the (checked) `settings` as `PALISADE_*`; `import gateway` put telemetry off in it."""
     environment = dict(os.environ)
-    # Defaults too: an option that was given outweighs a variable, also where it says what the default says.
+    # Defaults too: an option that was given outweighs a variable, also where it equals the default.
     for name, value in settings.model_dump(exclude_none=True).items():
         environment[f"PALISADE_{name.upper()}"] = str(value)
     environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
@@ -52,7 +52,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
 
 
 def host_given_to_bentoml() -> str | None:
-    """The host that `bentoml serve` was told by option or variable, which outweighs our setting."""
+    """The host that `bentoml serve` was given by option or variable, which outweighs our setting."""
     for option, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         if option == "--host" or option.startswith("--host="):
             return value if option == "--host" else option.partition("=")[2]
@@ -87,13 +87,13 @@ def log_to_stderr(form: Literal["text", "json"] = "text") -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # Pillow and the parser of forms warn about odd uploads; the answer tells the sender what matters.
+    # Pillow and the parser of forms warn about odd uploads; the sender learns the reason from the answer.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def log_formatter(form: Literal["text", "json"]) -> logging.Formatter:
-    """A line, or a JSON object with `time`, `level`, `logger`, `message` and what the record has beside them."""
+    """A line, or a JSON object with `time`, `level`, `logger`, `message` and the record's extra fields."""
     time_format = "%Y-%m-%dT%H:%M:%S%z"
     if form == "text":
         return logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s", time_format)
@@ -102,7 +102,7 @@ def log_formatter(form: Literal["text", "json"]) -> logging.Formatter:
 
 
 def use_one_gpu(worker: int | None) -> None:
-    """In worker `worker` (from 1; None in no worker), before CUDA is touched: see only the GPU that is its turn."""
+    """In worker `worker` (from 1; None in no worker), before CUDA is touched: make only this worker's GPU visible."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         gpus = [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
@@ -140,7 +140,7 @@ def free_port(settings: Settings) -> None:
         if error.errno == errno.EADDRINUSE:
             reason = f"port {port} of {settings.host} is in use: choose another with --port"
         elif isinstance(error, PermissionError):
-            reason = f"port {port} may not be opened by this user: choose one above 1023 with --port"
+            reason = f"this user may not open port {port}: choose one above 1023 with --port"
         else:
             reason = f"PALISADE_HOST={settings.host!r}: not an address of this machine ({error.strerror})"
         raise ConfigError(reason) from None

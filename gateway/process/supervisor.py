@@ -1,4 +1,4 @@
-"""BentoML's supervisor process: it replaces workers that die, within bounds, and stops listening when it is to stop."""
+"""BentoML's supervisor process: it replaces workers that die, within bounds, and stops listening on shutdown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gateway.versions.shared_state import FOLDER, Store
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-# Starts of workers in vain, for each worker that there should be, after which the server ends.
+# The server ends after this many starts for each worker, if none of them became ready.
 TRIES = 4
 _AGAIN_SECONDS = 0.1
 _ENDED = (DEAD_OR_ZOMBIE, UNEXISTING)
 
 
 class _Arbiter(circus.Arbiter):  # type: ignore[misc]
-    """Looks after the workers every second; BentoML's does every ten."""
+    """Checks the workers every second; BentoML's does every ten."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "check_delay": CHECK_SECONDS})
@@ -43,33 +43,33 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
     def manage_watchers(self) -> Any:
         if self._hopeless():
             log.critical(
-                "palisade cannot start: %d workers in turn ended before they could answer; the lines above say why",
+                "palisade cannot start: %d workers in turn ended before they could answer; the lines above show why",
                 self._starts,
             )
             self._failed = True
             return self.stop()
         try:
             return super().manage_watchers()
-        except ConflictError:  # still at it
+        except ConflictError:  # the last check still runs
             return None
 
     def stop(self) -> Any:
         try:
             stopping = super().stop()
-        except ConflictError:  # a worker is being replaced right now; the signal would be lost
+        except ConflictError:  # a worker is being replaced: the signal would be lost, so stop a moment later
             self.loop.call_later(_AGAIN_SECONDS, self.stop)
             return None
-        # New connections are refused while workers finish, in place of waiting for nobody.
+        # While workers finish, new connections are refused: nobody would accept them.
         self.sockets.close_all()
         return stopping
 
     def _count(self, **_: Any) -> bool:
-        """Circus's hook, after a worker was started."""
+        """Circus calls this hook after it has started a worker."""
         self._starts += 1
         return True
 
     def _notice_ready(self) -> None:
-        """Count from zero once a worker is ready; from then on a replacement keeps nobody waiting."""
+        """Count from zero once a worker is ready; from then on the server stays ready while a worker is replaced."""
         try:
             if any(worker.ready for worker in living_workers(self._store)):
                 if self._served or self._starts > self._wanted():
@@ -92,7 +92,7 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
 
 
 def watch_closely() -> None:
-    """In the supervisor, before it starts workers."""
+    """Make the supervisor, before it starts workers, use `_Arbiter`."""
     circus.Arbiter = _Arbiter
-    # In its containers BentoML leaves a dead worker to the orchestrator, which sees nothing as long as another lives.
+    # In its containers BentoML leaves a dead worker to the orchestrator, which sees nothing while another worker lives.
     os.environ.pop("BENTOML_CONTAINERIZED", None)

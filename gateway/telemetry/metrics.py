@@ -25,7 +25,7 @@ _DEVIATIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
 requests_total = Counter("palisade_requests_total", "Requests for a prediction, by outcome.", ["model", "outcome"])
 predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
 flagged_total = Counter(
-    "palisade_flagged_total", "Flagged inputs by strongest evidence.", ["model", "evidence", "action"]
+    "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
 )
 neutralized_total = Counter(
     "palisade_neutralized_total", "Neutralised inputs, by whether the label changed.", ["model", "changed"]
@@ -33,17 +33,19 @@ neutralized_total = Counter(
 p_value = Histogram("palisade_p_value", "Conformal p-value of inputs as they came.", ["model"], buckets=_P_VALUES)
 layer_deviation = Histogram(
     "palisade_layer_deviation",
-    "Deviation of neurons from the reference views.",
+    "Deviation of a layer's neurons between the image and its views (benign-normalised).",
     ["model", "layer"],
     buckets=_DEVIATIONS,
 )
-stage_seconds = Histogram("palisade_stage_seconds", "Time by stage.", ["stage"], buckets=_SECONDS)
+stage_seconds = Histogram(
+    "palisade_stage_seconds", "Seconds that an image spent in each stage.", ["stage"], buckets=_SECONDS
+)
 rejected_total = Counter("palisade_rejected_total", "Requests answered with an error, by its code.", ["code"])
 queue_depth = Gauge("palisade_queue_depth", "Passes waiting for a batch.", multiprocess_mode="livesum")
 batch_size = Histogram("palisade_batch_size", "Images in a batch of the engine.", buckets=(1, 2, 4, 8, 16, 32, 64))
 cascade_total = Counter(
     "palisade_cascade_total",
-    "Images by how far they went: screen, verdict, or audit (drawn at random).",
+    "Images by the part that decided: screen, verdict, or audit (drawn at random for the verdict).",
     ["model", "stage"],
 )
 cascade_missed_total = Counter(
@@ -54,34 +56,37 @@ cascade_missed_total = Counter(
 companion_total = Counter(
     "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
 )
-auth_total = Counter("palisade_auth_total", "Requests by how their sender was recognised, or not.", ["result"])
+auth_total = Counter("palisade_auth_total", "Requests by how their sender was recognised or refused.", ["result"])
 store_failures_total = Counter(
     "palisade_store_failures_total", "Failed operations of the store that workers share.", ["operation"]
 )
 audit_events_total = Counter(
     "palisade_audit_events_total",
-    "Audit events: spooled, or lost before (unspooled, failed, dropped_spool_full); then stored, duplicate, refused.",
+    "Audit events by result: spooled or lost (unspooled, failed, dropped_spool_full), then stored, duplicate, refused.",
     ["result"],
 )
 audit_pictures_dropped_total = Counter(
-    "palisade_audit_pictures_dropped_total", "Audit events spooled without their pictures for want of room."
+    "palisade_audit_pictures_dropped_total",
+    "Audit events spooled without their pictures, since the spool was nearly full.",
 )
 audit_late_total = Counter(
-    "palisade_audit_late_total", "Answers that went out before their audit event was in the spool: a slow disk."
+    "palisade_audit_late_total", "Answers sent before their audit event was in the spool, because the disk was slow."
 )
 audit_spool_damaged_total = Counter(
     "palisade_audit_spool_damaged_total",
-    "Damaged records found in the spool, as a kill in the midst of a write leaves.",
+    "Damaged records found in the spool, as a kill during a write leaves them.",
 )
 audit_spool_bytes = Gauge(
     "palisade_audit_spool_bytes", "Bytes of audit events that wait for the store.", multiprocess_mode="livesum"
 )
 audit_spool_age_seconds = Gauge(
-    "palisade_audit_spool_age_seconds", "Age of the oldest audit event that waits.", multiprocess_mode="livemax"
+    "palisade_audit_spool_age_seconds",
+    "Seconds that the oldest audit event has waited for the store.",
+    multiprocess_mode="livemax",
 )
 shadow_total = Counter(
     "palisade_shadow_total",
-    "Images offered to a shadow version, by how its decision compares to the answer.",
+    "Images offered to a shadow version, by how its decision compares with the answer.",
     ["model", "version", "agreement"],
 )
 ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
@@ -93,7 +98,7 @@ model_info = Gauge(
 )
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
-    "Share of benign inputs flagged at most (alpha).",
+    "Largest share of benign inputs that is flagged (alpha).",
     ["model"],
     multiprocess_mode="livemax",
 )
@@ -131,7 +136,7 @@ def _codes(error: type[PalisadeError]) -> set[str]:
 
 
 def withdraw(pipeline: Pipeline) -> None:
-    """Say of a version that it is no longer the active one."""
+    """Report that a version is no longer the active one."""
     _info(pipeline).set(0)
 
 
@@ -146,8 +151,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
     outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
     requests_total.labels(model, outcome).inc()
     p_value.labels(model).observe(_uniform_p(decision, pipeline))
-    if decision.raw.outputs.layer_deviation is not None:
-        for layer, deviation in zip(verdict.layers, decision.raw.outputs.layer_deviation, strict=True):
+    if (whole := decision.raw.whole) is not None:
+        for layer, deviation in zip(verdict.layers, whole.layer_deviation, strict=True):
             layer_deviation.labels(model, layer).observe(float(deviation))
     if decision.raw.companion is not None:
         agrees = decision.raw.companion.index == decision.raw.prediction.index
@@ -169,8 +174,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
 def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:
     """The p-value, uniform over benign images also where a screen answers for most of them.
 
-    Of what it lets through no more is known than that every image that goes on is more unusual; such ties are broken at
-    random (Vovk et al. 2005, smoothed conformal predictors).
+    Of an image that it lets through it is only known that every image it sends on is more unusual; such ties are broken
+    at random (Vovk et al. 2005, smoothed conformal predictors).
     """
     cascade = pipeline.judge.calibration.cascade
     if decision.stage == "verdict" or cascade is None:

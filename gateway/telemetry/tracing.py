@@ -19,26 +19,28 @@ _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 def tracing_options(settings: Settings) -> dict[str, Any]:
     """BentoML's `tracing` option; `ConfigError` when an endpoint is set and the exporter does not work.
 
-    Each worker makes one when it starts, and would end there, to be started again. So one is made here first: the
-    package may be missing or broken, and it reads variables of its own (`OTEL_EXPORTER_OTLP_*`) that may be wrong.
+    Each worker makes an exporter when it starts; where that fails the worker ends and is started again, without end. So
+    one is made here first: the package may be missing or broken, and its own variables (`OTEL_EXPORTER_OTLP_*`) wrong.
     """
     if settings.trace_endpoint is None:
-        # Otherwise BentoML records a span of every request, to throw it away.
+        # Otherwise BentoML records a span of every request and discards it.
         return {"excluded_urls": ".*"}
     if not settings.trace_endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"PALISADE_TRACE_ENDPOINT={settings.trace_endpoint!r}: not a URL of http or https")
+        raise ConfigError(
+            f"PALISADE_TRACE_ENDPOINT={settings.trace_endpoint!r}: expected a URL that begins with http:// or https://"
+        )
     try:
         exporter = importlib.import_module(_EXPORTER)
     except Exception as error:  # noqa: BLE001  # whatever a broken package raises
         raise ConfigError(
-            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be imported ({_said(error)}): install it, "
+            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be imported ({_reason(error)}): install it, "
             "`pip install 'palisade-gateway[tracing]'`, or unset the variable"
         ) from None
     try:
         exporter.OTLPSpanExporter(endpoint=settings.trace_endpoint).shutdown()
     except Exception as error:  # noqa: BLE001
         raise ConfigError(
-            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be made ({_said(error)}): see the variables OTEL_*"
+            f"PALISADE_TRACE_ENDPOINT: the exporter cannot be made ({_reason(error)}): see the variables OTEL_*"
         ) from None
     otlp = {"protocol": "http", "endpoint": settings.trace_endpoint}
     return {"exporter_type": "otlp", "sample_rate": settings.trace_rate, "otlp": otlp}
@@ -53,19 +55,19 @@ def check_provider() -> None:
 
     try:
         BentoMLContainer.tracer_provider.get().shutdown()
-    except Exception as error:  # noqa: BLE001  # whatever is wrong there
-        raise ConfigError(f"tracing cannot be set up ({_said(error)}): see the variables OTEL_*") from None
+    except Exception as error:  # noqa: BLE001  # as above
+        raise ConfigError(f"tracing cannot be set up ({_reason(error)}): see the variables OTEL_*") from None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def trace_stages(decision: Decision, provider: trace.TracerProvider | None = None) -> None:
     """Add the stages of `decision`, which has just been made, to the request's span if that is recorded.
 
-    A stage's span has its exact duration; an image that needed two passes waited and ran twice, and has the sums, laid
-    end to end. `provider` defaults to BentoML's.
+    A stage's span has its exact duration; an image that needed two passes waited and ran twice, and shows the sums, one
+    after the other. `provider` defaults to BentoML's.
     """
     request = trace.get_current_span()
     if not request.is_recording():

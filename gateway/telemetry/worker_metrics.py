@@ -18,11 +18,11 @@ _PROMETHEUS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def make_folder() -> None:
-    """In the supervisor: make the folder, for its workers to inherit by environment, and remove it at the end."""
+    """In the supervisor: make the folder, which workers find by an environment variable, and remove it at the end."""
     try:
         folder = tempfile.mkdtemp(prefix="palisade-metrics-")
     except OSError:
-        return  # nowhere to write: BentoML's folder, or its own way out, has to do
+        return  # nothing can be written here: BentoML's own folder is used
     os.environ[FOLDER] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.core.loading import load_bundle, read_manifest
+from gateway.core.loading import Bundle, load_bundle, read_manifest
 from gateway.core.manifest import MANIFEST, Manifest
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 
@@ -16,21 +16,28 @@ from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersio
 class Found:
     """A bundle whose files are sound; the graphs are only opened when it is loaded."""
 
-    folder: Path
-    manifest: Manifest
+    bundle: Bundle
+
+    @property
+    def folder(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
 
     @property
     def name(self) -> str:
-        return self.manifest.name
+        return self.bundle.name
 
     @property
     def version(self) -> str:
-        return self.manifest.version
+        return self.bundle.version
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A folder with a manifest that must not be served, and why; name and version are its path's where it has none."""
+    """A folder with a manifest that must not be served, and why; its path gives name and version if it states none."""
 
     folder: Path
     reason: str
@@ -39,7 +46,7 @@ class Refused:
 
 
 class Catalogue:
-    """What the folders `roots` hold; looked at anew by every call, files that did not change are hashed once."""
+    """The bundles in the folders `roots`, read anew by every call; files that did not change are hashed once."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = roots
@@ -70,7 +77,7 @@ class Catalogue:
         return sorted(found.values(), key=lambda bundle: (bundle.name, _newest_first(bundle.version))), refused
 
     def versions(self, name: str) -> list[Found]:
-        """The sound versions of a model, the newest first; raises `UnknownModel` if no folder says to be of it."""
+        """The sound versions of a model, the newest first; raises `UnknownModel` if no folder states that name."""
         found, refused = self.look()
         if name not in {bundle.name for bundle in found} | {entry.name for entry in refused}:
             names = ", ".join(sorted({bundle.name for bundle in found}))
@@ -93,7 +100,7 @@ class Catalogue:
 def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """Each root with the folders in it that hold a manifest; `ConfigError` for a root that is missing.
 
-    A root may be a bundle itself. Folders named `*.part` are bundles that `palisade build` is still at work on.
+    A root may be a bundle itself. Folders named `*.part` are bundles that `palisade build` is still writing.
     """
     for root in roots:
         if not root.is_dir():
@@ -111,12 +118,12 @@ def _bundles(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _state(folder: Path) -> object:
-    """Changes whenever a file of the folder does: names, sizes and times."""
+    """Changes whenever a file of the folder does: names, sizes and times, of which nobody can set the last one."""
     try:
         files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     except OSError:
         return object()  # something is at work there; equal to nothing
-    return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in files]
+    return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns) for path, stat in files]
 
 
 def _check(root: Path, folder: Path) -> Found | Refused:
@@ -126,7 +133,7 @@ def _check(root: Path, folder: Path) -> Found | Refused:
             raise BundleError(f"{folder}: a link that leads out of {root}")
         manifest = read_manifest(folder)
         name, version = manifest.name, manifest.version
-        return Found(folder, load_bundle(folder).manifest)
+        return Found(load_bundle(folder))
     except BundleError as error:
         return Refused(folder, error.detail, name, version)
     except OSError as error:

@@ -1,18 +1,17 @@
-"""The versions that this process has loaded: one of each model answers, another may be scored in its shadow."""
+"""The versions that this process has loaded: one of each model is active, another may be its shadow."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.core.cores import threads_per_worker
 from gateway.core.decode import Limits
 from gateway.core.engine import Engine
-from gateway.core.loading import load_bundle
+from gateway.core.loading import Bundle, load_bundle
 from gateway.core.pipeline import Pipeline
-from gateway.core.verdict import Judge
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 from gateway.settings import DEFAULT_MODEL, Settings
 from gateway.versions.catalogue import Catalogue
@@ -21,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Loaded = dict[tuple[str, str], Pipeline]
 """Pipelines by name and version."""
+Load = Callable[[Bundle, Settings], Pipeline]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Versions:
 
     @property
     def loaded(self) -> list[str]:
-        """The versions that must be loaded for this."""
+        """The versions that must be loaded: active, shadow and pinned ones."""
         return list(dict.fromkeys(v for v in (self.active, self.shadow, *self.pinned) if v is not None))
 
 
@@ -59,7 +59,7 @@ class Served:
 
 
 class Registry:
-    """Pipelines by model and version; whoever got one may go on using it, also after it was replaced."""
+    """Pipelines by model and version; a caller may keep using one after it was replaced."""
 
     def __init__(self, pipelines: Iterable[Pipeline] = (), *, default: str | None = None) -> None:
         """Serve `pipelines`, each the active version of its model; `default` answers requests that name no model."""
@@ -71,7 +71,7 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        """Models that are served, which have an active version."""
+        """Models that are served: those with an active version."""
         return sorted(name for name, served in self._models.items() if served.active is not None)
 
     @property
@@ -86,7 +86,7 @@ class Registry:
     def get(self, name: str | None = None, version: str | None = None) -> Pipeline:
         """The active pipeline of `name` or of the default model, or a loaded `version` of it.
 
-        Raises `UnknownModel` or `UnknownVersion`, which list what there is.
+        Raises `UnknownModel` or `UnknownVersion`, which list the names that exist.
         """
         served = self._models.get(self.default if name is None else name)
         if version is not None and served is not None:
@@ -105,7 +105,7 @@ class Registry:
         return self._models.get(name, Served(Versions(), {}))
 
     def shadow_of(self, pipeline: Pipeline) -> Pipeline | None:
-        """The version that is to be scored on the images of `pipeline`, if that is active and one is set."""
+        """The shadow of `pipeline`, if `pipeline` is the active version and its model has a shadow."""
         served = self.served(pipeline.bundle.name)
         return served.shadow if served.active is pipeline else None
 
@@ -123,57 +123,65 @@ class Registry:
 
 def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     """Load, check and warm up one bundle; `BundleError` names the file, `ConfigError` the setting that is wrong."""
-    bundle = load_bundle(folder)
+    return warmed(load_bundle(folder), settings)
+
+
+def opened(bundle: Bundle, settings: Settings) -> Pipeline:
+    """The pipeline of a checked bundle, its graphs open but not yet run; raises as `load_pipeline` does."""
     threads = threads_per_worker(settings.threads, settings.workers)
     engine = Engine.open(bundle, device=settings.device, precision=settings.precision, threads=threads)
-    calibration = bundle.calibration(engine.provider, engine.precision)
-    try:
-        judge = Judge(bundle, calibration, alpha=settings.alpha)
-    except ValueError as error:
-        raise ConfigError(f"PALISADE_ALPHA: {folder}: {error}") from None
     limits = Limits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
-    pipeline = Pipeline(bundle, engine, judge, action=settings.policy, limits=limits)
-    seconds = engine.warm_up()
-    log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, calibration.key, seconds * 1e3)
-    if not calibration.evaluated:
+    try:
+        pipeline = Pipeline.on(engine, bundle, alpha=settings.alpha, action=settings.policy, limits=limits)
+    except ValueError as error:
+        raise ConfigError(f"PALISADE_ALPHA: {bundle.path}: {error}") from None
+    if not pipeline.judge.calibration.evaluated:
         log.warning(
-            "%s %s on %s: calibrated, but the card's figures were not measured so",
+            "%s %s on %s: calibrated, but the card's figures were measured on another provider or precision",
             bundle.name,
             bundle.version,
-            calibration.key,
+            pipeline.judge.calibration.key,
         )
     return pipeline
 
 
+def warmed(bundle: Bundle, settings: Settings) -> Pipeline:
+    """As `opened`, and every graph was run once at every batch size."""
+    pipeline = opened(bundle, settings)
+    seconds, key = pipeline.engine.warm_up(), pipeline.judge.calibration.key
+    log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, key, seconds * 1e3)
+    return pipeline
+
+
 def load_wanted(
-    settings: Settings, catalogue: Catalogue, wanted: Mapping[str, Versions], loaded: Loaded
+    settings: Settings, catalogue: Catalogue, wanted: Mapping[str, Versions], loaded: Loaded, *, load: Load = warmed
 ) -> dict[str, Versions]:
-    """At the start: load what is `wanted`, and the newest sound version of models of which nothing is.
+    """At the start, load what is `wanted`, and the newest sound version of each model of which nothing is wanted.
 
     Where the active version is gone or broken the newest sound one takes its place, with a warning. Pipelines are put
     into `loaded`. Returns what is served then; `ConfigError` when that is nothing.
     """
     bundles, refused = catalogue.look()
     reasons = {entry.folder: entry.reason for entry in refused}
-    folders = {(bundle.name, bundle.version): bundle.folder for bundle in bundles}
+    sound = {(found.name, found.version): found.bundle for found in bundles}
 
     def can_load(name: str, version: str | None) -> bool:
         if version is None or (name, version) in loaded:
             return version is not None
-        folder = folders.get((name, version))
-        if folder is None or folder in reasons:
+        bundle = sound.get((name, version))
+        if bundle is None or bundle.path in reasons:
             return False
         try:
-            loaded[name, version] = load_pipeline(folder, settings)
+            loaded[name, version] = load(bundle, settings)
         except BundleError as error:
-            reasons[folder] = error.detail
+            reasons[bundle.path] = error.detail
             return False
         return True
 
     chosen = {}
-    for name in sorted({*wanted, *(name for name, _ in folders)}):
+    for name in sorted({*wanted, *(name for name, _ in sound)}):
         versions = wanted.get(name, Versions())
-        newest_first = [version for found, version in folders if found == name]
+        newest_first = [version for found, version in sound if found == name]
         active = next((version for version in (versions.active, *newest_first) if can_load(name, version)), None)
         if active is None:
             continue
@@ -194,10 +202,13 @@ def load_wanted(
     return chosen
 
 
-def load_registry(settings: Settings, wanted: Mapping[str, Versions] | None = None) -> Registry:
-    """Serve what is wanted (default: the newest sound version of every model); `ConfigError` when nothing can be."""
+def load_registry(settings: Settings, wanted: Mapping[str, Versions] | None = None, *, load: Load = warmed) -> Registry:
+    """Serve what is wanted (default: the newest sound version of every model); `ConfigError` when nothing can be.
+
+    `load` is `opened` where few images will be answered, or none, as in a check before workers load for themselves.
+    """
     loaded: Loaded = {}
-    chosen = load_wanted(settings, Catalogue(settings.models), wanted or {}, loaded)
+    chosen = load_wanted(settings, Catalogue(settings.models), wanted or {}, loaded, load=load)
     registry = Registry(default=settings.default_model)
     for name, versions in chosen.items():
         registry.put(name, versions, loaded)

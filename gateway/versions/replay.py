@@ -1,4 +1,4 @@
-"""A bundle's samples, answered again: whether this machine gives what the bundle's card was measured with."""
+"""A bundle's samples, answered again: whether this machine gives the answers that the bundle states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Decision, Pipeline
-from gateway.core.verdict import Judge
 from gateway.errors import BundleError, PalisadeError
 
 FOLDER, ANSWERS = "samples", "answers.json"
@@ -19,11 +18,11 @@ P_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Difference:
-    """An answer that is not the one that the bundle tells."""
+    """An answer that differs from the one that the bundle states."""
 
     sample: str
     field: str
-    told: Any
+    stated: Any
     found: Any
 
 
@@ -32,17 +31,15 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
     path = bundle.path / FOLDER / ANSWERS
     if not path.is_file():
         return 0, []
-    pipeline = Pipeline(
-        bundle, engine, Judge(bundle, bundle.calibration(engine.provider, engine.precision)), action="sanitize"
-    )
+    pipeline = Pipeline.on(engine, bundle, action="sanitize")
     try:
         answers: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
         found = {name: sample_answer(pipeline.decide((path.parent / name).read_bytes())) for name in answers}
         differences = [
-            Difference(name, field, told[field], value)
-            for name, told in answers.items()
+            Difference(name, field, stated[field], value)
+            for name, stated in answers.items()
             for field, value in found[name].items()
-            if not _same(told[field], value)
+            if not _same(stated[field], value)
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path}: unreadable samples: {error}") from None
@@ -52,7 +49,7 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
 
 
 def sample_answer(decision: Decision) -> dict[str, Any]:
-    """What `answers.json` tells of a decision, beside what the image is."""
+    """The fields of a decision that `answers.json` states."""
     after = decision.neutralized
     return {
         "label": decision.served.prediction.label,
@@ -63,7 +60,7 @@ def sample_answer(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _same(told: Any, found: Any) -> bool:
+def _same(stated: Any, found: Any) -> bool:
     if isinstance(found, float):
-        return abs(float(told) - found) <= P_TOLERANCE
-    return bool(told == found)
+        return abs(float(stated) - found) <= P_TOLERANCE
+    return bool(stated == found)

@@ -1,7 +1,7 @@
 """Which versions all workers of a server are to run: one state in the shared store, changed by one worker on request.
 
 That worker loads and warms up what a change needs, and writes the change only if it can be served; the others find it
-within `POLL_SECONDS`, load it in their turn and switch. Whoever restarts later starts with it.
+within `POLL_SECONDS`, load it and switch. A worker that restarts later starts with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.errors import BundleError, ConfigError, Conflict, PalisadeError, Un
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.catalogue import Catalogue
-from gateway.versions.registry import Loaded, Registry, Versions, load_pipeline, load_wanted
+from gateway.versions.registry import Loaded, Registry, Versions, load_wanted, warmed
 from gateway.versions.shared_state import FILE, Store
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 _STATE = "models"
 _WORKERS = "workers"
 _COMPLETE = "complete"
-# Seconds until a change that could not be followed is tried again.
+# Seconds until a change that this worker could not load is tried again.
 _RETRY_SECONDS = 10.0
 _WANTED = TypeAdapter(dict[str, Versions])
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker process says of itself: the generation of the state that it runs, and why not a later one."""
+    """What a worker process reports: the generation of the state that it runs, and why it does not run a later one."""
 
     pid: int
     ready: bool = False
@@ -47,7 +47,7 @@ class Worker:
 
 
 class Rollout:
-    """Keeps this worker's registry at the shared state, and changes that state; used from several threads."""
+    """Makes this worker's registry follow the shared state, and changes that state; used from several threads."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.registry = Registry(default=settings.default_model)
@@ -74,12 +74,12 @@ class Rollout:
                 if chosen != wanted:
                     generation = self._write(chosen, generation)
             except Conflict:
-                continue  # another worker wrote first
+                continue  # another worker wrote first: agree on its state, with what is loaded already
             self._run(chosen, generation, loaded)
             return
 
     def follow(self) -> None:
-        """Take over what another worker changed; to be called every `POLL_SECONDS`. Raises `StoreUnavailable`."""
+        """Load and run what another worker changed; called every `POLL_SECONDS`. Raises `StoreUnavailable`."""
         self.all_ready()
         with self._lock:
             wanted, generation = self.wanted()
@@ -87,8 +87,9 @@ class Rollout:
                 try:
                     loaded = self._load(wanted)
                 except PalisadeError as error:
+                    # The old state keeps answering; without a pause each poll would load the broken bundle again.
                     self._retry_at = time.monotonic() + _RETRY_SECONDS
-                    log.error("cannot follow the other workers: %s", error.detail)  # noqa: TRY400
+                    log.error("this worker cannot load what the others serve: %s", error.detail)  # noqa: TRY400
                     self._report(replace(self._me, problem=error.detail))
                 else:
                     self._run(wanted, generation, loaded)
@@ -97,9 +98,9 @@ class Rollout:
     def load(self, name: str, version: str) -> int:
         """Keep a version loaded, beside the active one, until `unload`.
 
-        This and the following return the generation from which on it holds. They raise `UnknownModel`,
-        `UnknownVersion`, `BundleError` for a bundle that is broken, `Conflict`, and `StoreUnavailable`; then nothing
-        has changed.
+        This method and the following ones return the generation from which on the change holds. They raise
+        `UnknownModel`, `UnknownVersion`, `BundleError` for a bundle that is broken, `Conflict`, and `StoreUnavailable`;
+        then nothing has changed.
         """
         return self._change(
             name,
@@ -107,11 +108,11 @@ class Rollout:
         )
 
     def activate(self, name: str, version: str) -> int:
-        """Let a version answer. The one before it is unloaded unless it is pinned, and shadow mode ends."""
+        """Make a version the active one. The previous one is unloaded unless it is pinned, and shadow mode ends."""
         return self._change(name, lambda now: now if version == now.active else _activated(now, version))
 
     def rollback(self, name: str) -> int:
-        """Let the version answer that did so before."""
+        """Make the previously active version active again."""
 
         def edit(now: Versions) -> Versions:
             if now.previous is None:
@@ -121,14 +122,14 @@ class Rollout:
         return self._change(name, edit)
 
     def shadow(self, name: str, version: str | None) -> int:
-        """Score a version on the images that the active one answers, or (None) no longer."""
+        """Score a version on the images that the active one answers; None ends this."""
 
         def edit(now: Versions) -> Versions:
             if version is None:
                 return replace(now, shadow=None)
             active = self.registry.served(name).active
             if active is None or version == now.active:
-                raise Conflict(f"{name} {version[:80]}: only a version beside the active one can be its shadow")
+                raise Conflict(f"{name} {version[:80]}: only a version other than the active one can be its shadow")
             if self._manifest(name, version).input != active.bundle.manifest.input:
                 raise Conflict(f"{name} {version}: takes images of another size than the active version")
             return replace(now, shadow=version)
@@ -136,7 +137,7 @@ class Rollout:
         return self._change(name, edit)
 
     def unload(self, name: str, version: str) -> int:
-        """Undo `load`."""
+        """End what `load` began: the version is no longer kept loaded."""
 
         def edit(now: Versions) -> Versions:
             if version in (now.active, now.shadow):
@@ -152,7 +153,7 @@ class Rollout:
         return read_wanted(self._store)
 
     def workers(self) -> list[Worker]:
-        """The worker processes that live. Raises `StoreUnavailable`."""
+        """The worker processes that are alive. Raises `StoreUnavailable`."""
         return living_workers(self._store)
 
     def converged(self, generation: int) -> bool:
@@ -160,17 +161,17 @@ class Rollout:
         return sum(worker.generation >= generation for worker in self.workers()) >= self._settings.workers
 
     def all_ready(self) -> bool:
-        """Whether this worker is ready, and all workers of the server were at one moment (`complete`).
+        """Whether this worker is ready, and all workers of the server were ready at one moment (`complete`).
 
-        What the workers know of each other is in the store and not found out when a probe asks: a probe may reach a
-        worker for the first time after another one has died. Raises `StoreUnavailable`.
+        Raises `StoreUnavailable`.
         """
+        # Read from the store, not asked of the workers: the first probe may reach this worker after another has died.
         if not self._all_ready and self._me.ready:
             self._all_ready = _is_complete(self._store)
         return self._all_ready
 
     def served_before(self) -> bool:
-        """Whether a worker of this server was ready already, be it alive or not."""
+        """Whether any worker of this server was ever ready, be it alive or not."""
         rows, _ = self._store.get(_WORKERS)
         return any(row["ready"] for row in (rows or {}).values())
 
@@ -182,11 +183,12 @@ class Rollout:
         with self._lock:
             wanted, generation = self.wanted()
             if name not in wanted:
-                self.catalogue.versions(name)
+                self.catalogue.versions(name)  # raises `UnknownModel`
             now = wanted.get(name, Versions())
             edited = edit(now)
             if edited != now:
                 wanted[name] = edited
+                # Loaded before it is written: a version that cannot be served never becomes the shared state.
                 loaded = self._load(wanted)
                 generation = self._write(wanted, generation)
                 log.info("%s: active %s, shadow %s, pinned %s", name, edited.active, edited.shadow, list(edited.pinned))
@@ -203,14 +205,14 @@ class Rollout:
         missing = [(name, v) for name, versions in wanted.items() for v in versions.loaded if (name, v) not in have]
         try:
             return {
-                (name, version): load_pipeline(self.catalogue.find(name, version).folder, self._settings)
+                (name, version): warmed(self.catalogue.find(name, version).bundle, self._settings)
                 for name, version in missing
             }
-        except ConfigError as error:
+        except ConfigError as error:  # a caller's change asked for a bundle that the settings do not fit
             raise BundleError(error.detail) from None
 
     def _run(self, wanted: Mapping[str, Versions], generation: int, loaded: Loaded) -> None:
-        """Switch to a state of which everything is loaded, and say so."""
+        """Switch to a state of which everything is loaded, and report that to the other workers."""
         before = self.registry.loaded
         for name, versions in wanted.items():
             was = self.registry.served(name).active
@@ -228,16 +230,16 @@ class Rollout:
         metrics.ready.set(1)
 
     def _collect(self) -> None:
-        """Free pipelines that no request uses any more; they are in cycles, which Python would keep for long."""
+        """Free replaced pipelines that no request uses any more."""
         if self._retired:
-            gc.collect()
+            gc.collect()  # they are in reference cycles, which Python itself would keep for long
             self._retired = [reference for reference in self._retired if reference() is not None]
 
     def _write(self, wanted: Mapping[str, Versions], generation: int) -> int:
         return self._store.put(_STATE, _WANTED.dump_python(dict(wanted), mode="json"), expected=generation)
 
     def _report(self, me: Worker) -> None:
-        while True:
+        while True:  # until no other worker writes between the read and the write
             rows, version = self._store.get(_WORKERS)
             living = {pid: row for pid, row in (rows or {}).items() if _lives(row["pid"])}
             try:
@@ -251,17 +253,17 @@ class Rollout:
 
 
 def read_wanted(store: Store) -> tuple[dict[str, Versions], int]:
-    """Which versions workers are to run, by model, and the generation of that. Raises `StoreUnavailable`."""
+    """Which versions workers are to run, by model, and the generation of that state. Raises `StoreUnavailable`."""
     value, generation = store.get(_STATE)
     try:
         return _WANTED.validate_python(value or {}), generation
     except ValidationError as error:
-        log.error("the stored state of models is not used: %s", error.errors()[0]["msg"])  # noqa: TRY400
+        log.error("the stored state of models is ignored, since it is invalid: %s", error.errors()[0]["msg"])  # noqa: TRY400
         return {}, generation
 
 
 def stored_wanted(settings: Settings) -> dict[str, Versions]:
-    """What the state folder of an earlier server says; raises `StoreUnavailable`."""
+    """The versions that the state folder of an earlier server wants; raises `StoreUnavailable`."""
     if settings.state_dir is None or not (settings.state_dir / FILE).is_file():
         return {}
     store = Store(settings.state_dir)
@@ -272,16 +274,16 @@ def stored_wanted(settings: Settings) -> dict[str, Versions]:
 
 
 def living_workers(store: Store) -> list[Worker]:
-    """The worker processes of the server that live. Raises `StoreUnavailable`."""
+    """The worker processes of the server that are alive. Raises `StoreUnavailable`."""
     rows, _ = store.get(_WORKERS)
     return [Worker(**row) for row in (rows or {}).values() if _lives(row["pid"])]
 
 
 def complete(store: Store) -> None:
-    """From now on whoever takes a connection can answer it: the server is ready, and stays so while a worker lives.
+    """Record that every worker that accepts connections can answer: the server is ready while a worker is alive.
 
-    So it is once all workers were ready at one moment, and when a worker is replaced while another is ready, since
-    replacements load before they take connections. Raises `StoreUnavailable`.
+    This holds once all workers were ready at one moment. It also holds when a worker is replaced while another is
+    ready, since replacements load before they accept connections. Raises `StoreUnavailable`.
     """
     if not _is_complete(store):
         store.put(_COMPLETE, {"complete": True})
@@ -293,7 +295,7 @@ def _is_complete(store: Store) -> bool:
 
 
 def forget_workers(store: Store) -> None:
-    """Before workers start: what a state folder says of those of the last server. Raises `StoreUnavailable`."""
+    """Before workers start, delete what a state folder reports of the last server's. Raises `StoreUnavailable`."""
     store.put(_WORKERS, {})
     store.put(_COMPLETE, {"complete": False})
 

@@ -1,8 +1,8 @@
 """State that all workers of one server share: small values with versions, token buckets, marks that expire.
 
 SQLite in write-ahead mode, in the state folder: a killed worker's locks go with it, and a call takes some tens of
-microseconds, so that it may be made from an event loop. Takes from buckets hold for all workers at once; whoever polls
-`version()` sees a value within its polling interval (`POLL_SECONDS`).
+microseconds, so that it may be made from an event loop. Takes from buckets hold for all workers at once; a worker that
+polls `version()` sees a value within its polling interval (`POLL_SECONDS`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 FOLDER = "PALISADE_STATE_DIR"
 FILE = "state.db"
-# Buckets are written with each request and start anew with the server: a file of their own, which no write waits to see
-# on the disk.
+# Buckets are written with each request and start anew with the server: they have a file of their own, whose writes do
+# not wait for the disk.
 LIMITS_FILE = "limits.db"
 POLL_SECONDS = 0.5
 # Seconds that a call waits for another process's write: many times what one takes, on a crowded machine too.
 _BUSY_SECONDS = 0.25
-# After a failure limits do without the file for this long, so that a broken disk does not cost every request that wait.
+# After a failure limits are kept without the file for this long, so that not every request waits for a broken disk.
 _PAUSE_SECONDS = 1.0
 _PRUNE_EVERY = 1000
 
@@ -113,11 +113,11 @@ class Store:
                 return self._take(self._limits, values)
             except StoreUnavailable:
                 self._own_until = time.monotonic() + _PAUSE_SECONDS
-                log.warning("limits are those of each worker for %g s", _PAUSE_SECONDS)
+                log.warning("each worker counts limits for itself for %g s", _PAUSE_SECONDS)
         return self._take(self._own, values)
 
     def mark(self, name: str, until: float) -> None:
-        """Remember `name` until then (seconds since the epoch). Raises `StoreUnavailable`."""
+        """Mark `name` until `until` (seconds since the epoch). Raises `StoreUnavailable`."""
         with self._state.open("put") as connection, _transaction(connection):
             connection.execute("DELETE FROM marks WHERE until < ?", (time.time(),))
             connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, until))
@@ -174,7 +174,9 @@ class _Database:
                 self._drop()
                 metrics.store_failures_total.labels(operation).inc()
                 log.warning("the shared store failed (%s): %s", operation, error)
-                raise StoreUnavailable("the shared store failed, see the log", headers={"Retry-After": "1"}) from None
+                raise StoreUnavailable(
+                    "the store that workers share failed; the log has the reason", headers={"Retry-After": "1"}
+                ) from None
 
     def close(self) -> None:
         with self._lock:
@@ -193,11 +195,15 @@ class _Database:
 
 
 def make_folder(chosen: Path | None) -> None:
-    """In the supervisor: make the state folder and its store ready, for workers to inherit by environment.
+    """In the supervisor: make the state folder and its store, which workers find by an environment variable.
 
-    None chosen: a temporary one, removed at the end. Raises `ConfigError`.
+    Where no folder is chosen it is a temporary one, which is removed at the end. Raises `ConfigError`.
     """
-    name = f"{FOLDER}={chosen}" if chosen else f"{FOLDER} is unset and no temporary folder will do"
+    name = (
+        f"{FOLDER}={chosen}"
+        if chosen
+        else f"{FOLDER} is unset and no temporary folder can be used (set it to a folder on a local disk)"
+    )
     try:
         folder = chosen
         if folder is None:
@@ -214,7 +220,7 @@ def make_folder(chosen: Path | None) -> None:
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from None
     except StoreUnavailable:
-        raise ConfigError(f"{name}: {FILE} cannot be opened or written; move it away") from None
+        raise ConfigError(f"{name}: {FILE} cannot be opened or written; move it out of the folder") from None
     os.environ[FOLDER] = str(folder)
 
 

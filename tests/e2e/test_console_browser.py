@@ -307,6 +307,170 @@ def test_a_client_sees_predictions_alone(open_page: Callable[..., Page], locked:
     expect(page.locator(".model")).to_be_visible()
 
 
+QUESTIONS = [
+    "What does it cost a benign user?",
+    "Which attacks are seen?",
+    "What does an attacker who knows reach?",
+    "What was measured how?",
+]
+INKED = """(canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, Math.min(canvas.height, 120));
+  return data.some((value) => value > 0);
+}"""
+CARD = json.loads((SAMPLES.parent / "card.json").read_text())
+
+
+def charts(page: Page) -> Any:
+    return page.locator(".chart canvas")
+
+
+def expect_drawn(page: Page) -> None:
+    expect(charts(page)).not_to_have_count(0)
+    page.wait_for_function(f"[...document.querySelectorAll('.chart canvas')].every({INKED})", polling=250)
+
+
+def model_of(server: Server) -> dict[str, Any]:
+    return dict(httpx.get(f"{server.url}/v1/models/gtsrb").json())
+
+
+def answer_with_card(page: Page, server: Server, card: object) -> None:
+    """The page's requests for the model are answered with another card."""
+    body = {**model_of(server), "card": card}
+    page.route("**/v1/models/gtsrb", lambda route: route.fulfill(json=body))
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def test_the_model_page_answers_questions(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model")
+    expect(page.locator(".question h2")).to_have_text([*QUESTIONS, "What is served?"])
+    alpha = model_of(server)["alpha"]
+    worst = max(
+        CARD["adaptive"]["eps_8"][f"alpha_{alpha}"],
+        CARD["adaptive"]["eps_8"][f"cascade_{alpha}"],
+        CARD["patch_adaptive"][f"alpha_{alpha}"],
+    )
+    expected = {
+        "Right answers on benign images": CARD["benign"]["accuracy_served"],
+        "Benign images flagged": CARD["benign"]["flagged"][str(alpha)],
+        "Attacks that are seen": CARD["unaware"]["pgd_8"][f"alpha_{alpha}"]["flagged"],
+        "Patches answered rightly after neutralisation": CARD["patches"]["patch"]["recovered"],
+        "The honest worst: wrong and not flagged": worst,
+    }
+    figures = page.locator(".headline .figure")
+    expect(figures.locator("h3")).to_have_text(list(expected))
+    expect(figures.locator(".value")).to_have_text([share(value) for value in expected.values()])
+    expect(figures.locator(".hint")).to_have_text([re.compile(r"n.=.[\d,]+, seed.0, \d+ \w+ \d{4}")] * 5)
+    assert all(text.endswith(".") for text in figures.locator(".sentence").all_inner_texts())
+
+
+def test_charts_have_text_alternatives_and_their_values(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model")
+    expect_drawn(page)
+    expected = (["Bar"], ["Bar", "Bar"], ["Line", "Bar"], ["Bar"], [])
+    for question, kinds in zip(page.locator(".question").all(), expected, strict=True):
+        labels = [canvas.get_attribute("aria-label") for canvas in question.locator("canvas[role=img]").all()]
+        assert [str(label).split(" chart: ")[0] for label in labels] == kinds
+        assert question.locator("canvas").count() == len(labels)
+        assert all(re.search(r"from \d.*\(.+\) to \d", str(label)) for label in labels)
+    chart = page.locator(".chart", has=page.locator("h3", has_text="Attacks that are flagged"))
+    table = chart.locator("table")
+    expect(table).to_be_hidden()
+    chart.locator("summary").click()
+    expect(table).to_be_visible()
+    expect(table.locator("tbody tr")).to_have_count(len(CARD["unaware"]))
+    attack = list(CARD["unaware"]).index("pgd_4")
+    flagged = CARD["unaware"]["pgd_4"]["alpha_0.01"]["flagged"]
+    expect(table.locator("tbody tr").nth(attack)).to_contain_text(share(flagged))
+
+
+def test_tables_are_folded_and_open_by_keyboard(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model")
+    expect(page.locator(".model table").first).to_be_attached()
+    assert page.locator(".model table").evaluate_all("all => all.every((table) => table.closest('details'))")
+    expect(page.locator(".model details[open]")).to_have_count(0)
+    summary = page.locator(".model summary", has_text="Bounds")
+    summary.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("table", name="Bounds")).to_be_visible()
+    expect(page.get_by_role("table", name="Bounds").locator("tbody tr")).to_have_count(len(CARD["settings"]["bounds"]))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("table", name="Bounds")).to_be_hidden()
+
+
+def test_titles_and_questions_are_the_cards(open_page: Callable[..., Page], server: Server) -> None:
+    sections = {
+        "harm": {"title": HOSTILE, "text": HOSTILE, "question": "knows"},
+        "queries": {"title": "Many questions", "text": "Over HTTP.", "question": "seen"},
+        "benign": {"title": "Nobody attacks", "text": "At all.", "question": "constructor"},
+    }
+    titles = {"attacks": {"pgd_8": HOSTILE}, "shifts": {"none": "As it came"}, "sections": sections}
+    page = open_page(server.url)
+    answer_with_card(page, server, {**CARD, "titles": titles})
+    page.goto(f"{server.url}/#/model")
+    for question, title in (("knows", HOSTILE), ("seen", "Many questions"), ("measured", "Nobody attacks")):
+        expect(page.locator(f"[data-question={question}] > .tables > details > summary", has_text=title)).to_have_count(
+            1
+        )
+    # What the card has no title for is named by its key, and is about how something was measured.
+    expect(page.locator("[data-question=measured] summary", has_text="Worst classes")).to_have_count(1)
+    expect(page.locator(".headline .figure").nth(2)).to_contain_text(HOSTILE)
+    expect(page.locator("[data-question=benign] table th", has_text="As it came")).to_have_count(1)
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "owned"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {},
+        {"titles": "none", "benign": None, "shifts": [], "unaware": "x", "systems": 1, "settings": [], "units": {}},
+        {"titles": {"sections": [], "attacks": {"pgd_8": 8}}, "benign": {"flagged": 3, "accuracy_served": "high"}},
+        {"adaptive": {"eps_8": None}, "patches": {"patch": []}, "curve": {"answering": {"a": 1}}, "checks": [None, 1]},
+        {"benign": {"flagged": {"0.5": 0.1}}, "layers": {"answering": {"rows": [1, {}]}}, "date": [], "reduced": {}},
+        {"systems": {"eps_8": {"answering": 3, "all": {"fpr_x": 1}}}, "unaware": {"pgd_8": {"alpha_0.01": 1}}},
+    ],
+    ids=range(6),
+)
+def test_what_a_card_lacks_is_not_measured(open_page: Callable[..., Page], server: Server, card: object) -> None:
+    page = open_page(server.url)
+    answer_with_card(page, server, card)
+    page.goto(f"{server.url}/#/model")
+    expect(page.locator(".question h2")).to_have_text([*QUESTIONS, "What is served?"])
+    expect(page.locator(".headline .value")).to_have_text(["not measured"] * 5)
+
+
+def test_a_model_without_a_card(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    answer_with_card(page, server, None)
+    page.goto(f"{server.url}/#/model")
+    expect(page.locator(".model .empty")).to_contain_text("nothing is known of its robustness")
+    expect(page.locator(".question h2")).to_have_text(["What is served?"])
+
+
+def test_the_report_opens_as_a_page_of_its_own(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model")
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Full report").click()
+    expect(opened.value.locator("h1")).to_contain_text("gtsrb")
+    # Of an origin of its own: the console's storage is not for it.
+    assert opened.value.evaluate("window.origin") == "null"
+    assert opened.value.locator("img").first.evaluate("image => image.naturalWidth") > 0
+
+
+def test_charts_follow_the_theme(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model", color_scheme="light")
+    expect_drawn(page)
+    light = charts(page).first.evaluate("canvas => canvas.toDataURL()")
+    page.emulate_media(color_scheme="dark")
+    different = "light => document.querySelector('.chart canvas').toDataURL() !== light"
+    page.wait_for_function(different, arg=light)
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(different.replace("!==", "==="), arg=light)
+
+
 def _show_inspect(page: Page) -> None:
     page.locator('[data-file="patched_0.png"]').click()
     expect(page.locator(".viewer .toggles")).to_be_visible()
@@ -321,11 +485,18 @@ def _show_event(page: Page) -> None:
     expect(page.locator(".detail .toggles")).to_be_visible()
 
 
+def _show_model(page: Page) -> None:
+    expect(page.locator(".headline .figure")).to_have_count(5)
+    expect_drawn(page)
+    # Every table that is folded is looked at, too.
+    page.evaluate("document.querySelectorAll('.model details').forEach((details) => (details.open = true))")
+
+
 VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "inspect": ("#/inspect", _show_inspect),
     "events": ("#/events", _show_events),
     "event": ("#/events", _show_event),
-    "model": ("#/model", lambda page: expect(page.locator(".model-head")).to_be_visible()),
+    "model": ("#/model", _show_model),
     "session": ("#/session", lambda page: expect(page.locator(".session h1")).to_be_visible()),
 }
 

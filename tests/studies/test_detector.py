@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from studies.detector import ATTACKS, _told, detector_report
-from training.defence.graph import ALONE_SCORES
+from training.defence.scores import default_scores
 
 
 def test_told_apart_by_hand() -> None:
@@ -24,6 +24,6 @@ def test_a_network_alone_by_score_layer_and_attack(trained, toy) -> None:
     strong = report["attacks"]["PGD 8/255"]
     assert strong["fooled"] >= report["attacks"]["PGD 4/255"]["fooled"]
     layers = [f"deviation of {layer}" for layer in trained.tap_channels]
-    assert list(strong["scores"]) == [*ALONE_SCORES, "fused", *layers]
+    assert list(strong["scores"]) == [*default_scores(companion=False), "fused", *layers]
     assert strong["scores"]["neuron_sensitivity"] == strong["scores"]["deviation of stage3"]
     assert strong["scores"]["fused"]["auroc"] > 0.8

@@ -13,7 +13,7 @@ import torch
 from studies.evade import COMPANIONS, Edges, Grey, Half, both, drawn_views, systems, train_on
 from studies.strict import Variant, strict_opinion
 from training.data.augment import Augmentation
-from training.defence.margins import one_hot_margin, served_one_hot
+from training.defence.signals.margins import one_hot_margin, served_one_hot
 from training.evaluate.harness.store import Store
 from training.evaluate.measurements.systems import ALONE
 from training.imaging.pixels import to_tensor

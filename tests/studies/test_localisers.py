@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from studies.localisers import (
+    Entropy,
+    TextureColourEntropy,
     Windows,
     agreed_window,
     agreement,
@@ -19,15 +21,9 @@ from studies.localisers import (
     local_entropy,
 )
 from tests.training.toy import square
-from training.defence.regions import (
-    attack_map,
-    colourfulness,
-    contrasts,
-    region_of_attack,
-    texture,
-    together,
-    window_sides,
-)
+from training.defence.localisers import LOCALISERS
+from training.defence.localisers.texture_colour import colourfulness, texture
+from training.defence.localisers.windows import WindowLocaliser, contrasts, together, window_sides
 from training.imaging.inpaint import inpaint
 from training.util.module_modes import seeded
 
@@ -81,10 +77,11 @@ def test_the_best_window_has_the_place_and_the_side_of_what_stands_out(size: int
     assert torch.stack([found.top, found.left, found.side], 2)[:, 0].tolist() == [list(place) for place in places]
 
 
-def test_the_first_candidate_is_the_region_of_attack() -> None:
+@pytest.mark.parametrize("localiser", [LOCALISERS["texture_colour"], Entropy(), TextureColourEntropy()])
+def test_the_first_candidate_is_the_region_of_attack(localiser: WindowLocaliser) -> None:
     x = torch.rand(4, 3, 32, 24, generator=seeded(2))
-    window, score = region_of_attack(x)
-    first = candidates(contrasts(attack_map(x)), 1)
+    window, score = localiser.locate(x)
+    first = candidates(localiser.window_scores(x), 1)
     assert torch.equal(first.masks((32, 24))[:, 0], window)
     assert torch.equal(first.score[:, 0], score)
 

@@ -13,8 +13,9 @@ from studies.regions import regions_report, regions_tables
 from studies.strategies import FORWARDS, LESS, MEAN, PLAIN, strategies
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph
-from training.defence.margins import one_hot_margin, served_one_hot
-from training.defence.regions import colourfulness, contrasts, texture, together
+from training.defence.localisers.texture_colour import colourfulness, texture
+from training.defence.localisers.windows import contrasts, together
+from training.defence.signals.margins import one_hot_margin, served_one_hot
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
 from training.util.module_modes import seeded

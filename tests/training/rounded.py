@@ -7,15 +7,23 @@ between two of them: nothing is rounded there, and nothing can underflow. Casts 
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, shape_inference
 
-from training.export.draft import RESHAPING, Draft
+from training.export.draft import RESHAPING
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Type of the entries of every tensor of the graph, by name."""
+    graph = shape_inference.infer_shapes(model).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+    return kinds | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with its float16 operators in float32, their inputs and outputs cast to float16 and back."""
     made = onnx.ModelProto.FromString(model.SerializeToString())
-    kinds = Draft(model).kinds
+    kinds = element_types(model)
     nodes: list[onnx.NodeProto] = []
 
     def cast(source: str, target: str, kind: int) -> None:

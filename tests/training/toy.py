@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 from training.data.dataset import Dataset, Split
@@ -64,6 +69,40 @@ def taught(network: SmallResNet, data: Dataset, *, steps: int) -> SmallResNet:
         F.cross_entropy(network(x[part]), y[part]).backward()
         optimizer.step()
     return network.eval().requires_grad_(False)
+
+
+def write_sources(
+    root: Path, *, count: int, tests: int, fractions: list[float], model: ModelSpec, bundle: Mapping[str, Any] = {}
+) -> Path:
+    """The files that `palisade build` needs, in `root`: `count` gratings with tracks of two, two recipes, a bundle's.
+
+    Returns the bundle's recipe, to which `bundle` is added; data are found once PALISADE_DATA is `root`.
+    """
+    train, test = gratings(count, seed=1), gratings(tests, seed=2)
+    np.savez(
+        root / "gratings.npz",
+        x_train=train.x,
+        y_train=train.y,
+        track_train=np.arange(count) // 2,
+        x_test=test.x,
+        y_test=test.y,
+        classes=np.array([f"direction {k}" for k in range(CLASSES)]),
+    )
+    data = {"source": "npz:gratings", "fractions": fractions}
+    common = {"data": data, "model": model.model_dump(mode="json"), "precision": "fp32"}
+    roles = ("standard", "companion")
+    for role in roles:
+        recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
+        (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = {
+        "name": "gratings",
+        "version": "1.0.0",
+        **{role: f"{role}.yaml" for role in roles},
+        "samples": 1,
+        **bundle,
+    }
+    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    return root / "bundle.yaml"
 
 
 class Linear(nn.Module):

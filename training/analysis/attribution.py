@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from training.defence.constants import last_tap
-from training.defence.margins import one_hot_margin
 from training.defence.regions import gradient_activation_map
 from training.defence.saliency import saliency_map
+from training.defence.signals.margins import one_hot_margin
 from training.errors import TrainingError
 from training.imaging.resize import resize_bilinear
 from training.models.network import Network

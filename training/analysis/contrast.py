@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.attacks.pgd import Norm, Predict, pgd
+from training.attacks.pgd import Norm, pgd
 from training.errors import TrainingError
 from training.util.module_modes import frozen, seeded
+from training.util.signatures import Predict, StepProgress, silent
 
 BATCH = 50
 ATTACKS: dict[str, tuple[Norm, float]] = {
@@ -22,7 +23,6 @@ ATTACKS: dict[str, tuple[Norm, float]] = {
     "L2 1.0": ("l2", 1.0),
 }
 KINDS = ("clean", "adversarial", "gaussian")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def triples(
     eps: float,
     steps: int,
     seed: int,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> Triples:
     """PGD (Linf, `eps` of 1) on the correctly answered images of x (N, C, H, W), and noise of equal mean and L2 norm.
 

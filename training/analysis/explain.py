@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,9 +31,9 @@ from training.analysis.faithfulness import (
 )
 from training.attacks.patch import patch_attack
 from training.defence.graph import DefenceGraph
-from training.defence.regions import region_of_attack
 from training.models.network import Network
 from training.util.module_modes import seeded
+from training.util.signatures import StepProgress, silent
 from training.util.statistics import interval
 
 STEPS = 16
@@ -42,7 +41,6 @@ NOISE = 2 / 255
 PATCH_SHARE = 0.22
 RANDOMISED = 100  # images; the correlation of maps hardly varies
 Maps = dict[str, Tensor]
-Progress = Callable[[str, int, int], None]
 
 
 def explanation_report(
@@ -54,7 +52,7 @@ def explanation_report(
     patched: int = 150,
     seed: int = 0,
     references: bool = True,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """The quality of explanations of benign images x (N, C, H, W), labels y (N,), groups (N,); JSON content.
 
@@ -150,7 +148,7 @@ def _patches(
     maps = {name: batched(explain, defence.network, images, label) for name, explain in methods.items()}
     maps["random"] = torch.rand(masks.shape, generator=seeded(seed, 23)).to(images)
     with torch.no_grad():
-        window = region_of_attack(images)[0]
+        window = defence.localiser.locate(images)[0]
     found["area"] = float(masks[0].mean())
     found["energy"] = {name: _mean(share_inside(m, masks), group) for name, m in maps.items()}
     found["points"] = {name: _mean(points_inside(m, masks), group) for name, m in maps.items()}

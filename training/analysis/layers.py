@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.analysis.cam import METHODS, Maps, Score, heat_maps
-from training.analysis.contrast import BATCH, KINDS, Progress, Triples, predictions, triples
+from training.analysis.contrast import BATCH, KINDS, Triples, predictions, triples
 from training.analysis.deviation import (
     centre_shift,
     map_deviation,
@@ -26,11 +26,12 @@ from training.analysis.deviation import (
 )
 from training.analysis.responses import responses
 from training.analysis.turning import fit_probes, pool, prefers, turning_layer
-from training.defence.deviation import normalised as z_scores
-from training.defence.deviation import top_mean, view_change
-from training.defence.views import reference_views
+from training.defence.signals.deviation import normalised as z_scores
+from training.defence.signals.deviation import top_mean, view_change
+from training.defence.signals.views import reference_views
 from training.errors import TrainingError
 from training.util.module_modes import frozen
+from training.util.signatures import StepProgress, silent
 from training.util.statistics import auroc, threshold_at
 
 RATES = (0.01, 0.05)
@@ -60,7 +61,7 @@ def layer_report(
     steps: int = 20,
     seed: int = 0,
     score: Score = "logit",
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> LayerReport:
     """The analysis of one network on images x (N, C, H, W), labels y (N,), groups (N,).
 

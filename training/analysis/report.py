@@ -12,10 +12,10 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 from training.analysis.cam import TITLES, Maps, heat_maps
-from training.analysis.charts import Series, curves
 from training.analysis.contrast import KINDS, Triples, predictions
 from training.analysis.layers import UNDETERMINED
 from training.analysis.pictures import data_uri, overlaid, plain
+from training.util.charts import Series, layer_chart
 
 EXAMPLES = 3
 ATTENTION = (
@@ -89,9 +89,9 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, str, Markup]]:
     ]
     turned = [Series(KIND_TITLES[kind], column("turned", kind), colour) for colour, kind in enumerate(KINDS[1:], 1)]
     return [
-        ("How far attention moves", ATTENTION, curves(names, moved, label="median deviation of Grad-CAM")),
-        ("Vulnerability", VULNERABILITY, curves(names, vulnerable, label="vulnerability", log=True)),
-        ("Where the decision turns", TURNING, curves(names, turned, label="share of images turned")),
+        ("How far attention moves", ATTENTION, layer_chart(names, moved, label="median deviation of Grad-CAM")),
+        ("Vulnerability", VULNERABILITY, layer_chart(names, vulnerable, label="vulnerability", log=True)),
+        ("Where the decision turns", TURNING, layer_chart(names, turned, label="share of images turned")),
     ]
 
 

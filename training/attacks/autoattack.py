@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.attacks.pgd import Norm, Predict, project
+from gateway.atomic import write_text
+from training.attacks.pgd import Norm, project
 from training.errors import TrainingError
 from training.util.checkpoint import write_tensors
+from training.util.signatures import Predict, Progress, silent
 
 Version = Literal["standard", "plus", "rand"]
-Progress = Callable[[int, int], None]
 
 _SETTINGS = "settings.json"
 _LOOK = 8  # images whose logits tell one network from another
@@ -63,7 +64,7 @@ def autoattack(
     seed: int = 0,
     batch: int = 128,
     folder: Path | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> AutoAttackResult:
     """Attack images (N, C, H, W) of labels `y` (N,) within `eps`, `batch` of them at a time.
 
@@ -237,9 +238,7 @@ def _claim(folder: Path, settings: dict[str, Any], look: np.ndarray) -> None:
                 )
             return
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(settings | {"logits": look.tolist()}, indent=1) + "\n", "utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(settings | {"logits": look.tolist()}, indent=1) + "\n")
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(f"{path}: {error}") from None
 

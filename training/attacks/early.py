@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict, direction, project, random_start
+from training.attacks.pgd import direction, project, random_start
+from training.util.signatures import Predict, Progress, silent
 
 
 def pgd_until_fooled(
@@ -21,7 +20,7 @@ def pgd_until_fooled(
     restarts: int = 1,
     batch: int = 256,
     generator: torch.Generator | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> tuple[Tensor, Tensor]:
     """PGD Linf (margin loss, step size 2.5 eps / steps): adversarial images (N, C, H, W) and fooled (N,) bool.
 

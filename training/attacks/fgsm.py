@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.attacks.pgd import Loss, Predict, loss_gradient, project
+from training.attacks.pgd import Loss, loss_gradient, project
+from training.util.signatures import Predict
 
 
 def fgsm(predict: Predict, x: Tensor, y: Tensor, *, eps: float, loss: Loss = "margin") -> Tensor:

@@ -22,15 +22,24 @@ from gateway.core.verdict import Fusion
 from training.attacks.coarse import coarse
 from training.attacks.margin import margin
 from training.attacks.patch import Kind, Patches, random_patches
-from training.attacks.pgd import Predict, pgd, random_start
+from training.attacks.pgd import pgd, random_start
 from training.attacks.search import Ball, Combine, Found, Hinges, Painted, Space, descend
-from training.defence.graph import STRICT, DefenceGraph
+from training.defence.graph import DefenceGraph
+from training.defence.scores import score_named
+from training.util.signatures import Predict, Progress, silent
 
 # (logits, companion's logits, scores (N, S), target (N,)) -> hinges, (N,) each, zero where the condition is met.
 Conditions = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
 Beaten = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[int, int], None]
-Looks = Literal["all", "alone", "strict", "networks", "companion"]
+
+
+class Only(NamedTuple):
+    """Of the scores, this one alone is looked at."""
+
+    score: str
+
+
+Looks = Literal["all", "alone", "networks", "companion"] | Only
 
 
 class Seen(NamedTuple):
@@ -70,16 +79,17 @@ def unflagged(fusion: Fusion, level: float, *, capped: bool = False) -> Conditio
 
 
 def unobjected(score: str, limit: float, logits: Tensor, companion: Tensor, told: Tensor, target: Tensor) -> Tensor:
-    """Hinge (N,): zero once the companion's `score` of `target`, larger where it doubts more, is below `limit`.
+    """Hinge (N,): zero once the `score` that objects to `target`, larger where it objects more, is below `limit`.
 
-    The plain margin is asked of the target from the start. The strict one, `told` (N,), is of what is answered: until
-    that is the target the plain one stands in for it.
+    The companion's plain margin (`Score.of_any_label`) is asked of the target from the start. Any other score, `told`
+    (N,), is of what is answered: until that is the target the plain margin stands in for a score of the companion's.
     """
-    answered, strict = logits.argmax(1) == target, (told - limit + _GUARD).relu()
-    if score == STRICT and answered.all():
-        return strict
+    asked = score_named(score)
     plain = (_GUARD - limit - margin(companion, target)).relu()
-    return torch.where(answered, strict, plain) if score == STRICT else plain
+    if asked.of_any_label:
+        return plain
+    answered, own = logits.argmax(1) == target, (told - limit + _GUARD).relu()
+    return torch.where(answered, own, plain) if "companion" in asked.needs and not answered.all() else own
 
 
 def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Conditions:
@@ -126,7 +136,7 @@ def joint_attack(
     order: Tensor | None = None,
     full_precision: bool = False,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Which images fall within `eps` (Linf, of 1), at each false-positive rate: (N, A) bool.
 
@@ -136,7 +146,7 @@ def joint_attack(
     then random points of the ball. With `untargeted`, each round begins with whatever other class is nearest.
 
     `looks` says what `conditions` read, so that nothing else is computed: everything; the answering network and its own
-    scores; both networks' logits, with the strict score alone or with no scores; or the companion's alone, given as
+    scores; both networks' logits, with one score alone (`Only`) or with no scores; or the companion's alone, given as
     both logits. `afterwards` adds hinges of its own (`training.attacks.neutralised`). With `samples` each step follows
     the mean over that many evaluations, at images moved by uniform noise of up to `jitter`: it smooths what is rough,
     such as a score's own attack. `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16
@@ -186,7 +196,7 @@ def joint_patch_attack(
     afterwards: Afterwards | None = None,
     full_precision: bool = False,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Tensor:
     """`joint_attack` with a patch of `side` pixels instead of a ball: (N, A) bool.
 
@@ -327,12 +337,13 @@ class _Run:
             return Seen(logits, taps, logits, self.defence.detector_scores(images, logits, taps, None)[0])
         second = self.second(images)
         nothing = second.new_zeros(len(images), 0)
-        if self.looks == "companion" or self.defence.companion is None:
+        if self.looks == "companion" or (self.defence.companion is None and self.looks == "networks"):
             return Seen(second, {}, second, nothing)
-        logits = self.defence.network(images)
-        if self.looks == "strict":
-            return Seen(logits, {}, second, self.defence.strict_score(images, logits)[:, None])
-        return Seen(logits, {}, second, nothing)
+        if isinstance(self.looks, Only):
+            logits, taps = self.defence.network.taps(images)
+            context = self.defence.context(images, logits, taps, second)
+            return Seen(logits, taps, second, score_named(self.looks.score)(context)[:, None])
+        return Seen(self.defence.network(images), {}, second, nothing)
 
 
 def look(defence: DefenceGraph, images: Tensor) -> Seen:

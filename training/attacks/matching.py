@@ -7,13 +7,13 @@ several detectors in Tramer et al. 2020, arXiv 2002.08347).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from training.attacks.pgd import Predict, project
+from training.attacks.pgd import project
+from training.util.signatures import Predict
 
 
 class Tapped(Protocol):
@@ -52,7 +52,7 @@ def nearest_other(features: Tensor, guides: Tensor, classes: Tensor, y: Tensor) 
 
 
 def _match(
-    function: Callable[[Tensor], Tensor],
+    function: Predict,
     x: Tensor,
     target: Tensor,
     *,

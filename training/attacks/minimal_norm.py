@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict, direction
+from training.attacks.pgd import direction
+from training.util.signatures import Predict
 
 
 def minimal_norm(

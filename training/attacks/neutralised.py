@@ -1,48 +1,33 @@
 """What an attacker makes of neutralisation: hinges of the second call, differentiated through its hard mask.
 
-The window is chosen by an arg max, which has no gradient. Forwards the hard mask is used as it is; backwards the mask
-is a softmax over all windows (BPDA: Athalye et al. 2018, arXiv 1802.00420), so that an attacker learns how to move it.
+The region is chosen by an arg max, which has no gradient. Forwards the hard mask is used as it is; backwards the
+localiser's soft one (BPDA: Athalye et al. 2018, arXiv 1802.00420), so that an attacker learns how to move it.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gateway.core.manifest import Recovery
 from gateway.core.verdict import Fusion
 from training.attacks.joint import Afterwards, Conditions, Seen, evidence, says
 from training.defence.graph import DefenceGraph
-from training.defence.regions import attack_map, contrasts, region_of_attack
+from training.defence.localisers.localiser import Localiser
 from training.imaging.inpaint import inpaint
 
-_TEMPERATURE = 0.5  # of the windows' contrasts, which are in standard errors
 _CLEARLY = 0.1  # deviations beyond the threshold at which a second answer is served
 
 
-def neutralised(images: Tensor) -> Tensor:
+def neutralised(images: Tensor, localiser: Localiser) -> Tensor:
     """Images (M, C, H, W) with their region of attack inpainted, as the gateway does it while the gate is up.
 
     Differentiable in `images`, by way of the pixels that stay and of the window's place.
     """
-    hard, _ = region_of_attack(images)
+    hard, _ = localiser.locate(images)
     filled = inpaint(images, hard.detach())
-    soft = soft_window(images)[:, None]
+    soft = localiser.soft(images)[:, None]
     return filled + (filled - images).detach() * (soft - soft.detach())
-
-
-def soft_window(images: Tensor) -> Tensor:
-    """The probability (M, H, W) of each pixel to be in the window, were one drawn by a softmax of their contrasts."""
-    scores = contrasts(attack_map(images))
-    shares = torch.cat([score.flatten(1) for score in scores.values()], 1).div(_TEMPERATURE).softmax(1)
-    parts = shares.split([score[0].numel() for score in scores.values()], 1)
-    return torch.stack(
-        [
-            F.avg_pool2d(F.pad(part.view_as(score)[:, None], (side - 1,) * 4), side, stride=1, divisor_override=1)[:, 0]
-            for (side, score), part in zip(scores.items(), parts, strict=True)
-        ]
-    ).sum(0)
 
 
 def still_wrong(recovery: Recovery | None) -> Afterwards:
@@ -51,8 +36,9 @@ def still_wrong(recovery: Recovery | None) -> Afterwards:
     def afterwards(defence: DefenceGraph, images: Tensor, _seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
         if recovery is None:
             return []
-        logits = defence.network(neutralised(images))
-        return [torch.minimum(says(logits, target), (_served(recovery, images, logits) + _CLEARLY).relu())]
+        logits = defence.network(neutralised(images, defence.localiser))
+        served = _served(defence.localiser, recovery, images, logits)
+        return [torch.minimum(says(logits, target), (served + _CLEARLY).relu())]
 
     return afterwards
 
@@ -77,14 +63,16 @@ def harm(recovery: Recovery | None) -> Afterwards:
     """
 
     def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, label: Tensor) -> list[Tensor]:
-        logits = defence.network(neutralised(images))
+        logits = defence.network(neutralised(images, defence.localiser))
         hinges = [says(seen.logits, label), says(logits, target)]
-        return hinges if recovery is None else [*hinges, (_CLEARLY - _served(recovery, images, logits)).relu()]
+        if recovery is None:
+            return hinges
+        return [*hinges, (_CLEARLY - _served(defence.localiser, recovery, images, logits)).relu()]
 
     return afterwards
 
 
-def _served(recovery: Recovery, images: Tensor, logits: Tensor) -> Tensor:
+def _served(localiser: Localiser, recovery: Recovery, images: Tensor, logits: Tensor) -> Tensor:
     """How far (M,) the second answers `logits` (M, K) are above the threshold at which they are served."""
     best = logits.topk(2, 1).values
-    return recovery.strength(region_of_attack(images)[1], best[:, 0] - best[:, 1]) - recovery.threshold
+    return recovery.strength(localiser.locate(images)[1], best[:, 0] - best[:, 1]) - recovery.threshold

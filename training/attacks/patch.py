@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict
+from training.util.signatures import Predict
 
 Kind = Literal["noisy", "low_frequency"]
 GRID = 3

@@ -6,7 +6,6 @@ stays at the first perturbation that fooled the network with the largest loss se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from training.attacks.margin import margin
 from training.util.random_draws import normal, uniform
+from training.util.signatures import Predict
 
 Norm = Literal["linf", "l2"]
 Loss = Literal["ce", "margin"]
-Predict = Callable[[Tensor], Tensor]
 
 
 def pgd(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from training.attacks.square import LEVELS, Grid, QueriesSpent, QueryResult
+from training.util.signatures import Progress, silent
 
 # Images (M, C, H, W) in [0, 1] and their labels (M,) to whether each is a success (M,) bool.
 Fooled = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[int, int], None]
 
 
 def rays(
@@ -29,7 +29,7 @@ def rays(
     queries: int = 1000,
     confirmed: Fooled | None = None,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> QueryResult:
     """Shorten the Linf distance at which `fooled` answers yes until it is at most `eps`; `queries` at most by image.
 

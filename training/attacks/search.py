@@ -16,13 +16,13 @@ from torch import Tensor
 
 from training.attacks.patch import Patches
 from training.attacks.pgd import project
+from training.util.signatures import Progress, silent
 
 Combine = Literal["normalised", "sum", "selective", "orthogonal"]
 # Images (M, C, H, W) of the rows (M,) -> hinges, (M,) each; differentiable in the images.
 Hinges = Callable[[Tensor, Tensor], list[Tensor]]
 # Images and their rows -> which rows need no more work, (M,) bool.
 Judge = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[int, int], None]
 
 _LOOK = 5  # steps between two judgements
 _DECAY = 0.75
@@ -84,7 +84,7 @@ def descend(
     steps: int,
     combine: Combine = "normalised",
     samples: int = 1,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Found:
     """Lower the hinges from `parameters` (N, ...), every row until the judge is content with it.
 

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
-from training.attacks.pgd import Predict
 from training.errors import TrainingError
+from training.util.signatures import Predict, Progress, silent
 
 # Images (M, C, H, W) in [0, 1] and their labels (M,) to a loss (M,) that is to fall; below 0 is success.
 Score = Callable[[Tensor, Tensor], Tensor]
-Progress = Callable[[int, int], None]
 
 LEVELS = 255
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
@@ -49,7 +48,7 @@ def square(
     share: float = 0.8,
     eight_bit: bool = True,
     generator: torch.Generator | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> QueryResult:
     """Lower `score` within `eps` of images `x` (N, C, H, W), an image at most `queries` times, until it is below 0.
 

@@ -37,7 +37,9 @@ from training.bundling.networks import NETWORKS, defence_graph, save_networks
 from training.bundling.samples import POOL, write_samples
 from training.data.dataset import Dataset
 from training.defence.constants import batch_of, fit_constants, sensitive_neurons
-from training.defence.graph import SCORES, SCREEN_SCORES, STRICT, DefenceGraph, DefenceOutputs
+from training.defence.graph import DefenceGraph, DefenceOutputs
+from training.defence.localisers import LOCALISER
+from training.defence.scores import chosen
 from training.errors import TrainingError
 from training.export.blocked import keep_blocked
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
@@ -45,6 +47,7 @@ from training.export.parts import graph_specs, split_parts, write_parts
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
 from training.util.module_modes import frozen, seeded
+from training.util.registry import Titled
 
 
 class Report(Protocol):
@@ -73,8 +76,9 @@ class Plan:
     name: str
     version: str
     training: dict[str, Any]
+    fused: Sequence[str]
     description: str = ""
-    fused: Sequence[str] = SCORES
+    localiser: str = LOCALISER
     guard: Guard | None = None
     screened_by: Sequence[str] = ()
     policy: Policy = Policy()
@@ -86,10 +90,10 @@ class Plan:
     steps: int = 50
     seed: int = 0
 
-    @property
-    def strict(self) -> bool:
-        """Whether the strict score is asked for."""
-        return STRICT in self.fused or (self.guard is not None and self.guard.score == STRICT)
+    def scores(self, *, companion: bool) -> tuple[str, ...]:
+        """The graph's columns: the default scores, what is fused, what guards and what screens."""
+        guard = [] if self.guard is None else [self.guard.score]
+        return chosen([*self.fused, *guard, *self.screened_by], companion=companion)
 
 
 def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Dataset, report: Report) -> None:
@@ -102,7 +106,13 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
     save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
     spec = input_spec(data, plan.resize)
-    defence = defence_graph(networks, constants, side=spec.height, strict=plan.strict)
+    defence = defence_graph(
+        networks,
+        constants,
+        side=spec.height,
+        scores=plan.scores(companion=companion is not None),
+        localiser=plan.localiser,
+    )
     report.step("exporting the defence graph", 0, 1)
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
@@ -126,6 +136,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         screened_by=plan.screened_by,
     )
     sensitive = _sensitive(standard, data)
+    told: list[Titled] = [*defence.scores, defence.localiser]
     manifest = Manifest(
         name=plan.name,
         version=plan.version,
@@ -136,7 +147,11 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         graphs=graphs,
         buckets=list(plan.buckets),
         scores=list(names),
-        screen_scores=list(SCREEN_SCORES) if "screen" in graphs else [],
+        screen_scores=list(defence.screen_names),
+        layer_scores=[score.name for score in defence.scores if score.about_layers],
+        localiser=defence.localiser.name,
+        titles={each.name: each.title for each in told},
+        meanings={each.name: each.meaning for each in told},
         layers=[
             MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
             for name, count in standard.tap_channels.items()
@@ -181,8 +196,8 @@ class _Given(nn.Module):
 
 def outputs_of(defence: DefenceGraph) -> list[str]:
     """Names of what the graph computes, in order."""
-    lacks = () if defence.companion is not None else ("companion_logits", "screen_scores")
-    return [name for name in DefenceOutputs._fields if name not in lacks]
+    lacks = {"companion_logits": defence.companion is None, "screen_scores": not defence.screen_names}
+    return [name for name in DefenceOutputs._fields if not lacks.get(name, False)]
 
 
 def export_defence(

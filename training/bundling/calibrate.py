@@ -17,13 +17,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy.stats import beta
 
-from gateway.core.engine import Engine, GraphOutputs, Provider
+from gateway.core.engine import Engine, Provider
 from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
+from gateway.core.outputs import VerdictOutputs
 from gateway.core.verdict import Fusion, component_p, fisher, lead
 from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.served.scoring import run_images
+from training.util.signatures import StepProgress
 
 CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -33,8 +35,7 @@ GATED, COST = 0.05, 0.01
 GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
-
-Progress = Callable[[str, int, int], None]
+SCREENED_BY = ("companion_margin",)
 
 
 class Benign(BaseModel):
@@ -68,15 +69,15 @@ class BenignScores:
     `hidden(rows)` are the logits (M, K) of those calibrate images with their region of attack inpainted.
     """
 
-    select: GraphOutputs
-    calibrate: GraphOutputs
+    select: VerdictOutputs
+    calibrate: VerdictOutputs
     groups: np.ndarray
     labels: np.ndarray
     hidden: Callable[[np.ndarray], np.ndarray]
 
 
 def benign_scores(
-    engine: Engine, spec: InputSpec, data: Dataset, progress: Progress, *, benign: Benign = Benign(), seed: int = 0
+    engine: Engine, spec: InputSpec, data: Dataset, progress: StepProgress, *, benign: Benign = Benign(), seed: int = 0
 ) -> BenignScores:
     """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
     batch = engine.buckets[-1]
@@ -90,7 +91,7 @@ def benign_scores(
     )
 
     def hidden(rows: np.ndarray) -> np.ndarray:
-        images, masks = seen["calibrate"][rows], calibrated.need("roa")[rows]
+        images, masks = seen["calibrate"][rows], calibrated.roa[rows]
         return run_images(engine, images, spec, masks=masks, part="verdict", batch=batch).logits
 
     return BenignScores(select, calibrated, data.calibrate.group, data.calibrate.y, hidden)
@@ -118,7 +119,7 @@ def calibrate(
     share `goes_on` of benign images off. Not `evaluated`: the card's figures are those of another calibration. Raises
     `TrainingError` with fewer than 20 images or 2 groups.
     """
-    select, benign = (_needed(split, "scores").astype(np.float64) for split in (scores.select, scores.calibrate))
+    select, benign = (split.scores.astype(np.float64) for split in (scores.select, scores.calibrate))
     n, groups = len(scores.groups), len(np.unique(scores.groups))
     _enough(len(select), n, groups)
     fusion = Fusion.fit(select, names, fused, guard)
@@ -128,7 +129,7 @@ def calibrate(
         "components": fusion.components,
         "fisher": fusion.fisher,
         "fused": np.sort(statistic),
-        "layers": np.sort(_needed(scores.select, "layer_deviation").astype(np.float64), axis=0),
+        "layers": np.sort(scores.select.layer_deviation.astype(np.float64), axis=0),
     }
     cascade = None
     if screened_by:
@@ -145,7 +146,7 @@ def calibrate(
             n_on=int(on.sum()),
             cutoffs=_cutoffs(n, composite),
         )
-    concentration = _needed(scores.calibrate, "roa_score")
+    concentration = scores.calibrate.roa_score
     gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
     key = f"{provider}-{precision}"
     made = {f"{key}/{name}": array for name, array in arrays.items()}
@@ -188,7 +189,7 @@ def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recov
     """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go."""
     labels, after = scores.labels[gated], scores.hidden(gated)
     lost = (scores.calibrate.logits[gated].argmax(1) == labels).astype(int) - (after.argmax(1) == labels)
-    contrast = _needed(scores.calibrate, "roa_score")[gated].astype(np.float64)
+    contrast = scores.calibrate.roa_score[gated].astype(np.float64)
     return fit_recovery(contrast, lead(after), lost, allowed=allowed)
 
 
@@ -226,13 +227,6 @@ def _other_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if not name.startswith(f"{key}/")}
-
-
-def _needed(outputs: GraphOutputs, name: str) -> np.ndarray:
-    value = getattr(outputs, name)
-    if value is None:
-        raise ValueError(f"calibration needs the output {name!r}")
-    return np.asarray(value)
 
 
 def p_cutoff(n: int, effective: float, *, alpha: float, confidence: float = CONFIDENCE) -> float:

@@ -7,7 +7,7 @@ are in the manifest. Serving never reads it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from gateway.core.loading import Bundle
 from gateway.core.manifest import InputSpec
 from training.defence.constants import Constants
-from training.defence.graph import STRICT, DefenceGraph
+from training.defence.graph import DefenceGraph
+from training.defence.localisers import LOCALISER
 from training.errors import TrainingError
 from training.export.fold import folded
 from training.models import ModelSpec, build_model
@@ -60,12 +61,23 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
         roles = ROLES if manifest.companion else ROLES[:1]
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
         networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
-        constants = Constants(**_below(load_file(path), "constants/"))
-    return defence_graph(networks, constants, side=manifest.input.height, strict=STRICT in manifest.scores)
+        constants = Constants.of(_below(load_file(path), "constants/"))
+        return defence_graph(
+            networks,
+            constants,
+            side=manifest.input.height,
+            scores=manifest.scores,
+            localiser=manifest.localiser,
+        )
 
 
 def defence_graph(
-    networks: Mapping[str, Network], constants: Constants, *, side: int, strict: bool = False
+    networks: Mapping[str, Network],
+    constants: Constants,
+    *,
+    side: int,
+    scores: Sequence[str] | None = None,
+    localiser: str = LOCALISER,
 ) -> DefenceGraph:
     """The defence graph of networks by role, with BatchNorm folded; `side` is the images'."""
     companion = networks.get("companion")
@@ -73,7 +85,8 @@ def defence_graph(
         folded(networks["standard"], side=side),
         None if companion is None else folded(companion, side=side),
         constants,
-        strict=strict,
+        scores=scores,
+        localiser=localiser,
     )
 
 

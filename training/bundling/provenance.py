@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.core.loading import Bundle
 from training.data.dataset import Dataset, load_dataset
-from training.data.folders import Progress
 from training.errors import TrainingError
 from training.models import ModelSpec
 from training.recipes.evaluation import Evaluation
 from training.recipes.training import DataSpec, Recipe
+from training.util.signatures import StepProgress, silent
 
 
 class Wrapped(BaseModel):
@@ -26,7 +26,7 @@ class Wrapped(BaseModel):
     model: ModelSpec
 
 
-def load_data(recipe: Recipe | Wrapped, progress: Progress = lambda _name, _done, _total: None) -> Dataset:
+def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent) -> Dataset:
     """The data set that a recipe names, split as it says."""
     spec = recipe.data
     return load_dataset(

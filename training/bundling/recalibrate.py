@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from gateway.core.engine import Engine, Provider
 from gateway.core.loading import Bundle, hash_files, load_bundle, write_manifest
 from gateway.core.manifest import Calibration, Manifest, Precision, graphs_sha256
-from training.bundling.calibrate import Benign, Progress, benign_scores, calibrate
+from training.bundling.calibrate import Benign, benign_scores, calibrate
 from training.bundling.provenance import made_with
 from training.data.dataset import Dataset
 from training.errors import TrainingError
@@ -23,12 +23,13 @@ from training.export.half import half_parts
 from training.export.parts import graph_specs, write_parts
 from training.served.scoring import run_images
 from training.util.atomic import draft_of
+from training.util.signatures import StepProgress
 
 TRIED = 256
 
 
 def recalibrate(
-    path: Path, out: Path, *, version: str, provider: Provider, precision: Precision, progress: Progress
+    path: Path, out: Path, *, version: str, provider: Provider, precision: Precision, progress: StepProgress
 ) -> Bundle:
     """Write to `out` the bundle in `path` with a calibration for `provider` and `precision`, as `version`.
 
@@ -79,7 +80,7 @@ def _with_half(draft: Path, manifest: Manifest) -> Manifest:
 
 
 def _calibrate(
-    draft: Path, manifest: Manifest, engine: Engine, data: Dataset, seed: int, progress: Progress
+    draft: Path, manifest: Manifest, engine: Engine, data: Dataset, seed: int, progress: StepProgress
 ) -> Calibration:
     """With the fused scores, guard, screen and benign images of the calibration that is there."""
     like = manifest.calibrations[0]
@@ -108,7 +109,7 @@ def _calibrate(
 def _try_gradient(engine: Engine, manifest: Manifest, data: Dataset) -> None:
     """`TrainingError` if an input gradient leaves the range of the engine's precision, upwards or downwards."""
     outputs = run_images(engine, data.select.x[:TRIED], manifest.input, batch=engine.buckets[-1])
-    empty = outputs.need("saliency").max((1, 2)) == 0
+    empty = outputs.saliency.max((1, 2)) == 0
     if not outputs.finite.all() or empty.mean() > 0.5:
         raise TrainingError(
             f"{engine.precision} cannot hold this network's values: of {len(empty)} benign images "

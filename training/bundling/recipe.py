@@ -7,8 +7,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.core.manifest import Guard, Name, Policy, Version
-from training.bundling.calibrate import ALPHAS, GUARD, Benign
-from training.defence.graph import SCORES, SCREEN_SCORES, STRICT
+from training.bundling.calibrate import ALPHAS, GUARD, SCREENED_BY, Benign
+from training.defence.localisers import LOCALISER, LOCALISERS
+from training.defence.scores import SCORES, default_scores, screening
 from training.errors import RecipeError
 from training.recipes.evaluation import Evaluation
 from training.recipes.training import read_yaml, validate
@@ -17,7 +18,7 @@ from training.recipes.training import read_yaml, validate
 class BundleRecipe(BaseModel):
     """What a bundle is made of; `standard` and `companion` are recipe files beside this one.
 
-    The score `companion_strict` is computed if it is fused or guards.
+    A score that is not computed by default is if it is fused or guards. `localiser` finds the region of attack.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,9 +28,14 @@ class BundleRecipe(BaseModel):
     description: str = ""
     standard: str
     companion: str
-    fused: list[str] = Field(default=list(SCORES), min_length=1, description="scores that Fisher's statistic combines")
+    fused: list[str] = Field(
+        default_factory=lambda: list(default_scores(companion=True)),
+        min_length=1,
+        description="scores that Fisher's statistic combines",
+    )
     guard: Guard | None = Field(GUARD, description="the score whose objection no other outweighs; null: none")
-    screened_by: list[str] = Field(["companion_margin"], description="scores by which the cascade screens; []: none")
+    screened_by: list[str] = Field(list(SCREENED_BY), description="scores by which the cascade screens; []: none")
+    localiser: str = Field(LOCALISER, description="what finds the region of attack")
     policy: Policy = Policy()
     benign: Benign = Field(Benign(), description="images that it is calibrated on")
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
@@ -39,13 +45,19 @@ class BundleRecipe(BaseModel):
 def load_bundle_recipe(path: Path) -> BundleRecipe:
     """Read and validate; `RecipeError` names the key that is wrong."""
     recipe = validate(BundleRecipe, read_yaml(path), path)
-    every = (*SCORES, STRICT)
-    named = {"fused": (recipe.fused, every), "screened_by": (recipe.screened_by, SCREEN_SCORES)}
-    if recipe.guard:
-        named["guard"] = ([recipe.guard.score], every)
+    named = {
+        "fused": (recipe.fused, SCORES),
+        "screened_by": (recipe.screened_by, screening()),
+        "guard": ([recipe.guard.score] if recipe.guard else [], SCORES),
+    }
     for key, (names, known) in named.items():
         if unknown := set(names) - set(known):
             raise RecipeError(f"{path}: {key}: unknown scores {sorted(unknown)}; there are {', '.join(known)}")
+        if len(set(names)) < len(names):
+            raise RecipeError(f"{path}: {key}: a score is named twice in {', '.join(names)}")
+    if recipe.localiser not in LOCALISERS:
+        known_ones = ", ".join(LOCALISERS)
+        raise RecipeError(f"{path}: localiser: there is no {recipe.localiser!r}; there are {known_ones}")
     for name in ("alpha", "gate_alpha"):
         if getattr(recipe.policy, name) not in ALPHAS:
             calibrated = ", ".join(f"{alpha:g}" for alpha in ALPHAS)

@@ -7,7 +7,6 @@ architecture and a companion, with recipes that are a place to start from.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from pydantic import ValidationError
 from gateway.core.loading import Bundle, file_sha256, load_bundle
 from gateway.core.manifest import BUCKETS, Policy, Resize
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
-from training.bundling.calibrate import GUARD, enough_to_calibrate
+from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
 from training.bundling.networks import ROLES
 from training.bundling.provenance import Wrapped, load_data
 from training.data.dataset import Dataset, folder_at
 from training.data.folders import classes_of, has_test_part, list_files
 from training.defence.constants import batch_of
-from training.defence.graph import ALONE_SCORES, SCORES
+from training.defence.scores import default_scores
 from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
 from training.loop.train import train
@@ -173,14 +172,13 @@ def _plan(
     name: str, version: str, training: dict[str, Any], resize: Resize, data: Dataset, *, samples: int, alone: bool
 ) -> Plan:
     small = data.train.x.shape[1] <= LARGE
-    scores: Sequence[str] = ALONE_SCORES if alone else SCORES
     return Plan(
         name=name,
         version=version,
         training=training,
-        fused=scores,
+        fused=default_scores(companion=not alone),
         guard=None if alone else GUARD,
-        screened_by=() if alone else ("companion_margin",),
+        screened_by=() if alone else SCREENED_BY,
         policy=Policy(),
         resize=resize,
         buckets=BUCKETS if small else BUCKETS[:4],

@@ -63,6 +63,7 @@ def build_bundle(
         fused=recipe.fused,
         guard=recipe.guard,
         screened_by=recipe.screened_by,
+        localiser=recipe.localiser,
         policy=recipe.policy,
         benign=recipe.benign,
         samples=recipe.samples,

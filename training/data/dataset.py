@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from gateway.core.manifest import Resize
-from training.data.folders import TEST_SHARE, Files, Progress, alike, classes_of, has_test_part, list_files, read_images
+from training.data.folders import TEST_SHARE, Files, alike, classes_of, has_test_part, list_files, read_images
 from training.errors import DataError
+from training.util.signatures import StepProgress, silent
 
 SPLITS = ("train", "select", "calibrate", "test")
 TORCHVISION = {"CIFAR10": "CIFAR10", "CIFAR100": "CIFAR100"}
@@ -88,7 +89,7 @@ class _Options:
     resize: Resize
     images_per_class: int | None
     seed: int
-    progress: Progress
+    progress: StepProgress
 
 
 def _digest(split: Split) -> str:
@@ -119,7 +120,7 @@ def load_dataset(
     resize: Resize = Resize(),
     images_per_class: int | None = None,
     held_out: bool = False,
-    progress: Progress = lambda _name, _done, _total: None,
+    progress: StepProgress = silent,
 ) -> Dataset:
     """Load `source` and split its training part by group into train, select and calibrate (`fractions`).
 

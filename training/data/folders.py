@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,14 +24,13 @@ from gateway.core.decode import Limits, Picture, described, open_image, recogniz
 from gateway.core.manifest import InputSpec, Resize
 from gateway.core.orientation import orientation, without_orientation
 from training.errors import DataError
+from training.util.signatures import StepProgress, silent
 
 TEST_SHARE = 0.2
 # Mean difference of two images' 8 x 8 thumbnails, of 255, up to which images of equal hash are the same one.
 ALIKE = 3.0
 _LIMITS = Limits(max_bytes=1_000_000_000, max_pixels=200_000_000)
 _FRAME = re.compile(r"(\d+)_\d+")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def list_files(root: Path, classes: list[str], *, per_class: int | None = None) 
     return Files(paths, np.asarray(labels, np.int64), track)
 
 
-def read_images(
-    paths: list[Path], *, size: int | None, resize: Resize, progress: Progress = lambda _name, _done, _total: None
-) -> np.ndarray:
+def read_images(paths: list[Path], *, size: int | None, resize: Resize, progress: StepProgress = silent) -> np.ndarray:
     """uint8 (N, H, W, 3). Without a `size` all images must have one; with it they are resized as the gateway does.
 
     `DataError` names the first file that is no image, and says so before reading if they would not fit into memory.

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gateway.atomic import replacing
 from gateway.core.manifest import InputSpec
-from training.data.folders import Progress, decoded
+from training.data.folders import decoded
 from training.errors import DataError
+from training.util.signatures import StepProgress, silent
 
 TRAINING = re.compile(r"(?:.*/)?(\d{5})/(\d{5})_(\d{5})\.(?:ppm|png)")
 TEST = re.compile(r"(?:.*/)?(\d{5})\.(?:ppm|png)")
@@ -35,7 +37,7 @@ class _Found:
 
 
 def convert_gtsrb(
-    sources: Sequence[Path], out: Path, *, size: int = 32, progress: Progress = lambda _name, _done, _total: None
+    sources: Sequence[Path], out: Path, *, size: int = 32, progress: StepProgress = silent
 ) -> dict[str, int]:
     """Read archives or folders, write `out` (uint8 images, labels, `track_train`), and return how many of what.
 
@@ -62,13 +64,8 @@ def convert_gtsrb(
         "y_test": np.array([labels[match[1]] for match, _ in test], np.int64),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".part")
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(out) as draft, draft.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     tracks = len(np.unique(y_train * 100_000 + track))
     return {"training": len(training), "tracks": tracks, "test": len(test), "classes": len(np.unique(y_train))}
 
@@ -98,7 +95,7 @@ def _labels(found: list[_Found]) -> dict[str, int]:
     raise DataError(f"no {LABELS} with the column ClassId; it is in GTSRB_Final_Test_GT.zip: give that, too")
 
 
-def _images(name: str, files: list[_Found], spec: InputSpec, progress: Progress) -> np.ndarray:
+def _images(name: str, files: list[_Found], spec: InputSpec, progress: StepProgress) -> np.ndarray:
     made = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
     for i, file in enumerate(files):
         try:

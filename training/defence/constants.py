@@ -1,17 +1,18 @@
-"""What the defence graph knows of benign images: normalisers and class-conditional feature statistics."""
+"""What the defence graph knows of benign images: normalisers of neurons, and what scores fit for themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from training.data.dataset import Split
-from training.defence.deviation import view_change
-from training.defence.views import reference_views
-from training.errors import TrainingError
+from training.defence.scores import SCORES
+from training.defence.scores.context import BenignFeatures
+from training.defence.signals.deviation import view_change
+from training.defence.signals.views import reference_views
 from training.imaging.pixels import to_tensor
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.models.network import Network
@@ -20,20 +21,26 @@ from training.util.module_modes import frozen
 
 @dataclass(frozen=True)
 class Constants:
-    """Benign statistics; C is the number of neurons of all tapped layers together, F of the last one, K of classes."""
+    """Benign statistics; C is the number of neurons of all tapped layers together."""
 
     change_mean: Tensor  # (C,) benign mean of `view_change`
     change_std: Tensor  # (C,)
-    whiten: Tensor  # (F, F): ||whiten (f - mean)|| is the Mahalanobis distance
-    class_means: Tensor  # (K, F), already whitened
+    fitted: Mapping[str, Tensor] = field(default_factory=dict)  # of scores, by the names they state
 
     def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """All of them by name, as a bundle's file holds them."""
+        return {"change_mean": self.change_mean, "change_std": self.change_std, **self.fitted}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Constants:
+        """The constants that are `tensors` by name; `KeyError` where a normaliser is missing."""
+        fitted = {name: tensor for name, tensor in tensors.items() if name not in ("change_mean", "change_std")}
+        return cls(tensors["change_mean"], tensors["change_std"], fitted)
 
 
 @torch.no_grad()
 def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) -> Constants:
-    """Class means and covariance from `fit` (training images), normalisers from `benign` (the select split).
+    """Normalisers from `benign` (the select split), and what every score fits on it and on `fit` (training images).
 
     Means fitted on training images and normalisers on others keep the scores of the calibrate split exchangeable with
     test scores: nothing here has seen the calibrate split.
@@ -45,25 +52,22 @@ def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) 
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
             changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
-    y = torch.from_numpy(fit.y).to(features.device)
-    means = torch.stack([features[y == k].mean(0) if (y == k).any() else features.mean(0) for k in range(classes)])
-    # Covariance of held-out images around the training means: training features are tighter than unseen ones.
-    centred = torch.cat(held_out) - means[torch.from_numpy(benign.y).to(means.device)]
-    covariance = centred.T @ centred / len(centred)
-    spread = covariance.diagonal().mean()
-    if not spread > 0:
-        raise TrainingError(
-            f"the features of the layer {last_tap(network)!r} are the same for every image; are these weights trained?"
-        )
-    covariance = 0.9 * covariance + 0.1 * spread * torch.eye(len(covariance), device=covariance.device)
-    whiten = torch.linalg.cholesky(torch.linalg.inv(covariance)).T
     change = torch.cat(changes)
-    return Constants(
-        change_mean=change.mean(0),
-        change_std=change.std(0).clamp_min(1e-6),
-        whiten=whiten,
-        class_means=means @ whiten.T,
+    found = BenignFeatures(
+        layer=last_tap(network),
+        classes=classes,
+        fit=features,
+        fit_y=torch.from_numpy(fit.y).to(features.device),
+        held_out=torch.cat(held_out),
+        held_out_y=torch.from_numpy(benign.y).to(features.device),
     )
+    fitted: dict[str, Tensor] = {}
+    for score in SCORES.values():
+        made = score.fit(found)
+        if set(made) != set(score.constants) or set(made) & {"change_mean", "change_std", *fitted}:
+            raise ValueError(f"the score {score.name} fitted {sorted(made)}, but states {sorted(score.constants)}")
+        fitted |= made
+    return Constants(change.mean(0), change.std(0).clamp_min(1e-6), fitted)
 
 
 def sensitive_neurons(network: Network, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:

@@ -7,30 +7,22 @@ attack for gated images (docs/architecture.md, "Two calls of one graph").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from training.defence.constants import Constants, last_tap
-from training.defence.deviation import normalised, top_mean, view_change
-from training.defence.margins import one_hot_margin, served_one_hot
-from training.defence.regions import (
-    class_activation_map,
-    gradient_activation_map,
-    region_of_attack,
-    region_of_importance,
-)
+from training.defence.localisers import LOCALISER, localiser_named
+from training.defence.regions import class_activation_map, gradient_activation_map, region_of_importance
 from training.defence.saliency import saliency_map
-from training.defence.strict import strict_margin
-from training.defence.views import SHIFTS, reference_views
+from training.defence.scores import default_scores, score_named
+from training.defence.scores.context import ScoreContext
+from training.defence.signals.margins import one_hot_margin, served_one_hot
+from training.errors import TrainingError
 from training.imaging.inpaint import inpaint
 from training.models.network import Network
-
-SCORES = ("margin_drop", "neuron_sensitivity", "class_distance", "companion_margin")
-SCREEN_SCORES = ("class_distance", "companion_margin")  # those that need no view
-ALONE_SCORES = SCORES[:-1]  # those of a network without a companion, which has no screen
-STRICT = "companion_strict"  # costs two input gradients of the companion: only where it is asked for
 
 
 class DefenceOutputs(NamedTuple):
@@ -53,31 +45,57 @@ class DefenceOutputs(NamedTuple):
 
 
 class DefenceGraph(nn.Module):
-    """Answering network, companion (where there is one) and benign constants as one function of (pixels, mask)."""
+    """Answering network, companion (where there is one) and benign constants as one function of (pixels, mask).
+
+    `scores` are the columns by name, in their order (default: `default_scores`); `localiser` finds the region of
+    attack. Raises `TrainingError` for names that do not exist, a score that needs the companion where there is none,
+    and a score whose constants are missing.
+    """
 
     change_mean: Tensor
     change_std: Tensor
-    whiten: Tensor
-    class_means: Tensor
 
     def __init__(
-        self, network: Network, companion: Network | None, constants: Constants, *, strict: bool = False
+        self,
+        network: Network,
+        companion: Network | None,
+        constants: Constants,
+        *,
+        scores: Sequence[str] | None = None,
+        localiser: str = LOCALISER,
     ) -> None:
         super().__init__()
         self.network = network.eval()
         self.companion = None if companion is None else companion.eval()
-        self.strict = strict and companion is not None
         self.requires_grad_(False)
+        names = default_scores(companion=companion is not None) if scores is None else scores
+        self.scores = [score_named(name) for name in names]
+        self.localiser = localiser_named(localiser)
         for name, tensor in constants.tensors().items():
             self.register_buffer(name, tensor)
+        self._fitted = tuple(constants.fitted)
         self.layers = list(network.tap_channels)
+        for score in self.scores:
+            if companion is None and "companion" in score.needs:
+                raise TrainingError(f"the score {score.name!r} needs a companion, which this defence lacks")
+            if missing := sorted(set(score.constants) - set(self._fitted)):
+                raise TrainingError(f"the score {score.name!r} needs the constant {missing[0]!r}, which was not fitted")
+
+    @property
+    def constants(self) -> Constants:
+        """The benign constants, where the graph's tensors are."""
+        fitted = {name: self.get_buffer(name) for name in self._fitted}
+        return Constants(self.change_mean, self.change_std, fitted)
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the columns of `scores`."""
-        if self.companion is None:
-            return ALONE_SCORES
-        return (*SCORES, STRICT) if self.strict else SCORES
+        return tuple(score.name for score in self.scores)
+
+    @property
+    def screen_names(self) -> tuple[str, ...]:
+        """Names of the columns of `screen_scores`; none without a companion, which has no screen."""
+        return () if self.companion is None else tuple(score.name for score in self.scores if score.screens)
 
     def forward(self, pixels: Tensor, mask: Tensor) -> DefenceOutputs:
         """pixels (N, C, H, W) in [0, 1], mask (N, H, W) in {0, 1}; everything is computed on the inpainted pixels."""
@@ -91,13 +109,14 @@ class DefenceGraph(nn.Module):
         logits, taps = logits.detach(), {name: tap.detach() for name, tap in taps.items()}
         size = (x.shape[2], x.shape[3])
         if self.companion is None:
-            companion_logits = screen = None
+            companion_logits = None
             cam = gradient_activation_map(taps[self.layers[-1]], own[0], size)
         else:
             companion_logits, cam = companion_map(self.companion, x, label)
-            screen = self.screen_scores(logits, taps, companion_logits)
-        roa, roa_score = region_of_attack(x)
-        scores, layer_deviation = self.detector_scores(x, logits, taps, companion_logits)
+        roa, roa_score = self.localiser.locate(x)
+        context = self.context(x, logits, taps, companion_logits)
+        by_name = {score.name: score(context) for score in self.scores}
+        screen = [by_name[name] for name in self.screen_names]
         return DefenceOutputs(
             logits,
             companion_logits,
@@ -106,9 +125,25 @@ class DefenceGraph(nn.Module):
             roa,
             roa_score,
             x,
-            layer_deviation,
-            scores,
-            screen,
+            context.deviation,
+            torch.stack(list(by_name.values()), 1),
+            torch.stack(screen, 1) if screen else None,
+        )
+
+    def context(
+        self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None
+    ) -> ScoreContext:
+        """What scores read of pixels x (N, C, H, W) that the networks say this of."""
+        return ScoreContext(
+            network=self.network,
+            companion=self.companion,
+            x=x,
+            logits=logits,
+            taps=taps,
+            companion_logits=companion_logits,
+            change_mean=self.change_mean,
+            change_std=self.change_std,
+            constants=self.constants.fitted,
         )
 
     def detector_scores(
@@ -116,40 +151,16 @@ class DefenceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`score_names` (N, S), larger is more anomalous, and deviation by layer (N, L); attacks differentiate both.
 
-        Without the companion's logits they are `ALONE_SCORES`.
-
-        The neuron-sensitivity score is the last layer's deviation: on attacked images of the select split it separated
-        best (docs/methods.md, "Which layers").
+        Without the companion's logits what needs them is not computed: its columns are NaN, and all others keep their
+        places.
         """
-        label = served_one_hot(logits.detach())
-        view_logits, view_taps = self.network.taps(reference_views(x))
-        view_margin = one_hot_margin(view_logits, label.repeat(len(SHIFTS), 1)).reshape(len(SHIFTS), -1)
-        margin_drop = one_hot_margin(logits, label) - view_margin.mean(0)
-        change = torch.cat([view_change(taps[name], view_taps[name]) for name in self.layers], 1)
-        z = normalised(change, self.change_mean, self.change_std)
-        parts = z.split([taps[name].shape[1] for name in self.layers], 1)
-        deviation = torch.stack([top_mean(part) for part in parts], 1)
-        from_views = torch.stack([margin_drop, deviation[:, -1]], 1)
-        scores = [from_views, self.screen_scores(logits, taps, companion_logits)]
-        if self.strict and companion_logits is not None:
-            scores.append(self.strict_score(x, logits)[:, None])
-        return torch.cat(scores, 1), deviation
-
-    def strict_score(self, x: Tensor, logits: Tensor) -> Tensor:
-        """The companion's doubt (N,) of the served label after a short attack by ourselves (`strict_margin`)."""
-        assert self.companion is not None
-        return -strict_margin(self.companion, x, served_one_hot(logits.detach()))
-
-    def screen_scores(self, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None) -> Tensor:
-        """`SCREEN_SCORES` (N, 2): distance to the served label's class mean, and the companion's doubt of the label.
-
-        Without a companion the distance alone, (N, 1).
-        """
-        label = served_one_hot(logits.detach())
-        features = taps[self.layers[-1]].mean((2, 3)) @ self.whiten.T
-        distance = (features - label @ self.class_means).pow(2).sum(1)
-        doubt = [] if companion_logits is None else [-one_hot_margin(companion_logits, label)]
-        return torch.stack([distance, *doubt], 1)
+        context = self.context(x, logits, taps, companion_logits)
+        unknown = logits.new_full((len(logits),), torch.nan)
+        columns = [
+            unknown if companion_logits is None and "companion" in score.needs else score(context)
+            for score in self.scores
+        ]
+        return torch.stack(columns, 1), context.deviation
 
 
 def companion_map(companion: Network, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,22 +15,24 @@ import numpy as np
 import onnxruntime
 import torch
 
+from gateway.atomic import write_text
 from gateway.core.loading import Bundle
+from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import self_checks
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
-from training.evaluate.harness.store import Store, replace_text
+from training.evaluate.harness.store import Store
 from training.evaluate.presentation.page import markdown
 from training.evaluate.presentation.report import Drawn, html
 from training.evaluate.run import finished, run_units
 from training.evaluate.units import BASIC, UNITS
 from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.util.signatures import StepProgress
 
-__all__ = ["Bound", "Evaluation", "Progress", "assemble", "check", "evaluate", "write_card"]
+__all__ = ["Bound", "Evaluation", "assemble", "check", "evaluate", "write_card"]
 
-Progress = Callable[[str, int, int], None]
 SCHEMA = 3
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
@@ -39,7 +41,7 @@ def evaluate(
     bundle: Bundle,
     data: Dataset,
     settings: Evaluation,
-    progress: Progress,
+    progress: StepProgress,
     *,
     units: Sequence[str] = BASIC,
     folder: Path | None = None,
@@ -72,6 +74,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "bundle": bundle.name,
         "version": bundle.version,
         "companion": bundle.manifest.companion,
+        "detector": detector_rows(bundle.manifest),
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
@@ -95,6 +98,18 @@ def assemble(bench: Bench) -> dict[str, Any]:
     failed = any(row["passed"] is False for row in card["checks"])
     card["status"] = "failed" if failed else "incomplete" if card["missing"] or card["reduced"] else "complete"
     return card
+
+
+def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the defence looks at, {kind, name, title, meaning, fused, guards} each: its scores, and its localiser."""
+    fused = {name for calibration in manifest.calibrations for name in calibration.fused}
+    guards = {calibration.guard.score for calibration in manifest.calibrations if calibration.guard is not None}
+
+    def row(kind: str, name: str) -> dict[str, Any]:
+        told = {"title": manifest.titles.get(name, name), "meaning": manifest.meanings.get(name, "")}
+        return {"kind": kind, "name": name, **told, "fused": name in fused, "guards": name in guards}
+
+    return [*(row("score", name) for name in manifest.scores), row("localiser", manifest.localiser)]
 
 
 def figure_rows(
@@ -154,6 +169,6 @@ def check(figures: Mapping[str, Any], bounds: Sequence[Bound]) -> list[dict[str,
 def write_card(folder: Path, card: dict[str, Any], shown: Drawn = Drawn()) -> None:
     """`card.json`, `card.md` and `report.html` of a bundle folder."""
     bounds = check(card["figures"], Evaluation.model_validate(card["settings"]).bounds)
-    replace_text(folder / CARD, json.dumps(card, indent=1) + "\n")
-    replace_text(folder / PAGE, markdown(card, bounds))
-    replace_text(folder / REPORT, html(card, bounds, shown))
+    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
+    write_text(folder / PAGE, markdown(card, bounds))
+    write_text(folder / REPORT, html(card, bounds, shown))

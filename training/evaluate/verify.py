@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from training.evaluate.harness.store import Store
 from training.evaluate.presentation.page import markdown
 from training.evaluate.units import BASIC, UNITS
 from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.util.signatures import StepProgress
 
-Progress = Callable[[str, int, int], None]
 # Another processor rounds differently: of the images measured again this share, or two images, may differ.
 TOLERANCE = 0.02
 
 
-def verify(bundle: Bundle, progress: Progress, *, count: int | None = None) -> list[dict[str, Any]]:
+def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) -> list[dict[str, Any]]:
     """One row for each bound of the bundle's recipe, and one for each number that contradicts the card itself.
 
     Without bounds (a wrapped network's), one for each figure on the card that a build measures. `count` images are

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from training.export.draft import Draft, Swaps, attribute, make, plain
+from training.export.draft import Draft, Swaps, make, plain
 from training.export.filters import filters_as_products
 from training.export.phases import transposed_as_phases
 
@@ -24,7 +24,7 @@ STEEP = np.float32(2.0**126)
 
 def keep_blocked(model: onnx.ModelProto) -> int:
     """Rewrite `model` in place; returns how many places were changed."""
-    draft = Draft(model)
+    draft = Draft(ir.from_proto(model))
     split_off_axis(draft)
     fold_uniform(draft)
     broadcast_late(draft)
@@ -34,19 +34,20 @@ def keep_blocked(model: onnx.ModelProto) -> int:
     filters_as_products(draft, BLOCK)
     if draft.changes:
         draft.finish()
+        model.CopyFrom(ir.to_proto(draft.model))
     return draft.changes
 
 
 def split_off_axis(draft: Draft) -> None:
     """Reshape of (N,) to (N, 1) as Unsqueeze, behind which the batch is still known."""
     swaps: Swaps = {}
-    for node in draft.graph.node:
+    for node in draft.graph:
         if node.op_type != "Reshape":
             continue
-        target, shape = draft.value(node.input[1]), draft.shape(node.input[0])
+        target, shape = draft.value(node.inputs[1]), draft.shape(node.inputs[0])
         if shape is not None and len(shape) == 1 and target is not None and target.tolist() == [-1, 1]:
             axis = draft.constant("axis_1", np.array([1], np.int64))
-            swaps[node.output[0]] = [make("Unsqueeze", [node.input[0], axis], node.output[0])]
+            swaps[node] = [make("Unsqueeze", [node.inputs[0], axis])]
     draft.replace(swaps)
 
 
@@ -55,24 +56,25 @@ def fold_uniform(draft: Draft) -> None:
 
     A gradient starts from such a tensor, expanded to the batch; behind it no inference knows the batch any more.
     """
-    uniform: dict[str, np.ndarray] = {}
+    uniform: dict[ir.Value | None, np.ndarray] = {}
     swaps: Swaps = {}
-    for node in draft.graph.node:
+    for node in draft.graph:
+        made = node.outputs[0]
         if node.op_type in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Neg"):
-            value = uniform.get(node.input[0], draft.scalar(node.input[0]))
-            if value is not None and draft.value(node.output[0]) is None:
-                uniform[node.output[0]] = -value if node.op_type == "Neg" else value
+            value = uniform.get(node.inputs[0], draft.scalar(node.inputs[0]))
+            if value is not None and draft.value(made) is None:
+                uniform[made] = -value if node.op_type == "Neg" else value
         elif node.op_type in ("Add", "Sub", "Mul", "Div"):
-            name, shape = node.output[0], draft.shape(node.output[0])
-            for at, other in ((0, node.input[1]), (1, node.input[0])):
-                value = uniform.get(node.input[at])
+            shape = draft.shape(made)
+            for at, other in ((0, node.inputs[1]), (1, node.inputs[0])):
+                value = uniform.get(node.inputs[at])
                 if value is None or shape is None or draft.shape(other) != shape:
                     continue
                 if value == 1 and (node.op_type == "Mul" or (node.op_type == "Div" and at == 1)):
-                    swaps[name] = [make("Identity", [other], name)]
+                    swaps[node] = [make("Identity", [other])]
                 else:
-                    scalar = draft.constant(f"{name}_uniform", value)
-                    swaps[name] = [make(node.op_type, [scalar, other] if at == 0 else [other, scalar], name)]
+                    scalar = draft.constant(f"{made.name}_uniform", value)
+                    swaps[node] = [make(node.op_type, [scalar, other] if at == 0 else [other, scalar])]
                 break
     draft.replace(swaps)
 
@@ -80,20 +82,22 @@ def fold_uniform(draft: Draft) -> None:
 def broadcast_late(draft: Draft) -> None:
     """`Expand(x) / c * y` as `x / c * y` where y has the expanded shape: the product broadcasts by itself."""
     swaps: Swaps = {}
-    for node in draft.graph.node:
-        name, shape = node.output[0], draft.shape(node.output[0])
+    for node in draft.graph:
+        shape = draft.shape(node.outputs[0])
         if node.op_type != "Mul" or shape is None:
             continue
-        for small, full in (tuple(node.input), tuple(node.input)[::-1]):
+        for small, full in (tuple(node.inputs), tuple(node.inputs)[::-1]):
             scaled = draft.maker(small, "Div")
-            if scaled is not None and draft.scalar(scaled.input[1]) is None:
+            if scaled is not None and draft.scalar(scaled.inputs[1]) is None:
                 continue
-            expanded = draft.maker(small if scaled is None else scaled.input[0], "Expand")
+            expanded = draft.maker(small if scaled is None else scaled.inputs[0], "Expand")
             if expanded is None or draft.shape(full) != shape:
                 continue
-            source = expanded.input[0]
-            before = [] if scaled is None else [make("Div", [source, scaled.input[1]], f"{name}_scaled")]
-            swaps[name] = [*before, make("Mul", [before[0].output[0] if before else source, full], name)]
+            source, before = expanded.inputs[0], list[ir.Node]()
+            if scaled is not None:
+                before = [make("Div", [source, scaled.inputs[1]], f"{node.outputs[0].name}_scaled")]
+                source = before[0].outputs[0]
+            swaps[node] = [*before, make("Mul", [source, full])]
             break
     draft.replace(swaps)
 
@@ -104,23 +108,21 @@ def masks_as_ramps(draft: Draft) -> None:
     ONNX Runtime makes one node of the two. Exact but for values below the smallest normal float.
     """
     swaps: Swaps = {}
-    for node in draft.graph.node:
-        above = draft.maker(node.input[0], "Greater") if node.op_type == "Cast" else None
-        if above is None or attribute(node, "to", 0) != TensorProto.FLOAT:
+    for node in draft.graph:
+        above = draft.maker(node.inputs[0], "Greater") if node.op_type == "Cast" else None
+        if above is None or node.attributes.get_int("to") != ir.DataType.FLOAT:
             continue
-        source, name = above.input[0], node.output[0]
-        level, size = draft.scalar(above.input[1]), draft.image(source)
-        if level is None or level != 0 or size is None or size[0] % BLOCK:
+        source, level = above.inputs[0], draft.scalar(above.inputs[1])
+        size = draft.image(source)
+        if source is None or level is None or level != 0 or size is None or size[0] % BLOCK:
             continue
-        if draft.maker(source, "Relu") is None or draft.kinds[source] != TensorProto.FLOAT:
+        if draft.maker(source, "Relu") is None or source.dtype != ir.DataType.FLOAT:
             continue
         channels = size[0]
         steep = draft.constant(f"steep_{channels}", np.full((channels, 1, 1, 1), STEEP))
         limits = [draft.constant(f"ramp_{limit}", np.array(limit, np.float32)) for limit in (0, 1)]
-        swaps[name] = [
-            make("Conv", [source, steep], f"{name}_ramp", group=channels, kernel_shape=[1, 1]),
-            make("Clip", [f"{name}_ramp", *limits], name),
-        ]
+        ramp = make("Conv", [source, steep], f"{node.outputs[0].name}_ramp", group=channels, kernel_shape=[1, 1])
+        swaps[node] = [ramp, make("Clip", [*ramp.outputs, *limits])]
     draft.replace(swaps)
 
 
@@ -131,10 +133,15 @@ def few_channels_as_many(draft: Draft) -> None:
     that is three wider and moves by four. With channels last they lie in memory as the pixels of the row do.
     """
     swaps: Swaps = {}
-    for node in draft.graph.node:
-        if node.op_type != "Conv" or len(node.input) > 2 or attribute(node, "group", 1) != 1 or not plain(node):
+    for node in draft.graph:
+        if (
+            node.op_type != "Conv"
+            or len(node.inputs) > 2
+            or node.attributes.get_int("group", 1) != 1
+            or not plain(node)
+        ):
             continue
-        name, weight, size = node.output[0], draft.value(node.input[1]), draft.image(node.output[0])
+        name, weight, size = node.outputs[0].name, draft.value(node.inputs[1]), draft.image(node.outputs[0])
         if weight is None or size is None or weight.shape[1] % BLOCK:
             continue
         made, height, width = size
@@ -148,11 +155,9 @@ def few_channels_as_many(draft: Draft) -> None:
             packed[pixel, ..., pixel : pixel + wide] = weight
         kernel = draft.constant(f"{name}_packed_weight", packed.reshape(step * made, *packed.shape[2:]))
         whole = draft.constant(f"{name}_whole", np.array([0, height, width, made], np.int64))
-        pads, extent = attribute(node, "pads", [0, 0, 0, 0]), list(packed.shape[3:])
-        swaps[name] = [
-            make("Conv", [node.input[0], kernel], f"{name}_packed", kernel_shape=extent, strides=[1, step], pads=pads),
-            make("Transpose", [f"{name}_packed"], f"{name}_packed_last", perm=[0, 2, 3, 1]),
-            make("Reshape", [f"{name}_packed_last", whole], f"{name}_last"),
-            make("Transpose", [f"{name}_last"], name, perm=[0, 3, 1, 2]),
-        ]
+        moves = {"strides": [1, step], "pads": node.attributes.get_ints("pads", [0, 0, 0, 0])}
+        conv = make("Conv", [node.inputs[0], kernel], f"{name}_packed", kernel_shape=packed.shape[3:], **moves)
+        last = make("Transpose", conv.outputs, f"{name}_packed_last", perm=[0, 2, 3, 1])
+        rows = make("Reshape", [*last.outputs, whole], f"{name}_last")
+        swaps[node] = [conv, last, rows, make("Transpose", rows.outputs, perm=[0, 3, 1, 2])]
     draft.replace(swaps)

@@ -9,16 +9,15 @@ leaves: exact, but for what float16 cannot hold. Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+import onnx_ir as ir
 
 from gateway.core.manifest import Part
 from training.export.blocked import STEEP
-from training.export.draft import Draft, attribute, make
-from training.export.parts import extracted, reads
+from training.export.draft import Draft, ancestors, make
 
 # Measured on the shipped network with every result rounded to float16: saliency is the same for 2**-8 to 2**12.
 GRADIENT_SCALE = 2.0**4
@@ -32,145 +31,122 @@ def half_parts(parts: Mapping[Part, onnx.ModelProto]) -> dict[Part, onnx.ModelPr
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     """One part in half precision, with the same inputs and outputs."""
-    return _Halving(model).model()
+    made = ir.to_proto(_Halving(ir.from_proto(model)).model())
+    del made.graph.value_info[:]
+    onnx.checker.check_model(made, full_check=True)
+    return made
 
 
 class _Halving:
     """Goes through the nodes in order; `x_half` is the float16 form of a tensor `x`, which is cast from it if read."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._whole = model
-        self._draft = Draft(onnx.ModelProto.FromString(model.SerializeToString()))
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._made: set[str] = set()
-        # Tensors made in float16, and whether they are a gradient and so scaled.
-        self._scaled: dict[str, bool] = {}
-        self._lasting = self._leading_to({value.name for value in model.graph.output} - {"saliency"})
+    def __init__(self, model: ir.Model) -> None:
+        self._draft = Draft(model)
+        self._nodes = list(model.graph)
+        # Float16 forms by name; and of tensors that were made in it, whether they are a gradient and so scaled.
+        self._made: dict[str, ir.Value] = {}
+        self._scaled: dict[ir.Value | None, bool] = {}
+        self._lasting = ancestors(value for value in model.graph.outputs if value.name != "saliency")
 
-    def model(self) -> onnx.ModelProto:
-        for node in self._whole.graph.node:
+    def model(self) -> ir.Model:
+        for node in self._nodes:
             scaled = self._joins(node)
-            if scaled is None:
-                self._nodes.append(node)
-            else:
+            if scaled is not None:
                 self._halve(node, scaled=scaled)
-        made = onnx.ModelProto.FromString(self._whole.SerializeToString())
-        del made.graph.node[:]
-        made.graph.node.extend(self._nodes)
-        made.graph.initializer.extend(self._constants.values())
-        inputs = list(made.graph.input)
-        made = extracted(made, [value.name for value in inputs], [value.name for value in made.graph.output])
-        made.graph.input.extend(inputs)
-        onnx.checker.check_model(made, full_check=True)
-        return made
+        self._draft.finish()
+        return self._draft.model
 
-    def _joins(self, node: onnx.NodeProto) -> bool | None:
+    def _joins(self, node: ir.Node) -> bool | None:
         """None if a node stays float32; else whether what it makes is a scaled gradient."""
-        known = [self._scaled.get(name) for name in node.input]
+        known = [self._scaled.get(value) for value in node.inputs]
         match node.op_type:
             case "Conv" | "ConvTranspose":
-                scaled = self._scaled.get(node.input[0], node.output[0] not in self._lasting)
-                return scaled if self._mixes_channels(node) and not (scaled and len(node.input) > 2) else None
+                scaled = self._scaled.get(node.inputs[0], node not in self._lasting)
+                return scaled if self._mixes_channels(node) and not (scaled and len(node.inputs) > 2) else None
             case "Relu" | "Transpose" | "Reshape":
                 return known[0]
             case "AveragePool":  # of one pixel: a change of layout
-                return known[0] if attribute(node, "kernel_shape", []) == [1, 1] else None
+                return known[0] if tuple(node.attributes.get_ints("kernel_shape", ())) == (1, 1) else None
             case "Add" | "Concat":
                 return known[0] if len(set(known)) == 1 else None
             case "Mul":
-                masks = [self._masked(name) is not None for name in node.input]
+                masks = [self._masked(value) is not None for value in node.inputs]
                 return known[masks.index(False)] if sorted(masks) == [False, True] else None
         return None
 
-    def _mixes_channels(self, node: onnx.NodeProto) -> bool:
+    def _mixes_channels(self, node: ir.Node) -> bool:
         """Whether it is a network's convolution, not a linear filter, and its weights are in float16's range."""
-        weights = [self._draft.value(name) for name in node.input[1:]]
+        weights = [self._draft.value(value) for value in node.inputs[1:]]
         known = [weight for weight in weights if weight is not None]
         return len(known) == len(weights) and known[0].shape[1] > 1 and all(np.abs(w).max() <= _LARGEST for w in known)
 
-    def _masked(self, name: str) -> str | None:
-        """The tensor of which `name` is the indicator x > 0, said as a comparison or as a steep ramp; else None."""
-        clip, cast = self._draft.maker(name, "Clip"), self._draft.maker(name, "Cast")
+    def _masked(self, value: ir.Value | None) -> ir.Value | None:
+        """The tensor of which `value` is the indicator x > 0, said as a comparison or as a steep ramp; else None."""
+        clip, cast = self._draft.maker(value, "Clip"), self._draft.maker(value, "Cast")
         if clip is not None:
-            ramp = self._draft.maker(clip.input[0], "Conv")
-            weight = None if ramp is None else self._draft.value(ramp.input[1])
-            return ramp.input[0] if ramp is not None and weight is not None and (weight == STEEP).all() else None
-        above = None if cast is None else self._draft.maker(cast.input[0], "Greater")
-        level = None if above is None else self._draft.scalar(above.input[1])
-        return above.input[0] if above is not None and level is not None and level == 0 else None
+            ramp = self._draft.maker(clip.inputs[0], "Conv")
+            weight = None if ramp is None else self._draft.value(ramp.inputs[1])
+            return ramp.inputs[0] if ramp is not None and weight is not None and (weight == STEEP).all() else None
+        above = None if cast is None else self._draft.maker(cast.inputs[0], "Greater")
+        level = None if above is None else self._draft.scalar(above.inputs[1])
+        return above.inputs[0] if above is not None and level is not None and level == 0 else None
 
-    def _halve(self, node: onnx.NodeProto, *, scaled: bool) -> None:
-        copy = onnx.NodeProto.FromString(node.SerializeToString())
-        real = {name for name in node.input if self._draft.kinds.get(name) == TensorProto.FLOAT}
-        copy.input[:] = [self._half(name, scaled=scaled) if name in real else name for name in node.input]
-        self._nodes.append(copy)
-        name = node.output[0]
-        self._scaled[name] = scaled
-        copy.name = f"{name}_half"
-        copy.output[:] = [copy.name]
+    def _halve(self, node: ir.Node, *, scaled: bool) -> None:
+        """Put the node's float16 form before it, and what casts that back to float32 in its place."""
+        made, inputs = node.outputs[0], list(node.inputs)
+        for at, value in enumerate(inputs):
+            if value is not None and value.dtype == ir.DataType.FLOAT:
+                inputs[at] = self._half(value, before=node, scaled=scaled)
+        half = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), name=f"{made.name}_half")
+        half.outputs[0].name = half.name
+        back = [make("Cast", half.outputs, f"{made.name}_still_scaled", to=ir.DataType.FLOAT)]
         if scaled:
-            unscale = self._constant("gradient_unscale", np.array(1 / GRADIENT_SCALE, np.float32))
-            self._nodes += [
-                make("Cast", [f"{name}_half"], f"{name}_still_scaled", to=TensorProto.FLOAT),
-                make("Mul", [f"{name}_still_scaled", unscale], name),
-            ]
-        else:
-            self._nodes.append(make("Cast", [f"{name}_half"], name, to=TensorProto.FLOAT))
+            unscale = self._draft.constant("gradient_unscale", np.array(1 / GRADIENT_SCALE, np.float32))
+            back.append(make("Mul", [*back[0].outputs, unscale]))
+        (single,) = back[-1].outputs
+        ir.convenience.replace_nodes_and_values(self._draft.graph, node, [node], [half, *back], [made], [single])
+        self._made[f"{made.name}_half"] = half.outputs[0]
+        self._scaled[single] = scaled
 
-    def _half(self, name: str, *, scaled: bool) -> str:
-        """Name of the float16 form of a tensor, which is made here unless a node has made it."""
-        if name in self._scaled:
-            return f"{name}_half"
-        if self._draft.value(name) is not None:
-            return self._half_weight(name)
-        if masked := self._masked(name):
-            return self._half_mask(name, self._half(masked, scaled=False))
+    def _half(self, value: ir.Value, *, before: ir.Node, scaled: bool) -> ir.Value:
+        """The float16 form of a tensor, which is made before that node unless one has made it."""
+        if value in self._scaled:
+            return self._made[f"{value.name}_half"]
+        if self._draft.value(value) is not None:
+            return self._half_weight(value, before)
+        name = f"{value.name}_half"
+        if (source := self._masked(value)) is not None:
+            zero = self._draft.constant("zero_half", np.array(0, np.float16))
+            half = self._half(source, before=before, scaled=False)
+            return self._once(name, before, lambda: _cast(make("Greater", [half, zero], f"{value.name}_above")))
         if not scaled:
-            return self._cast(name, f"{name}_half")
-        scale = self._constant("gradient_scale", np.array(GRADIENT_SCALE, np.float32))
-        if f"{name}_seed_half" not in self._made:
-            self._nodes.append(make("Mul", [name, scale], f"{name}_seed"))
-        return self._cast(f"{name}_seed", f"{name}_seed_half")
+            return self._once(name, before, lambda: [make("Cast", [value], to=ir.DataType.FLOAT16)])
+        scale, seed = self._draft.constant("gradient_scale", np.array(GRADIENT_SCALE, np.float32)), f"{value.name}_seed"
+        return self._once(f"{seed}_half", before, lambda: _cast(make("Mul", [value, scale], seed)))
 
-    def _half_mask(self, name: str, source: str) -> str:
-        if f"{name}_half" not in self._made:
-            zero = self._constant("zero_half", np.array(0, np.float16))
-            self._nodes.append(make("Greater", [source, zero], f"{name}_above"))
-        return self._cast(f"{name}_above", f"{name}_half")
-
-    def _half_weight(self, name: str) -> str:
+    def _half_weight(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """A constant in float16; one that is cut or turned from another is so in float16, too, and stored once."""
-        half, maker = f"{name}_half", self._draft.made_by.get(name)
+        name, maker = f"{value.name}_half", value.producer()
         if maker is None or maker.op_type == "Constant":
-            value = self._draft.value(name)
-            assert value is not None
-            return self._constant(half, value.astype(np.float16))
-        if half not in self._made:
-            source = self._half_weight(maker.input[0])
-            copy = onnx.NodeProto.FromString(maker.SerializeToString())
-            copy.name, copy.input[0], copy.output[0] = half, source, half
-            self._nodes.append(copy)
-            self._made.add(half)
-        return half
+            content = self._draft.value(value)
+            assert content is not None
+            return self._draft.constant(name, content.astype(np.float16))
+        source = maker.inputs[0]
+        assert source is not None
+        inputs = [self._half_weight(source, before), *maker.inputs[1:]]
+        attributes = maker.attributes.values()
+        return self._once(name, before, lambda: [ir.Node(maker.domain, maker.op_type, inputs, attributes)])
 
-    def _cast(self, name: str, half: str) -> str:
-        if half not in self._made:
-            self._nodes.append(make("Cast", [name], half, to=TensorProto.FLOAT16))
-            self._made.add(half)
-        return half
+    def _once(self, name: str, before: ir.Node, make_nodes: Callable[[], list[ir.Node]]) -> ir.Value:
+        """The tensor `name`, which the last of the nodes makes; they are put before that node unless they are there."""
+        if name not in self._made:
+            nodes = make_nodes()
+            nodes[-1].name = nodes[-1].outputs[0].name = name
+            self._draft.graph.insert_before(before, nodes)
+            self._made[name] = nodes[-1].outputs[0]
+        return self._made[name]
 
-    def _constant(self, name: str, content: np.ndarray) -> str:
-        if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(content), name)
-        return name
 
-    def _leading_to(self, outputs: set[str]) -> set[str]:
-        found: set[str] = set()
-        wanted = list(outputs)
-        while wanted:
-            name = wanted.pop()
-            if name not in found:
-                found.add(name)
-                wanted.extend(reads(self._draft.made_by[name]) if name in self._draft.made_by else ())
-        return found
+def _cast(node: ir.Node) -> list[ir.Node]:
+    """The node and a cast of what it makes to float16."""
+    return [node, make("Cast", node.outputs, to=ir.DataType.FLOAT16)]

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from training.errors import ExportError
@@ -37,23 +39,17 @@ def export_module(
         program = _program(module, example, list(inputs), outputs)
     except Exception as error:  # noqa: BLE001  # tracing runs somebody's network, which may raise anything
         raise ExportError(f"the defence graph cannot be exported: {_why(error)}") from None
-    program.save(str(path), external_data=False)
-    model = onnx.load(str(path))
-    _name_batch(model)
-    del model.metadata_props[:]
-    for node in model.graph.node:  # stack traces of the exporting machine
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
-        del value.metadata_props[:]
-    pool_globally(model)
-    skip_inpainting(model)
-    model.producer_name = "palisade"
-    for key, value in (meta or {}).items():
-        model.metadata_props.add(key=key, value=value)
-    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    made = program.model
+    _tidy(made)
+    pool_globally(made)
+    skip_inpainting(made)
+    made.producer_name, made.producer_version = "palisade", None
+    made.metadata_props.clear()
+    made.metadata_props.update(meta or {})
+    foreign = {node.domain for node in made.graph.all_nodes()} - {"", "ai.onnx"}
     if foreign:
         raise ExportError(f"the graph needs operators of {sorted(foreign)}; only stock ONNX operators are served")
+    model = ir.to_proto(made)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return model
@@ -82,15 +78,18 @@ def _why(error: BaseException) -> str:
     return f"ONNX has no operator for {lacks[1]}" if lacks else f"{type(error).__name__}: {said[:300]}"
 
 
-def _name_batch(model: onnx.ModelProto) -> None:
-    """Call the batch axis `N` wherever the exporter called it by its symbol."""
-    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "N"
-            elif dim.dim_param:
-                dim.dim_param = dim.dim_param.replace(symbol, "N")
+def _tidy(model: ir.Model) -> None:
+    """Drop stack traces of the exporting machine, and call the batch axis `N` where the exporter used its symbol."""
+    ClearMetadataAndDocStringPass()(model)
+    batch = str(model.graph.inputs[0].shape[0])  # type: ignore[index]
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = ir.Shape(dim if isinstance(dim, int) else _renamed(dim, batch) for dim in value.shape)
+
+
+def _renamed(dim: ir.SymbolicDim, batch: str) -> str | None:
+    return None if dim.value is None else dim.value.replace(batch, "N")
 
 
 @contextlib.contextmanager

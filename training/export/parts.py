@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from gateway.core.manifest import PART_FILES, WEIGHTS, GraphSpec, Part, Precision, variant_file
 
@@ -97,57 +98,43 @@ def tensor_specs(model: onnx.ModelProto) -> tuple[list[dict[str, object]], list[
     return [spec(v) for v in model.graph.input], [spec(v) for v in model.graph.output]
 
 
-def inpainted(model: onnx.ModelProto) -> str:
-    """Name of the tensor that the networks read: the output `neutral_pixels`, or what it is a copy of."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    name = "neutral_pixels"
-    while made_by[name].op_type == "Identity":
-        name = made_by[name].input[0]
-    return name
-
-
 def cut(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     """The part of `model` from the inpainted image, renamed `pixels`, to `outputs`."""
-    source = inpainted(model)
-    part = extracted(model, [source], outputs)
-    for node in part.graph.node:
-        node.input[:] = ["pixels" if name == source else name for name in node.input]
-    part.graph.input.append(next(value for value in model.graph.input if value.name == "pixels"))
-    onnx.checker.check_model(part)
-    return part
+    whole = ir.from_proto(model)
+    source = str(_inpainted(whole.graph).name)
+    part = _extracted(whole, list(dict.fromkeys(["pixels", source])), outputs)
+    if len(part.graph.inputs) > 1:
+        part.graph.inputs[1].replace_all_uses_with(part.graph.inputs[0])
+        del part.graph.inputs[1]
+    return _checked(part)
 
 
 def cut_masked(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     """The part of `model` from its inputs `pixels` and `mask` to `outputs`."""
-    part = extracted(model, ["pixels", "mask"], outputs)
-    part.graph.input.extend(value for value in model.graph.input if value.name in ("pixels", "mask"))
-    onnx.checker.check_model(part)
-    return part
+    return _checked(_extracted(ir.from_proto(model), ["pixels", "mask"], outputs))
 
 
-def extracted(model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    """The nodes between `inputs` and `outputs` with their weights; inputs are left to the caller to declare.
-
-    onnx.utils.Extractor would lose what the branches of an `If` read from outside.
-    """
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    needed: set[str] = set()
-    wanted = [name for name in outputs if name not in inputs]
-    while wanted:
-        name = wanted.pop()
-        if name not in needed:
-            needed.add(name)
-            wanted.extend(reads(made_by[name]) - set(inputs) if name in made_by else ())
-    part = onnx.ModelProto.FromString(model.SerializeToString())
-    for field in (part.graph.node, part.graph.initializer, part.graph.input, part.graph.output, part.graph.value_info):
-        del field[:]
-    part.graph.node.extend(node for node in model.graph.node if needed & set(node.output))
-    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
-    part.graph.output.extend(value for value in model.graph.output if value.name in outputs)
-    return part
+def _extracted(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:
+    """What leads from `inputs` to `outputs`, with its weights in the model's order."""
+    part = ir.convenience.extract(model.graph, inputs, outputs)
+    weights = [part.initializers[name] for name in model.graph.initializers if name in part.initializers]
+    part.initializers.clear()
+    for weight in weights:
+        part.register_initializer(weight)
+    return ir.Model(part, ir_version=model.ir_version, producer_name=model.producer_name)
 
 
-def reads(node: onnx.NodeProto) -> set[str]:
-    """Tensors that a node needs, those that its branches take from outside included."""
-    inner = {name for a in node.attribute if a.HasField("g") for n in a.g.node for name in n.input}
-    return (set(node.input) | inner) - {""}
+def _checked(part: ir.Model) -> onnx.ModelProto:
+    """A part as it is written: it says nothing of the shapes between, which ONNX Runtime infers from the inputs."""
+    made = ir.to_proto(part)
+    del made.graph.value_info[:]
+    onnx.checker.check_model(made)
+    return made
+
+
+def _inpainted(graph: ir.Graph) -> ir.Value:
+    """The tensor that the networks read: the output `neutral_pixels`, or what it is a copy of."""
+    value = next(output for output in graph.outputs if output.name == "neutral_pixels")
+    while (node := value.producer()) is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value

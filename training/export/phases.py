@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from training.export.draft import Draft, Swaps, attribute, make, plain
+from training.export.draft import Draft, Swaps, make, plain
 
 
 @dataclass(frozen=True)
 class Doubling:
-    """A ConvTranspose that doubles height and width: its input and output, kernel (C, M, kh, kw), leading pads."""
+    """A ConvTranspose that doubles height and width: the node, its kernel (C, M, kh, kw), its leading pads."""
 
-    source: str
-    name: str
+    node: ir.Node
     kernel: np.ndarray
     pads: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A stride-1 convolution that gives one phase of a `Doubling`: its kernel (M, C, h, w) and pads on all sides."""
+
+    source: ir.Value | None
+    kernel: np.ndarray
+    pads: list[int]
 
 
 def transposed_as_phases(draft: Draft, block: int) -> None:
@@ -28,26 +36,25 @@ def transposed_as_phases(draft: Draft, block: int) -> None:
     layout. Channels must be multiples of `block`.
     """
     swaps: Swaps = {}
-    taken: set[str] = set()
-    for node in reversed(draft.graph.node):  # a sum comes before its terms, which need no phases of their own
-        name = node.output[0]
-        parts = _doublings(draft, node) if name not in taken else None
-        size = draft.image(name)
+    taken: set[ir.Node] = set()
+    for node in reversed(draft.graph):  # a sum comes before its terms, which need no phases of their own
+        parts = _doublings(draft, node) if node not in taken else None
+        size = draft.image(node.outputs[0])
         if parts is None or size is None or any(part.kernel.shape[axis] % block for part in parts for axis in (0, 1)):
             continue
-        woven = _weave(draft, name, parts, size)
-        if woven is not None:
-            swaps[name] = woven
-            taken.update(part.name for part in parts)
+        phases = [[_terms(parts, (row, column)) for column in (0, 1)] for row in (0, 1)]
+        if all(terms for row in phases for terms in row):
+            swaps[node] = _weave(draft, f"{node.outputs[0].name}", phases, size)
+            taken.update(part.node for part in parts)
     draft.replace(swaps)
 
 
-def _doublings(draft: Draft, node: onnx.NodeProto) -> list[Doubling] | None:
+def _doublings(draft: Draft, node: ir.Node) -> list[Doubling] | None:
     """The node itself, or both terms of a sum that alone reads them; None if any is something else."""
     terms = [node]
     if node.op_type == "Add":
-        made = [draft.maker(name, "ConvTranspose") for name in node.input]
-        terms = [term for term in made if term is not None and draft.readers[term.output[0]] == 1]
+        made = [draft.maker(value, "ConvTranspose") for value in node.inputs]
+        terms = [term for term in made if term is not None and _read_once(term.outputs[0])]
         if len(terms) != 2:
             return None
     parts = [_doubling(draft, term) for term in terms]
@@ -55,52 +62,60 @@ def _doublings(draft: Draft, node: onnx.NodeProto) -> list[Doubling] | None:
     return known if len(known) == len(parts) else None
 
 
-def _doubling(draft: Draft, node: onnx.NodeProto) -> Doubling | None:
-    if node.op_type != "ConvTranspose" or len(node.input) > 2 or attribute(node, "group", 1) != 1:
+def _read_once(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _doubling(draft: Draft, node: ir.Node) -> Doubling | None:
+    if node.op_type != "ConvTranspose" or len(node.inputs) > 2 or node.attributes.get_int("group", 1) != 1:
         return None
-    kernel, taken, made = draft.value(node.input[1]), draft.image(node.input[0]), draft.image(node.output[0])
+    kernel, taken, made = draft.value(node.inputs[1]), draft.image(node.inputs[0]), draft.image(node.outputs[0])
     if kernel is None or taken is None or made is None or not plain(node, stride=2):
         return None
     if made[1:] != (2 * taken[1], 2 * taken[2]):
         return None
-    top, left, *_ = attribute(node, "pads", [0, 0, 0, 0])
-    return Doubling(node.input[0], node.output[0], kernel, (top, left))
+    top, left, *_ = node.attributes.get_ints("pads", [0, 0, 0, 0])
+    return Doubling(node, kernel, (top, left))
 
 
-def _weave(draft: Draft, name: str, parts: list[Doubling], size: tuple[int, int, int]) -> list[onnx.NodeProto] | None:
-    """Nodes that make `name` (N, *size) from its four phases; None if one is empty or would have to be cropped."""
+def _weave(draft: Draft, name: str, phases: list[list[list[Term]]], size: tuple[int, int, int]) -> list[ir.Node]:
+    """Nodes that make the tensor `name` (N, *size) from its four phases."""
     channels, height, width = size
-    nodes: list[onnx.NodeProto] = []
-    rows: list[str] = []
+    nodes: list[ir.Node] = []
+    rows: list[ir.Value] = []
     flat = draft.constant(f"{name}_row", np.array([0, height // 2, 1, width * channels], np.int64))
     for row in (0, 1):
-        columns: list[str] = []
+        columns: list[ir.Value] = []
         for column in (0, 1):
-            phase = _phase(draft, f"{name}_{row}{column}", parts, (row, column))
-            if not phase:
-                return None
-            nodes += phase
-            columns.append(phase[-1].output[0])
-        nodes += [
-            make("Concat", columns, f"{name}_row{row}", axis=1),
-            make("Transpose", [f"{name}_row{row}"], f"{name}_row{row}_last", perm=[0, 2, 3, 1]),
-            make("Reshape", [f"{name}_row{row}_last", flat], f"{name}_row{row}_flat"),
-        ]
-        rows.append(f"{name}_row{row}_flat")
+            nodes += _phase(draft, f"{name}_{row}{column}", phases[row][column])
+            columns += nodes[-1].outputs
+        beside = make("Concat", columns, f"{name}_row{row}", axis=1)
+        last = make("Transpose", beside.outputs, f"{name}_row{row}_last", perm=[0, 2, 3, 1])
+        nodes += [beside, last, make("Reshape", [*last.outputs, flat], f"{name}_row{row}_flat")]
+        rows += nodes[-1].outputs
     whole = draft.constant(f"{name}_whole", np.array([0, height, width, channels], np.int64))
-    return [
-        *nodes,
-        make("Concat", rows, f"{name}_rows", axis=2),
-        make("Reshape", [f"{name}_rows", whole], f"{name}_last"),
-        make("Transpose", [f"{name}_last"], f"{name}_plain", perm=[0, 3, 1, 2]),
-        make("AveragePool", [f"{name}_plain"], name, kernel_shape=[1, 1]),
-    ]
+    below = make("Concat", rows, f"{name}_rows", axis=2)
+    last = make("Reshape", [*below.outputs, whole], f"{name}_last")
+    woven = make("Transpose", last.outputs, f"{name}_plain", perm=[0, 3, 1, 2])
+    return [*nodes, below, last, woven, make("AveragePool", woven.outputs, kernel_shape=[1, 1])]
 
 
-def _phase(draft: Draft, name: str, parts: list[Doubling], parity: tuple[int, int]) -> list[onnx.NodeProto]:
-    """Convolutions, and their sum, that make the outputs of this parity; empty if nothing reaches them."""
-    nodes: list[onnx.NodeProto] = []
-    for number, part in enumerate(parts):
+def _phase(draft: Draft, name: str, terms: list[Term]) -> list[ir.Node]:
+    """The convolutions of a phase, and their sum; the last node makes it."""
+    nodes = []
+    for number, term in enumerate(terms):
+        weight = draft.constant(f"{name}_{number}_weight", term.kernel)
+        extent = term.kernel.shape[2:]
+        nodes.append(make("Conv", [term.source, weight], f"{name}_{number}", kernel_shape=extent, pads=term.pads))
+    if len(nodes) > 1:
+        nodes.append(make("Add", [node.outputs[0] for node in nodes], f"{name}_sum"))
+    return nodes
+
+
+def _terms(parts: list[Doubling], parity: tuple[int, int]) -> list[Term]:
+    """What makes the outputs of this parity; empty if nothing reaches them, or if a term would have to be cropped."""
+    terms = []
+    for part in parts:
         high, wide = (
             _taps(odd, length, pad) for odd, length, pad in zip(parity, part.kernel.shape[2:], part.pads, strict=True)
         )
@@ -110,12 +125,8 @@ def _phase(draft: Draft, name: str, parts: list[Doubling], parity: tuple[int, in
         if min(pads) < 0:
             return []
         picked = part.kernel[:, :, [tap for _, tap in high]][..., [tap for _, tap in wide]].swapaxes(0, 1)
-        term = f"{name}_{number}"
-        weight = draft.constant(f"{term}_weight", picked)
-        nodes.append(make("Conv", [part.source, weight], term, kernel_shape=list(picked.shape[2:]), pads=pads))
-    if len(nodes) > 1:
-        nodes.append(make("Add", [node.output[0] for node in nodes], f"{name}_sum"))
-    return nodes
+        terms.append(Term(part.node.inputs[0], picked, pads))
+    return terms
 
 
 def _taps(parity: int, length: int, pad: int) -> list[tuple[int, int]]:

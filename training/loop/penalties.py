@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from training.attacks.pgd import training_pgd
 from training.data.dataset import Split
 from training.imaging.pixels import to_tensor
 from training.losses.align import align_probe
-from training.losses.input_gradient import Predict, Probe, penalise
+from training.losses.input_gradient import Probe, penalise
 from training.losses.jacobian import jacobian_probe
 from training.losses.perturbation_saliency import important_mask, perturbation_saliency
 from training.losses.selective import selective_probe
@@ -26,6 +25,7 @@ from training.losses.sns import neuron_sensitivity, select_sensitive, sns_penalt
 from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import affine_batchnorm, frozen, seeded
+from training.util.signatures import Predict
 
 NAMES = ("jacobian", "selective", "align", "sns")
 
@@ -128,9 +128,7 @@ def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str
         ]
     maps = torch.cat(parts)
     cache.mkdir(parents=True, exist_ok=True)
-    mine = cache / f"{os.getpid()}-{path.name}"  # several runs may make the same maps at the same time
-    write_tensors(mine, {"maps": maps})
-    mine.replace(path)
+    write_tensors(path, {"maps": maps})
     return maps
 
 

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from training.attacks.pgd import Predict, project, random_start, training_pgd
+from training.attacks.pgd import project, random_start, training_pgd
 from training.recipes.training import Stage
+from training.util.signatures import Predict
 
 
 def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:

@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor], Tensor]
+from training.util.signatures import Predict
+
 Method = Literal["double_backprop", "finite_difference"]
 STEP = 0.05
 TINY = 1e-24

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.losses.input_gradient import Predict, Probe, squared_norm
+from training.losses.input_gradient import Probe, squared_norm
 from training.util.random_draws import normal
+from training.util.signatures import Predict
 
 
 def jacobian_probe(logits: Tensor, generator: torch.Generator | None) -> Probe:

@@ -5,15 +5,12 @@ P(p) = 1/2 || f(x) - f(x (1 - m_p) + blur(x) m_p) ||_2^2 with m_p a Gaussian bum
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.imaging.blur import gaussian_blur
-
-Predict = Callable[[Tensor], Tensor]
+from training.util.signatures import Predict
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.losses.input_gradient import Predict, Probe, squared_norm
+from training.losses.input_gradient import Probe, squared_norm
+from training.util.signatures import Predict
 
 TINY = 1e-12
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,10 +9,8 @@ import numpy as np
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Decision, Pipeline
-from gateway.core.verdict import Judge
 from training.served.scoring import batches, png
-
-Progress = Callable[[int, int], None]
+from training.util.signatures import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,13 @@ class Served:
 
 def open_pipeline(bundle: Bundle) -> Pipeline:
     """The gateway's pipeline on the bundle's CPU calibration, policy `sanitize`."""
-    engine = Engine.open(bundle, device="cpu")
-    return Pipeline(bundle, engine, Judge(bundle, bundle.calibration("cpu")), action="sanitize")
+    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle, action="sanitize")
 
 
 def serve(
     pipeline: Pipeline,
     images: np.ndarray,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = silent,
     *,
     cascade: bool = False,
     batch: int = 64,
@@ -66,7 +62,7 @@ def serve(
     none = np.full(len(pipeline.bundle.manifest.scores), np.nan, np.float32)
     raws = [decision.raw for decision in decisions]
     after = [decision.neutralized.result if decision.neutralized else decision.raw for decision in decisions]
-    scores = [none if raw.outputs.scores is None else raw.outputs.scores for raw in raws]
+    scores = [none if raw.whole is None else raw.whole.scores for raw in raws]
     return Served(
         raw=np.array([raw.prediction.index for raw in raws], np.int64),
         served=np.array([decision.served.prediction.index for decision in decisions], np.int64),

@@ -6,18 +6,17 @@ Calibration and evaluation use this module and nothing else, so that what is mea
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from typing import Literal, overload
 
 import numpy as np
 from PIL import Image
 
 from gateway.core.decode import decode_image, to_pixels
-from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.engine import Engine
 from gateway.core.manifest import InputSpec, Part
-
-Progress = Callable[[int, int], None]
+from gateway.core.outputs import FullOutputs, PartOutputs, VerdictOutputs, concatenated
+from training.util.signatures import Progress, silent
 
 
 def png(image: np.ndarray) -> bytes:
@@ -32,6 +31,28 @@ def as_decoded(images: np.ndarray, spec: InputSpec) -> np.ndarray:
     return to_pixels(np.stack([decode_image(png(image), spec) for image in images]))
 
 
+@overload
+def run_images(
+    engine: Engine,
+    images: np.ndarray,
+    spec: InputSpec,
+    *,
+    masks: np.ndarray | None = ...,
+    part: Literal["full"] = ...,
+    batch: int = ...,
+    progress: Progress = ...,
+) -> FullOutputs: ...
+@overload
+def run_images(
+    engine: Engine,
+    images: np.ndarray,
+    spec: InputSpec,
+    *,
+    masks: np.ndarray | None = ...,
+    part: Literal["verdict"],
+    batch: int = ...,
+    progress: Progress = ...,
+) -> VerdictOutputs: ...
 def run_images(
     engine: Engine,
     images: np.ndarray,
@@ -40,29 +61,20 @@ def run_images(
     masks: np.ndarray | None = None,
     part: Part = "full",
     batch: int = 64,
-    progress: Progress = lambda _done, _total: None,
-) -> GraphOutputs:
+    progress: Progress = silent,
+) -> PartOutputs:
     """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them, without `masks` (N, H, W)."""
     done = []
     for start, some in enumerate(batches(images, batch)):
         hidden = None if masks is None else masks[start * batch : (start + 1) * batch]
         done.append(engine.run(as_decoded(some, spec), hidden, part=part))
         progress(min(len(done) * batch, len(images)), len(images))
-    return concatenate(done)
+    return concatenated(done)
 
 
 def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for i in range(0, len(array), size):
         yield array[i : i + size]
-
-
-def concatenate(parts: list[GraphOutputs]) -> GraphOutputs:
-    """One GraphOutputs of many, in order; parts that a bundle lacks stay None."""
-    joined: dict[str, Any] = {}
-    for field in fields(GraphOutputs):
-        values = [getattr(part, field.name) for part in parts]
-        joined[field.name] = None if values[0] is None else np.concatenate(values)
-    return GraphOutputs(**joined)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

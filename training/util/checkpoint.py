@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 
+from gateway.atomic import replacing
 from training.errors import TrainingError
 
 # A disk, a quota or a file that is full; safetensors gives an error's words alone.
@@ -119,18 +120,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is written and on the disk."""
-    temporary = path.with_name(path.name + ".part")
+    """`gateway.atomic.replacing`, with `TrainingError` if the disk is full or a tensor cannot be written."""
     try:
-        yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
+        with replacing(path) as draft:
+            yield draft
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         reason = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
         if reason is not None:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""The routes of /v1/admin/models: which versions there are, and which of them are to be run (role `admin`).
+"""The routes of /v1/admin/models: which versions exist, and which of them are run (role `admin`).
 
 Callers name models and versions, never paths: only bundles in the configured folders can be loaded.
 """
@@ -54,7 +54,9 @@ class ShadowRequest(StrictBody):
 class VersionState(BaseModel):
     version: str
     state: State
-    created: date | None = Field(description="null when its folder is gone; it is served from memory.")
+    created: date | None = Field(
+        description="null when the folder was removed; the version is then served from memory."
+    )
 
 
 class ModelState(BaseModel):
@@ -69,7 +71,7 @@ class WorkerState(BaseModel):
     pid: int
     ready: bool
     generation: int
-    problem: str | None = Field(description="Why it does not run the generation that the server is at.")
+    problem: str | None = Field(description="Why the worker does not run the server's current generation.")
 
 
 class RefusedBundle(BaseModel):
@@ -78,7 +80,7 @@ class RefusedBundle(BaseModel):
 
 
 class ServerState(BaseModel):
-    """`generation` grows with each change; `converged` says whether every worker runs it."""
+    """`generation` grows with each change; `converged` states whether every worker runs it."""
 
     generation: int
     converged: bool
@@ -112,7 +114,7 @@ async def models(request: Request) -> ServerState:
 
 @router.post("/scan", responses=_READING)
 async def scan(request: Request) -> ServerState:
-    """The same after every file was read and checked again."""
+    """Read and check every file again, then list as above."""
     rollout = _rollout(request)
     await asyncio.to_thread(rollout.catalogue.look, again=True)
     return await asyncio.to_thread(_state, rollout)
@@ -126,13 +128,13 @@ async def load(request: Request, name: str, body: VersionRequest, wait: Wait = 0
 
 @router.post("/{name}/activate", responses=_CHANGING)
 async def activate(request: Request, name: str, body: VersionRequest, wait: Wait = 0.0) -> ServerState:
-    """Let a version answer; requests in flight finish on the one they started on. Shadow mode ends."""
+    """Make a version the active one; requests in flight finish on the one they started on. Shadow mode ends."""
     return await _change(request, lambda rollout: rollout.activate(name, body.version), wait)
 
 
 @router.post("/{name}/rollback", responses=_CHANGING)
 async def rollback(request: Request, name: str, wait: Wait = 0.0) -> ServerState:
-    """Let the version answer that did so before."""
+    """Make the previously active version active again."""
     return await _change(request, lambda rollout: rollout.rollback(name), wait)
 
 
@@ -144,7 +146,7 @@ async def shadow(request: Request, name: str, body: ShadowRequest, wait: Wait = 
 
 @router.post("/{name}/unload", responses=_CHANGING)
 async def unload(request: Request, name: str, body: VersionRequest, wait: Wait = 0.0) -> ServerState:
-    """Undo `load`; what is active or the shadow stays."""
+    """End what `load` began; the active version and the shadow cannot be unloaded."""
     return await _change(request, lambda rollout: rollout.unload(name, body.version), wait)
 
 

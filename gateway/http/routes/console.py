@@ -29,7 +29,7 @@ Name = Annotated[str, Path(max_length=200)]
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks for `/`: it names text/html, which command-line clients do not."""
+    """Whether a browser asks for `/`: it names text/html, as command-line clients do not."""
     return "text/html" in request.headers.get("accept", "")
 
 
@@ -43,7 +43,7 @@ async def asset(request: Request, digest: str, name: str) -> Response:
     found = _ASSETS.get(name)
     if found is None:
         raise NotFound("the console has no such file")
-    # A page of another release asks under its own digest, and must not keep what it gets.
+    # A page of another release asks under its own digest, and must not cache this release's file.
     return _answer(request, found, _FOREVER if digest == _DIGEST else _CHECK)
 
 

@@ -44,7 +44,7 @@ POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 _STREAM_BATCH = 100
 _NO_NUL = "^[^\\x00]*$"  # which PostgreSQL keeps in no text
-# Threads of our own: a database that hangs must not take those that serve /metrics.
+# Threads of our own: a database that hangs must not occupy those that serve /metrics.
 _threads = CapacityLimiter(4)
 _streams = 0
 
@@ -55,11 +55,15 @@ def _utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("in UTC this lies outside the years 1 to 9999") from None
+        raise ValueError("expected a time whose year in UTC is 1 to 9999") from None
 
 
 Reviewer = Annotated[Caller, Depends(require("reviewer"))]
-Since = Annotated[datetime | None, AfterValidator(lambda v: v and _utc(v)), Query(description="ISO 8601; UTC if bare.")]
+Since = Annotated[
+    datetime | None,
+    AfterValidator(lambda v: v and _utc(v)),
+    Query(description="A time in ISO 8601; UTC if it has no offset."),
+]
 ReviewState = Literal["confirmed", "false_positive", "none"]
 
 router = APIRouter(
@@ -80,7 +84,7 @@ class EventPage(BaseModel):
 
 
 class ReviewBody(StrictBody):
-    """What a reviewer says; fields that are absent stay as they are, `review` null takes a review back."""
+    """A review; absent fields stay as they are, and `review` null removes a review."""
 
     review: Review | None = None
     note: str = Field(default="", max_length=1000, pattern=_NO_NUL)
@@ -109,7 +113,7 @@ async def events(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=40, pattern=_NO_NUL)] = None,
 ) -> EventPage:
-    """What was flagged, changed, blocked or drawn, newest first."""
+    """Events of flagged, changed, blocked or randomly drawn inputs, newest first."""
     store = _store(request)
     found = await _in_thread(lambda: store.page(chosen, limit=limit + 1, before=cursor))
     page = found[:limit]
@@ -127,7 +131,7 @@ async def stats(request: Request, _caller: Reviewer, chosen: Chosen) -> Stats:
 async def stream(
     request: Request, _caller: Reviewer, last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 63)] = None
 ) -> StreamingResponse:
-    """Events as they reach the store, as server-sent events; `Last-Event-ID` resumes after one."""
+    """Server-sent events, one for each event that reaches the store; `Last-Event-ID` resumes after that event."""
     store = _store(request)
     if _streams >= MAX_STREAMS:
         raise Overloaded(f"{MAX_STREAMS} streams are open", headers={"Retry-After": "10"})
@@ -149,7 +153,7 @@ async def image(request: Request, _caller: Reviewer, event_id: str, kind: Pictur
     store = _store(request)
     png = await _in_thread(lambda: store.picture(event_id, kind))
     if png is None:
-        raise UnknownEvent(f"event {event_id[:40]!r} has no picture {kind!r}, or no longer")
+        raise UnknownEvent(f"event {event_id[:40]!r} has no picture {kind!r}, or it is no longer kept")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=300"}
     return Response(png, media_type="image/png", headers=headers)
 
@@ -189,7 +193,7 @@ async def _follow(store: AuditStore, seq: int) -> AsyncIterator[str]:
 
 
 def _server_is_stopping() -> bool:
-    """Whether uvicorn was told to stop: it waits for open answers, which a stream would be for ever."""
+    """Whether uvicorn is to stop: it waits for open answers, and a stream would stay open for ever."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return bool(getattr(server, "should_exit", False))
 
@@ -203,7 +207,7 @@ def _store(request: Request) -> AuditStore:
 
 def _known(found: StoredEvent | None, event_id: str) -> StoredEvent:
     if found is None:
-        raise UnknownEvent(f"no event {event_id[:40]!r}, or no longer")
+        raise UnknownEvent(f"no event {event_id[:40]!r}, or it is no longer kept")
     return found
 
 

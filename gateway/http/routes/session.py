@@ -1,4 +1,4 @@
-"""Routes of the console's session: log in with a key, ask who one is, log out."""
+"""Routes of the console's session: log in with a key, show the caller, log out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def log_in(request: Request, response: Response) -> schemas.SessionInfo:
 
 @router.get("", responses=problem_docs(Unauthorized, RateLimited))
 async def who_am_i(request: Request) -> schemas.SessionInfo:
-    """Role and disclosure of whoever asks, with a session or without."""
+    """Role and disclosure of the caller, with a session or without."""
     return _info(caller_of(request))
 
 
@@ -75,7 +75,7 @@ async def log_out(request: Request) -> Response:
 
 
 async def _read(request: Request) -> Login:
-    """The body, of which a stranger gets to send little; JSON only, which no form of another site can be."""
+    """The key in the body. Little is read of a stranger's body, and only JSON, which no other site's form can send."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BadParameter("the body must be JSON: Content-Type application/json")
     data = b""

@@ -42,7 +42,7 @@ _IMAGE = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One PNG, JPEG, WebP or BMP image; the content decides.",
+        "description": "One PNG, JPEG, WebP or BMP image; its content decides, not the declared type.",
         "content": {
             "image/*": {"schema": _IMAGE},
             "application/octet-stream": {"schema": _IMAGE},
@@ -69,14 +69,14 @@ _ERRORS = problem_docs(
 )
 
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
-TopK = Annotated[int | None, Query(ge=1, description="Classes in `top`: 1 to the number of classes.")]
+TopK = Annotated[int | None, Query(ge=1, description="Number of classes in `top`, from 1 to all.")]
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.post("/predict", response_model=schemas.Disclosed, responses=_ERRORS, openapi_extra=_BODY)
 async def predict(request: Request, model: Model = None, explain: Explain = "none", top_k: TopK = None) -> Response:
-    """Classify an image, say how anomalous it is, and on request why."""
+    """Classify an image and report how anomalous it is; on request, explain the label."""
     return await _answer(request, model, top_k, explain)
 
 
@@ -87,7 +87,7 @@ async def predict(request: Request, model: Model = None, explain: Explain = "non
     openapi_extra=_BODY,
 )
 async def explain(request: Request, model: Model = None, top_k: TopK = None) -> Response:
-    """The same with every map; with `Accept: image/png` one picture of them."""
+    """The same with every map; `Accept: image/png` returns one picture of them."""
     return await _answer(request, model, top_k, "all", picture=_prefers_png(request.headers.get("accept", "")))
 
 
@@ -182,7 +182,7 @@ def _image_field(form: FormData, parameters: list[str]) -> UploadFile:
             raise BadParameter(unknown("form field", name, ["image"]))
     fields = form.getlist("image")
     if len(fields) != 1 or not isinstance(fields[0], UploadFile):
-        what = "missing" if not fields else "text" if len(fields) == 1 else "there twice"
+        what = "missing" if not fields else "text" if len(fields) == 1 else "given twice"
         raise BadParameter(f"image: the form field is {what}, expected one file")
     return fields[0]
 

@@ -136,7 +136,7 @@ def test_predict_reports_files_that_are_no_images(bundle_folder: Path, tmp_path:
 
 def test_bundle_commands(bundle_folder: Path, tmp_path: Path) -> None:
     assert "colour classifier" in runner.invoke(app, ["bundle", "show", str(bundle_folder)]).output
-    assert "sound" in runner.invoke(app, ["bundle", "verify", str(bundle_folder)]).output
+    assert "files intact" in runner.invoke(app, ["bundle", "verify", str(bundle_folder)]).output
     failed = runner.invoke(app, ["bundle", "verify", str(tmp_path)])
     assert failed.exit_code == 2
     assert "manifest.json: missing" in failed.output
@@ -160,7 +160,7 @@ def test_bundle_verify_answers_the_samples_again(tmp_path: Path, pipeline: Pipel
     answers["clean.png"] |= {"label": "green", "p_value": answers["clean.png"]["p_value"] - 0.1}
     differing = verify()
     assert differing.exit_code == 1
-    assert "clean.png: label is 'red', the bundle tells 'green'" in differing.stderr
+    assert "clean.png: label is 'red', the bundle states 'green'" in differing.stderr
     assert "clean.png: p_value" in differing.stderr
     answers["gone.png"] = answers["clean.png"]
     assert (verify().exit_code, "gone.png" in verify().stderr) == (2, True)

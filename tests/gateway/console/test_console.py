@@ -20,6 +20,7 @@ from gateway.console.assets import FOLDER, load_assets
 from gateway.core.loading import read_manifest, write_manifest
 from gateway.settings import Settings
 from gateway.versions.registry import Registry, load_pipeline
+from tests.gateway.server import ROOT
 from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -109,7 +110,11 @@ def test_every_module_that_is_imported_exists() -> None:
     modules = list(FOLDER.rglob("*.js"))
     assert modules
     for path in modules:
-        for target in re.findall(r'^(?:import|export) .*?from "([^"]+)";', path.read_text(), re.MULTILINE):
+        if "vendor" in path.parts:
+            continue
+        static = r'^(?:import|export) [^;]*?from "([^"]+)";'
+        dynamic = r'\bimport\("([^"]+)"\)'
+        for target in map("".join, re.findall(f"{static}|{dynamic}", path.read_text(), re.MULTILINE)):
             assert target.startswith("."), f"{path.name}: {target}"
             assert (path.parent / target).is_file(), f"{path.name}: {target}"
 
@@ -122,6 +127,21 @@ def test_assets_load_nothing_from_elsewhere_and_make_no_markup() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             name
         )
+
+
+def test_vendored_code_comes_with_its_licence_and_is_in_the_notice() -> None:
+    folders = [path for path in (FOLDER / "vendor").iterdir() if path.is_dir()]
+    assert folders
+    notice = (ROOT / "NOTICE").read_text()
+    for folder in folders:
+        assert "Permission is hereby granted" in (folder / "LICENSE.txt").read_text(), folder.name
+        assert f"gateway/console/static/vendor/{folder.name}:" in notice
+
+
+def test_the_console_has_no_titles_of_figures_that_the_card_has() -> None:
+    """Titles are written once, in the card; the console only knows the keys that it draws or headlines."""
+    text = "".join(path.read_text() for path in (FOLDER / "js").rglob("*.js"))
+    assert not re.search(r"accuracy_answering|autoattack_\d|pgd50_|recovered_patch|joint_excess", text)
 
 
 def test_the_page_has_no_inline_script_or_style(api: FastAPI) -> None:

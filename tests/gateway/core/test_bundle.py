@@ -64,7 +64,7 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
         (lambda m: m.update(screen_scores=["margin_drop", "nothing"]), "unknown scores"),
         (lambda m: m["calibrations"][0].update(fused=["nothing"]), "unknown scores"),
         (lambda m: m["calibrations"][0]["guard"].update(score="nothing"), "unknown scores"),
-        (lambda m: m["calibrations"][0]["cascade"].update(scores=["unused"]), "no screen gives"),
+        (lambda m: m["calibrations"][0]["cascade"].update(scores=["unused"]), "the screen does not compute"),
         (lambda m: m["calibrations"][0]["cascade"]["cutoffs"].pop(0), "no cutoff"),
         (lambda m: m["policy"].update(alpha=0.02), "no cutoff"),
         (lambda m: m["calibrations"][0].update(graphs_sha256="0" * 64), "another graph"),

@@ -12,6 +12,7 @@ import pytest
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine, Part
 from gateway.core.manifest import Recovery
+from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Pass, Pipeline, Work, softmax
 from gateway.core.verdict import lead
 from gateway.errors import EngineError
@@ -88,7 +89,7 @@ def test_what_is_served_once_the_gate_was_up(pipeline: Pipeline) -> None:
     recovery = pipeline.judge.calibration.recovery
     assert recovery is not None
     clear = lead(decision.neutralized.result.outputs.logits[None])[0]
-    strength = recovery.strength(float(decision.raw.outputs.need("roa_score")), clear)
+    strength = recovery.strength(float(decision.raw.outputs.roa_score), clear)
 
     def decided(rule: Recovery | None) -> Decision:
         judge = copy.copy(pipeline.judge)
@@ -116,7 +117,7 @@ def test_below_the_gate_an_image_that_raises_it_is_not_served_neutralised(pipeli
 
         def run(self, pixels: np.ndarray, mask: np.ndarray | None = None, *, part: Part) -> Any:
             found = self._engine.run(pixels, mask, part=part)
-            return found if mask is None else replace(found, scores=np.full_like(found.need("scores"), 1e6))
+            return found if mask is None else replace(found, scores=np.full_like(found.scores, 1e6))
 
     assert pipeline.decide(encode(speckled_image())).serve_neutralized
     suspicious = Pipeline(pipeline.bundle, Suspicious(pipeline.engine), pipeline.judge)  # type: ignore[arg-type]
@@ -168,7 +169,9 @@ def test_the_server_and_the_command_line_decide_alike(pipeline: Pipeline) -> Non
 
 def test_what_was_not_asked_for_is_not_computed(pipeline: Pipeline) -> None:
     (decision,) = pipeline.decide_images([patched_image()], explain=False)
-    assert decision.served.outputs.saliency is None
+    assert not isinstance(decision.served.outputs, FullOutputs)
+    with pytest.raises(ValueError, match="without an explanation"):
+        _ = decision.explained
     assert decision.neutralized is not None
     assert decision.flagged
 

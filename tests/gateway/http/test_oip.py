@@ -174,12 +174,15 @@ def test_what_the_client_is_told(client: triton.InferenceServerClient) -> None:
         (tensor(high), "pixels[2]: FP32 values must be finite and in [0, 1]"),
         (tensor(nan), "pixels[1]: FP32"),
         (tensor(infinite, binary=True), "pixels[0]: FP32"),
-        (tensor(np.array([encode(CLEAN), b"\x89PNG\r\n\x1a\n123"], object), name="image"), "image 1 of 0 to 1: trunc"),
+        (
+            tensor(np.array([encode(CLEAN), b"\x89PNG\r\n\x1a\n123"], object), name="image"),
+            "image 1 of 0 to 1: PNG without a header",
+        ),
     ):
         status, message = refused(client, sent)
         assert (status, said in message) == ("422", True), message
     one = tensor(CLEAN[None])
-    assert refused(client, one, tensor(CLEAN[None]))[1].endswith("there twice")
+    assert refused(client, one, tensor(CLEAN[None]))[1].endswith("given twice")
     assert refused(client, one, tensor(np.array([b""], object), name="image"))[1].endswith("(got pixels, image)")
     assert refused(client, tensor(np.array([b"text"], object), name="image")) == (
         "415",

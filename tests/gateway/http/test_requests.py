@@ -149,7 +149,7 @@ def test_forms_say_what_was_meant(api: FastAPI) -> None:
     assert detail == "form field 'model': the form has the file 'image' alone; give 'model' in the query, as ?model=..."
     detail = refused(call(api, "POST", "/v1/predict", files=[("imgae", image[1])]))
     assert detail == "unknown form field 'imgae'; did you mean 'image'?"
-    assert "there twice" in refused(call(api, "POST", "/v1/predict", files=[image, ("image", (None, b"x"))]))
+    assert "given twice" in refused(call(api, "POST", "/v1/predict", files=[image, ("image", (None, b"x"))]))
     # The route of all maps has no parameter `explain`.
     refused(call(api, "POST", "/v1/explain", files=[image, ("explain", (None, b"all"))]))
     refused(call(api, "POST", "/v1/explain?explain=all", content=CLEAN))

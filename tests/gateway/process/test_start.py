@@ -151,7 +151,7 @@ def test_a_home_that_cannot_be_written(
     data, state = tmp_path / "data", tmp_path / "state"
     assert home.bentoml_home(Settings(data_dir=data, state_dir=state)) == {"BENTOML_HOME": str(data / "bentoml")}
     (line,) = caplog.messages
-    assert "no home folder that can be written" in line
+    assert "no home folder can be written" in line
     assert home.bentoml_home(Settings(data_dir=tmp_path / "file", state_dir=state)) == {
         "BENTOML_HOME": str(state / "bentoml")
     }
@@ -219,7 +219,7 @@ def test_a_server_without_a_home_serves_and_removes_what_it_used(homeless: Serve
     assert list((tmp_path / "temporary").glob("palisade-bentoml-*"))
     stop(homeless)
     log = homeless.log.read_text()
-    assert "no home folder that can be written: BentoML's is" in log
+    assert "no home folder can be written: BentoML uses" in log
     assert "nothing is kept for review" in log
     assert "Traceback" not in log
     assert not list((tmp_path / "temporary").glob("palisade-*"))
@@ -251,7 +251,7 @@ def test_a_folder_of_nobodys_home_is_refused() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("PALISADE_TRACE_ENDPOINT", "collector:4318", "not a URL"),
+        ("PALISADE_TRACE_ENDPOINT", "collector:4318", "expected a URL that begins with http:// or https://"),
         ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many", "see the variables OTEL_"),
     ],
 )
@@ -330,5 +330,5 @@ def test_a_port_that_this_user_may_not_open(monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket, "create_server", refused)
-    with pytest.raises(ConfigError, match="port 80 may not be opened by this user"):
+    with pytest.raises(ConfigError, match="this user may not open port 80"):
         serving.free_port(load_settings(port=80))

@@ -104,7 +104,7 @@ def test_shadow_mode_over_http(server: Server) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert "shadow" in admin(server, "list")
-    assert "all at this state" in admin(server, "shadow", "tiny", "--off")
+    assert "all run this state" in admin(server, "shadow", "tiny", "--off")
 
 
 def test_a_refused_change_is_one_line(server: Server) -> None:

@@ -137,7 +137,7 @@ def test_shadow_is_another_version_of_the_same_input(server: Server) -> None:
     assert rollout.registry.shadow_of(shadow) is None
     with pytest.raises(Conflict, match="is the shadow"):
         rollout.unload("tiny", "1.0.0")
-    with pytest.raises(Conflict, match="beside the active one"):
+    with pytest.raises(Conflict, match="other than the active one"):
         rollout.shadow("tiny", "2.0.0")
     write_bundle(server.models / "tiny" / "3.0.0", version="3.0.0", size=2 * SIZE)
     with pytest.raises(Conflict, match="another size"):
@@ -191,7 +191,7 @@ def test_state_survives_a_restart_of_the_server(server: Server, caplog: pytest.L
 def test_a_state_that_cannot_be_read_is_not_used(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     Store(server.state).put("models", {"tiny": "1.0.0"})
     assert active(server.worker(ME)) == "2.0.0"
-    assert "not used" in caplog.text
+    assert "the stored state of models is ignored" in caplog.text
 
 
 def test_a_worker_that_cannot_follow_says_so_and_serves_on(server: Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -28,8 +27,7 @@ from training.attacks.joint import (
 from training.attacks.margin import margin
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import random_start
-from training.defence.constants import Constants
-from training.defence.graph import STRICT, DefenceGraph
+from training.defence.graph import DefenceGraph
 from training.models.resnet import SmallResNet
 from training.util.module_modes import seeded
 
@@ -187,7 +185,8 @@ def test_the_companion_alone_is_moved_by_its_own_condition(weight: Tensor, image
 
 def test_hinges_are_zero_just_where_the_system_does_not_object() -> None:
     """The fused limit and the guard's, as `Fusion` draws them: no hinge below both, one for each that is crossed."""
-    fusion = Fusion.fit(BENIGN, ["a", "b"], ["a"], Guard(score="b", share_below=0.5, share=0.8, knee=0.01))
+    guard = Guard(score="companion_margin", share_below=0.5, share=0.8, knee=0.01)
+    fusion = Fusion.fit(BENIGN, ["a", guard.score], ["a"], guard)
     level = 0.1
     _, objection = fusion.limits(level)
     target = torch.zeros(4, dtype=torch.long)
@@ -254,8 +253,9 @@ def test_a_strict_objection_counts_once_the_target_is_answered() -> None:
     for logits, score, expected in (
         (answered, "companion_margin", 0.0),  # -3 is below the limit of 1
         (other, "companion_margin", 0.0),
-        (answered, STRICT, 3.1),
-        (other, STRICT, 0.0),  # of another answer: the plain margin stands in
+        (answered, "companion_strict", 3.1),
+        (other, "companion_strict", 0.0),  # of another answer: the plain margin stands in
+        (other, "class_distance", 3.1),  # no companion's, so that nothing stands in
     ):
         hinge = unobjected(score, 1.0, logits, companion, told, target)
         torch.testing.assert_close(hinge, torch.tensor([expected]))
@@ -383,8 +383,7 @@ def test_afterwards_adds_hinges(weight: Tensor, images) -> None:
 def test_the_coarse_search_is_judged_exactly(
     trained: SmallResNet, defence: DefenceGraph, test_images: tuple[Tensor, Tensor]
 ) -> None:
-    constants = Constants(**{field.name: getattr(defence, field.name) for field in fields(Constants)})
-    defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), constants)
+    defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), defence.constants)
     x = test_images[0][:12]
     y = defence.network(x).argmax(1)
     judged = []

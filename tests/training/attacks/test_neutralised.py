@@ -8,10 +8,13 @@ from torch import Tensor
 from gateway.core.manifest import Guard, Recovery
 from gateway.core.verdict import Fusion, lead
 from training.attacks.joint import look
-from training.attacks.neutralised import gated, harm, neutralised, soft_window, still_wrong
+from training.attacks.neutralised import gated, harm, neutralised, still_wrong
 from training.defence.graph import DefenceGraph
-from training.defence.regions import region_of_attack, window_sides
+from training.defence.localisers import LOCALISERS
+from training.defence.localisers.windows import window_sides
 from training.imaging.inpaint import inpaint
+
+LOCALISER = LOCALISERS["texture_colour"]
 
 
 @pytest.fixture
@@ -22,24 +25,24 @@ def seen(defence: DefenceGraph, test_images: tuple[Tensor, Tensor]):
 
 def test_forwards_it_is_what_the_gateway_does(seen) -> None:
     x, _ = seen
-    assert torch.equal(neutralised(x), inpaint(x, region_of_attack(x)[0]))
+    assert torch.equal(neutralised(x, LOCALISER), inpaint(x, LOCALISER.locate(x)[0]))
 
 
 def test_backwards_the_window_can_be_moved(seen) -> None:
     """A hard mask alone leaves the window's own pixels without a gradient; the soft one tells how to move it."""
     x, _ = seen
-    mask, _ = region_of_attack(x)
+    mask, _ = LOCALISER.locate(x)
     inside = (mask[:, None] > 0.5).expand_as(x)
     (hard,) = torch.autograd.grad(inpaint(x, mask.detach()).pow(2).sum(), x)
     assert (hard[inside] == 0).all()
-    (soft,) = torch.autograd.grad(neutralised(x).pow(2).sum(), x)
+    (soft,) = torch.autograd.grad(neutralised(x, LOCALISER).pow(2).sum(), x)
     assert (soft[inside] != 0).float().mean() > 0.9
 
 
 def test_the_soft_window_is_a_distribution_over_windows(seen) -> None:
     x, _ = seen
-    mask, _ = region_of_attack(x)
-    soft = soft_window(x)
+    mask, _ = LOCALISER.locate(x)
+    soft = LOCALISER.soft(x)
     area = torch.tensor([float(side) ** 2 for side in window_sides(*x.shape[2:])])
     assert ((soft.sum((1, 2)) >= area.min() - 1e-3) & (soft.sum((1, 2)) <= area.max() + 1e-3)).all()
     assert soft.min() >= 0
@@ -76,11 +79,11 @@ def rule(threshold: float) -> Recovery:
 
 @pytest.fixture
 def second(defence: DefenceGraph, seen) -> Tensor:
-    return defence.network(neutralised(seen[0]))
+    return defence.network(neutralised(seen[0], LOCALISER))
 
 
 def strengths(x: Tensor, second: Tensor) -> Tensor:
-    return rule(0).strength(region_of_attack(x)[1], torch.from_numpy(lead(second.detach().numpy()))).detach()
+    return rule(0).strength(LOCALISER.locate(x)[1], torch.from_numpy(lead(second.detach().numpy()))).detach()
 
 
 def test_harm_wants_the_first_answer_right_and_the_second_wrong_and_served(

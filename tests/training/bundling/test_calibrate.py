@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gateway.core.engine import GraphOutputs
 from gateway.core.manifest import Guard
+from gateway.core.outputs import VerdictOutputs
 from gateway.core.verdict import Fusion, component_p, conformal_p, fisher, tail_p
 from training.bundling.calibrate import ALPHAS, BenignScores, calibrate, design_effect, fit_recovery, p_cutoff
 from training.errors import TrainingError
@@ -87,11 +88,11 @@ def test_design_effect_is_repeatable_and_blind_to_group_names() -> None:
     )
 
 
-def outputs(n: int, seed: int) -> GraphOutputs:
+def outputs(n: int, seed: int) -> VerdictOutputs:
     rng = np.random.default_rng(seed)
     scores = rng.standard_normal((n, len(NAMES))).astype(np.float32)
-    return GraphOutputs(
-        **{name: np.zeros((n, 1), np.float32) for name in ("saliency", "roi", "roa", "neutral_pixels")},
+    return VerdictOutputs(
+        **{name: np.zeros((n, 1), np.float32) for name in ("roi", "roa", "neutral_pixels")},
         logits=rng.standard_normal((n, 3)).astype(np.float32),
         roa_score=np.arange(n, dtype=np.float32),
         layer_deviation=rng.standard_normal((n, 4)).astype(np.float32),
@@ -99,7 +100,7 @@ def outputs(n: int, seed: int) -> GraphOutputs:
     )
 
 
-def benign(select: GraphOutputs, calibrated: GraphOutputs, groups: np.ndarray) -> BenignScores:
+def benign(select: VerdictOutputs, calibrated: VerdictOutputs, groups: np.ndarray) -> BenignScores:
     """Labels are the first answers, and hiding a region changes none."""
     return BenignScores(select, calibrated, groups, calibrated.logits.argmax(1), lambda rows: calibrated.logits[rows])
 
@@ -143,7 +144,7 @@ def test_fused_p_values_of_benign_images_are_uniform() -> None:
 
 def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
     once = outputs(40, 1)
-    copies = GraphOutputs(**{k: np.repeat(v, 10, axis=0) for k, v in vars(once).items() if v is not None})
+    copies = replace(once, **{k: np.repeat(v, 10, axis=0) for k, v in once.arrays().items()})
     alone = entry(benign(outputs(200, 0), copies, np.arange(400)), tmp_path)
     grouped = entry(benign(outputs(200, 0), copies, np.repeat(np.arange(40), 10)), tmp_path)
     assert grouped.groups == 40

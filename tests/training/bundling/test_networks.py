@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +10,9 @@ import torch
 from gateway.core.loading import Bundle
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network
 from training.bundling.networks import NETWORKS, load_defence, save_networks
-from training.defence.constants import Constants
-from training.defence.graph import SCORES, DefenceGraph
+from training.defence.graph import DefenceGraph
+from training.defence.localisers import LOCALISER
+from training.defence.scores import default_scores
 from training.errors import TrainingError
 
 
@@ -24,7 +24,8 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
         companion=True,
         input=SimpleNamespace(channels=3, height=SIDE),
         classes=[str(k) for k in range(classes)],
-        scores=list(SCORES),
+        scores=list(default_scores(companion=True)),
+        localiser=LOCALISER,
     )
     return Bundle(path=folder, manifest=manifest, arrays={})
 
@@ -33,8 +34,8 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
 def folder(defence: DefenceGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The networks that `defence` was folded from, and its constants, as a file."""
     path = tmp_path_factory.mktemp("networks")
-    constants = Constants(**{field.name: getattr(defence, field.name) for field in fields(Constants)})
-    save_networks(path / NETWORKS, standard=random_network(0), companion=random_network(1), constants=constants)
+    networks = {"standard": random_network(0), "companion": random_network(1)}
+    save_networks(path / NETWORKS, **networks, constants=defence.constants)
     return path
 
 

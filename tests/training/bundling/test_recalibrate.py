@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.engine import Engine
 from gateway.core.loading import Bundle, load_bundle
+from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import Judge
 from tests.training.toy import gratings
@@ -72,10 +73,10 @@ def test_one_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
     assert card_measured(made.manifest, calibration).calibrations == bundle.manifest.calibrations
 
 
-def without_saliency(*args: Any, **options: Any) -> GraphOutputs:
+def without_saliency(*args: Any, **options: Any) -> FullOutputs:
     """Outputs whose gradient has vanished."""
     outputs = run_images(*args, **options)
-    return replace(outputs, saliency=np.zeros_like(outputs.need("saliency")))
+    return replace(outputs, saliency=np.zeros_like(outputs.saliency))
 
 
 def test_what_cannot_be_is_one_line(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from training.defence.deviation import normalised, top_mean, view_change
-from training.defence.views import shift
+from training.defence.signals.deviation import normalised, top_mean, view_change
+from training.defence.signals.views import shift
 
 
 def test_view_change_hand_computed() -> None:

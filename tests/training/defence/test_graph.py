@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
@@ -10,24 +8,21 @@ from torch import Tensor
 from tests.training.toy import CLASSES, SIDE, random_network
 from training.attacks.margin import margin
 from training.data.dataset import Dataset
-from training.defence.constants import Constants, fit_constants, sensitive_neurons
-from training.defence.deviation import top_mean, view_change
-from training.defence.graph import (
-    ALONE_SCORES,
-    SCORES,
-    SCREEN_SCORES,
-    DefenceGraph,
-    DefenceOutputs,
-    companion_map,
-)
-from training.defence.margins import served_one_hot
-from training.defence.regions import gradient_activation_map, region_of_importance, window_sides
+from training.defence.constants import fit_constants, sensitive_neurons
+from training.defence.graph import DefenceGraph, DefenceOutputs, companion_map
+from training.defence.localisers.windows import window_sides
+from training.defence.regions import gradient_activation_map, region_of_importance
 from training.defence.saliency import saliency_map
-from training.defence.views import reference_views, shift
+from training.defence.scores import default_scores, screening
+from training.defence.signals.deviation import top_mean, view_change
+from training.defence.signals.margins import served_one_hot
+from training.defence.signals.views import reference_views, shift
 from training.errors import TrainingError
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
+
+SCORES, ALONE_SCORES = default_scores(companion=True), default_scores(companion=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def test_shapes(out: DefenceOutputs) -> None:
         "neutral_pixels": (6, 3, SIDE, SIDE),
         "layer_deviation": (6, channels),
         "scores": (6, len(SCORES)),
-        "screen_scores": (6, len(SCREEN_SCORES)),
+        "screen_scores": (6, len(screening())),
     }
     assert all(value.isfinite().all() and not value.requires_grad for value in out)
 
@@ -196,8 +191,7 @@ def test_the_companions_map_is_the_same_by_its_gradient(defence: DefenceGraph, x
 
 
 def test_without_a_companion(defence: DefenceGraph, out: DefenceOutputs, x: Tensor, mask: Tensor) -> None:
-    constants = Constants(**{field.name: getattr(defence, field.name) for field in fields(Constants)})
-    alone = DefenceGraph(defence.network, None, constants)
+    alone = DefenceGraph(defence.network, None, defence.constants)
     found = alone(x, torch.zeros(6, SIDE, SIDE))
     assert found.companion_logits is None
     assert found.screen_scores is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from training.attacks.margin import margin
-from training.defence.margins import one_hot_margin, served_one_hot
+from training.defence.signals.margins import one_hot_margin, served_one_hot
 
 
 def test_against_a_naive_loop() -> None:

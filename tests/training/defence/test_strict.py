@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.defence.margins import one_hot_margin
-from training.defence.strict import RADIUS, strict_margin
+from training.defence.scores.companion_strict import RADIUS, strict_margin
+from training.defence.signals.margins import one_hot_margin
 
 LABEL = torch.eye(2)[[0, 1, 0]]
 

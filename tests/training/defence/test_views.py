@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.defence.views import SHIFTS, reference_views, shift
+from training.defence.signals.views import SHIFTS, reference_views, shift
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(0, 0), (1, 0), (0, 1), (-1, 2), (3, -2), (-1, -1)])

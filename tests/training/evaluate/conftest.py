@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 
 from gateway.core.loading import Bundle, load_bundle
 from tests.training.once import made_once
-from tests.training.toy import CLASSES, SPEC, gratings, random_network, taught
+from tests.training.toy import CLASSES, SPEC, random_network, taught, write_sources
 from training.bundling.networks import NETWORKS, save_networks
 from training.bundling.provenance import made_with
 from training.commands.build import build_bundle
@@ -55,40 +53,15 @@ TINY = Evaluation(
 
 def write_bundle(root: Path) -> None:
     """Data, recipes and networks in `root`, and in its `out` the bundle of them, without a card."""
-    train, test = gratings(320, seed=1), gratings(32, seed=2)
-    np.savez(
-        root / "gratings.npz",
-        x_train=train.x,
-        y_train=train.y,
-        track_train=np.arange(320) // 2,
-        x_test=test.x,
-        y_test=test.y,
-        classes=np.array([f"direction {k}" for k in range(CLASSES)]),
-    )
-    common = {
-        "data": {"source": "npz:gratings", "fractions": [0.5, 0.25, 0.25]},
-        "model": SPEC.model_dump(mode="json"),
-        "precision": "fp32",
-    }
-    for role in ("standard", "companion"):
-        recipe = {**common, "name": role, "stages": [{"name": "none", "epochs": 1, "lr": 0.1}]}
-        (root / f"{role}.yaml").write_text(yaml.safe_dump(recipe))
-    recipe = {
-        "name": "gratings",
-        "version": "1.0.0",
-        "standard": "standard.yaml",
-        "companion": "companion.yaml",
-        "samples": 1,
-        "evaluation": TINY.model_dump(mode="json"),
-    }
-    (root / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    extra = {"evaluation": TINY.model_dump(mode="json")}
+    recipe = write_sources(root, count=320, tests=32, fractions=[0.5, 0.25, 0.25], model=SPEC, bundle=extra)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PALISADE_DATA", str(root))
         data = load_dataset("npz:gratings", fractions=(0.5, 0.25, 0.25))
         network, companion = (taught(random_network(seed, warm=False), data, steps=50) for seed in (0, 1))
         constants = fit_constants(network, data.train, data.select, classes=CLASSES)
         save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
-        build_bundle(root / "bundle.yaml", root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+        build_bundle(recipe, root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from training.evaluate.card import check, write_card
-from training.evaluate.presentation.charts import bar_chart, line_chart
 from training.evaluate.presentation.page import markdown
 from training.evaluate.presentation.report import Drawn, html, marked
 from training.recipes.evaluation import FIGURES, Bound, Evaluation
+from training.util.charts import bar_chart, line_chart
 
 VALUES = {
     "accuracy_answering": 0.98,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.bundling.assemble import Plan, Silent
 from training.bundling.assemble import assemble as assemble_bundle
 from training.bundling.networks import NETWORKS, load_networks
 from training.data.dataset import Dataset
-from training.defence.graph import ALONE_SCORES
+from training.defence.scores import default_scores
 from training.errors import TrainingError
 from training.evaluate import units
 from training.evaluate.card import assemble, drawn, write_card
@@ -100,10 +101,13 @@ def test_a_larger_radius_leaves_less(card: dict[str, Any]) -> None:
 
 
 def test_its_files_are_written(card: dict[str, Any], shared: Bench, tmp_path: Path) -> None:
-    write_card(tmp_path, card, drawn(shared))
-    report = (tmp_path / "report.html").read_text()
-    assert "ROC: PGD 8/255" in report
-    assert "data:image/png" in report or not drawn(shared).pictures
+    cell = {"kind": "clean", "image": "data:image/png;base64,AA==", "map": "data:image/png;base64,AB=="}
+    row = {"cells": [cell | {"label": "stop", "right": True, "flagged": False}]}
+    for pictures in ([], [row]):
+        write_card(tmp_path, card, replace(drawn(shared), pictures=pictures))
+        report = (tmp_path / "report.html").read_text()
+        assert "ROC: PGD 8/255" in report
+        assert report.count("data:image/png") == 2 * len(pictures)
 
 
 def test_finished_units_are_not_measured_again(card: dict[str, Any], shared: Bench) -> None:
@@ -194,7 +198,8 @@ def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: P
     models = {"standard": ModelSpec.model_validate(training["standard"]["model"])}
     networks = load_networks(bundle.path / NETWORKS, models, classes=len(data.classes), spec=spec)
     (tmp_path / "alone").mkdir()
-    alone = Plan(name="alone", version="1.0.0", training=training, fused=ALONE_SCORES, samples=1, tried=8, steps=2)
+    fused = default_scores(companion=False)
+    alone = Plan(name="alone", version="1.0.0", training=training, fused=fused, samples=1, tried=8, steps=2)
     assemble_bundle(tmp_path / "alone", alone, networks, data, Silent())
     settings = TINY.model_copy(update={"bounds": TINY.bounds[:1]})
     bench = Bench(load_bundle(tmp_path / "alone"), data, settings, Store(tmp_path / "work"))

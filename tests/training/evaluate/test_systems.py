@@ -12,11 +12,13 @@ import torch
 from gateway.core.manifest import Guard
 from tests.training.toy import CLASSES, SIDE
 from training.attacks.margin import margin
-from training.defence.graph import SCORES, DefenceGraph
+from training.defence.graph import DefenceGraph
+from training.defence.scores import default_scores
 from training.evaluate.measurements.adaptive import SERVED, _judge, stages, stricter
 from training.evaluate.measurements.systems import ALONE, DOUBTS, Systems
 from training.recipes.evaluation import ALPHAS, RATES
 
+SCORES = default_scores(companion=True)
 RNG = np.random.default_rng(0)
 BENIGN = np.sort(RNG.normal(size=(400, len(SCORES))), axis=0)
 

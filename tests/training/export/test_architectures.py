@@ -72,8 +72,7 @@ def constants(network: Network) -> Constants:
     return Constants(
         change_mean=torch.rand(count),
         change_std=torch.rand(count) + 0.5,
-        whiten=torch.randn(last, last) / last,
-        class_means=torch.randn(CLASSES, last) / last,
+        fitted={"whiten": torch.randn(last, last) / last, "class_means": torch.randn(CLASSES, last) / last},
     )
 
 

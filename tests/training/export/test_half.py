@@ -11,14 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from gateway.core.engine import Engine, GraphOutputs
+from gateway.core.engine import Engine
 from gateway.core.manifest import WEIGHTS, InputSpec, Part, variant_file
+from gateway.core.outputs import FullOutputs
 from tests.training.exported import Exported
-from tests.training.rounded import rounded
+from tests.training.rounded import element_types, rounded
 from tests.training.toy import SIDE
 from training.export import half
 from training.export.blocked import keep_blocked
-from training.export.draft import Draft
 from training.export.half import half_parts, halved
 from training.export.parts import OUTPUTS, graph_specs, split_parts, write_parts
 from training.util.module_modes import seeded
@@ -50,38 +50,38 @@ def opened(folder: Path, parts: Parts) -> Engine:
     return Engine(folder, graph_specs(parts), InputSpec(height=SIDE, width=SIDE), threads=1)
 
 
-def run_rounded(parts: Parts, folder: Path) -> GraphOutputs:
+def run_rounded(parts: Parts, folder: Path) -> FullOutputs:
     return opened(folder, {"full": rounded(halved(parts["full"]))}).run(PIXELS)
 
 
 def operators(model: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
     """Each operator and whether it computes in float16."""
-    kinds = Draft(model).kinds
+    kinds = element_types(model)
     for node in model.graph.node:
         yield node.op_type, kinds.get(node.input[0]) == TensorProto.FLOAT16 if node.input else False
 
 
-def check(found: GraphOutputs, expected: GraphOutputs, *, scores: float) -> None:
+def check(found: FullOutputs, expected: FullOutputs, *, scores: float) -> None:
     """Logits within 1 %, the same answers and maps, scores within `scores` of their spread over the images."""
     logits, wanted = found.logits, expected.logits
     assert np.abs(logits - wanted).max() <= 0.01 * np.abs(wanted).max()
     top = np.sort(wanted, axis=1)
     clear = top[:, -1] - top[:, -2] > 0.01 * np.abs(wanted).max()
     np.testing.assert_array_equal(logits.argmax(1)[clear], wanted.argmax(1)[clear])
-    spread = expected.need("scores").std(0)
-    assert (np.abs(found.need("scores") - expected.need("scores"))[clear] <= scores * spread).all()
-    np.testing.assert_array_equal(found.need("neutral_pixels"), expected.need("neutral_pixels"))
+    spread = expected.scores.std(0)
+    assert (np.abs(found.scores - expected.scores)[clear] <= scores * spread).all()
+    np.testing.assert_array_equal(found.neutral_pixels, expected.neutral_pixels)
 
 
-def correlations(found: GraphOutputs, expected: GraphOutputs) -> np.ndarray:
-    pairs = zip(found.need("saliency"), expected.need("saliency"), strict=True)
+def correlations(found: FullOutputs, expected: FullOutputs) -> np.ndarray:
+    pairs = zip(found.saliency, expected.saliency, strict=True)
     return np.array([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
 
 
 @pytest.mark.parametrize("part", OUTPUTS)
 def test_parts_agree(single: Engine, halves: Engine, part: Part) -> None:
     found, expected = halves.run(PIXELS, part=part), single.run(PIXELS, part=part)
-    assert {n for n, v in vars(found).items() if v is not None} == set(OUTPUTS[part])
+    assert set(found.arrays()) == set(OUTPUTS[part])
     if part != "screen":
         check(found, expected, scores=0.02)
     if part == "full":
@@ -93,7 +93,7 @@ def test_every_result_rounded_agrees(parts: Parts, single: Engine, tmp_path: Pat
     found, expected = run_rounded(parts, tmp_path), single.run(PIXELS)
     check(found, expected, scores=0.05)
     assert found.finite.all()
-    assert (found.need("saliency").max((1, 2)) == 1).all()
+    assert (found.saliency.max((1, 2)) == 1).all()
     assert np.median(correlations(found, expected)) > 0.99
 
 
@@ -112,16 +112,15 @@ def test_a_scale_out_of_range_would_be_seen(
 ) -> None:
     monkeypatch.setattr(half, "GRADIENT_SCALE", 2.0**exponent)
     outputs = run_rounded(parts, tmp_path)
-    assert not (outputs.finite & (outputs.need("saliency").max((1, 2)) == 1)).any()
+    assert not (outputs.finite & (outputs.saliency.max((1, 2)) == 1)).any()
 
 
 def test_a_batch_is_its_images(halves: Engine) -> None:
     whole = halves.run(PIXELS[:5])
     for i in range(5):
         alone = halves.run(PIXELS[i : i + 1])
-        for name, value in vars(whole.image(i)).items():
-            if value is not None:
-                np.testing.assert_allclose(getattr(alone, name)[0], value, atol=1e-3, rtol=1e-3, err_msg=name)
+        for name, value in whole.image(i).arrays().items():
+            np.testing.assert_allclose(getattr(alone, name)[0], value, atol=1e-3, rtol=1e-3, err_msg=name)
 
 
 def test_only_the_networks_are_halved(parts: Parts) -> None:

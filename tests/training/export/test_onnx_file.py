@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE
-from training.defence.graph import SCORES, DefenceGraph, DefenceOutputs
+from training.defence.graph import DefenceGraph, DefenceOutputs
 from training.errors import ExportError
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import tensor_specs
@@ -149,7 +149,7 @@ def test_specs_for_the_manifest(exported: Exported) -> None:
     shapes = {spec["name"]: spec["shape"] for spec in outputs}
     assert all(shape[0] == "N" for shape in shapes.values())
     assert shapes["logits"] == ["N", CLASSES]
-    assert shapes["scores"] == ["N", len(SCORES)]
+    assert shapes["scores"] == ["N", len(exported.graph.score_names)]
     assert shapes["neutral_pixels"] == ["N", 3, SIDE, SIDE]
 
 

@@ -12,7 +12,6 @@ from gateway.core.engine import Engine
 from gateway.core.manifest import PART_FILES, WEIGHTS, InputSpec
 from tests.training.exported import Exported
 from tests.training.toy import SIDE
-from training.defence.graph import SCORES, SCREEN_SCORES
 from training.export.parts import OUTPUTS, SHARED_BYTES, graph_specs, split_parts, write_parts
 from training.util.module_modes import seeded
 
@@ -39,10 +38,12 @@ def test_parts_give_what_the_whole_gives(exported: Exported, engine: Engine, par
         mask[2, 3:9, 4:9] = 1
     whole = exported.run(pixels, mask)
     found = engine.run(pixels.numpy(), None if part == "screen" else mask.numpy(), part=part)
-    assert {name for name, value in vars(found).items() if value is not None} == set(OUTPUTS[part])
+    assert set(found.arrays()) == set(OUTPUTS[part])
     for name in OUTPUTS[part]:
         np.testing.assert_allclose(getattr(found, name), whole[name].numpy(), atol=1e-5, rtol=1e-4, err_msg=name)
-    columns = [SCORES.index(name) for name in SCREEN_SCORES]
+    names = exported.graph.score_names
+    columns = [names.index(name) for name in exported.graph.screen_names]
+    assert columns == [2, 3]
     np.testing.assert_array_equal(whole["screen_scores"], whole["scores"][:, columns])
 
 

@@ -13,18 +13,22 @@ from tests.training.toy import CLASSES, SIDE, random_network
 from training.attacks.margin import margin
 from training.data.dataset import Dataset
 from training.defence.constants import fit_constants
-from training.defence.graph import SCORES, STRICT, DefenceGraph, DefenceOutputs
-from training.defence.strict import RADIUS
+from training.defence.graph import DefenceGraph, DefenceOutputs
+from training.defence.scores import chosen, default_scores
+from training.defence.scores.companion_strict import RADIUS
+from training.errors import TrainingError
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.util.module_modes import seeded
+
+STRICT = "companion_strict"
 
 
 @pytest.fixture(scope="module")
 def strict(toy: Dataset) -> DefenceGraph:
     network, companion = folded(random_network(0)), folded(random_network(1))
     constants = fit_constants(network, toy.train, toy.select, classes=CLASSES)
-    return DefenceGraph(network, companion, constants, strict=True).eval()
+    return DefenceGraph(network, companion, constants, scores=chosen([STRICT], companion=True)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def pixels() -> Tensor:
 
 def test_the_last_score_is_the_companions_doubt_after_a_signed_step(strict: DefenceGraph, pixels: Tensor) -> None:
     out = strict(pixels, torch.zeros(5, SIDE, SIDE))
-    assert strict.score_names == (*SCORES, STRICT)
+    assert strict.score_names == (*default_scores(companion=True), STRICT)
     assert strict.companion is not None
     leaf, label = pixels.clone().requires_grad_(), out.logits.argmax(1)
     (gradient,) = torch.autograd.grad(margin(strict.companion(leaf), label).sum(), leaf)
@@ -52,7 +56,11 @@ def test_all_else_is_as_without_it(strict: DefenceGraph, defence: DefenceGraph, 
 
 def test_without_a_companion_it_is_left_out(strict: DefenceGraph, toy: Dataset) -> None:
     constants = fit_constants(strict.network, toy.train, toy.select, classes=CLASSES)
-    assert STRICT not in DefenceGraph(strict.network, None, constants, strict=True).score_names
+    assert STRICT not in DefenceGraph(strict.network, None, constants).score_names
+    with pytest.raises(TrainingError, match="'companion_strict' needs a companion"):
+        chosen([STRICT], companion=False)
+    with pytest.raises(TrainingError, match="'companion_strict' needs a companion"):
+        DefenceGraph(strict.network, None, constants, scores=[STRICT])
 
 
 def test_it_is_exported_as_it_is(strict: DefenceGraph, pixels: Tensor, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import Linear, random_network, softplus_network
-from training.losses.input_gradient import Method, Predict, gradient_penalty
+from training.losses.input_gradient import Method, gradient_penalty
 from training.losses.jacobian import jacobian_norm, jacobian_probe, random_directions
 from training.models.resnet import Normalise
 from training.util.module_modes import seeded
+from training.util.signatures import Predict
 
 SHAPE = (2, 3, 4)  # C, H, W: all sizes differ
 D, K = 24, 5

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.training.toy import Linear, softplus_network
-from training.losses.input_gradient import Method, Predict, gradient_penalty
+from training.losses.input_gradient import Method, gradient_penalty
 from training.losses.selective import label_odds, label_score, off_mask_share, selective_probe
 from training.util.module_modes import seeded
+from training.util.signatures import Predict
 
 BOTH = pytest.mark.parametrize("method", ["double_backprop", "finite_difference"])
 FORMS = pytest.mark.parametrize("form", ["absolute", "ratio"])

@@ -25,8 +25,8 @@ from training.recipes.evaluation import Evaluation
 from training.served.answers import Served, open_pipeline, serve
 from training.served.scoring import to_uint8
 from training.util.module_modes import seeded
+from training.util.signatures import StepProgress, silent
 
-Progress = Callable[[str, int, int], None]
 ANSWER_CHUNK = 1024
 # Files that evaluation itself writes, and what does not bear on an answer.
 _UNSERVED = ("card.json", "card.md", "report.html", "samples/")
@@ -44,7 +44,7 @@ class Bench:
     data: Dataset
     settings: Evaluation
     store: Store
-    progress: Progress = lambda _name, _done, _total: None
+    progress: StepProgress = silent
     asked: Evaluation | None = None
     device: str = "cpu"
     photos: Path | None = None

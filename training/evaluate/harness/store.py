@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from gateway.atomic import replacing, write_text
 from training.errors import TrainingError
+from training.util.signatures import Progress, silent
 
 Arrays = dict[str, np.ndarray]
-Progress = Callable[[int, int], None]
 
 
 def digest(content: object) -> str:
@@ -44,7 +44,7 @@ class Store:
         count: int,
         size: int,
         make: Callable[[int, int], Arrays],
-        progress: Progress = lambda _done, _total: None,
+        progress: Progress = silent,
     ) -> Arrays:
         """Arrays of `count` rows: `make(start, stop)` makes those that are not there, in chunks of `size`.
 
@@ -75,7 +75,7 @@ class Store:
         """Write a finished unit."""
         path = self._result(unit)
         path.parent.mkdir(exist_ok=True)
-        replace_text(path, json.dumps(result, indent=1) + "\n")
+        write_text(path, json.dumps(result, indent=1) + "\n")
 
     def _result(self, unit: str) -> Path:
         return self.folder / "units" / f"{unit}.json"
@@ -97,23 +97,8 @@ class Store:
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         path.parent.mkdir(exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with draft.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_text(text, "utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        with replacing(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _length(path: Path) -> int:

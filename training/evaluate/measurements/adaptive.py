@@ -15,6 +15,7 @@ from training.attacks.joint import (
     Afterwards,
     Conditions,
     Looks,
+    Only,
     companion_says,
     confident,
     evidence,
@@ -28,7 +29,8 @@ from training.attacks.joint import (
 from training.attacks.margin import margin
 from training.attacks.matching import match_features, nearest_other, pooled_features
 from training.attacks.pgd import pgd
-from training.defence.graph import STRICT
+from training.defence.scores import SCORES, score_named
+from training.defence.scores.score import Score
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found
 from training.evaluate.harness.store import Arrays
@@ -41,7 +43,6 @@ CHUNK = 32
 SAFE, SURE = 0.5, 10.0  # margins, in logits, at which an answer is taken for safe, and for confident
 SERVED, JOINT = f"served@{max(ALPHAS):g}", "joint, as served"
 GUARDED, GUARD_STAGE = "guard@served", f"guard, {max(ALPHAS):g}"
-MARGIN = "companion_margin"
 SIMPLE = ("PGD on the answering network", "PGD on the companion", "feature matching")
 GUIDES = 512
 SAMPLES, JITTER = 4, 2 / 255  # of gradients that are averaged, to smooth a score that attacks by itself
@@ -86,9 +87,9 @@ def stages(systems: Systems) -> list[Stage]:
     for rate in reversed(RATES):
         if systems.calm:
             found.append(Stage(f"detector, {rate:g}", _calm(systems, rate), f"detector@{rate:g}", "alone"))
-        if (threshold := systems.thresholds.get(("companion", rate))) is not None:
-            agrees = partial(_unobjected, MARGIN, threshold)
-            found.append(Stage(f"companion, {rate:g}", agrees, f"companion@{rate:g}", "networks", _near(threshold)))
+        for score, threshold in _cut(systems, rate):
+            if score.of_any_label:
+                found.append(_alone(score, rate, threshold, _near(score, threshold)))
         found += _guarded(systems, rate)
     found.append(_joint(systems, JOINT, judge.level(max(ALPHAS)), SERVED, GUARDED))
     if bench.pipeline.can_screen and (cascade := judge.calibration.cascade) is not None:
@@ -109,35 +110,54 @@ def stricter(systems: Systems) -> list[Stage]:
     found = [Stage(f"joint, {rate:g}, capped", least, f"all@{rate:g}", given=guard)]
     for alpha in sorted(ALPHAS)[:-1]:
         level = judge.level(alpha)
-        near = _near(judge.fusion.limits(level)[1])
+        told = judge.fusion.guard
+        near = None if told is None else _near(score_named(told.score), judge.fusion.limits(level)[1])
         conditions = unflagged(judge.fusion, level, capped=True)
         found.append(Stage(f"{JOINT}, {alpha:g}", conditions, f"served@{alpha:g}", given=near))
     return found
 
 
 def _guarded(systems: Systems, rate: float) -> list[Stage]:
-    """The guard alone within `all`, the strict companion alone, and everything, at one rate.
+    """The guard alone within `all`, scores that are judged alone and only known of the answer, everything; at one rate.
 
     What the guard objects to however it is attacked need not be tried against more.
     """
     fusion, column, found = systems.bench.pipeline.judge.fusion, f"guard@{rate:g}", list[Stage]()
+    guard = None if fusion.guard is None else score_named(fusion.guard.score)
     limit = systems.guards.get(f"{rate:g}")
-    if fusion.guard is not None and limit is not None:
-        looks: Looks = "strict" if fusion.guard.score == STRICT else "networks"
-        passes = partial(_unobjected, fusion.guard.score, limit)
-        found.append(Stage(f"guard, {rate:g}", passes, column, looks, _near(limit)))
-    if (threshold := systems.thresholds.get(("strict", rate))) is not None:
-        given = column if limit is not None and limit >= threshold else _near(threshold)
-        found.append(
-            Stage(f"strict, {rate:g}", partial(_unobjected, STRICT, threshold), f"strict@{rate:g}", "strict", given)
-        )
+    if guard is not None and limit is not None:
+        passes = partial(_unobjected, guard.name, limit)
+        found.append(Stage(f"guard, {rate:g}", passes, column, _looks(guard), _near(guard, limit)))
+    for score, threshold in _cut(systems, rate):
+        if not score.of_any_label:
+            guarded = score is guard and limit is not None and limit >= threshold
+            found.append(_alone(score, rate, threshold, column if guarded else _near(score, threshold)))
     found.append(_joint(systems, f"joint, {rate:g}", -systems.thresholds["all", rate], f"all@{rate:g}", column))
     return found
 
 
-def _near(limit: float) -> str | None:
-    """The column that an image has to have beaten where a companion's doubt above `limit` is flagged."""
-    return DOUBTS if limit <= SAFE else None
+def _cut(systems: Systems, rate: float) -> Iterator[tuple[Score, float]]:
+    """The scores that are systems of their own, with what is above which they flag at that rate."""
+    for score in SCORES.values():
+        threshold = None if score.system is None else systems.thresholds.get((score.system, rate))
+        if threshold is not None:
+            yield score, threshold
+
+
+def _alone(score: Score, rate: float, threshold: float, given: str | None) -> Stage:
+    """The score alone, as a system of its own that flags what is above `threshold`."""
+    passes, system = partial(_unobjected, score.name, threshold), score.system
+    return Stage(f"{system}, {rate:g}", passes, f"{system}@{rate:g}", _looks(score), given)
+
+
+def _looks(score: Score) -> Looks:
+    """What has to be computed of the score: a companion's margin is that of the networks' logits."""
+    return "networks" if score.of_any_label else Only(score.name)
+
+
+def _near(score: Score, limit: float) -> str | None:
+    """The column that an image has to have beaten where a companion's doubt (`score`) above `limit` is flagged."""
+    return DOUBTS if "companion" in score.needs and limit <= SAFE else None
 
 
 def _joint(systems: Systems, name: str, level: float, until: str, guard: str) -> Stage:
@@ -152,8 +172,8 @@ def _sure(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -
 def _unobjected(
     score: str, limit: float, logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor
 ) -> list[Tensor]:
-    """The answer is the target, and the companion's `score` of it is not above `limit`; `scores` has the strict one."""
-    told = scores[:, 0] if score == STRICT else -margin(companion, target)
+    """The answer is the target, and the `score` of it is not above `limit`; `scores` has that one alone (`_looks`)."""
+    told = -margin(companion, target) if score_named(score).of_any_label else scores[:, 0]
     return [says(logits, target, SAFE), unobjected(score, limit, logits, companion, told, target)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Pass
 from training.analysis.explain import explanation_report
 from training.analysis.pictures import data_uri, overlaid, plain
@@ -36,12 +37,12 @@ def pictures(bench: Bench) -> Found:
         found = _decide(bench, np.stack([x[index] for x in kinds.values()]), explain=True)
         decisions = dict(zip(kinds, found, strict=True))
         cells = [
-            _cell(kind, decision.raw, int(truth[index]), flagged=decision.flagged)
+            _cell(kind, decision.raw, decision.explained.raw, int(truth[index]), flagged=decision.flagged)
             for kind, decision in decisions.items()
         ]
-        after = decisions["patched"].neutralized
-        if after is not None:
-            cells.append(_cell("neutralised", after.result, int(truth[index]), flagged=False))
+        after, neutral = decisions["patched"].neutralized, decisions["patched"].explained.neutral
+        if after is not None and neutral is not None:
+            cells.append(_cell("neutralised", after.result, neutral, int(truth[index]), flagged=False))
         rows.append({"cells": cells})
     return Found({}, curves={"pictures": rows})
 
@@ -67,13 +68,13 @@ def _decide(bench: Bench, images: np.ndarray, *, explain: bool = False) -> list[
     return bench.pipeline.decide_images(list(images), explain=explain)
 
 
-def _cell(kind: str, found: Pass, truth: int, *, flagged: bool) -> dict[str, Any]:
-    image = torch.from_numpy(found.outputs.need("neutral_pixels"))
+def _cell(kind: str, found: Pass, outputs: FullOutputs, truth: int, *, flagged: bool) -> dict[str, Any]:
+    image = torch.from_numpy(outputs.neutral_pixels)
     return {
         "kind": kind,
         "image": data_uri(plain(image)),
         "label": found.prediction.label,
-        "map": data_uri(overlaid(image, torch.from_numpy(found.outputs.need("saliency")))),
+        "map": data_uri(overlaid(image, torch.from_numpy(outputs.saliency))),
         "right": found.prediction.index == truth,
         "flagged": flagged,
     }

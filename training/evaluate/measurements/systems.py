@@ -13,7 +13,7 @@ from torch import Tensor
 from gateway.core.verdict import Fusion, component_p, fisher
 from training.attacks.joint import look
 from training.attacks.margin import margin
-from training.defence.graph import STRICT
+from training.defence.scores import SCORES, score_named
 from training.evaluate.harness.bench import Bench
 from training.recipes.evaluation import ALPHAS, RATES
 from training.util.statistics import threshold_at
@@ -45,9 +45,9 @@ class Systems:
         found: dict[str, Reading] = {"max_softmax": lambda _scores, confidence: -confidence}
         if calm := self.calm:
             found["detector"] = lambda scores, _confidence: _fisher(judge.fusion, calm, scores)
-        for system, score in (("companion", "companion_margin"), ("strict", STRICT)):
-            if score in names:
-                found[system] = _column(names.index(score))
+        for score in SCORES.values():
+            if score.system is not None and score.name in names:
+                found[score.system] = _column(names.index(score.name))
         found["all"] = lambda scores, _confidence: judge.fusion.statistic(scores)
         return found
 
@@ -55,9 +55,8 @@ class Systems:
     def calm(self) -> list[int]:
         """Columns of the fused scores that do not ask the companion."""
         names = self.bench.bundle.manifest.scores
-        return [
-            column for column in self.bench.pipeline.judge.fusion.columns if not names[column].startswith("companion")
-        ]
+        columns = self.bench.pipeline.judge.fusion.columns
+        return [column for column in columns if "companion" not in score_named(names[column]).needs]
 
     @cached_property
     def thresholds(self) -> dict[tuple[str, float], float]:

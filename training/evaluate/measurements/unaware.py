@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gateway.core.decode import to_pixels
-from training.defence.regions import region_of_attack
+from training.defence.localisers import localiser_named
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found
 from training.evaluate.measurements.attacked import answered, patch_side
@@ -146,7 +146,8 @@ def _random_windows(
 
 
 def _window_sides(bench: Bench, images: np.ndarray) -> np.ndarray:
-    """Sides (N,) in pixels of the defence's own windows on uint8 images (N, H, W, C)."""
+    """Sides (N,) in pixels of squares as large as the defence's own regions on uint8 images (N, H, W, C)."""
     parts = batches(images, bench.pipeline.engine.buckets[-1])
-    areas = [region_of_attack(torch.from_numpy(to_pixels(part)))[0].sum((1, 2)) for part in parts]
+    localiser = localiser_named(bench.bundle.manifest.localiser)
+    areas = [localiser.locate(torch.from_numpy(to_pixels(part)))[0].sum((1, 2)) for part in parts]
     return np.asarray(torch.cat(areas).sqrt().round().long().numpy())

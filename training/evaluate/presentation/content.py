@@ -95,6 +95,7 @@ def sections(card: dict[str, Any]) -> list[Section]:
         _cascade,
         _layers,
         _explanations,
+        _detector,
         _checks,
         _samples,
         _units,
@@ -602,6 +603,27 @@ def _explanations(card: dict[str, Any]) -> Parts:
 def _mean(group: dict[str, Any], first: str, second: str) -> str:
     found = group.get(first, {}).get(second)
     return "-" if not found else f"{found['mean']:.2f}"
+
+
+def _detector(card: dict[str, Any]) -> Parts:
+    rows = [
+        (
+            row["title"],
+            f"`{row['name']}`",
+            "region of attack" if row["kind"] == "localiser" else _part_of(row),
+            row["meaning"],
+        )
+        for row in card.get("detector", [])
+    ]
+    if not rows:
+        return []
+    return [("What the defence looks at", [Table(("score or localiser", "name", "used as", "meaning"), rows)])]
+
+
+def _part_of(row: dict[str, Any]) -> str:
+    """What a score does in the verdict."""
+    parts = [text for key, text in (("fused", "fused"), ("guards", "guard")) if row[key]]
+    return " and ".join(parts) or "reported alone"
 
 
 def _checks(card: dict[str, Any]) -> Parts:

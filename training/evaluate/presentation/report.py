@@ -12,9 +12,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from training.evaluate.presentation.charts import bar_chart, line_chart
 from training.evaluate.presentation.content import STATUS, SYSTEMS, Table, headline, introduction, sections
 from training.recipes.evaluation import DETECTED, RATES
+from training.util.charts import bar_chart, line_chart
 
 ROC_TICKS = (0.001, 0.01, 0.1, 1.0)
 ABLATED = {

@@ -1,4 +1,4 @@
-// Words for screen readers when something changes outside of what has the focus.
+// Announcements for screen readers of changes outside the focused element.
 const region = document.getElementById("announcer");
 
 export function announce(text) {

@@ -50,7 +50,7 @@ async function problem(response) {
     code = body.code ?? code;
     detail = body.detail ?? detail;
   } catch {
-    // Not one of the gateway's own answers: a proxy's, for instance.
+    // The gateway did not send this answer; a proxy may have.
   }
   const retry = Number(response.headers.get("Retry-After"));
   return new ApiError(response.status, code, detail, {
@@ -73,10 +73,11 @@ function query(values) {
 
 export const models = () => request("v1/models");
 export const model = (name) => request(`v1/models/${part(name)}`);
+export const reportAddress = (name) => address(`v1/models/${part(name)}/report`);
 export const samples = (name) => request(`v1/models/${part(name)}/samples`);
 export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/samples/${part(file)}`);
 
-/** `explain`: none or all; who may not see explanations is refused if they ask for them. */
+/** `explain`: none or all; a caller who may not see explanations is refused if they ask for them. */
 export function predict(blob, { model, explain, signal }) {
   const path = `v1/predict${query({ model, explain })}`;
   return request(path, {

@@ -31,7 +31,7 @@ function append(element, children) {
   }
 }
 
-/** Replace what `element` holds. */
+/** Replace the children of `element`. */
 export function fill(element, ...children) {
   element.replaceChildren();
   append(element, children);

@@ -5,6 +5,7 @@ const percents = [0, 1, 2, 3].map(
 );
 const counts = new Intl.NumberFormat("en");
 const dates = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const days = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeZone: "UTC" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
 
 export const count = (n) => counts.format(n);
@@ -12,7 +13,7 @@ export const count = (n) => counts.format(n);
 /** Share in [0, 1]. */
 export const percent = (share, digits = 1) => percents[digits].format(share);
 
-/** A share close to 0 or 1 with the digits that tell it from them. */
+/** A share close to 0 or 1 with enough digits to differ from them. */
 export function fine(share) {
   const distance = Math.min(share, 1 - share);
   return percent(share, distance > 0.05 ? 0 : distance > 0.005 ? 1 : distance > 0.0005 ? 2 : 3);
@@ -35,6 +36,12 @@ export function bytes(n) {
 
 export const moment = (iso) => dates.format(new Date(iso));
 
+/** A calendar day, `2026-11-21`; text that is no day is shown as it is. */
+export function day(iso) {
+  const date = new Date(iso);
+  return Number.isNaN(date.getTime()) ? String(iso) : days.format(date);
+}
+
 export function ago(iso, now = Date.now()) {
   const seconds = (new Date(iso).getTime() - now) / 1000;
   for (const [unit, size] of [
@@ -49,6 +56,7 @@ export function ago(iso, now = Date.now()) {
 
 /** `neuron_sensitivity` -> `Neuron sensitivity`. */
 export function words(name) {
-  const text = String(name).replaceAll("_", " ");
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  return capital(String(name).replaceAll("_", " "));
 }
+
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

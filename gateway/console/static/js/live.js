@@ -1,4 +1,4 @@
-// New events as they arrive: server-sent events, or polling where a stream cannot be had.
+// New events as they arrive: by server-sent events, or by polling where a stream cannot be opened.
 import * as api from "./api.js";
 
 const POLL_MS = 5000;
@@ -15,14 +15,14 @@ export function follow({ onEvent, onPoll, onState }) {
     clearInterval(timer);
     timer = null;
     onState("live");
-    // What came while the stream was down and its end was not known.
+    // Fetch the events that came while the stream was down.
     if (lost) onPoll();
     lost = false;
   });
   source.addEventListener("event", (message) => onEvent(JSON.parse(message.data)));
   source.addEventListener("error", () => {
     lost = true;
-    // A refused stream is closed for good; a broken one tries again by itself.
+    // A refused stream stays closed; the browser reopens a broken one by itself.
     timer ??= setInterval(poll, POLL_MS);
     onState(source.readyState === EventSource.CLOSED ? "polling" : "offline");
   });

@@ -27,7 +27,7 @@ function route() {
 function show() {
   const wanted = route();
   const name = needsLogIn() ? "session" : wanted.name;
-  // What one key has seen is not for the next one.
+  // The next key must not see what this one saw.
   if (needsLogIn()) made.clear();
   if (!made.has(name)) made.set(name, VIEWS[name].make());
   const view = made.get(name);
@@ -105,7 +105,7 @@ async function start() {
   show();
 }
 
-// A session can end while the page is open: any view that is refused says so here.
+// A session can end while the page is open: every view that is refused for that reason reports it here.
 window.addEventListener("palisade:signed-out", signOut);
 
 start();

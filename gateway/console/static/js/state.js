@@ -1,4 +1,4 @@
-// What all views share: who is asking, which model is looked at, and what was learnt about models.
+// State of all views: the caller, the selected model, and what is known about models.
 import * as api from "./api.js";
 
 const listeners = new Set();
@@ -35,7 +35,7 @@ export function detailOf(name, version) {
   return details.get(key);
 }
 
-/** Learn who is asking and what is served; throws what the gateway answers other than 401. */
+/** Fetch the caller and the served models; throws every error of the gateway but 401. */
 export async function load() {
   let session;
   try {
@@ -55,7 +55,7 @@ export async function logOut() {
   signOut();
 }
 
-/** Forget what was learnt under a session that is over. */
+/** Drop what was fetched under a session that has ended. */
 export function signOut() {
   details.clear();
   change({ session: null, models: [], model: null });

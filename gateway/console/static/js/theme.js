@@ -1,10 +1,10 @@
-// Light, dark, or as the system says.
+// The theme: light, dark, or the system's.
 import { fill, h, icon } from "./dom.js";
 
 const KEY = "palisade-theme";
 const ORDER = ["auto", "light", "dark"];
 
-/** A button that goes through the themes. */
+/** A button that switches to the next theme. */
 export function themeButton() {
   const button = h("button", { type: "button", class: "quiet", onclick: next });
   function next() {
@@ -30,6 +30,6 @@ function set(theme) {
     if (theme === "auto") localStorage.removeItem(KEY);
     else localStorage.setItem(KEY, theme);
   } catch {
-    // Storage is off: the choice lasts as long as the page.
+    // Storage is off: the choice holds until the page is closed.
   }
 }

@@ -22,8 +22,8 @@ Axis = Literal["K", "H", "W", "C", "S", "L"]
 class Output:
     """An output of shape (N, *axes); `least` is the disclosure that shows it.
 
-    `explained`: takes the whole graph. A row of an image that the policy blocks is `blocked`, None meaning that it is
-    shown as it is.
+    `explained` marks one that needs the whole graph. An image that the policy blocks has `blocked` as its row, or its
+    own row where that is None.
     """
 
     datatype: str
@@ -40,27 +40,27 @@ def _neutral_mask(decision: Decision) -> np.ndarray:
 
 
 def _neutral_pixels(decision: Decision) -> Any:
-    done = decision.neutralized
-    return decision.pixels if done is None else done.result.outputs.need("neutral_pixels")
+    neutral = decision.explained.neutral
+    return decision.pixels if neutral is None else neutral.neutral_pixels
 
 
 DEFAULT = ("label_index", "label", "probabilities", "flagged", "p_value")
 OUTPUTS = {
     "label_index": Output("INT64", lambda d: d.served.prediction.index, least="label", blocked=-1),
     "label": Output("BYTES", lambda d: d.served.prediction.label, least="label", blocked=""),
-    # As /v1 rounds them: more digits would be logits.
+    # Rounded as in /v1: with more digits they would disclose the logits.
     "probabilities": Output("FP32", lambda d: np.round(d.served.probabilities, 6), ("K",)),
     "flagged": Output("BOOL", lambda d: d.flagged, blocked=None),
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
     "logits": Output("FP32", lambda d: d.served.outputs.logits, ("K",), "full"),
     # The answer is explained on the pixels that gave it; regions and scores are those of the input as it came.
-    "saliency": Output("FP32", lambda d: d.served.outputs.need("saliency"), ("H", "W"), explained=True),
-    "roi": Output("FP32", lambda d: d.raw.outputs.need("roi"), ("H", "W"), explained=True),
-    "roa": Output("FP32", lambda d: d.raw.outputs.need("roa"), ("H", "W"), explained=True),
+    "saliency": Output("FP32", lambda d: d.explained.served.saliency, ("H", "W"), explained=True),
+    "roi": Output("FP32", lambda d: d.explained.raw.roi, ("H", "W"), explained=True),
+    "roa": Output("FP32", lambda d: d.explained.raw.roa, ("H", "W"), explained=True),
     "neutral_mask": Output("FP32", _neutral_mask, ("H", "W"), explained=True),
     "neutral_pixels": Output("FP32", _neutral_pixels, ("C", "H", "W"), explained=True),
-    "scores": Output("FP32", lambda d: d.raw.outputs.need("scores"), ("S",), "full", explained=True),
-    "layer_deviation": Output("FP32", lambda d: d.raw.outputs.need("layer_deviation"), ("L",), "full", explained=True),
+    "scores": Output("FP32", lambda d: d.explained.raw.scores, ("S",), "full", explained=True),
+    "layer_deviation": Output("FP32", lambda d: d.explained.raw.layer_deviation, ("L",), "full", explained=True),
 }
 
 
@@ -87,7 +87,7 @@ def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
     """The outputs to send, in the request's order, and which of them as binary data.
 
     Without a list, those of `DEFAULT` that the caller may see. Raises `BadParameter` for a name that does not exist or
-    is there twice, and `Forbidden` for one that the caller may not see.
+    is given twice, and `Forbidden` for one that the caller may not see.
     """
     may = visible(disclosure)
     binary = flag(request.parameters, "binary_data_output", default=False)

@@ -55,7 +55,7 @@ MAX_BATCH = 64
 EXTENSIONS = ["binary_tensor_data"]
 
 router = APIRouter(prefix="/v2", route_class=StrictRoute)
-# Monitors and orchestrators ask these, with query strings of their own.
+# Monitors and orchestrators call these, with query strings of their own.
 probes = APIRouter(prefix="/v2")
 
 
@@ -79,7 +79,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """`shape` is -1 where the batch is."""
+    """`shape` has -1 for the batch axis."""
 
     name: str
     datatype: str
@@ -87,7 +87,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """`inputs` are what a request must have; `parameters` tell what it may send in their place."""
+    """`inputs` are what a request must have; `parameters` describes what it may send in their place."""
 
     name: str
     versions: list[str] | None = None
@@ -98,7 +98,7 @@ class ModelMetadata(BaseModel):
 
 
 class IndexRequest(StrictBody):
-    """`ready`: only models that are; all that are served are."""
+    """`ready` lists only models that are ready, as all served ones are."""
 
     ready: bool = False
 
@@ -146,7 +146,7 @@ _INFER: dict[str, Any] = {
             "required": True,
             "description": "One input: `pixels`, UINT8 (N, H, W, C) or FP32 (N, C, H, W) in [0, 1], or `image`, BYTES "
             "(N): PNG, JPEG, WebP or BMP files, base64 in JSON. Binary data follow the JSON, whose length "
-            "`Inference-Header-Content-Length` tells.",
+            "`Inference-Header-Content-Length` states.",
             "content": {
                 "application/json": {"schema": InferRequest.model_json_schema()},
                 "application/octet-stream": {"schema": _BINARY},
@@ -167,13 +167,13 @@ async def server() -> ServerMetadata:
 
 @probes.get("/health/live")
 async def live() -> Live:
-    """Whether requests are answered at all."""
+    """Whether the server answers requests."""
     return Live()
 
 
 @probes.get("/health/ready", responses=problem_docs(NotReady, schema=OipProblem))
 def ready(request: Request) -> Ready:
-    """Whether the server is ready, as `/readyz` says."""
+    """Whether the server is ready, as `/readyz` reports it."""
     check_ready(request)
     return Ready()
 
@@ -188,7 +188,7 @@ async def model_ready(request: Request, model: str, version: str | None = None) 
 @router.get("/models/{model}", responses=_READ_ERRORS, response_model_exclude_none=True)
 @router.get("/models/{model}/versions/{version}", responses=_READ_ERRORS, response_model_exclude_none=True)
 async def model_metadata(request: Request, model: str, version: str | None = None) -> ModelMetadata:
-    """Inputs and outputs of a model: those outputs that the caller may ask for."""
+    """Inputs of a model, and the outputs that the caller may ask for."""
     pipeline = _pipeline(request, model, version)
     disclosure = caller_of(request).disclosure
     manifest = pipeline.bundle.manifest
@@ -264,7 +264,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 async def _decide(
     request: Request, pipeline: Pipeline, images: Sequence[np.ndarray | bytes], *, explain: bool
 ) -> list[Decision]:
-    """The decisions of a batch, whose images go through the micro-batcher at once; the first that fails ends all."""
+    """The decisions of a batch, whose images enter the micro-batcher together; the first failure ends the batch."""
     dispatcher = dispatcher_of(request)
 
     def work(i: int, image: np.ndarray | bytes) -> Coroutine[Any, Any, Decision]:
@@ -324,6 +324,6 @@ def _header_length(request: Request) -> str | None:
 
 
 def _max_batch(request: Request) -> int:
-    """Images of one request: no more than may wait at once, since a larger batch could never be admitted."""
+    """Largest number of images in a request: as many as may wait at once, since more could never be admitted."""
     settings = request.app.state.settings
     return int(min(MAX_BATCH, settings.max_waiting + settings.decode_threads))

@@ -1,7 +1,7 @@
 """Tensors of the Open Inference Protocol on the wire: JSON and the binary tensor data extension, read and written.
 
 Numbers are little-endian and row-major; an element of BYTES is its length (uint32) and its bytes. In JSON the elements
-of BYTES are text, and those of an input are base64 (docs/architecture.md, "Open Inference Protocol").
+of BYTES are text, and those of an input are base64 (docs/api.md, "Open Inference Protocol v2").
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ELEMENTS: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
 }
 _UNSUPPORTED = ("classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
-# So near to a parameter that is read here that it is a slip and no extension of another server.
+# So near to a parameter of this server that it is a slip, not an extension of another server.
 _SLIP = 0.85
 
 Parameters = dict[str, bool | int | float | str]
@@ -58,7 +58,7 @@ class RequestedOutput(StrictBody):
 
 
 class InferRequest(StrictBody):
-    """`parameters.binary_data_output`: whether outputs that don't say otherwise are sent as binary data.
+    """`parameters.binary_data_output`: whether outputs without `binary_data` are sent as binary data.
 
     `model_name` is what KServe's client repeats from the path.
     """
@@ -96,7 +96,7 @@ class Input:
     blob: memoryview | None
 
     def numbers(self) -> np.ndarray:
-        """The tensor (shape as told, its datatype one of `DTYPES`); `BadParameter` says what doesn't fit."""
+        """The tensor in the declared shape, its datatype one of `DTYPES`; `BadParameter` names what does not fit."""
         tensor = self.tensor
         dtype = np.dtype(DTYPES[tensor.datatype])
         if self.blob is not None:
@@ -113,7 +113,7 @@ class Input:
             else [_decoded(tensor, text) for text in _elements(tensor)]
         )
         if len(items) != math.prod(tensor.shape):
-            raise BadParameter(f"{tensor.name}: {len(items)} elements, shape {tensor.shape} declares others")
+            raise BadParameter(f"{tensor.name}: {len(items)} elements do not match the declared shape {tensor.shape}")
         return items
 
 
@@ -133,7 +133,7 @@ def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, 
     rest = memoryview(body)[length:]
     for tensor in request.inputs:
         if tensor.name in inputs:
-            raise BadParameter(f"{tensor.name[:80]}: this input is there twice")
+            raise BadParameter(f"{tensor.name[:80]}: this input is given twice")
         check_parameters(tensor.name[:80], tensor.parameters, "binary_data_size")
         blob, rest = _take(tensor, rest)
         inputs[tensor.name] = Input(tensor, blob)
@@ -167,7 +167,7 @@ def write_tensor(name: str, datatype: str, values: np.ndarray, *, binary: bool) 
 
 
 def check_parameters(where: str, parameters: Parameters | None, known: str) -> None:
-    """`BadParameter` for parameters that change what is asked for and are not supported, and for slips of `known`.
+    """Raises `BadParameter` for unsupported parameters that would change the answer, and for slips of `known`.
 
     All others are extensions of the protocol that this server does not have, and are ignored.
     """
@@ -203,7 +203,7 @@ def _take(tensor: TensorRequest, rest: memoryview) -> tuple[memoryview | None, m
     if tensor.data is not None:
         raise BadParameter(f"{name}: has both data and the parameter binary_data_size")
     if type(size) is not int or not 0 <= size <= len(rest):
-        raise BadParameter(f"{name}: binary_data_size must be 0 to {len(rest)}, the bytes that are there")
+        raise BadParameter(f"{name}: binary_data_size must be 0 to {len(rest)}, the number of bytes that follow")
     return rest[:size], rest[size:]
 
 
@@ -239,7 +239,7 @@ def _numbers(tensor: TensorRequest, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _elements(tensor: TensorRequest) -> list[Any]:
-    """The elements of `data`, which is flat or nested exactly as the shape says."""
+    """The elements of `data`, which is flat or nested exactly as the shape requires."""
     shape, count = tensor.shape, math.prod(tensor.shape)
     level: list[Any] = [tensor.data or []]
     nested = _has_lists(level[0])

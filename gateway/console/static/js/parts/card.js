@@ -1,104 +1,60 @@
-// A robustness card as tables, whatever measurements it has: the worst one first.
+// A robustness card by question: what a reader asks, one picture of the answer, and every table folded below it.
 import { h } from "../dom.js";
-import { percent, words } from "../format.js";
+import { count, day, percent } from "../format.js";
+import { CHARTS } from "./cardcharts.js";
 import { isGroup, nameOf, rowsOf, scalars, shown } from "./cardfigures.js";
+import { chart } from "./chart.js";
+import { folded } from "./folded.js";
 import { tag } from "./notices.js";
 import { table } from "./table.js";
+import { QUESTIONS } from "./titles.js";
 
-const TITLES = {
-  adaptive: [
-    "An attacker who knows everything",
-    "Share of images answered wrong and not flagged: the figure to plan with. A stronger attack may find more.",
+const ASKED = {
+  benign: ["What does it cost a benign user?", "False alarms and lost right answers on images that nobody attacked."],
+  seen: [
+    "Which attacks are seen?",
+    "These attackers know the network that answers, but not its defence. Only images that fool the network count.",
   ],
-  systems: [
-    "Systems against an attacker who knows them",
-    "Wrong and not flagged where each system flags that share of benign images (FPR); an image counts at the worst of " +
-      "all attacks.",
+  knows: [
+    "What does an attacker who knows reach?",
+    "These attackers know every part of the defence and aim at all of it at once. Plan with these figures: a stronger " +
+      "attack may find more.",
   ],
-  unaware: [
-    "Attackers who do not know the defence",
-    "Only images that fool the answering network count. “Max softmax” rejects the least confident answers at the " +
-      "same false-positive rate; “undetected” is wrong and not flagged, of all.",
-  ],
-  detection: [
-    "Detection at measured false-positive rates",
-    "Share of successful attacks flagged where each reading flags exactly that share of benign images; “class " +
-      "distance” is Mahalanobis.",
-  ],
-  patches: [
-    "Patches",
-    "Of those that fool the answering network: answered rightly after neutralisation, beside random windows of equal " +
-      "area.",
-  ],
-  patch_adaptive: ["Patches whose maker knows the defence", "Alpha: wrong and not flagged at that rate."],
-  harm: ["Harm by neutralisation", "Right answers made wrong by an attacker who aims at it."],
-  queries: [
-    "Queries over HTTP",
-    "Until one answer is wrong and not flagged, by what the gateway discloses; “won” within the budget.",
-  ],
-  autoattack: ["The companion alone under AutoAttack", "Accuracy, and what the other images fell to."],
-  companion_pgd: ["The companion alone under attack", "Accuracy of the adversarially trained network."],
-  benign: ["Benign images", "What the defence costs those who attack nothing."],
-  shifts: ["Benign shifts", "Flags on images that changed without an attacker, and on images of none of the classes."],
-  worst_classes: ["Worst classes", "The class that fares worst, by figure."],
-  cascade: [
-    "Cascade",
-    "Shares flagged when a screen goes first; “screened” images were let off without the full verdict.",
-  ],
+  measured: ["What was measured how?", "Bounds that the build had to keep, checks of the measurements, and conditions."],
 };
-// Not measurements, or shown elsewhere.
-const OTHER = new Set(["software", "settings", "samples", "figures"]);
-// What comes before the bounds that the build had to keep.
-const FIRST = new Set(["adaptive", "systems", "unaware"]);
-const FIGURES = {
-  accuracy_answering: "Clean accuracy, answering network",
-  accuracy_companion: "Clean accuracy, companion",
-  accuracy_served: "Clean accuracy, as served",
-  control: "Answering network under PGD at a large radius",
-  harmed: "Right answers that neutralisation made wrong, benign",
-  pgd50_4: "Companion under PGD-50, 4/255",
-  pgd50_8: "Companion under PGD-50, 8/255",
-  autoattack_4: "Companion under AutoAttack, 4/255",
-  autoattack_8: "Companion under AutoAttack, 8/255",
-  recovered_patch: "Noisy patches answered rightly after neutralisation",
-  recovered_patch_low: "Low-frequency patches answered rightly after neutralisation",
-  "flagged_0.01": "Benign images flagged at alpha 1%",
-  "flagged_0.05": "Benign images flagged at alpha 5%",
-  joint_excess_8: "Joint attack, 8/255, beyond the companion's own error, alpha 5%",
-};
+// Groups that are not measurements, or are shown elsewhere.
+const OTHER = new Set(["software", "settings", "samples", "figures", "titles"]);
 
-export function cardSections(card) {
-  const groups = Object.keys(card).filter((name) => isGroup(card[name]) && !OTHER.has(name));
-  const order = [
-    ...Object.keys(TITLES).filter((name) => groups.includes(name)),
-    ...groups.filter((name) => !(name in TITLES)),
-  ];
-  const sections = order.map((name) => section(name, card[name], card));
-  // Attacks first, then what was promised.
-  sections.splice(order.filter((name) => FIRST.has(name)).length, 0, bounds(card));
-  return sections;
+/** Sections of `card`, one for each question, with charts at the `alpha` that is served. */
+export function cardSections(card, alpha, titles) {
+  const names = titles.ordered(Object.keys(card).filter((name) => isGroup(card[name]) && !OTHER.has(name)));
+  return QUESTIONS.map((question) => {
+    const [title, text] = ASKED[question];
+    const asked = names.filter((name) => titles.section(name).question === question);
+    const charts = CHARTS[question](card, alpha, titles).map(chart).filter(Boolean);
+    const tables = [
+      question === "measured" && [bounds(card, titles), checks(card), units(card)],
+      asked.map((name) => measurement(name, card, titles)),
+    ];
+    return h(
+      "section",
+      { class: "panel question", "data-question": question },
+      h("h2", {}, title),
+      h("p", { class: "prose" }, text),
+      charts.length ? h("div", { class: "charts" }, charts) : h("p", { class: "hint" }, "Not measured: there is no chart."),
+      h("div", { class: "tables" }, tables),
+    );
+  });
 }
 
-/** The highest share of wrong and unflagged answers: { share, where, n, seed }; null without an adaptive attack. */
-export function worst(card) {
-  if (!isGroup(card.adaptive)) return null;
-  const levels = rowsOf(card.adaptive).flatMap(({ path, values }) =>
-    Object.entries(values)
-      .filter(([key, share]) => key.startsWith("alpha_") && typeof share === "number")
-      .map(([key, share]) => ({ share, where: [...path, key].map(nameOf).join(", ") })),
-  );
-  levels.sort((a, b) => b.share - a.share);
-  return levels[0] ? { ...levels[0], n: card.adaptive.n, seed: card.settings?.seed } : null;
-}
-
-function bounds(card) {
-  const list = card.settings?.bounds ?? [];
+function bounds(card, titles) {
+  const list = listOf(card.settings?.bounds);
   if (!list.length) return null;
   const rows = list.map(({ figure, kind, bound }) => {
     const { value, n, seed } = card.figures?.[figure] ?? {};
     const least = kind === "at_least";
     return [
-      FIGURES[figure] ?? words(figure),
+      titles.figure(figure),
       shown("value", value),
       `${least ? "≥" : "≤"} ${percent(bound)}`,
       value === undefined ? tag("not measured", "warn") : kept(least ? value >= bound : value <= bound),
@@ -106,39 +62,66 @@ function bounds(card) {
       shown("seed", seed),
     ];
   });
-  return h(
-    "section",
-    { class: "panel" },
-    h("h2", {}, "Bounds"),
-    h("p", { class: "hint" }, "What the build had to keep; make verify measures it again."),
+  return folded(
+    "Bounds",
+    h("p", { class: "hint" }, "The build had to keep these bounds; make verify measures them again."),
     table("Bounds", ["Figure", "Value", "Bound", "Kept", "n", "Seed"], rows),
   );
 }
 
 const kept = (yes) => (yes ? tag("kept", "ok", "check") : tag("missed", "alert", "cross"));
 
-function section(name, group, card) {
-  const [title, text] = TITLES[name] ?? [words(name), null];
+function checks(card) {
+  const list = listOf(card.checks);
+  if (!list.length) return null;
+  const rows = list.map(({ title, check, passed, seen }) => [
+    title ?? nameOf(check),
+    passed ? tag("passed", "ok", "check") : tag("failed", "alert", "cross"),
+    seen ?? "–",
+  ]);
+  return folded(
+    "Checks of the measurements",
+    h("p", { class: "hint" }, "A measurement of robustness can itself be too weak. These checks would show it."),
+    h("div", { class: "texts" }, table("Checks of the measurements", ["Check", "Result", "Seen"], rows)),
+  );
+}
+
+function units(card) {
+  const list = listOf(card.units);
+  if (!list.length) return null;
+  const reduced = new Set(Array.isArray(card.reduced) ? card.reduced : []);
+  const rows = list.map(({ unit, n, date }) => [
+    nameOf(unit),
+    shown("n", n),
+    date ? day(date) : "–",
+    reduced.has(unit) ? tag("fewer than planned", "warn") : "as planned",
+  ]);
+  return folded("Measurements, images and days", table("Measurements", ["Measurement", "n", "Day", "Images"], rows));
+}
+
+const listOf = (value) => (Array.isArray(value) ? value.filter(isGroup) : []);
+
+function measurement(name, card, titles) {
+  const group = card[name];
+  const { title, text } = titles.section(name);
   const rows = rowsOf(group);
-  const list = rows.length === 1 && !rows[0].path.length;
-  const conditions = { seed: card.settings?.seed, ...(list ? { n: group.n } : scalars(group)) };
-  const told = Object.entries(conditions).filter(([, value]) => value !== undefined);
-  return h(
-    "section",
-    { class: "panel" },
-    h("h2", {}, title),
+  const single = rows.length === 1 && !rows[0].path.length;
+  const conditions = { seed: card.settings?.seed, ...(single ? { n: group.n } : scalars(group)) };
+  const known = Object.entries(conditions).filter(([, value]) => value !== undefined);
+  return folded(
+    title,
     text && h("p", { class: "hint" }, text),
     h(
       "p",
       { class: "conditions" },
-      told.map(([key, value]) => h("span", {}, `${nameOf(key).toLowerCase()} ${shown(key, value)}`)),
+      known.map(([key, value]) => h("span", {}, `${nameOf(key).toLowerCase()} ${shown(key, value)}`)),
     ),
-    list ? listOf(title, rows[0].values) : grid(title, rows),
+    single ? figures(title, rows[0].values) : grid(title, name, rows, titles),
   );
 }
 
-function listOf(title, figures) {
-  const rows = Object.entries(figures).filter(([key]) => key !== "n");
+function figures(title, values) {
+  const rows = Object.entries(values).filter(([key]) => key !== "n");
   return table(
     title,
     ["Figure", "Value"],
@@ -147,16 +130,31 @@ function listOf(title, figures) {
 }
 
 // A group of shares flagged, beside groups of attacks, is about benign images.
-const rowName = (key) => (key === "flagged" ? "Benign images" : nameOf(key));
+const rowName = (name, key, titles) => (key === "flagged" ? "Benign images" : titles.row(name, key));
 
-function grid(title, rows) {
+function grid(title, name, rows, titles) {
   const columns = [...new Set(rows.flatMap(({ values }) => Object.keys(values)))];
   const lines = rows.map(({ path, values }) => [
     path
       .filter((key) => key !== "attacks")
-      .map(rowName)
+      .map((key) => rowName(name, key, titles))
       .join(", "),
     ...columns.map((key) => shown(key, values[key])),
   ]);
   return table(title, ["", ...columns.map(nameOf)], lines);
+}
+
+/** A line about the card itself: when and how completely it was measured. */
+export function provenance(card) {
+  const missing = Array.isArray(card.missing) ? card.missing.length : 0;
+  const reduced = Array.isArray(card.reduced) ? card.reduced.length : 0;
+  const failed = listOf(card.checks).filter(({ passed }) => passed === false).length;
+  return h(
+    "p",
+    { class: "provenance" },
+    card.date && h("span", {}, `Measured on ${day(card.date)} with seed ${card.settings?.seed ?? "unknown"}.`),
+    missing > 0 && tag(`${count(missing)} measurements missing`, "alert", "alert"),
+    failed > 0 && tag(`${count(failed)} checks failed`, "alert", "alert"),
+    reduced > 0 && tag(`${count(reduced)} measurements on fewer images than planned`, "warn"),
+  );
 }

@@ -1,4 +1,4 @@
-// What the gateway answered about one image: picture, verdict, evidence, facts.
+// The gateway's answer to one image: picture, verdict, evidence, facts.
 import { address } from "../api.js";
 import { h } from "../dom.js";
 import { bytes, milliseconds, percent } from "../format.js";
@@ -10,8 +10,8 @@ import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
-/** `image` says where it came from: { name, truth?, size, type, command }. */
-export function decision(answer, image) {
+/** `image` says where it came from: { name, truth?, size, type, command }; `manifest` may be null. */
+export function decision(answer, image, manifest) {
   const { verdict, neutralization } = answer;
   return h(
     "article",
@@ -19,7 +19,7 @@ export function decision(answer, image) {
     h(
       "div",
       { class: "column picture" },
-      pictures(answer, image),
+      pictures(answer, image, manifest),
       answer.top && panel("Most probable classes", ranking(answer.top)),
       source(answer, image),
     ),
@@ -33,7 +33,7 @@ export function decision(answer, image) {
         verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action)),
       ),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
-      verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence)),
+      verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence, manifest)),
       verdict?.layers?.length > 0 && panel("Deviation by layer", layerBars(verdict.layers)),
       h(
         "div",
@@ -45,7 +45,7 @@ export function decision(answer, image) {
   );
 }
 
-/** The answers on the way to the served one; a caller who sees little gets the served one alone. */
+/** The answers up to the served one; a caller below disclosure `full` gets only the served one. */
 function steps({ prediction, neutralization: done, explanation }) {
   const companion = explanation?.companion;
   if (!done?.before) return [{ title: "Answer", prediction, served: true }, companion && opinion(companion)];
@@ -69,7 +69,7 @@ const opinion = (companion) => ({
 
 const panel = (title, ...content) => h("section", { class: "panel" }, h("h3", {}, title), content);
 
-function pictures(answer, image) {
+function pictures(answer, image, manifest) {
   const { explanation, neutralization } = answer;
   if (!explanation) return empty("No pictures", "This key sees answers, but no explanations.");
   const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
@@ -82,7 +82,7 @@ function pictures(answer, image) {
     neutral: data(explanation.neutral_pixels),
   };
   const description = `${image.name} as the network saw it; answered as ${answer.prediction.label}`;
-  return viewer(sources, { description, unsuspected: !neutralization.applied });
+  return viewer(sources, { description, unsuspected: !neutralization.applied, manifest });
 }
 
 function source(answer, image) {

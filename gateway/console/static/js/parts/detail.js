@@ -1,9 +1,10 @@
-// One event: what was seen, what spoke for the flag, and what a reviewer says of it.
+// One event: its pictures, the evidence for the flag, and its review.
 import { eventPictures } from "./eventpictures.js";
 import { evidenceTable, layerBars } from "./evidence.js";
 import { kindTag, reviewTag } from "./eventtags.js";
 import { empty, failure } from "./notices.js";
 import { pScale } from "./scale.js";
+import { manifestOf } from "./scoretitles.js";
 import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
 import { fill, h, icon } from "../dom.js";
 import { moment, percent } from "../format.js";
@@ -85,7 +86,7 @@ export function detailPanel({ onReview, onClose }) {
       ),
       h("label", { for: "note" }, "Note"),
       note,
-      h("div", { class: "note-save" }, save, h("span", { class: "hint" }, "A second press of a review takes it back.")),
+      h("div", { class: "note-save" }, save, h("span", { class: "hint" }, "Pressing a review again removes it.")),
     );
     if (focused === note || focused === save) focused.focus();
     else if (focused) reviewing.querySelector(`[data-verdict="${focused.dataset.verdict}"]`)?.focus();
@@ -125,11 +126,13 @@ export function detailPanel({ onReview, onClose }) {
 function body(event) {
   const { before, after, neutralization: done } = event;
   const layers = h("div", {});
+  const pictures = h("div", {});
+  const evidence = h("div", {});
   drawLayers(layers, event);
-  const evidence = Object.entries(event.evidence).map(([name, p_value]) => ({ name, p_value }));
+  drawNamed(pictures, evidence, event);
   return [
     verdictBanner(event, { level: "h3" }),
-    eventPictures(event),
+    pictures,
     h("h3", {}, "Answers"),
     answers([
       { title: "As it came", prediction: before, served: !event.blocked && !done?.served },
@@ -150,11 +153,19 @@ function body(event) {
     h("h3", {}, "How unusual"),
     pScale(event),
     h("h3", {}, "Evidence by score"),
-    evidenceTable(evidence),
+    evidence,
     layers,
     h("h3", {}, "Record"),
     facts(event),
   ];
+}
+
+/** What the manifest has titles for; drawn once that is known. */
+async function drawNamed(pictures, evidence, event) {
+  const manifest = await manifestOf(event.model, event.version);
+  const rows = Object.entries(event.evidence).map(([name, p_value]) => ({ name, p_value }));
+  fill(pictures, eventPictures(event, manifest));
+  fill(evidence, evidenceTable(rows, manifest));
 }
 
 async function drawLayers(holder, event) {

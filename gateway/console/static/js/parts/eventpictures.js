@@ -3,7 +3,7 @@ import { pictureAddress } from "../api.js";
 import { empty } from "./notices.js";
 import { viewer } from "./viewer.js";
 
-export function eventPictures(event) {
+export function eventPictures(event, manifest) {
   if (!event.pictures.includes("input"))
     return empty("No pictures", "They were never kept (privacy setting), or retention has removed them.");
   // What the trail calls neutral is the mask of what was inpainted.
@@ -12,5 +12,6 @@ export function eventPictures(event) {
   return viewer(sources, {
     description: `The input as the network saw it; answered as ${event.before.label}`,
     unsuspected: !event.neutralization,
+    manifest,
   });
 }

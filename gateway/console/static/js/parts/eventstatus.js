@@ -7,7 +7,7 @@ import { tag } from "./notices.js";
 
 const STATES = {
   live: ["Live", "ok"],
-  polling: ["Asking every 5 s", "plain"],
+  polling: ["Polling every 5 s", "plain"],
   offline: ["Connection lost, trying again", "warn"],
 };
 
@@ -35,7 +35,7 @@ export function eventSummary() {
     try {
       parts = counted(await eventStats(query(filters)), filters);
     } catch {
-      // The list itself says what is wrong; without counts it is still a list.
+      // The list itself reports the error; it is useful without counts.
     }
     if (asked === latest)
       fill(

@@ -17,7 +17,7 @@ export function eventTable(select) {
   let marked = null;
   return { element, draw, mark, focus, highlight, drawTimes };
 
-  /** Show `events`; rows of ids in `changed` are made anew. */
+  /** Show `events`; rows whose ids are in `changed` are rebuilt. */
   function draw(events, changed = new Set()) {
     const known = new Map([...rows.children].map((row) => [row.dataset.id, row]));
     const focused = document.activeElement?.closest?.("tr")?.dataset.id;

@@ -1,33 +1,27 @@
 // What speaks for a flag: scores with their p-values, deviation by layer, the companion's opinion.
 import { h, svg } from "../dom.js";
-import { decimal, pValue, words } from "../format.js";
+import { decimal, pValue } from "../format.js";
 import { pBar } from "./scale.js";
+import { meaningOf, titleOf } from "./scoretitles.js";
 
-const MEANINGS = {
-  margin_drop: "How much the answer's lead shrinks when the image is shifted by a pixel.",
-  neuron_sensitivity: "How much neurons change under harmless shifts.",
-  class_distance: "How far features lie from those of the class that was answered.",
-  companion_margin: "How much the adversarially trained companion objects to the answer.",
-  companion_strict: "The same after a short attack of our own on the companion, which a benign answer stands.",
-};
-
-/** Rows of { name, p_value, layer? }, the strongest first. */
-export function evidenceTable(evidence) {
-  const rows = evidence.map(({ name, p_value: p, layer }) =>
-    h(
+/** Rows of { name, p_value, layer? }, the strongest first, with the titles of `manifest` (may be null). */
+export function evidenceTable(evidence, manifest) {
+  const rows = evidence.map(({ name, p_value: p, layer }) => {
+    const meaning = meaningOf(manifest, name);
+    return h(
       "tr",
       {},
       h(
         "th",
         { scope: "row" },
-        words(name),
+        titleOf(manifest, name),
         layer && h("span", { class: "faint" }, ` in ${layer}`),
-        MEANINGS[name] && h("span", { class: "hint" }, MEANINGS[name]),
+        meaning && h("span", { class: "hint" }, meaning),
       ),
       h("td", { class: "bar-cell" }, pBar(p)),
       h("td", { class: "number" }, pValue(p)),
-    ),
-  );
+    );
+  });
   const head = ["Score", "", "p-value"].map((text, i) =>
     h("th", { scope: "col", class: i ? "number" : null }, text || h("span", { class: "visually-hidden" }, "Bar")),
   );
@@ -46,7 +40,7 @@ export function layerBars(layers) {
   const at = (value) => `${(100 * Math.max(0, value)) / top}%`;
   const rows = layers.map(({ name, deviation, benign_95: band, p_value: p }) => {
     const above = band !== undefined && deviation > band;
-    const said =
+    const text =
       `${name}: deviation ${decimal(deviation)}` +
       (band === undefined ? "" : `, 95% of benign images stay under ${decimal(band)}`);
     return h(
@@ -55,7 +49,7 @@ export function layerBars(layers) {
       h("span", { class: "name" }, name),
       svg(
         "svg",
-        { width: "100%", height: 22, role: "img", "aria-label": said },
+        { width: "100%", height: 22, role: "img", "aria-label": text },
         svg("rect", { class: "track", y: 4, width: "100%", height: 14, rx: 2 }),
         band !== undefined && svg("rect", { class: "band", y: 4, width: at(band), height: 14, rx: 2 }),
         svg("rect", { class: "bar", y: 8, width: at(deviation ?? 0), height: 6, rx: 1 }),

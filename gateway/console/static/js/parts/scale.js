@@ -14,13 +14,13 @@ export function position(p, lowest = LOWEST) {
 export function pScale({ p_value: p, p_cutoff: cutoff, flagged }) {
   const lowest = Math.min(LOWEST, p);
   const at = (value) => `${position(value, lowest)}%`;
-  const said = `p-value ${pValue(p)}, threshold ${pValue(cutoff)}: ${flagged ? "beyond" : "not beyond"} the threshold`;
+  const text = `p-value ${pValue(p)}, threshold ${pValue(cutoff)}: ${flagged ? "beyond" : "not beyond"} the threshold`;
   return h(
     "div",
     { class: `p-scale ${flagged ? "flagged" : "calm"}` },
     svg(
       "svg",
-      { width: "100%", height: 78, role: "img", "aria-label": said },
+      { width: "100%", height: 78, role: "img", "aria-label": text },
       svg("rect", { class: "track", x: 0, y: 32, width: "100%", height: 10, rx: 2 }),
       svg("rect", { class: "zone", x: at(cutoff), y: 32, width: `${100 - position(cutoff, lowest)}%`, height: 10 }),
       TICKS.filter((tick) => tick >= lowest).map((tick) => [

@@ -1,4 +1,4 @@
-// A verdict in words. A flag is evidence, never proof, and the words say so.
+// A verdict in words. A flag is evidence, never proof, and the words state that.
 import { h, icon } from "../dom.js";
 import { fine, pValue, percent, probability } from "../format.js";
 import { tag } from "./notices.js";

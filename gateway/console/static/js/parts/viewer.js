@@ -1,8 +1,9 @@
 // A picture as the network saw it, with layers to lay over it and one slider for their opacity.
 import { fill, h } from "../dom.js";
 import { heat, readMap, region, scaleGradient } from "./regions.js";
+import { meaningOf, titleOf } from "./scoretitles.js";
 
-// The viewer's settings outlive one image: who compares images wants the same layers on each.
+// The viewer's settings outlive one image: a person who compares images wants the same layers on each.
 const chosen = { saliency: false, roi: true, roa: true, mask: false, neutral: false };
 let opacity = 80;
 
@@ -16,16 +17,17 @@ const NAMES = {
 const HINTS = {
   saliency: "what the answer hangs on",
   roi: "where the companion looks",
-  roa: "the window most like a patch",
+  roa: "where a patch is likeliest",
   mask: "what was replaced",
   neutral: "the image after inpainting",
 };
 
 /**
  * `sources`: addresses of PNGs by name (input, saliency, roi, roa, mask, neutral), those that exist.
- * `unsuspected`: the region of attack is only the likeliest window, nothing speaks against it.
+ * `unsuspected`: the region of attack is only the likeliest one, nothing speaks against it.
+ * `manifest`: the bundle's, which says by its localiser what the region of attack is; may be null.
  */
-export function viewer(sources, { description, unsuspected = false }) {
+export function viewer(sources, { description, unsuspected = false, manifest = null }) {
   const stage = h("div", {
     class: "stage",
     role: "img",
@@ -48,7 +50,7 @@ export function viewer(sources, { description, unsuspected = false }) {
     h("div", { class: "viewer-body" }, stage, controls),
   );
   draw(sources, holders).then((drawn) =>
-    fill(controls, toggles(layers, holders, drawn, unsuspected), slider(stage), legend()),
+    fill(controls, toggles(layers, holders, drawn, { unsuspected, manifest }), slider(stage), legend()),
   );
   return element;
 
@@ -84,7 +86,7 @@ async function layer(name, src) {
   return name === "saliency" ? heat(map) : region(map, name);
 }
 
-function toggles(layers, holders, drawn, unsuspected) {
+function toggles(layers, holders, drawn, { unsuspected, manifest }) {
   const boxes = layers.map((name) => {
     const toggle = (event) => {
       chosen[name] = event.target.checked;
@@ -93,7 +95,7 @@ function toggles(layers, holders, drawn, unsuspected) {
     const usable = drawn[name] === "drawn";
     const hint =
       { empty: "none on this image", failed: "could not be read" }[drawn[name]] ??
-      (name === "roa" && unsuspected ? "likeliest window, not suspected" : HINTS[name]);
+      (name === "roa" ? attackHint(manifest, unsuspected) : HINTS[name]);
     return h(
       "label",
       { class: "toggle" },
@@ -103,6 +105,14 @@ function toggles(layers, holders, drawn, unsuspected) {
     );
   });
   return h("fieldset", { class: "toggles" }, h("legend", {}, "Overlays"), boxes);
+}
+
+/** What the region of attack is, by the localiser that found it. */
+function attackHint(manifest, unsuspected) {
+  if (unsuspected) return "the likeliest place, not suspected";
+  const name = manifest?.localiser;
+  if (!name) return HINTS.roa;
+  return `${meaningOf(manifest, name) ?? HINTS.roa} (${titleOf(manifest, name)})`;
 }
 
 function slider(stage) {

@@ -12,7 +12,7 @@ import { filterBar, matches, query, read } from "../parts/filters.js";
 import { empty, failure, loading } from "../parts/notices.js";
 
 const PAGE = 50;
-// Rows that are kept while events pour in; what was loaded by hand comes on top.
+// Number of rows kept while events arrive; rows loaded by hand are added to it.
 const ROOM = 300;
 const GATHER_MS = 150;
 
@@ -137,7 +137,7 @@ export function eventsView() {
     return failure(error, more);
   }
 
-  /** Ask for the newest page again; whether the gateway answered. */
+  /** Fetch the newest page again; returns whether the gateway answered. */
   async function refresh() {
     try {
       const asked = filters;
@@ -197,7 +197,7 @@ export function eventsView() {
     else if (focus) detail.focusIfCovering();
   }
 
-  /** Shown at once, taken back when the gateway refuses. */
+  /** Show a review at once, and undo it when the gateway refuses. */
   async function review(id, change) {
     const before = events.find((event) => event.id === id);
     put({ ...before, ...change });

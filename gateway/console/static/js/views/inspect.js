@@ -1,4 +1,4 @@
-// Inspect: one image, what is answered, how anomalous it is, and why.
+// Inspect: the answer to one image, how anomalous the image is, and why.
 import * as api from "../api.js";
 import { announce } from "../announce.js";
 import { fill, h } from "../dom.js";
@@ -7,6 +7,7 @@ import { quoted } from "../parts/code.js";
 import { decision, reviewLink } from "../parts/decision.js";
 import { empty, failure, loading } from "../parts/notices.js";
 import { picker } from "../parts/picker.js";
+import { manifestOf } from "../parts/scoretitles.js";
 
 export function inspectView() {
   const choice = picker({ onFile, onSample });
@@ -74,8 +75,9 @@ export function inspectView() {
       const blob = await image.blob();
       const explain = state.session.disclosure === "label" ? "none" : "all";
       const answer = await api.predict(blob, { model, explain, signal: run.signal });
+      const manifest = await manifestOf(answer.model.name, answer.model.version);
       if (run !== running) return;
-      fill(result, decision(answer, { ...image, size: blob.size }));
+      fill(result, decision(answer, { ...image, size: blob.size }, manifest));
       announce(spoken(answer));
     } catch (error) {
       if (error.name === "AbortError" || run !== running) return;

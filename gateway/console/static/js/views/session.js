@@ -69,7 +69,7 @@ function form() {
 function whoAmI() {
   const { key_id: id, role, disclosure, expires } = state.session;
   const facts = [
-    ["Key", id ?? "none: no key is asked for here"],
+    ["Key", id ?? "none: this gateway asks for no key"],
     ["Role", `${role}: ${ROLES[role] ?? ""}`],
     disclosure && [
       "Sees",

@@ -11,11 +11,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.defence.margins import one_hot_margin
+from training.defence.scores.context import ScoreContext
+from training.defence.scores.score import Score
+from training.defence.signals.margins import one_hot_margin
 
 RADIUS = 4 / 255
 STEPS = 1  # as good as two on the select split (`studies.strict`), at half the price
 _STRIDE = 0.75  # of the radius, where there is more than one step
+
+
+class CompanionStrict(Score):
+    """Minus the companion's strict margin of the served label; it costs two looks and a gradient of the companion."""
+
+    name = "companion_strict"
+    title = "Companion's strict margin"
+    meaning = "How much the companion objects after a short attack of our own on it, which a benign answer stands."
+    needs = frozenset({"companion", "gradient"})
+    by_default = False
+    system = "strict"
+
+    def __call__(self, context: ScoreContext) -> Tensor:
+        assert context.companion is not None
+        return -strict_margin(context.companion, context.x, context.label)
 
 
 def strict_margin(network: Callable[[Tensor], Tensor], x: Tensor, label: Tensor, *, steps: int = STEPS) -> Tensor:

@@ -1,0 +1,98 @@
+"""What a detector score may read of a batch, and what it may read of benign images to fit its constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from training.defence.signals.deviation import normalised, top_mean, view_change
+from training.defence.signals.margins import served_one_hot
+from training.defence.signals.views import SHIFTS, reference_views
+from training.models.network import Network
+
+Taps = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ScoreContext:
+    """A batch of N images as the defence sees it; K classes, L tapped layers, C channels of all of them together.
+
+    Everything is differentiable in `x`, as attacks want it, except for `label`. What takes the views is computed when a
+    score first reads it, and once for all scores.
+    """
+
+    network: Network
+    companion: Network | None
+    x: Tensor  # (N, channels, H, W) in [0, 1], the inpainted pixels
+    logits: Tensor  # (N, K)
+    taps: Taps  # by layer, (N, channels, h, w)
+    companion_logits: Tensor | None  # (N, K)
+    change_mean: Tensor  # (C,) benign mean of the neurons' change under the views
+    change_std: Tensor  # (C,)
+    constants: Mapping[str, Tensor]  # what scores fitted for themselves (`Score.fit`)
+
+    @cached_property
+    def label(self) -> Tensor:
+        """The served label, one-hot (N, K)."""
+        return served_one_hot(self.logits.detach())
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the tapped layers, first to last."""
+        return list(self.taps)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Spatial means (N, F) of the last tapped layer."""
+        return self.taps[self.layers[-1]].mean((2, 3))
+
+    @property
+    def view_logits(self) -> Tensor:
+        """Logits (V N, K) of the V reference views, view-major."""
+        return self._views[0]
+
+    @property
+    def view_taps(self) -> Taps:
+        """Taps of the reference views by layer, (V N, channels, h, w), view-major."""
+        return self._views[1]
+
+    @property
+    def view_labels(self) -> Tensor:
+        """The served label (V N, K) beside `view_logits`."""
+        return self.label.repeat(len(SHIFTS), 1)
+
+    @cached_property
+    def change(self) -> Tensor:
+        """z-scores (N, C) of every neuron's change under the views, layer after layer."""
+        change = torch.cat([view_change(self.taps[name], self.view_taps[name]) for name in self.layers], 1)
+        return normalised(change, self.change_mean, self.change_std)
+
+    @cached_property
+    def deviation(self) -> Tensor:
+        """Deviation by layer (N, L): mean of the top z-scores of its neurons (`top_mean`)."""
+        parts = self.change.split([self.taps[name].shape[1] for name in self.layers], 1)
+        return torch.stack([top_mean(part) for part in parts], 1)
+
+    @cached_property
+    def _views(self) -> tuple[Tensor, Taps]:
+        return self.network.taps(reference_views(self.x))
+
+
+@dataclass(frozen=True)
+class BenignFeatures:
+    """Benign images as a score may fit its constants on them: spatial means of the last tapped layer.
+
+    `fit` (N, F) of training images with labels `fit_y` (N,); `held_out` (M, F) of images that no network was trained
+    on, with `held_out_y` (M,). Neither holds an image of the calibrate split.
+    """
+
+    layer: str
+    classes: int
+    fit: Tensor
+    fit_y: Tensor
+    held_out: Tensor
+    held_out_y: Tensor
