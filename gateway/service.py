@@ -12,18 +12,17 @@ import time
 from collections.abc import Callable
 
 import bentoml
-from bentoml._internal.server.http import traffic
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access.auth import check_access
 from gateway.app import create_api
 from gateway.audit.trail import check_audit
+from gateway.bento_compat import given_host, without_timeout
 from gateway.errors import PalisadeError, StoreUnavailable
 from gateway.http.connection import guard_connections
 from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.inference.shadow import Shadow
 from gateway.process import home
-from gateway.process.serving import CHECKED, abort_server, host_given_to_bentoml, log_to_stderr, use_one_gpu
+from gateway.process.serving import CHECKED, abort_server, log_to_stderr, use_one_gpu
 from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
 from gateway.telemetry.tracing import check_provider, tracing_options
@@ -33,21 +32,6 @@ from gateway.versions.rollout import Rollout, forget_workers, read_wanted
 
 log = logging.getLogger(__name__)
 
-
-class _Untimed:
-    """In place of BentoML's time-out, whose timer keeps 5 kB of each request until it would have gone off.
-
-    Our own deadlines (`Dispatcher`, `BodyLimitMiddleware`, `GuardedProtocol`) bound every step of a request.
-    """
-
-    def __init__(self, app: ASGIApp, timeout: float) -> None:  # noqa: ARG002  # BentoML's signature
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
-
-
-traffic.TimeoutMiddleware = _Untimed
 
 _RESTART_SECONDS = 5.0
 # Seconds that decoding and batch threads wait for the event loop to release the interpreter; 5 ms by default.
@@ -60,6 +44,7 @@ try:
 except PalisadeError as error:
     sys.exit(f"palisade: {error.detail}")
 api = create_api(settings)
+without_timeout()
 guard_connections(head_seconds=settings.body_timeout, drain_seconds=settings.drain_timeout)
 
 
@@ -101,7 +86,7 @@ class Palisade:
         worker_metrics.make_folder()
         home.remove_at_end()
         # From it, workers know whether they listen to more than this machine.
-        os.environ["PALISADE_HOST"] = host_given_to_bentoml() or settings.host
+        os.environ["PALISADE_HOST"] = given_host() or settings.host
         try:
             store.make_folder(settings.state_dir)
             now = load_settings()

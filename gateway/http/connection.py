@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-
+from gateway.bento_compat import STATUS_LINE, HttpToolsProtocol, replace_http_protocol
 from gateway.errors import BadRequest, HeadTooLarge, Overloaded, PalisadeError, RequestTimeout
 from gateway.http.problems import problem_response
 from gateway.ids import new_id
@@ -102,4 +100,4 @@ def guard_connections(*, head_seconds: float, drain_seconds: float) -> None:
     """Before uvicorn is configured: make it use this protocol."""
     GuardedProtocol.head_seconds = head_seconds
     GuardedProtocol.drain_seconds = drain_seconds
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"
+    replace_http_protocol(GuardedProtocol)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
+from gateway.bento_compat import is_supervisor
 from gateway.errors import ConfigError
 from gateway.settings import Settings
 
@@ -49,14 +50,6 @@ def server_environment(settings: Settings) -> dict[str, str]:
     environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
     environment[CHECKED] = "1"
     return environment
-
-
-def host_given_to_bentoml() -> str | None:
-    """The host that `bentoml serve` was given by option or variable, which outweighs our setting."""
-    for option, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if option == "--host" or option.startswith("--host="):
-            return value if option == "--host" else option.partition("=")[2]
-    return os.environ.get("BENTOML_HOST")
 
 
 def run_server(settings: Settings, variables: Mapping[str, str]) -> None:
@@ -117,17 +110,9 @@ def abort_server(reason: str) -> None:
     log.critical("palisade cannot start: %s", reason)
     sys.stderr.flush()
     supervisor = os.getppid()
-    if _is_supervisor(supervisor):
+    if is_supervisor(supervisor):
         os.kill(supervisor, signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _is_supervisor(pid: int) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"bentoml" in command and b"serve" in command
 
 
 def free_port(settings: Settings) -> None:

@@ -7,10 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bentoml._internal.utils import circus
-from circus.exc import ConflictError
-from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
-
+from gateway.bento_compat import arbiter, conflict_error, ended_states, replace_arbiter
 from gateway.errors import StoreUnavailable
 from gateway.versions.rollout import complete, living_workers
 from gateway.versions.shared_state import FOLDER, Store
@@ -21,10 +18,12 @@ CHECK_SECONDS = 1.0
 # The server ends after this many starts for each worker, if none of them became ready.
 TRIES = 4
 _AGAIN_SECONDS = 0.1
-_ENDED = (DEAD_OR_ZOMBIE, UNEXISTING)
+_ENDED = ended_states()
+_Base: Any = arbiter()
+ConflictError = conflict_error()
 
 
-class _Arbiter(circus.Arbiter):  # type: ignore[misc]
+class _Arbiter(_Base):  # type: ignore[misc]
     """Checks the workers every second; BentoML's does every ten."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -93,6 +92,4 @@ class _Arbiter(circus.Arbiter):  # type: ignore[misc]
 
 def watch_closely() -> None:
     """Make the supervisor, before it starts workers, use `_Arbiter`."""
-    circus.Arbiter = _Arbiter
-    # In its containers BentoML leaves a dead worker to the orchestrator, which sees nothing while another worker lives.
-    os.environ.pop("BENTOML_CONTAINERIZED", None)
+    replace_arbiter(_Arbiter)

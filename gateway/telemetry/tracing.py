@@ -8,6 +8,7 @@ from typing import Any
 
 from opentelemetry import trace
 
+from gateway import bento_compat
 from gateway.core.pipeline import Decision
 from gateway.errors import ConfigError
 from gateway.settings import Settings
@@ -51,10 +52,8 @@ def check_provider() -> None:
 
     It is made with or without an endpoint, and reads variables (`OTEL_*`) that are not ours to check.
     """
-    from bentoml._internal.configuration.containers import BentoMLContainer
-
     try:
-        BentoMLContainer.tracer_provider.get().shutdown()
+        bento_compat.tracer_provider().shutdown()
     except Exception as error:  # noqa: BLE001  # as above
         raise ConfigError(f"tracing cannot be set up ({_reason(error)}): see the variables OTEL_*") from None
 
@@ -72,11 +71,7 @@ def trace_stages(decision: Decision, provider: trace.TracerProvider | None = Non
     request = trace.get_current_span()
     if not request.is_recording():
         return
-    if provider is None:
-        from bentoml._internal.configuration.containers import BentoMLContainer
-
-        provider = BentoMLContainer.tracer_provider.get()
-    tracer = provider.get_tracer("palisade")
+    tracer = (provider or bento_compat.tracer_provider()).get_tracer("palisade")
     request.set_attributes(
         {
             "palisade.model": decision.model,
