@@ -1,4 +1,4 @@
-"""Results as JSON that say where and when they came from."""
+"""Results as JSON that state where and when they were measured."""
 
 from __future__ import annotations
 

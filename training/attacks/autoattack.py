@@ -31,7 +31,7 @@ from training.util.signatures import Predict, Progress, silent
 Version = Literal["standard", "plus", "rand"]
 
 _SETTINGS = "settings.json"
-_LOOK = 8  # images whose logits tell one network from another
+_LOOK = 8  # images whose logits identify a network
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def autoattack(
     """Attack images (N, C, H, W) of labels `y` (N,) within `eps`, `batch` of them at a time.
 
     `standard` is APGD-CE, targeted APGD-DLR and targeted FAB (9 targets, or as many as there are), Square with 5,000
-    queries; only images still standing go on to the next one. Three classes have no targeted DLR loss and two have
+    queries; only images still standing pass to the next one. Three classes have no targeted DLR loss and two have
     none at all: APGD-T is left out there (and APGD-DLR with two). `predict` may compute in lower precision while
     gradients are enabled; it is judged without them. `attacks` names the attacks instead of a version ("apgd-ce",
     "apgd-dlr", "apgd-t", "fab", "fab-t", "square"): what is left is no AutoAttack figure.
 
-    With a `folder` every finished batch is kept there, and a later call with the same settings, images and network goes
-    on where this one stopped; `TrainingError` if the folder belongs to another run. `progress` is told images.
+    With a `folder` every finished batch is kept there, and a later call with the same settings, images and network
+    resumes there; `TrainingError` if the folder belongs to another run. `progress` receives numbers of images.
     """
     with torch.no_grad():
         look = predict(x[:_LOOK]).float()

@@ -1,7 +1,7 @@
 """The search under all adaptive attacks: momentum descent on hinges, one for each condition of a success.
 
 A hinge is zero where its condition is met. How the hinges' gradients are combined is a choice (`Combine`); what counts
-is what the judge says of the images found, in full precision.
+is what the judge returns for the images found, in full precision.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Grid:
         if eight_bit:
             self.x, self.unit = (x * LEVELS).round(), float(LEVELS)
             if (self.x / LEVELS - x).abs().max() > 1e-6:
-                raise ValueError("eight_bit: the images are no multiples of 1/255")
+                raise ValueError("eight_bit: the images are not multiples of 1/255")
             self.step = torch.tensor(eps * LEVELS + 1e-4).floor()
 
     def zero(self) -> Tensor:

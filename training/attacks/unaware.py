@@ -1,4 +1,4 @@
-"""What an attack has to say of itself to stand in the card: attacks on the answering network alone.
+"""What an attack has to declare to stand in the card: attacks on the answering network alone.
 
 Each file of this folder that declares such attacks names them in `CARD`; `training.attacks.listed` has a line for it.
 """
@@ -56,8 +56,8 @@ class Attack:
 
     `level` is that of docs/threat-model.md (1 black box, 2 white box, 3 patches). `count` names the setting of how many
     images it is made on, `depends` the settings, beside the seed, that its images depend on. `seconds` an image takes
-    on one slow core; `chunk` images are made at once. Of a `local` attack (a patch) the card also says how many answers
-    neutralisation repairs.
+    on one slow core; `chunk` images are made at once. For a `local` attack (a patch) the card also states how many
+    answers neutralisation repairs.
     """
 
     name: str

@@ -136,7 +136,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         screened_by=plan.screened_by,
     )
     sensitive = _sensitive(standard, data)
-    told: list[Titled] = [*defence.scores, defence.localiser]
+    described: list[Titled] = [*defence.scores, defence.localiser]
     manifest = Manifest(
         name=plan.name,
         version=plan.version,
@@ -150,8 +150,8 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         screen_scores=list(defence.screen_names),
         layer_scores=[score.name for score in defence.scores if score.about_layers],
         localiser=defence.localiser.name,
-        titles={each.name: each.title for each in told},
-        meanings={each.name: each.meaning for each in told},
+        titles={each.name: each.title for each in described},
+        meanings={each.name: each.meaning for each in described},
         layers=[
             MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
             for name, count in standard.tap_channels.items()

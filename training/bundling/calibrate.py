@@ -58,7 +58,7 @@ class Benign(BaseModel):
         return changes
 
     def images(self, images: np.ndarray, *, seed: int) -> np.ndarray:
-        """uint8 images (N, H, W, C), changed as told."""
+        """uint8 images (N, H, W, C), changed as `benign` asks."""
         return partly_changed(images, self.changes, share=self.share, seed=seed) if self.changes else images
 
 

@@ -1,6 +1,6 @@
 """Rewrites of an exported graph that leave its results alone and save time in ONNX Runtime.
 
-Each changes the model in place and returns in how many places, so that a test can tell that it still finds them.
+Each changes the model in place and returns in how many places, so that a test can check that it still finds them.
 """
 
 from __future__ import annotations

@@ -186,8 +186,8 @@ def _of_weights(body: nn.Module, name: str) -> bool:
 
 def _check_logits(logits: object, classes: int) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        told = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise TrainingError(f"the network answers two images with {told}, not with logits (2, {classes})")
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise TrainingError(f"the network answers two images with {returned}, not with logits (2, {classes})")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a card says to a reader, as chapters, sections and tables that the page and the report lay out."""
+"""What a card shows a reader, as chapters, sections and tables that the page and the report lay out."""
 
 from __future__ import annotations
 
