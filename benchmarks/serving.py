@@ -262,7 +262,7 @@ def main(
 
 
 def _add_overhead(row: dict[str, Any], limits: dict[str, dict[str, float]]) -> None:
-    """What the engine does not account for: processor time beyond its own at this batch size, and its limit's share."""
+    """The cost beyond the engine's: processor time beyond its own at this batch size, and its limit's share."""
     size = min(limits, key=lambda batch: abs(float(batch) - row.get("batch_size", 1.0)))
     row["overhead_cpu_ms"] = round(row["server_cpu_ms"] - row["passes"] * limits[size]["cpu_ms_per_image"], 3)
     best = max(limit["images_per_second"] for limit in limits.values())

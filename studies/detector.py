@@ -1,4 +1,4 @@
-"""The detector on networks trained differently: does a penalty take away the very signal that detection lives on?
+"""The detector on networks trained differently: does a penalty remove the signal that detection needs?
 
 Each network is attacked by itself with the same settings, on the same images; benign images and images to attack are
 disjoint. Nothing is fitted on either.

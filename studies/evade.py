@@ -1,4 +1,4 @@
-"""What might make the companion's objection harder to evade, in small: `python -m studies.evade BUNDLE`.
+"""What might make the companion's objection harder to evade, at a small scale: `python -m studies.evade BUNDLE`.
 
 Small companions (3 MMAC), all trained on from the adversarially trained bases of `studies.ablation` with the same
 budget, beside the bundle's answering network: with the self-attack of the strict margin in the training loop, seeing
@@ -170,7 +170,7 @@ def both(first: nn.Module, second: nn.Module) -> Opinion:
 
 
 def systems(networks: dict[str, nn.Module], seed: int) -> dict[str, tuple[str, Opinion, int, int]]:
-    """{system: the companion that stands in the defence, opinion, draws, samples}."""
+    """{system: companion in the defence, opinion, draws, samples}."""
     plain = networks["plain"]
     found = {
         "margin": ("plain", strict_opinion(plain, steps=0), 1, 1),

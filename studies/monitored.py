@@ -72,7 +72,7 @@ def monitored_layers(
 
 
 def _attacks(network: Network, x: Tensor, y: Tensor, *, steps: int, seed: int) -> dict[str, Tensor]:
-    """Attacked images (n, C, H, W) that were right before and are wrong after, by attack; empty ones drop out."""
+    """Attacked images (n, C, H, W), right before and wrong after, by attack; attacks without any are left out."""
     right = predictions(network, x) == y
     x, y = x[right], y[right]
     made = {attack: white_box(network, x, y, attack, steps=steps, seed=seed) for attack in ATTACKS}

@@ -1,4 +1,4 @@
-"""What finds a patch, and what comes back once it is hidden: localisers and ways to answer, on the select split.
+"""What finds a patch, and which answers hiding it recovers: localisers and strategies, on the select split.
 
 A patch that fools the answering network counts as recovered if the answer is right once the strategy has hidden what
 it suspects. The price is paid by benign images behind the gate, which are neutralised, too. So that strategies are
@@ -210,7 +210,7 @@ def _found(images: Images, answered: Answers) -> dict[str, Any]:
 
 
 def _as_served(clean: Images, patched: dict[str, Images]) -> dict[str, Any]:
-    """What the bundle does as it is."""
+    """The bundle's results as shipped."""
     found: dict[str, Any] = {"clean_change": _cell(clean.served == clean.truth, clean.group, clean.right)}
     return found | {kind: _cell(images.served == images.truth, images.group) for kind, images in patched.items()}
 

@@ -101,7 +101,7 @@ class Variant:
         return self.bench.defence.companion
 
     def stages(self) -> list[Stage]:
-        """The companion alone, everybody convinced, and the opinion at the limit of each rate."""
+        """The companion alone, both networks confident, and the opinion at the limit of each rate."""
         strictest = f"{RATES[-1]:g}"
         return [
             Stage(ALONE, companion_says, ALONE, "companion"),

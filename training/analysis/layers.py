@@ -213,7 +213,7 @@ class Watch:
         return list(self.benign)
 
     def scores(self, layers: Sequence[str], attack: str | None = None) -> np.ndarray:
-        """The detector's score (N,) of the benign images or of an attack's, were it to watch `layers`.
+        """The detector's score (N,) of the benign images or of an attack's, if it watched `layers`.
 
         The mean of the top tenth of the watched neurons' z-scores.
         """
@@ -221,7 +221,7 @@ class Watch:
         return np.asarray(top_mean(torch.cat([values[layer] for layer in layers], 1)).cpu().numpy())
 
     def some(self, which: Mapping[str, np.ndarray]) -> Watch:
-        """The attacks with only the images `which` (N,) bool; attacks without any drop out."""
+        """The attacks with only the images `which` (N,) bool; attacks without any are left out."""
         kept = {attack: torch.from_numpy(np.flatnonzero(chosen)) for attack, chosen in which.items() if chosen.any()}
         return Watch(
             self.benign,

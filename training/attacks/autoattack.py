@@ -36,7 +36,7 @@ _LOOK = 8  # images whose logits identify a network
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """Adversarial images (N, C, H, W), which images stood everything (N,) bool, and what each of the others fell to.
+    """Adversarial images (N, C, H, W), which images withstood all attacks (N,) bool, and what fooled each other one.
 
     `fell_to` (N,) indexes `stages`, -1 where the image stands; stage 0 is "clean", a wrong answer without an attack.
     """
@@ -182,7 +182,7 @@ def _suite(
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """The package seeds torch's global generators and warns on a logger; neither is felt outside."""
+    """The package seeds torch's global generators and warns on a logger; neither has an effect outside."""
     logger = logging.getLogger("auto-attack")
     before, logger.disabled = logger.disabled, True
     try:

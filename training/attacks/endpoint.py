@@ -29,7 +29,7 @@ _FLAG_WEIGHT = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image was answered; None where the level of disclosure hides it (label: refused by policy)."""
+    """The answer to one image; None where the level of disclosure hides it (label: refused by policy)."""
 
     label: int | None
     probabilities: dict[int, float] | None

@@ -34,7 +34,7 @@ Beaten = Callable[[Tensor, Tensor], Tensor]
 
 
 class Only(NamedTuple):
-    """Of the scores, this one alone is looked at."""
+    """Only this score is computed."""
 
     score: str
 
@@ -43,7 +43,7 @@ Looks = Literal["all", "alone", "networks", "companion"] | Only
 
 
 class Seen(NamedTuple):
-    """What the defence makes of images: logits and taps of the answering network, companion's logits, scores (M, S)."""
+    """The defence's outputs for images: logits and taps of the answering network, companion's logits, scores (M, S)."""
 
     logits: Tensor
     taps: dict[str, Tensor]
@@ -258,7 +258,7 @@ def rank_targets(
 
 
 class _Run:
-    """An attack on `x` as far as it has come: `won` (N, A)."""
+    """The state of an attack on `x`: `won` (N, A)."""
 
     def __init__(
         self,
@@ -284,7 +284,7 @@ class _Run:
         return rank_targets(self.second, self.x, self.y, eps=eps, targets=targets, generator=generator)
 
     def judge(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Write down what the images of `rows` win; which rows need no more work."""
+        """Record what the images of `rows` win; returns which rows need no more work."""
         self.won[rows] |= self.beaten(images, self.y[rows]).to(rows.device)
         return self.won[rows, -1]
 
@@ -357,7 +357,7 @@ def look(defence: DefenceGraph, images: Tensor) -> Seen:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A space of which only `left` (M,) are worked on."""
+    """A space of which only the images `left` (M,) are searched."""
 
     space: Space
     left: Tensor

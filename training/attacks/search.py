@@ -86,7 +86,7 @@ def descend(
     samples: int = 1,
     progress: Progress = silent,
 ) -> Found:
-    """Lower the hinges from `parameters` (N, ...), every row until the judge is content with it.
+    """Lower the hinges from `parameters` (N, ...), every row until the judge accepts it.
 
     Every few steps the best image since the last time is judged, if its hinges are lower than those of any image judged
     so far; rows that need no more work are dropped. `samples` evaluations of the hinges are averaged at each step, for

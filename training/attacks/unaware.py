@@ -25,7 +25,7 @@ class Effort(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """What an attacker has who does not know the defence: the answering network, or networks trained by himself.
+    """What an attacker has who does not know the defence: the answering network, or networks that he trained.
 
     Only `surrogates` may be asked for in a black-box attack; they are trained when they are first asked for.
     """
@@ -38,7 +38,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Made:
-    """Attacked pixels (N, C, H, W) in [0, 1], and what else is known of each image, arrays (N, ...) by name.
+    """Attacked pixels (N, C, H, W) in [0, 1], and further arrays about each image (N, ...) by name.
 
     The card knows the rows `queries` (N,): how many were asked.
     """

@@ -184,7 +184,7 @@ def input_spec(data: Dataset, resize: Resize) -> InputSpec:
 
 
 class _Given(nn.Module):
-    """A defence graph that gives out only what it computes."""
+    """A defence graph that returns only the outputs it computes."""
 
     def __init__(self, defence: DefenceGraph) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def _sensitive(network: Network, data: Dataset) -> dict[str, list[int]]:
 
 
 def check_free(out: Path, *, force: bool) -> None:
-    """`TrainingError` if a bundle may not be put at `out`."""
+    """Raise `TrainingError` if a bundle may not be written to `out`."""
     if out.exists() and not force:
         raise TrainingError(f"{out} exists; choose another --out or pass --force")
     if out.exists() and not (out / MANIFEST).is_file():

@@ -219,7 +219,7 @@ def _count_classes(root: Path) -> int:
 
 
 def _named(arch: str, version: str) -> ModelSpec:
-    """The architecture, and the version looked at, before anything takes time."""
+    """The architecture; it and the version are checked before any long computation."""
     if not re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version):
         raise TrainingError(f"--version {version}: expected three numbers and a suffix, such as 1.2.0-rc1")
     try:

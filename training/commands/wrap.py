@@ -52,7 +52,7 @@ def wrap(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="Normalisation: imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision's networks, else none."
+            help="Normalisation: imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision networks, else none."
         ),
     ] = None,
     images_per_class: PerClass = None,

@@ -144,7 +144,7 @@ def drawn(bench: Bench) -> Drawn:
 
 
 def _place(card: dict[str, Any], path: tuple[str, ...], section: dict[str, Any]) -> None:
-    """Lay `section` into the card at `path`, beside what is there."""
+    """Put `section` into the card at `path`, beside existing content."""
     if not section:
         return
     for key in path:

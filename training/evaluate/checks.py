@@ -1,4 +1,4 @@
-"""What the harness asks of itself: signs that an attack was too weak or that gradients are masked (methods, section 6).
+"""Self-checks of the harness: signs that an attack was too weak or that gradients are masked (methods, section 6).
 
 After Carlini et al. 2019 (arXiv 1902.06705) and Athalye et al. 2018 (arXiv 1802.00420). Passing proves nothing; a check
 that does not pass means that figures of this card overstate the defence.
@@ -77,7 +77,7 @@ def _no_better(weak: np.ndarray, strong: np.ndarray, verb: str, name: str) -> tu
 
 
 def _autoattack(eps: int) -> Check:
-    """AutoAttack is at least as strong as PGD, and PGD not much weaker: else its gradients mislead it.
+    """AutoAttack is at least as strong as PGD, and PGD not much weaker: otherwise gradients mislead PGD.
 
     A single start of PGD on the margin is a few points weaker on ordinary adversarially trained networks, too.
     """

@@ -1,4 +1,4 @@
-"""Running units: what is finished already is taken, the rest is measured and written down one by one."""
+"""Running units: finished ones are reused, the others are measured and stored one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: what was trained, on what, where and when, and what came of it.
+"""Run folders: what was trained, on which data, where and when, and with which outcome.
 
 | file | what |
 | --- | --- |
@@ -53,7 +53,7 @@ def settled(recipe: Recipe, folder: Path, *, device: str) -> Recipe:
 
 
 def claim_folder(folder: Path, recipe: Recipe, data: Dataset, *, write: bool) -> None:
-    """Make `folder` this run's; `TrainingError` if it holds a run of another recipe or of other data."""
+    """Claim `folder` for this run; `TrainingError` if it holds a run of another recipe or of other data."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("recipe", recipe.model_dump(mode="json")), ("data", data.describe())):
         path = folder / f"{name}.json"

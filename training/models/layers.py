@@ -28,7 +28,7 @@ WAY_OUT = "return it from a module that is called once, with the batch as its fi
 
 
 def as_map(output: object) -> Tensor | None:
-    """What a module gave as a map (N, C, h, w); None if it is none.
+    """A module's output as a map (N, C, h, w); None if it is none.
 
     Channels are last where the first two of three sizes alone agree, as images are square here; tokens (N, T, C) are a
     map if T is a square, or one more than one: a class token comes first.
@@ -157,7 +157,7 @@ def _map_of_batch(output: object) -> Tensor | None:
 
 
 def _repeats(output: Tensor, inputs: tuple[Any, ...]) -> bool:
-    """Whether a module gives what it was given: the same values, in another order or with a border around them."""
+    """Whether a module returns its input: the same values, in another order or with a border around them."""
     output = output.detach()
     for given in (each.detach() for each in inputs if isinstance(each, Tensor) and each.dtype == output.dtype):
         if given.numel() == output.numel():

@@ -126,7 +126,7 @@ def _file_of(folder: Path, name: str) -> Path | None:
 
 
 def _is_hidden(name: str, folder: Path) -> bool:
-    """Whether another package of the same name than that below `folder` is what Python knows."""
+    """Whether Python has imported another package of the name of the one below `folder`."""
     package = sys.modules.get(name.partition(".")[0])
     places = [Path(place).resolve() for place in getattr(package, "__path__", [])]
     return bool(places) and (folder / name.partition(".")[0]).resolve() not in places

@@ -1,4 +1,4 @@
-"""What every network here is: pixels in [0, 1] in, logits out, and the activations of named layers on demand."""
+"""The interface of networks: pixels in [0, 1] in, logits out, and the activations of named layers on demand."""
 
 from __future__ import annotations
 

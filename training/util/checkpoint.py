@@ -107,13 +107,13 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file so that it is whole or not there; `TrainingError` if the disk is full."""
+    """Write a safetensors file so that it is whole or absent; `TrainingError` if the disk is full."""
     with _whole(path) as temporary:
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or not there; `TrainingError` if the disk is full."""
+    """Write a text file so that it is whole or absent; `TrainingError` if the disk is full."""
     with _whole(path) as temporary:
         temporary.write_text(text, "utf-8")
 

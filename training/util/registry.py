@@ -1,4 +1,4 @@
-"""What a seam's list is made with: things by their names, each name once."""
+"""Builds the list of a seam: items by their names, each name once."""
 
 from __future__ import annotations
 

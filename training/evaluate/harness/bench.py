@@ -1,4 +1,4 @@
-"""What measurements share: the bundle opened, the test images, and what has been attacked and answered already."""
+"""Shared state of measurements: the open bundle, the test images, and what has been attacked and answered already."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UNSERVED = ("card.json", "card.md", "report.html", "samples/")
 
 @dataclass
 class Bench:
-    """One evaluation at work.
+    """The state of one evaluation.
 
     `settings` are those of this run, `asked` those of a whole evaluation, which a quick look stays below. `device` is
     where attacks run; answers always come from the CPU's calibration.

@@ -73,7 +73,7 @@ class Stage:
 
 
 def stages(systems: Systems) -> list[Stage]:
-    """Every attack but the simple ones: the companion alone, confident without a thought of the detector, and each
+    """Every attack but the simple ones: the companion alone, confident without regard to the detector, and each
     system at the limits of each rate, the strictest first.
     """
     bench = systems.bench

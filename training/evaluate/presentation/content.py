@@ -119,7 +119,7 @@ def _detector(card: Card) -> Body:
 
 
 def _part_of(row: Card) -> str:
-    """What a score does in the verdict."""
+    """The role of a score in the verdict."""
     parts = [text for key, text in (("fused", "fused"), ("guards", "guard")) if row[key]]
     return " and ".join(parts) or "reported alone"
 
