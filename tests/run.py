@@ -20,12 +20,13 @@ _STOPPED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def parallel(arguments: list[str], cores: int) -> list[str]:
     """Options of pytest-xdist for `cores`; none on a single core, or where `arguments` have their own.
 
-    Tests of one file stay in one process and in order: they share servers and trained networks. A file whose test
+    Tests of one file stay in one process and in order: they share servers and trained networks. Files keep their
+    order: pytest-xdist would leave those of few tests to the end, which are the longest. A file whose test
     crashes its process is begun anew by another one, which crashes as well, so that a second crash ends the run.
     """
     if cores < 2 or any(argument.startswith(_OWN_WAY) for argument in arguments):
         return []
-    return ["-n", str(cores), "--dist", "loadfile", "--max-worker-restart", "1"]
+    return ["-n", str(cores), "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "1"]
 
 
 def remedy(test: str, what: str) -> str:

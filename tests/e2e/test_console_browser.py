@@ -368,7 +368,7 @@ def test_the_model_page_answers_questions(open_page: Callable[..., Page], server
         "Benign images flagged": CARD["benign"]["flagged"][str(alpha)],
         "Attacks that are seen": CARD["unaware"]["pgd_8"][f"alpha_{alpha}"]["flagged"],
         "Patches answered rightly after neutralisation": CARD["patches"]["patch"]["recovered"],
-        "The honest worst: wrong and not flagged": worst,
+        "At worst: wrong and not flagged": worst,
     }
     figures = page.locator(".headline .figure")
     expect(figures.locator("h3")).to_have_text(list(expected))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from torch import Tensor
 
 from tests.training.exported import Exported, open_session
+from tests.training.once import made_once
 from tests.training.toy import CLASSES, SIDE, SPEC, random_network, taught, toy_dataset
 from training.data.dataset import Dataset
 from training.defence.constants import fit_constants
@@ -49,12 +53,13 @@ def defence(toy: Dataset) -> DefenceGraph:
 
 @pytest.fixture(scope="session")
 def exported(defence: DefenceGraph, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    path = tmp_path_factory.mktemp("graph") / "graph.onnx"
-    inputs = {
-        "pixels": torch.rand(EXAMPLE_BATCH, 3, SIDE, SIDE),
-        "mask": torch.zeros(EXAMPLE_BATCH, SIDE, SIDE),
-    }
-    model = export_module(
-        defence, path, inputs=inputs, outputs=list(DefenceOutputs._fields), meta={"palisade.test": "yes"}
-    )
-    return Exported(defence, path, model, open_session(path.read_bytes()))
+    def export(folder: Path) -> None:
+        inputs = {
+            "pixels": torch.rand(EXAMPLE_BATCH, 3, SIDE, SIDE),
+            "mask": torch.zeros(EXAMPLE_BATCH, SIDE, SIDE),
+        }
+        outputs, meta = list(DefenceOutputs._fields), {"palisade.test": "yes"}
+        export_module(defence, folder / "graph.onnx", inputs=inputs, outputs=outputs, meta=meta)
+
+    path = made_once(tmp_path_factory, "exported", export) / "graph.onnx"
+    return Exported(defence, path, onnx.load(path), open_session(path.read_bytes()))

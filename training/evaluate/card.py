@@ -105,7 +105,8 @@ def assemble(bench: Bench) -> dict[str, Any]:
 
 def titled(card: Mapping[str, Any]) -> dict[str, Any]:
     """The card with the titles of everything on it, as its present units give them; no number is touched."""
-    new = {**card, "schema_version": SCHEMA, "titles": titles_of(card)}
+    new = {key: value for key, value in card.items() if key != "titles"}  # titles come last, whenever they were added
+    new |= {"schema_version": SCHEMA, "titles": titles_of(card)}
     named = ((row, CHECKS.get(row["check"])) for row in card["checks"])
     new["checks"] = [row | {"title": check[0]} if check else row for row, check in named]
     return new

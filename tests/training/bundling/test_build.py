@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gateway.core.loading import load_bundle
+from gateway.core.manifest import MANIFEST, WEIGHTS
 from training.bundling.provenance import recipe_of
 from training.commands.build import build_bundle
 from training.commands.main import app
@@ -177,9 +179,22 @@ def test_a_bundle_that_does_not_say_how_it_was_made(folder):
 
 
 def test_a_failed_build_leaves_nothing(folder, monkeypatch):
-    monkeypatch.setattr(
-        "training.bundling.assemble.write_samples", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    """It fails as it writes samples, when all but them and the card lies in the draft."""
+    graphs = load_bundle(folder / "out").manifest.graphs
+    files = [*(graph.file for graph in graphs.values()), WEIGHTS]
+
+    def taken(_defence, draft, **_):
+        """What the finished bundle has of the same networks: nothing here depends on exporting them anew."""
+        for name in files:
+            shutil.copy(folder / "out" / name, draft)
+        return graphs
+
+    def full(bundle, *_, **__):
+        assert {*files, MANIFEST} <= {path.name for path in bundle.path.iterdir()}
+        raise OSError("disk full")
+
+    monkeypatch.setattr("training.bundling.assemble.export_defence", taken)
+    monkeypatch.setattr("training.bundling.assemble.write_samples", full)
     with pytest.raises(OSError, match="disk full"):
         build_bundle(folder / "bundle.yaml", folder / "other", runs=folder / "runs")
     assert not (folder / "other").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,34 +16,12 @@ from gateway.core.loading import Bundle, load_bundle
 from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import Judge
-from tests.training.toy import CLASSES, gratings, random_network, toy_dataset, write_sources
+from tests.training.toy import gratings
 from training.bundling import recalibrate
-from training.bundling.networks import NETWORKS, save_networks
 from training.bundling.recalibrate import card_measured
-from training.commands.build import build_bundle
 from training.commands.main import app
-from training.defence.constants import fit_constants
-from training.models import ModelSpec
 from training.served.answers import serve
 from training.served.scoring import run_images
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Bundle:
-    """A bundle of two random networks, made without training."""
-    root = tmp_path_factory.mktemp("calibrate")
-    recipe = write_sources(root, count=256, tests=16, fractions=[0.4, 0.3, 0.3], model=ModelSpec(width=4))
-    monkeypatch_module.setenv("PALISADE_DATA", str(root))
-    network, data = random_network(0), toy_dataset()
-    constants = fit_constants(network, data.train, data.select, classes=CLASSES)
-    save_networks(root / NETWORKS, standard=network, companion=random_network(1), constants=constants)
-    return build_bundle(recipe, root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def calibrate(bundle: Bundle, out: Path, *options: str, version: str = "1.0.1") -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gateway.core.loading import Bundle
+from gateway.core.loading import Bundle, load_bundle
+from tests.training.once import made_once
 from tests.training.toy import CLASSES, SPEC, random_network, taught, write_sources
 from training.bundling.networks import NETWORKS, save_networks
 from training.bundling.provenance import made_with
@@ -49,10 +51,8 @@ TINY = Evaluation(
 )
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """A bundle without a card, and its data where PALISADE_DATA says."""
-    root = tmp_path_factory.mktemp("evaluate")
+def write_bundle(root: Path) -> None:
+    """Data, recipes and networks in `root`, and in its `out` the bundle of them, without a card."""
     extra = {"evaluation": TINY.model_dump(mode="json")}
     recipe = write_sources(root, count=320, tests=32, fractions=[0.5, 0.25, 0.25], model=SPEC, bundle=extra)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
         network, companion = (taught(random_network(seed, warm=False), data, steps=50) for seed in (0, 1))
         constants = fit_constants(network, data.train, data.select, classes=CLASSES)
         save_networks(root / NETWORKS, standard=network, companion=companion, constants=constants)
-        yield build_bundle(recipe, root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+        build_bundle(recipe, root / "out", runs=root / "runs", networks=root / NETWORKS, card=False)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A bundle without a card, and its data where PALISADE_DATA says."""
+    root = tmp_path_factory.mktemp("evaluate") / "bundle"
+    # A copy for each process: what a test writes into it concerns no other.
+    shutil.copytree(made_once(tmp_path_factory, "evaluated-bundle", write_bundle), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALISADE_DATA", str(root))
+        yield load_bundle(root / "out")
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ function worst(card, alpha, titles) {
   const rest = others.map(({ where, value }) => `${where}, ${percent(value)}`).join("; ");
   return {
     tone: "alert",
-    title: "The honest worst: wrong and not flagged",
+    title: "At worst: wrong and not flagged",
     sentence: first
       ? `An attacker who knows everything gets this share through at ${atAlpha(alpha)} (${first.where}).` +
         (rest ? ` Other attacks of that kind: ${rest}.` : "")
