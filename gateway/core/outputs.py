@@ -1,4 +1,4 @@
-"""The outputs of the parts of the defence graph for a batch, one type for each part (docs/architecture.md, "Defence graph").
+"""Outputs of the parts of the defence graph, one type for each part (docs/architecture.md, "Defence graph").
 
 All arrays are float32 with N, the batch, first; of a single image (`image`) that axis is dropped. K classes, H x W
 pixels of C channels, S scores, L layers.

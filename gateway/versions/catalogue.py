@@ -37,7 +37,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Refused:
-    """A folder with a manifest that must not be served, and why; name and version are those of its path if it states none."""
+    """A folder with a manifest that must not be served, and why; its path gives name and version if it states none."""
 
     folder: Path
     reason: str
@@ -81,7 +81,7 @@ class Catalogue:
         found, refused = self.look()
         if name not in {bundle.name for bundle in found} | {entry.name for entry in refused}:
             names = ", ".join(sorted({bundle.name for bundle in found}))
-            raise UnknownModel(f"no bundle of the model {name[:80]!r} is on disk (found: {names})")
+            raise UnknownModel(f"no bundle of a model {name[:80]!r} is on disk (has {names})")
         return [bundle for bundle in found if bundle.name == name]
 
     def find(self, name: str, version: str) -> Found:
@@ -94,7 +94,7 @@ class Catalogue:
             if (entry.name, entry.version) == (name, version):
                 raise BundleError(entry.reason)
         have = ", ".join(bundle.version for bundle in versions)
-        raise UnknownVersion(f"{name} {version[:80]!r} is not on disk (found: {have})")
+        raise UnknownVersion(f"{name} {version[:80]!r} is not on disk (has {have})")
 
 
 def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
@@ -118,7 +118,7 @@ def _bundles(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _state(folder: Path) -> object:
-    """A value that changes whenever a file of the folder does: names, sizes and times; no user can set the change time."""
+    """A value that changes whenever a file does: names, sizes and times; no user can set the change time."""
     try:
         files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     except OSError:
