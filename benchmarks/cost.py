@@ -206,12 +206,14 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle to measure.")] = Path("models/gtsrb"),
-    graph: Annotated[Path | None, typer.Option(help="A bare defence graph (.onnx) in place of a bundle.")] = None,
+    graph: Annotated[
+        Path | None, typer.Option(help="Bare defence graph (.onnx) to measure in place of a bundle.")
+    ] = None,
     json_path: JsonPath = None,
     threads: Annotated[int, typer.Option(min=0, help="Intra-op threads; 0: the engine's default.")] = 0,
-    provider: Annotated[Provider, typer.Option(help="cpu or cuda.")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 200,
-    seconds: Annotated[float, typer.Option(min=1.0, help="Time at most for each batch size.")] = 20.0,
+    provider: Annotated[Provider, typer.Option(help="Execution provider: cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=5, help="Largest number of rounds.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Time limit in seconds for each batch size.")] = 20.0,
 ) -> None:
     """Measure the parts of a defence graph in forwards of the network it defends, at batch 1, 8 and 32."""
     if provider not in ("cpu", "cuda"):

@@ -46,7 +46,7 @@ class Tally:
 def request_bytes(
     url: str, body: bytes, *, content_type: str = "image/png", headers: Sequence[tuple[str, str]] = ()
 ) -> bytes:
-    """A POST request as it goes over the wire."""
+    """The bytes of a POST request."""
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     lines = [

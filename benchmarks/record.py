@@ -1,4 +1,4 @@
-"""Results as JSON that say where and when they came from."""
+"""Results as JSON that state where and when they were measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.core.cores import usable_cores
 
 
 def record(path: Path, what: str, figures: dict[str, Any]) -> None:
-    """Write `figures` under the date, the command and the device that gave them."""
+    """Write `figures` under the date, the command and the device that they were measured on."""
     report = {"what": what, **origin(), **figures}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
@@ -37,7 +37,7 @@ def origin() -> dict[str, Any]:
 
 
 def _told(argument: str) -> str:
-    """An argument without where this machine keeps things: of an absolute path its last two parts."""
+    """An argument without this machine's folders: the last two parts of an absolute path."""
     path = Path(argument)
     return "/".join(path.parts[-2:]) if path.is_absolute() else argument
 

@@ -208,10 +208,10 @@ def engine_limit(pipeline: Pipeline, part: Part, seconds: float) -> dict[str, di
 
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle to serve.")] = ROOT / "models" / "gtsrb",
-    seconds: Annotated[float, typer.Option(help="Seconds of each load.")] = 8.0,
+    seconds: Annotated[float, typer.Option(help="Duration of each load in seconds.")] = 8.0,
     threads: Annotated[int, typer.Option(help="Engine threads; 0: every core.")] = 0,
-    compare: Annotated[bool, typer.Option(help="Serve what a user would assemble, too.")] = True,  # noqa: FBT002
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    compare: Annotated[bool, typer.Option(help="Also serve what a user would assemble from libraries.")] = True,  # noqa: FBT002
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     """Measure the shipped gateway over HTTP."""
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -262,7 +262,7 @@ def main(
 
 
 def _add_overhead(row: dict[str, Any], limits: dict[str, dict[str, float]]) -> None:
-    """What the engine does not account for: processor time beyond its own at this batch size, and its limit's share."""
+    """The cost beyond the engine's: processor time beyond its own at this batch size, and its limit's share."""
     size = min(limits, key=lambda batch: abs(float(batch) - row.get("batch_size", 1.0)))
     row["overhead_cpu_ms"] = round(row["server_cpu_ms"] - row["passes"] * limits[size]["cpu_ms_per_image"], 3)
     best = max(limit["images_per_second"] for limit in limits.values())

@@ -152,16 +152,18 @@ def ratios(found: Times, plain: Times) -> dict[str, Any]:
 
 
 def main(
-    width: Annotated[int, typer.Option(min=4, help="Of the network; 16 with --stem-stride 2 is the ablation's.")] = 16,
+    width: Annotated[
+        int, typer.Option(min=4, help="Width of the network; the ablation's is 16 with --stem-stride 2.")
+    ] = 16,
     stem_stride: Annotated[int, typer.Option(min=1, max=2)] = 2,
     batch: Annotated[int, typer.Option(min=8)] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Of the attack inside a step.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="PGD steps of the attack inside a training step.")] = 3,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of attack and task (auto: bf16 where the processor has it); penalties are in fp32."),
+        typer.Option(help="Precision of attack and task (auto: bf16 where the processor has it); penalties use fp32."),
     ] = "auto",
-    repeats: Annotated[int, typer.Option(min=5, help="Rounds at most.")] = 30,
-    seconds: Annotated[float, typer.Option(min=0, help="Time at most (five rounds at least).")] = 120.0,
+    repeats: Annotated[int, typer.Option(min=5, help="Largest number of rounds.")] = 30,
+    seconds: Annotated[float, typer.Option(min=0, help="Time limit in seconds; five rounds always run.")] = 120.0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     json_path: JsonPath = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
 Every arm starts from the same adversarially trained base and is trained on for the same number of epochs, with its
 terms and without any; every training seed has its own base. Runs and measurements are kept under the run folder, so
-that a study that was stopped goes on where it was; what it lacks is left out of the table and said.
+that a stopped study resumes; missing results are left out of the table and reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What calibration on changed images buys and costs: `python -m studies.benign BUNDLE --work FOLDER`.
+"""What calibration on changed images gains and costs: `python -m studies.benign BUNDLE --work FOLDER`.
 
 The bundle is calibrated anew on select and calibrate images of which half are under a change that no attacker made
 (`training.bundling.calibrate.Benign`), and judges what an evaluation's work folder has: answers to test images as they
@@ -68,18 +68,18 @@ def seen(bench: Bench) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {"clean": (clean.scores, bench.data.test.group)}
     for name in (*CHANGES, *NOISES):
         images, depends = changed(test.x, name, seed=bench.settings.seed), {"seed": bench.settings.seed}
-        said = bench.answers(f"shift: {name}", f"shift-{name}", images, depends)
-        found[name] = said.scores, test.group
+        answers = bench.answers(f"shift: {name}", f"shift-{name}", images, depends)
+        found[name] = answers.scores, test.group
     for name, attack in ATTACKS.items():
-        made, said = answered(bench, name)
-        fooled = said.raw != made.clean.y
-        found[attack.title] = said.scores[fooled], made.clean.group[fooled]
+        made, answers = answered(bench, name)
+        fooled = answers.raw != made.clean.y
+        found[attack.title] = answers.scores[fooled], made.clean.group[fooled]
     return found
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Bundle to calibrate anew.")] = Path("models/gtsrb"),
-    work: Annotated[Path, typer.Option(help="Work folder of its evaluation; what it lacks is measured.")] = Path(
+    work: Annotated[Path, typer.Option(help="Work folder of its evaluation; missing results are measured.")] = Path(
         "runs/benign"
     ),
     json_path: JsonPath = None,
@@ -95,16 +95,16 @@ def main(
         bench = Bench(opened, data, settings, Store(work), bars.step)
         judges = {name: judge_of(bench, benign) for name, benign in VARIANTS.items()}
         for name, (scores, group) in seen(bench).items():
-            told: dict[str, dict[str, dict[str, Any]]] = {}
+            shares: dict[str, dict[str, dict[str, Any]]] = {}
             for variant, judge in judges.items():
                 p = judge.p_values(scores.astype(np.float64))
                 flagged = {alpha: p <= judge.cutoff(alpha) for alpha in ALPHAS}
-                told[variant] = {
+                shares[variant] = {
                     f"alpha_{alpha:g}": {"share": float(which.mean()), "interval": interval(which, group)}
                     for alpha, which in flagged.items()
                 }
-            rows[name] = {"n": len(scores), **told}
-            cells = [" / ".join(f"{100 * cell['share']:.1f}" for cell in told[each].values()) for each in VARIANTS]
+            rows[name] = {"n": len(scores), **shares}
+            cells = [" / ".join(f"{100 * cell['share']:.1f}" for cell in shares[each].values()) for each in VARIANTS]
             table.add_row(name, f"{len(scores):,}", *cells)
     limits = {
         name: {f"alpha_{alpha:g}": judge.fusion.limits(judge.level(alpha))[1] for alpha in ALPHAS}

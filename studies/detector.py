@@ -1,4 +1,4 @@
-"""The detector on networks trained differently: does a penalty take away the very signal that detection lives on?
+"""The detector on networks trained differently: does a penalty remove the signal that detection needs?
 
 Each network is attacked by itself with the same settings, on the same images; benign images and images to attack are
 disjoint. Nothing is fitted on either.
@@ -49,7 +49,7 @@ def detector_report(
     """AUROC of each score, of each layer's deviation and of all scores fused, by attack, for one network alone.
 
     `images` of the test split are attacked, of which those count that the network gets right before and wrong after;
-    `benign` others are what they are told from. Constants are fitted as for a bundle.
+    They are compared with `benign` others. Constants are fitted as for a bundle.
     """
     with torch.no_grad():
         defence = DefenceGraph(
@@ -76,7 +76,7 @@ def detector_report(
         fooled = predictions(network, adversarial) != y[right]
         found = _columns(_scores(defence, adversarial[fooled]), fusion, defence)
         groups = group[right.cpu().numpy()][fooled.cpu().numpy()]
-        row = {score: _told(reference[score], values, groups) for score, values in found.items()}
+        row = {score: _separated(reference[score], values, groups) for score, values in found.items()}
         out["attacks"][name] = {"fooled": int(fooled.sum()), "scores": row}
     return out
 
@@ -89,7 +89,7 @@ def _columns(scores: np.ndarray, fusion: Fusion, defence: DefenceGraph) -> dict[
     return dict(zip(names, own.T, strict=True)) | {"fused": fusion.statistic(own)} | deviations
 
 
-def _told(benign: np.ndarray, attacked: np.ndarray, group: np.ndarray) -> dict[str, Any] | None:
+def _separated(benign: np.ndarray, attacked: np.ndarray, group: np.ndarray) -> dict[str, Any] | None:
     """AUROC with its interval over attacked groups, and detection at measured false-positive rates."""
     if not len(attacked):
         return None
@@ -113,10 +113,10 @@ def _scores(defence: DefenceGraph, x: Tensor) -> np.ndarray:
 
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs on the same data, for example two.")],
-    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/detector.json"),
-    images: Annotated[int, typer.Option(min=8, help="Test images to attack.")] = 300,
-    benign: Annotated[int, typer.Option(min=20, help="Other test images that attacks are told from.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    out: Annotated[Path, typer.Option(help="JSON file to write the figures to.")] = Path("build/detector.json"),
+    images: Annotated[int, typer.Option(min=8, help="Number of test images to attack.")] = 300,
+    benign: Annotated[int, typer.Option(min=20, help="Number of other, benign test images.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Number of PGD steps.")] = 20,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
@@ -125,7 +125,7 @@ def main(
     subjects = [load_subject(run) for run in runs]
     for subject in subjects[1:]:
         if subject.data.describe() != subjects[0].data.describe():
-            raise TrainingError(f"{subject.name} and {subjects[0].name} are of different data or splits")
+            raise TrainingError(f"{subject.name} and {subjects[0].name} use different data or splits")
     reports: dict[str, Any] = {}
     with progress_bars() as bars:
         for subject in subjects:

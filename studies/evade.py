@@ -1,9 +1,9 @@
-"""What might make the companion's objection harder to evade, in small: `python -m studies.evade BUNDLE`.
+"""What might make the companion's objection harder to evade, at a small scale: `python -m studies.evade BUNDLE`.
 
 Small companions (3 MMAC), all trained on from the adversarially trained bases of `studies.ablation` with the same
 budget, beside the bundle's answering network: with the self-attack of the strict margin in the training loop, seeing
 something else (grey values, half the resolution, edges), of another seed, or asked about randomly drawn views. Every
-system is attacked with the same effort by somebody who knows it, on images of the select split, which chooses.
+system is attacked with the same effort by an attacker who knows it, on images of the select split, which chooses.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def train_on(
             if consistency > 0:
                 leaf = seen[0].detach().requires_grad_()
                 logits = searched(network)(leaf)
-                told = one_hot_margin(logits, served_one_hot(logits.detach()))
-                (gradient,) = torch.autograd.grad(told.sum(), leaf)
+                margins = one_hot_margin(logits, served_one_hot(logits.detach()))
+                (gradient,) = torch.autograd.grad(margins.sum(), leaf)
                 seen.append((seen[0] - RADIUS * gradient.sign()).clamp(0, 1))
         network.train()
         losses = [F.cross_entropy(part, label) for part in network(torch.cat(seen)).split(len(label))]
@@ -151,14 +151,14 @@ def drawn_views(network: nn.Module, seed: int) -> Opinion:
     predict, generator = searched(network), seeded(seed, 22)
 
     def opinion(images: Tensor, label: Tensor) -> Tensor:
-        told = []
+        margins = []
         for _ in range(VIEWS):
             top, left = (int(torch.randint(0, 2 * SHIFT + 1, (), generator=generator)) for _ in range(2))
             padded = F.pad(images, (SHIFT,) * 4, mode="replicate")
             view = padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
             view = (view + NOISE * torch.randn(view.shape, generator=generator)).clamp(0, 1)
-            told.append(one_hot_margin(predict(view), label))
-        return torch.stack(told).mean(0)[:, None]
+            margins.append(one_hot_margin(predict(view), label))
+        return torch.stack(margins).mean(0)[:, None]
 
     return opinion
 
@@ -170,7 +170,7 @@ def both(first: nn.Module, second: nn.Module) -> Opinion:
 
 
 def systems(networks: dict[str, nn.Module], seed: int) -> dict[str, tuple[str, Opinion, int, int]]:
-    """{system: the companion that stands in the defence, opinion, draws, samples}."""
+    """{system: companion in the defence, opinion, draws, samples}."""
     plain = networks["plain"]
     found = {
         "margin": ("plain", strict_opinion(plain, steps=0), 1, 1),
@@ -182,7 +182,7 @@ def systems(networks: dict[str, nn.Module], seed: int) -> dict[str, tuple[str, O
     return found | {f"strict, and {name}": ("plain", both(plain, networks[name]), 1, 1) for name in pairs}
 
 
-def told_of(network: nn.Module, bench: Bench, count: int) -> dict[str, float]:
+def accuracy_of(network: nn.Module, bench: Bench, count: int) -> dict[str, float]:
     """Clean accuracy on the whole split, and accuracy under PGD-50 at 8/255 on the first `count` images."""
     split, some = bench.data.test, bench.first(count)
     x, y = bench.pixels(some.x), bench.targets(some.y)
@@ -196,12 +196,14 @@ def told_of(network: nn.Module, bench: Bench, count: int) -> dict[str, float]:
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Bundle whose answering network is attacked.")] = Path("models/gtsrb"),
-    n: Annotated[int, typer.Option(min=1, help="Images of the select split.")] = 96,
-    epochs: Annotated[int, typer.Option(min=1, help="That every companion is trained on for.")] = 8,
-    only: Annotated[list[str] | None, typer.Option(help="Systems; default: all.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Number of images of the select split.")] = 96,
+    epochs: Annotated[int, typer.Option(min=1, help="Further training epochs of every companion.")] = 8,
+    only: Annotated[list[str] | None, typer.Option(help="Systems to attack; default: all.")] = None,
     seed: int = 0,
     runs: Annotated[Path, typer.Option(help="Folder of the ablation's runs.")] = Path("runs"),
-    work: Annotated[Path, typer.Option(help="Folder that keeps what was done.")] = Path("runs/evade"),
+    work: Annotated[Path, typer.Option(help="Folder of finished measurements, from which a run resumes.")] = Path(
+        "runs/evade"
+    ),
     json_path: JsonPath = None,
     threads: Threads = None,
 ) -> None:
@@ -225,11 +227,13 @@ def main(
             key = digest([name, epochs, seed])
             bench = Bench(opened, chooses, settings, Store(work / f"attacks-{key}"), bars.step)
             bench.__dict__["defence"] = defence
-            about.update({each: told_of(networks[each], bench, n) for each in networks if each not in about})
+            about.update({each: accuracy_of(networks[each], bench, n) for each in networks if each not in about})
             rows.append(Variant(bench, name, opinion, draws, samples).measure(eps=8, count=n))
     Console().print(table_of(rows))
-    for name, told in about.items():
-        Console().print(f"{name}: clean {100 * told['clean']:.1f} %, PGD-50 at 8/255 {100 * told['pgd_8']:.1f} %")
+    for name, accuracy in about.items():
+        Console().print(
+            f"{name}: clean {100 * accuracy['clean']:.1f} %, PGD-50 at 8/255 {100 * accuracy['pgd_8']:.1f} %"
+        )
     if json_path is not None:
         record(
             json_path,

@@ -1,8 +1,8 @@
-"""Where on an image a patch may lie: pixel maps, square windows of several sides, and what both networks say of them.
+"""Where on an image a patch may lie: pixel maps, square windows of several sides, and both networks' answers.
 
-A pixel map tells how unusual every pixel is; a window is as suspect as its pixels stand out from the rest of the image
+A pixel map shows how unusual every pixel is; a window is as suspect as its pixels stand out from the rest of the image
 (`windows.contrasts`), whatever its side. The best windows that hardly overlap are candidates (`candidates`); hiding
-each of them and asking both networks again tells which one to believe (`agreement`, `averaged`).
+each of them and asking both networks again shows which one to believe (`agreement`, `averaged`).
 
 Localisers by pixel maps have the interface of the served one (`training.defence.localisers`): a candidate that is to be
 served moves there as it is.

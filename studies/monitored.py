@@ -72,7 +72,7 @@ def monitored_layers(
 
 
 def _attacks(network: Network, x: Tensor, y: Tensor, *, steps: int, seed: int) -> dict[str, Tensor]:
-    """Attacked images (n, C, H, W) that were right before and are wrong after, by attack; empty ones drop out."""
+    """Attacked images (n, C, H, W), right before and wrong after, by attack; attacks without any are left out."""
     right = predictions(network, x) == y
     x, y = x[right], y[right]
     made = {attack: white_box(network, x, y, attack, steps=steps, seed=seed) for attack in ATTACKS}
@@ -89,9 +89,9 @@ def _attacks(network: Network, x: Tensor, y: Tensor, *, steps: int, seed: int) -
 
 def main(
     subject: Subject = Path("models/gtsrb"),
-    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/monitored.json"),
-    images: Annotated[int, typer.Option(min=8, help="Images of the select split to attack.")] = 300,
-    count: Annotated[int, typer.Option(min=1, help="Layers to choose.")] = 2,
+    out: Annotated[Path, typer.Option(help="JSON file to write the figures to.")] = Path("build/monitored.json"),
+    images: Annotated[int, typer.Option(min=8, help="Number of images of the select split to attack.")] = 300,
+    count: Annotated[int, typer.Option(min=1, help="Number of layers to choose.")] = 2,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:

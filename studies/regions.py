@@ -1,4 +1,4 @@
-"""What finds a patch, and what comes back once it is hidden: localisers and ways to answer, on the select split.
+"""What finds a patch, and which answers hiding it recovers: localisers and strategies, on the select split.
 
 A patch that fools the answering network counts as recovered if the answer is right once the strategy has hidden what
 it suspects. The price is paid by benign images behind the gate, which are neutralised, too. So that strategies are
@@ -55,7 +55,7 @@ Behind = tuple["Images", np.ndarray, dict[str, Answers]]
 
 @dataclass(frozen=True)
 class Images:
-    """N images with what the system says of them as they come.
+    """N images with the system's answers to them as they come.
 
     `logits` (N, K) are the answering network's; `p_value` (N,) is what gates look at; `served` (N,) the label that is
     served, and `after` (N,) the one of the served second pass (of the first where there is none); `patch` (N, H, W) is
@@ -199,7 +199,7 @@ def _at_gate(
 
 
 def _found(images: Images, answered: Answers) -> dict[str, Any]:
-    """How well the first window covers the patch, and how often the answer is right, whatever the gate says."""
+    """How well the first window covers the patch, and how often the answer is right, whatever the gate reports."""
     shared = (images.patch * answered.window).sum((1, 2))
     area, own = images.patch.sum((1, 2)), answered.window.sum((1, 2))
     return {
@@ -210,7 +210,7 @@ def _found(images: Images, answered: Answers) -> dict[str, Any]:
 
 
 def _as_served(clean: Images, patched: dict[str, Images]) -> dict[str, Any]:
-    """What the bundle does as it is."""
+    """The bundle's results as shipped."""
     found: dict[str, Any] = {"clean_change": _cell(clean.served == clean.truth, clean.group, clean.right)}
     return found | {kind: _cell(images.served == images.truth, images.group) for kind, images in patched.items()}
 
@@ -307,14 +307,14 @@ def _cell(which: np.ndarray, group: np.ndarray, minus: np.ndarray | None = None)
 def regions_tables(report: dict[str, Any]) -> list[Table]:
     """Where recovery is lost as served; and, for every gate, a row for each strategy at its own threshold."""
     lost = Table("patches", "n", "gate up", "window covers", "kept back", "beside", "any mask", "this window")
-    for kind, told in report["diagnosis"].items():
-        reasons = [told["missed"][r] for r in ("kept_back", "window_beside", "wrong_behind_any_mask")]
+    for kind, lost_by in report["diagnosis"].items():
+        reasons = [lost_by["missed"][r] for r in ("kept_back", "window_beside", "wrong_behind_any_mask")]
         lost.add_row(
             kind,
             str(report["n"][kind]),
-            _percent(told["gate_up"]),
-            _percent(told["covered"]),
-            *(f"{100 * share:.1f}" for share in (*reasons, told["missed"]["wrong_behind_this_window"])),
+            _percent(lost_by["gate_up"]),
+            _percent(lost_by["covered"]),
+            *(f"{100 * share:.1f}" for share in (*reasons, lost_by["missed"]["wrong_behind_this_window"])),
         )
     tables = [lost]
     for gate in report["gates"]:
@@ -327,9 +327,9 @@ def regions_tables(report: dict[str, Any]) -> list[Table]:
 
         covers = {kind: report["diagnosis"][kind]["covered"] for kind in KINDS}
         row("as served", "", covers, report["as_served"])
-        for name, told in report["strategies"].items():
-            covers = {kind: told["found"][kind]["covered"] for kind in KINDS}
-            row(name, str(told["forwards"]), covers, told["gates"][gate]["threshold"])
+        for name, strategy in report["strategies"].items():
+            covers = {kind: strategy["found"][kind]["covered"] for kind in KINDS}
+            row(name, str(strategy["forwards"]), covers, strategy["gates"][gate]["threshold"])
         tables.append(table)
     return tables
 
@@ -342,8 +342,12 @@ def _percent(cell: dict[str, Any]) -> str:
 def main(
     bundle: BundlePath = Path("models/gtsrb"),
     json_path: JsonPath = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Patches of each kind that fool the answering network.")] = 200,
-    benign: Annotated[int | None, typer.Option(min=20, help="Benign images of each split (default: all).")] = None,
+    n: Annotated[
+        int, typer.Option("--n", min=2, help="Number of patches of each kind that fool the answering network.")
+    ] = 200,
+    benign: Annotated[
+        int | None, typer.Option(min=20, help="Number of benign images of each split (default: all).")
+    ] = None,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:

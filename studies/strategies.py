@@ -35,7 +35,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """What a strategy makes of N images.
+    """A strategy's answers to N images.
 
     Its first window (N, H, W), how far that stands out (N,), and scores of labels (N, K), logarithms up to a constant.
     """

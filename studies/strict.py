@@ -40,7 +40,7 @@ from training.util.module_modes import frozen
 from training.util.statistics import interval, threshold_at
 
 CHUNK = 1024
-SURE = 3.0  # what a network says of the target when it is taken for convinced
+SURE = 3.0  # margin of the target at which a network counts as convinced
 
 # (images (N, C, H, W), one-hot label (N, K)) -> what each of P networks makes of the label (N, P), in logits or so.
 Opinion = Callable[[Tensor, Tensor], Tensor]
@@ -88,9 +88,9 @@ class Variant:
             logits = self.bench.defence.network(images)
             second = margin(self.companion(images), label)
             answer = served_one_hot(logits)
-            told = torch.stack([self.opinion(images, answer).amin(1) for _ in range(self.draws)])
+            margins = torch.stack([self.opinion(images, answer).amin(1) for _ in range(self.draws)])
         wrong = logits.argmax(1) != label
-        passes = [wrong & (2 * (told >= threshold).sum(0) >= self.draws) for threshold in self.thresholds]
+        passes = [wrong & (2 * (margins >= threshold).sum(0) >= self.draws) for threshold in self.thresholds]
         return torch.stack([*passes, second < 0, second < DOUBT], dim=1).cpu().numpy()
 
     @property
@@ -101,7 +101,7 @@ class Variant:
         return self.bench.defence.companion
 
     def stages(self) -> list[Stage]:
-        """The companion alone, everybody convinced, and the opinion at the limit of each rate."""
+        """The companion alone, both networks confident, and the opinion at the limit of each rate."""
         strictest = f"{RATES[-1]:g}"
         return [
             Stage(ALONE, companion_says, ALONE, "companion"),
@@ -125,7 +125,7 @@ class Variant:
 
         def afterwards(_d: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
             label = torch.nn.functional.one_hot(target, seen.logits.shape[1]).to(images)
-            return [(limit + 0.1 - told).relu() for told in self.opinion(images, label).unbind(1)]
+            return [(limit + 0.1 - value).relu() for value in self.opinion(images, label).unbind(1)]
 
         return afterwards
 
@@ -143,11 +143,11 @@ class Variant:
         )
         won, group = union_of(rows, self.columns), self.bench.first(count).group
         names = {ALONE: "companion_alone"} | {f"{rate:g}": f"rate_{rate:g}" for rate in RATES}
-        told = {
+        shares = {
             name: {"share": float(won[column].mean()), "interval": interval(won[column], group)}
             for column, name in names.items()
         }
-        return {"system": self.name, "eps": eps, "n": len(group), "groups": len(np.unique(group)), **told}
+        return {"system": self.name, "eps": eps, "n": len(group), "groups": len(np.unique(group)), **shares}
 
 
 def _answered(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
@@ -170,17 +170,19 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table("eps", "system", "companion's error", *(f"{100 * rate:g} % flags" for rate in RATES))
     for row in rows:
         cells = [row["companion_alone"], *(row[f"rate_{rate:g}"] for rate in RATES)]
-        table.add_row(f"{row['eps']:g}/255", row["system"], *(_told(cell) for cell in cells))
+        table.add_row(f"{row['eps']:g}/255", row["system"], *(_cell(cell) for cell in cells))
     return table
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Bundle with a companion.")] = Path("models/gtsrb"),
-    n: Annotated[int, typer.Option(min=1, help="Images of the select split.")] = 96,
+    n: Annotated[int, typer.Option(min=1, help="Number of images of the select split.")] = 96,
     steps: Annotated[list[int] | None, typer.Option(min=0, help="Steps of our own attack; default: 0, 1, 2.")] = None,
-    eps: Annotated[list[float] | None, typer.Option(help="Radii, of 255; default: 8.")] = None,
+    eps: Annotated[list[float] | None, typer.Option(help="Attack radii in 255ths; default: 8.")] = None,
     restarts: Annotated[int, typer.Option(min=1)] = 2,
-    work: Annotated[Path, typer.Option(help="Folder that keeps what was done.")] = Path("runs/strict"),
+    work: Annotated[Path, typer.Option(help="Folder of finished measurements, from which a run resumes.")] = Path(
+        "runs/strict"
+    ),
     json_path: JsonPath = None,
     threads: Threads = None,
 ) -> None:
@@ -215,7 +217,7 @@ def main(
         )
 
 
-def _told(cell: dict[str, Any]) -> str:
+def _cell(cell: dict[str, Any]) -> str:
     low, high = cell["interval"]
     return f"{100 * cell['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 

@@ -61,7 +61,9 @@ def measure(split: Split, outcomes: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Of a data set whose training part has tracks.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle whose training data have tracks.")
+    ],
     *,
     threads: Threads = None,
     json_path: JsonPath = None,

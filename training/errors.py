@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """Root: a cause that the user can act on, said in one sentence."""
+    """Root: a cause that the user can act on, in one sentence."""
 
 
 class DataError(TrainingError):
@@ -16,4 +16,4 @@ class RecipeError(TrainingError):
 
 
 class ExportError(TrainingError):
-    """A network, or its input gradient, that ONNX cannot say."""
+    """A network, or its input gradient, that cannot be expressed in ONNX."""

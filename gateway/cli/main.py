@@ -126,7 +126,7 @@ def serve(
     check_access(settings)
     check_audit(settings)
     tracing_options(settings)
-    # Opening once here turns whatever is wrong into one line and an exit code, before workers start and warm up.
+    # Opening the bundles once here reports an error in one line with an exit code, before workers start and warm up.
     registry = load_registry(settings, stored_wanted(settings), load=opened)
     free_port(settings)
     home = bentoml_home(settings)

@@ -116,7 +116,7 @@ class Engine:
 
         Without a mask nothing is inpainted and the input stays bit-identical. On CUDA a batch is padded to the next of
         `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
-        none. An image whose outputs are not finite is told by `Outputs.finite` and does not fail the others.
+        none. `Outputs.finite` marks an image whose outputs are not finite; the others do not fail.
         """
         if part not in self._parts:
             raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")

@@ -1,4 +1,4 @@
-"""What the parts of the defence graph say of a batch, one type for each part (docs/architecture.md, "Defence graph").
+"""Outputs of the parts of the defence graph, one type for each part (docs/architecture.md, "Defence graph").
 
 All arrays are float32 with N, the batch, first; of a single image (`image`) that axis is dropped. K classes, H x W
 pixels of C channels, S scores, L layers.
@@ -17,7 +17,7 @@ from gateway.core.manifest import Part
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What every part gives: logits (N, K); the companion's (N, K) are None where the bundle has no companion."""
+    """The outputs of every part: logits (N, K); the companion's (N, K) are None where the bundle has no companion."""
 
     logits: np.ndarray
     companion_logits: np.ndarray | None = None
@@ -28,7 +28,7 @@ class Outputs:
 
     @property
     def finite(self) -> np.ndarray:
-        """Of a batch: which images (N,) have finite outputs throughout; one that has not fails alone."""
+        """Of a batch: which images (N,) have finite outputs throughout; the others do not fail with it."""
         return np.asarray(np.all([np.isfinite(v).reshape(len(v), -1).all(1) for v in self.arrays().values()], axis=0))
 
     def image(self, i: int) -> Self:

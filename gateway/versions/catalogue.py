@@ -46,7 +46,7 @@ class Refused:
 
 
 class Catalogue:
-    """The bundles in the folders `roots`, read anew by every call; files that did not change are hashed once."""
+    """The bundles in the folders `roots`, read again by every call; unchanged files are hashed once."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = roots
@@ -54,7 +54,7 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def look(self, *, again: bool = False) -> tuple[list[Found], list[Refused]]:
-        """Sound bundles (by name, the newest first) and refused ones; `again` also hashes what did not change.
+        """Sound bundles (by name, the newest first) and refused ones; `again` also hashes unchanged files.
 
         Of two folders with the same name and version the first one counts. Raises `ConfigError` for a missing root.
         """
@@ -118,11 +118,11 @@ def _bundles(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _state(folder: Path) -> object:
-    """Changes whenever a file of the folder does: names, sizes and times, of which nobody can set the last one."""
+    """A value that changes whenever a file does: names, sizes and times; no user can set the change time."""
     try:
         files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     except OSError:
-        return object()  # something is at work there; equal to nothing
+        return object()  # files are being changed; equal to no other state
     return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns) for path, stat in files]
 
 
@@ -130,7 +130,7 @@ def _check(root: Path, folder: Path) -> Found | Refused:
     name, version = folder.parent.name, folder.name
     try:
         if not folder.resolve().is_relative_to(root.resolve()):
-            raise BundleError(f"{folder}: a link that leads out of {root}")
+            raise BundleError(f"{folder}: the link leads out of {root}")
         manifest = read_manifest(folder)
         name, version = manifest.name, manifest.version
         return Found(load_bundle(folder))

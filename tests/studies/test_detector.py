@@ -3,19 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from studies.detector import _told, detector_report
+from studies.detector import _separated, detector_report
 from training.analysis.contrast import ATTACKS
 from training.defence.scores import default_scores
 
 
 def test_told_apart_by_hand() -> None:
     benign = np.arange(100.0)
-    found = _told(benign, np.array([200.0, 49.5, 97.5, -1.0]), np.arange(4))
+    found = _separated(benign, np.array([200.0, 49.5, 97.5, -1.0]), np.arange(4))
     assert found is not None
     assert found["auroc"] == pytest.approx((1 + 0.5 + 0.98 + 0) / 4)
     assert (found["tpr_0.01"], found["tpr_0.05"]) == (0.25, 0.5)
     assert found["interval"][0] <= found["auroc"] <= found["interval"][1]
-    assert _told(benign, np.array([]), np.array([])) is None
+    assert _separated(benign, np.array([]), np.array([])) is None
 
 
 def test_a_network_alone_by_score_layer_and_attack(trained, toy) -> None:

@@ -1,1 +1,1 @@
-"""What moves inside a network under attack: layers and neurons."""
+"""Analyses of layers and neurons under attack."""

@@ -1,4 +1,4 @@
-"""Ways to say which pixels an answer hangs on: what a bundle serves, and what others do, to compare with."""
+"""Maps of the pixels that an answer depends on: the one that a bundle serves, and others to compare with."""
 
 from __future__ import annotations
 

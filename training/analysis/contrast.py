@@ -82,7 +82,7 @@ def triples(
 
 @torch.no_grad()
 def predictions(network: nn.Module, x: Tensor) -> Tensor:
-    """Labels (N,) that the network gives, in evaluation mode."""
+    """Labels (N,) that the network returns, in evaluation mode."""
     with frozen(network):
         return torch.cat([network(part).argmax(1) for part in x.split(4 * BATCH)])
 

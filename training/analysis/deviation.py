@@ -1,4 +1,4 @@
-"""How far a layer's behaviour moves between an image and another one, and how much of that is the attack's doing.
+"""How far a layer's behaviour moves between an image and another one, and how much of that the attack causes.
 
 Renkhoff et al. 2023 (arXiv 2303.06032) set the heat maps of attacked images against those under Gaussian noise of
 similar statistics. Their formula could not be had; the definitions here are ours.

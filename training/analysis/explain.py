@@ -166,7 +166,7 @@ def _stable(
     group: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
-    """How like themselves maps stay under uniform noise of 2/255, on images whose label stays."""
+    """How similar maps stay to themselves under uniform noise of 2/255, on images whose label stays."""
     count = min(len(x), RANDOMISED)
     noise = (torch.rand(x[:count].shape, generator=seeded(seed, 24)).to(x) * 2 - 1) * NOISE
     noisy = (x[:count] + noise).clamp(0, 1)

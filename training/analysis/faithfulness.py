@@ -1,4 +1,4 @@
-"""Whether a map says what an answer hangs on: deletion, insertion, pointing, randomised weights, small noise."""
+"""Whether a map shows what an answer depends on: deletion, insertion, pointing, randomised weights, small noise."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def cascading_randomisation(
     """Rank correlation (N,) with the map of the trained network as its layers lose their weights from the top down.
 
     Adebayo et al. 2018 (arXiv 1810.03292). One entry for each of the network's own parts (head, stages, stem), which
-    are reset one after another; a map that hardly changes does not tell what the network has learnt.
+    are reset one after another; a map that hardly changes does not show what the network has learnt.
     """
     original, wrecked = explain(network), copy.deepcopy(network)
     rows = []

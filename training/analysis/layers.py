@@ -93,7 +93,7 @@ def layer_report(
                 row.setdefault(labels, {})[method] = of_layers[column]
             else:
                 row[labels] = of_layers[column]
-        row |= _told(table, column)
+        row |= _layer_figures(table, column)
         row["turns_here"] = {kind: float((turning[kind] == column).mean()) for kind in KINDS}
         rows.append(row)
     gaussian = predictions(network, found.images["gaussian"])
@@ -143,7 +143,7 @@ def _columns(values: Sequence[Tensor]) -> np.ndarray:
 
 
 def _energy(kind: str, maps: Maps) -> dict[str, np.ndarray]:
-    """Mean of NoiseCAM before any normalisation, which is what may tell an attack without a reference."""
+    """Mean of NoiseCAM before any normalisation, which may reveal an attack without a reference."""
     return {f"energy/{kind}": _columns([m["noise_cam"].mean((1, 2)) for m in maps.values()])}
 
 
@@ -170,8 +170,8 @@ def _moved(table: dict[str, np.ndarray], group: np.ndarray, seed: int) -> dict[s
     return {key: cells[i * count : (i + 1) * count] for i, key in enumerate(keys)}
 
 
-def _told(table: dict[str, np.ndarray], column: int) -> dict[str, Any]:
-    """What one layer's maps and probe say: overlap, shift, turned, and attacks told by NoiseCAM's energy alone."""
+def _layer_figures(table: dict[str, np.ndarray], column: int) -> dict[str, Any]:
+    """What one layer's maps and probe show: overlap, shift, turned, and attacks separated by NoiseCAM's energy."""
     row: dict[str, Any] = {
         key: {kind: float(np.median(table[f"{key}/{kind}"][:, column])) for kind in KINDS[1:]}
         for key in ("overlap", "shift")
@@ -191,7 +191,7 @@ def vulnerable_layers(
 ) -> list[str]:
     """The `count` layers with the largest V by `method`, in the network's order; `among` limits them (to taps).
 
-    Layers whose V is not determined are left out: where maps are mostly empty its interval has no end to speak of.
+    Layers whose V is not determined are left out: where maps are mostly empty its interval is unbounded.
     """
     cells = {
         row["layer"]: row["own_label"][method] for row in report["layers"] if among is None or row["layer"] in among
@@ -213,7 +213,7 @@ class Watch:
         return list(self.benign)
 
     def scores(self, layers: Sequence[str], attack: str | None = None) -> np.ndarray:
-        """The detector's score (N,) of the benign images or of an attack's, were it to watch `layers`.
+        """The detector's score (N,) of the benign images or of an attack's, if it watched `layers`.
 
         The mean of the top tenth of the watched neurons' z-scores.
         """
@@ -221,7 +221,7 @@ class Watch:
         return np.asarray(top_mean(torch.cat([values[layer] for layer in layers], 1)).cpu().numpy())
 
     def some(self, which: Mapping[str, np.ndarray]) -> Watch:
-        """The attacks with only the images `which` (N,) bool; attacks without any drop out."""
+        """The attacks with only the images `which` (N,) bool; attacks without any are left out."""
         kept = {attack: torch.from_numpy(np.flatnonzero(chosen)) for attack, chosen in which.items() if chosen.any()}
         return Watch(
             self.benign,

@@ -1,4 +1,4 @@
-"""Heat maps over the images that they explain, as PNG data that a page can carry inside."""
+"""Heat maps over the images that they explain, as PNG data for embedding in a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer analysis as a page that needs nothing but itself: curves, a table, and pictures of every layer."""
+"""The layer analysis as a self-contained page: curves, a table, and pictures of every layer."""
 
 from __future__ import annotations
 

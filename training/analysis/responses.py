@@ -1,4 +1,4 @@
-"""What every convolution of a network answers to an image, whatever the network is made of."""
+"""The response of every convolution of a network to an image, for any architecture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FOLLOWED: frozenset[Callable[..., Any]] = frozenset(
 
 
 class _Following(TorchFunctionMode):
-    """Passes a convolution's name on from its output to what a normalisation or an activation makes of it."""
+    """Passes a convolution's name on from its output to the output of its normalisation or activation."""
 
     def __init__(self) -> None:
         super().__init__()

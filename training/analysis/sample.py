@@ -1,4 +1,4 @@
-"""Which images an analysis looks at."""
+"""The images that an analysis uses."""
 
 from __future__ import annotations
 

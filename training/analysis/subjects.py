@@ -28,7 +28,7 @@ class Subject:
 
 
 def load_subject(path: Path) -> Subject:
-    """The networks of the bundle or run folder `path`; `TrainingError` if it is neither, or its data are not there."""
+    """The networks of the bundle or run folder `path`; `TrainingError` if it is neither, or its data are missing."""
     if (path / MANIFEST).is_file():
         bundle = load_bundle(path)
         data, _ = made_with(bundle)

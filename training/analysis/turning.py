@@ -1,4 +1,4 @@
-"""Where in a network the decision turns: linear probes of every layer on a wrongly answered image.
+"""The layer at which a network's decision turns: linear probes of every layer on a wrongly answered image.
 
 A probe is a ridge regression from a layer's responses (averaged to 2x2) to one-hot labels, fitted on benign training
 images (after Alain and Bengio 2016, arXiv 1610.01644). A layer has turned when its probe prefers the network's wrong

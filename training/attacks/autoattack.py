@@ -31,12 +31,12 @@ from training.util.signatures import Predict, Progress, silent
 Version = Literal["standard", "plus", "rand"]
 
 _SETTINGS = "settings.json"
-_LOOK = 8  # images whose logits tell one network from another
+_LOOK = 8  # images whose logits identify a network
 
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """Adversarial images (N, C, H, W), which images stood everything (N,) bool, and what each of the others fell to.
+    """Adversarial images (N, C, H, W), which images withstood all attacks (N,) bool, and what fooled each other one.
 
     `fell_to` (N,) indexes `stages`, -1 where the image stands; stage 0 is "clean", a wrong answer without an attack.
     """
@@ -69,13 +69,13 @@ def autoattack(
     """Attack images (N, C, H, W) of labels `y` (N,) within `eps`, `batch` of them at a time.
 
     `standard` is APGD-CE, targeted APGD-DLR and targeted FAB (9 targets, or as many as there are), Square with 5,000
-    queries; only images still standing go on to the next one. Three classes have no targeted DLR loss and two have
+    queries; only images still standing pass to the next one. Three classes have no targeted DLR loss and two have
     none at all: APGD-T is left out there (and APGD-DLR with two). `predict` may compute in lower precision while
     gradients are enabled; it is judged without them. `attacks` names the attacks instead of a version ("apgd-ce",
     "apgd-dlr", "apgd-t", "fab", "fab-t", "square"): what is left is no AutoAttack figure.
 
-    With a `folder` every finished batch is kept there, and a later call with the same settings, images and network goes
-    on where this one stopped; `TrainingError` if the folder belongs to another run. `progress` is told images.
+    With a `folder` every finished batch is kept there, and a later call with the same settings, images and network
+    resumes there; `TrainingError` if the folder belongs to another run. `progress` receives numbers of images.
     """
     with torch.no_grad():
         look = predict(x[:_LOOK]).float()
@@ -182,7 +182,7 @@ def _suite(
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """The package seeds torch's global generators and warns on a logger; neither is felt outside."""
+    """The package seeds torch's global generators and warns on a logger; neither has an effect outside."""
     logger = logging.getLogger("auto-attack")
     before, logger.disabled = logger.disabled, True
     try:

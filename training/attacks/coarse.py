@@ -18,7 +18,7 @@ from training.util.precision import machine_precision, say_once
 
 
 class _Searched(nn.Module):
-    """A network in bfloat16 where gradients are wanted, in float32 where not; it gives float32, as the network does."""
+    """A network in bfloat16 where gradients are wanted, else in float32; it returns float32, as the network does."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

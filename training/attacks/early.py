@@ -76,7 +76,7 @@ def _run(
 def _judge(
     predict: Predict, adv: Tensor, y: Tensor, alive: Tensor, suspects: Tensor, adversarial: Tensor, fooled: Tensor
 ) -> Tensor:
-    """Which of `adv` fool the network for sure; they are written down."""
+    """Which of `adv` certainly fool the network; they are recorded."""
     hit = torch.zeros_like(suspects)
     if suspects.any():
         with torch.no_grad():

@@ -29,7 +29,7 @@ _FLAG_WEIGHT = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image was answered; None where the level of disclosure hides it (label: refused by policy)."""
+    """The answer to one image; None where the level of disclosure hides it (label: refused by policy)."""
 
     label: int | None
     probabilities: dict[int, float] | None
@@ -41,8 +41,8 @@ class Endpoint:
     """`POST /v1/predict` of the gateway at `url`, asked by `workers` threads at once.
 
     `queries` counts answers. A request that is refused for the rate limit or overload, or that times out, is sent again
-    after what `Retry-After` says, at most `tries` times, and counts once. Beyond `budget` answers `QueriesSpent` is
-    raised; any other refusal is a `TrainingError` that says what the gateway said.
+    after what `Retry-After` states, at most `tries` times, and counts once. Beyond `budget` answers `QueriesSpent` is
+    raised; any other refusal is a `TrainingError` with the gateway's message.
     """
 
     def __init__(
@@ -136,7 +136,9 @@ class Endpoint:
     @staticmethod
     def _loss(answer: Answer, label: int) -> float:
         if answer.flagged is None:
-            raise TrainingError("the gateway tells this key labels alone: no loss can be made of them (use rays)")
+            raise TrainingError(
+                "the gateway shows this key labels alone, from which no loss can be computed (use rays)"
+            )
         alarm = _FLAG_WEIGHT * (1 - math.log(max(answer.p_value or 0.0, _FLOOR))) if answer.flagged else 0.0
         if answer.probabilities is None:  # refused by policy
             return alarm - math.log(_FLOOR)

@@ -1,4 +1,4 @@
-"""One step, and a few steps with momentum on several networks: the attacks that are carried over to other networks."""
+"""One step, and a few steps with momentum on several networks: attacks that transfer to other networks."""
 
 from __future__ import annotations
 

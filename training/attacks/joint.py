@@ -1,7 +1,7 @@
 """An attacker who knows everything: answering network, companion and detector at once.
 
 Momentum descent (`training.attacks.search`) on a sum of hinges, one for each condition that an unflagged wrong answer
-needs: the answering network says the target, the guard does not object, the fused statistic stays below its limit. A
+needs: the answering network answers the target, the guard does not object, the fused statistic stays below its limit. A
 condition that is met gives no gradient, and each part's gradient is normalised before they are added, so that none
 drowns the others (after Tramer et al. 2020, arXiv 2002.08347; Bryniarski et al. 2021, arXiv 2106.15023). Several target
 classes are tried, best guesses of the companion first, and several starting points. Which conditions there are is the
@@ -34,7 +34,7 @@ Beaten = Callable[[Tensor, Tensor], Tensor]
 
 
 class Only(NamedTuple):
-    """Of the scores, this one alone is looked at."""
+    """Only this score is computed."""
 
     score: str
 
@@ -43,7 +43,7 @@ Looks = Literal["all", "alone", "networks", "companion"] | Only
 
 
 class Seen(NamedTuple):
-    """What the defence makes of images: logits and taps of the answering network, companion's logits, scores (M, S)."""
+    """The defence's outputs for images: logits and taps of the answering network, companion's logits, scores (M, S)."""
 
     logits: Tensor
     taps: dict[str, Tensor]
@@ -72,28 +72,29 @@ def unflagged(fusion: Fusion, level: float, *, capped: bool = False) -> Conditio
         hinges = [says(logits, target), (statistic(scores) - limit + _FISHER).relu()]
         if fusion.guard is None:
             return [*hinges, says(companion, target)]
-        told = scores[:, fusion.objecting]
-        return [*hinges, unobjected(fusion.guard.score, objection, logits, companion, told, target)]
+        values = scores[:, fusion.objecting]
+        return [*hinges, unobjected(fusion.guard.score, objection, logits, companion, values, target)]
 
     return conditions
 
 
-def unobjected(score: str, limit: float, logits: Tensor, companion: Tensor, told: Tensor, target: Tensor) -> Tensor:
+def unobjected(score: str, limit: float, logits: Tensor, companion: Tensor, values: Tensor, target: Tensor) -> Tensor:
     """Hinge (N,): zero once the `score` that objects to `target`, larger where it objects more, is below `limit`.
 
-    The companion's plain margin (`Score.of_any_label`) is asked of the target from the start. Any other score, `told`
-    (N,), is of what is answered: until that is the target the plain margin stands in for a score of the companion's.
+    The companion's plain margin (`Score.of_any_label`) is asked of the target from the start. Any other score, with
+    `values` (N,), is of the answered label: until that is the target the plain margin replaces a score of the
+    companion's.
     """
     asked = score_named(score)
     plain = (_GUARD - limit - margin(companion, target)).relu()
     if asked.of_any_label:
         return plain
-    answered, own = logits.argmax(1) == target, (told - limit + _GUARD).relu()
+    answered, own = logits.argmax(1) == target, (values - limit + _GUARD).relu()
     return torch.where(answered, own, plain) if "companion" in asked.needs and not answered.all() else own
 
 
 def screened(fusion: Fusion, columns: Sequence[int], threshold: float) -> Conditions:
-    """The conditions of a wrong answer that the cascade's screen lets off: Fisher's statistic below `threshold`."""
+    """The conditions of a wrong answer that passes the cascade's screen: Fisher's statistic below `threshold`."""
     statistic = evidence(fusion.components, columns)
 
     def conditions(logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor) -> list[Tensor]:
@@ -112,7 +113,7 @@ def companion_says(_logits: Tensor, companion: Tensor, _scores: Tensor, target: 
 
 
 def confident(logits: Tensor, companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
-    """Both networks say the target by a large margin, whatever the detector says."""
+    """Both networks answer the target by a large margin, whatever the detector reports."""
     return [says(logits, target, _SURE), says(companion, target, _SURE)]
 
 
@@ -145,12 +146,12 @@ def joint_attack(
     `targets` other classes (at most all of them) were tried from each of `restarts` starting points: the image itself,
     then random points of the ball. With `untargeted`, each round begins with whatever other class is nearest.
 
-    `looks` says what `conditions` read, so that nothing else is computed: everything; the answering network and its own
+    `looks` is what `conditions` read, so that nothing else is computed: everything; the answering network and its own
     scores; both networks' logits, with one score alone (`Only`) or with no scores; or the companion's alone, given as
     both logits. `afterwards` adds hinges of its own (`training.attacks.neutralised`). With `samples` each step follows
     the mean over that many evaluations, at images moved by uniform noise of up to `jitter`: it smooths what is rough,
     such as a score's own attack. `order` (N, T) gives the targets (`rank_targets` otherwise). The search is in bfloat16
-    where the machine has it, unless `full_precision`; successes are what `beaten` says.
+    where the machine has it, unless `full_precision`; successes are what `beaten` returns.
     """
     noise = None if jitter == 0 else (jitter, generator)
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision, noise=noise)
@@ -257,7 +258,7 @@ def rank_targets(
 
 
 class _Run:
-    """An attack on `x` as far as it has come: `won` (N, A)."""
+    """The state of an attack on `x`: `won` (N, A)."""
 
     def __init__(
         self,
@@ -283,7 +284,7 @@ class _Run:
         return rank_targets(self.second, self.x, self.y, eps=eps, targets=targets, generator=generator)
 
     def judge(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Write down what the images of `rows` win; which rows need no more work."""
+        """Record what the images of `rows` win; returns which rows need no more work."""
         self.won[rows] |= self.beaten(images, self.y[rows]).to(rows.device)
         return self.won[rows, -1]
 
@@ -356,7 +357,7 @@ def look(defence: DefenceGraph, images: Tensor) -> Seen:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A space of which only `left` (M,) are worked on."""
+    """A space of which only the images `left` (M,) are searched."""
 
     space: Space
     left: Tensor

@@ -1,4 +1,4 @@
-"""The margin, the quantity that attacks and explanations speak of."""
+"""The margin, the quantity that attacks and explanations use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attacker makes of neutralisation: hinges of the second call, differentiated through its hard mask.
+"""How an attacker exploits neutralisation: hinges of the second call, differentiated through its hard mask.
 
 The region is chosen by an arg max, which has no gradient. Forwards the hard mask is used as it is; backwards the
 localiser's soft one (BPDA: Athalye et al. 2018, arXiv 1802.00420), so that an attacker learns how to move it.

@@ -1,4 +1,4 @@
-"""Adversarial patches: a square whose pixels are free, placed where it hurts (Brown et al. 2017, arXiv 1712.09665).
+"""Adversarial patches: a square of free pixels at the best of several places (Brown et al. 2017, arXiv 1712.09665).
 
 Location-optimised: several random places are tried for a few steps, the best one is worked on to the end. A noisy patch
 has a free colour for each pixel; a low-frequency one is a coarse grid of colours, blown up bilinearly, which detectors

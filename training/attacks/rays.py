@@ -1,4 +1,4 @@
-"""RayS (Chen and Gu 2020, arXiv 2006.12792): an attack on an oracle that says nothing but whether it is fooled.
+"""RayS (Chen and Gu 2020, arXiv 2006.12792): an attack on an oracle that reveals only whether it is fooled.
 
 The perturbation is a radius along a vector of signs. Signs of ever smaller blocks are flipped; a flip is kept if the
 oracle is still fooled at the radius reached so far, which is then shortened by bisection along the new vector.
@@ -34,9 +34,9 @@ def rays(
     """Shorten the Linf distance at which `fooled` answers yes until it is at most `eps`; `queries` at most by image.
 
     Every image asked about is a multiple of 1/255 (`x` has to be), `eps` is rounded down to one. Where the caller knows
-    more than the attacker (whether the answer was flagged, say), `confirmed` tells which of the images within `eps`
-    that fooled are successes; an image goes on, with ever smaller radii, until one is. Vectors begin as all +1 or all
-    -1 by image, at random. `QueriesSpent` from `fooled` ends the attack early.
+    more than the attacker (such as whether the answer was flagged), `confirmed` returns which fooling images within
+    `eps` are successes; the search continues at smaller radii until one is. Vectors begin as all +1 or all -1 by
+    image, at random. `QueriesSpent` from `fooled` ends the attack early.
     """
     if eps < 0 or queries < 1:
         raise ValueError(f"eps {eps}, queries {queries}: eps >= 0, queries >= 1 are needed")

@@ -1,7 +1,7 @@
 """The search under all adaptive attacks: momentum descent on hinges, one for each condition of a success.
 
 A hinge is zero where its condition is met. How the hinges' gradients are combined is a choice (`Combine`); what counts
-is what the judge says of the images found, in full precision.
+is what the judge returns for the images found, in full precision.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def descend(
     samples: int = 1,
     progress: Progress = silent,
 ) -> Found:
-    """Lower the hinges from `parameters` (N, ...), every row until the judge is content with it.
+    """Lower the hinges from `parameters` (N, ...), every row until the judge accepts it.
 
     Every few steps the best image since the last time is judged, if its hinges are lower than those of any image judged
     so far; rows that need no more work are dropped. `samples` evaluations of the hinges are averaged at each step, for

@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049), Linf: random search that only ever sees a loss.
+"""Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049), Linf: random search that sees only a loss.
 
 It works on anything that can be asked: a network, an ONNX Runtime session, a gateway over HTTP
 (`training.attacks.endpoint`).
@@ -117,7 +117,7 @@ class Grid:
         if eight_bit:
             self.x, self.unit = (x * LEVELS).round(), float(LEVELS)
             if (self.x / LEVELS - x).abs().max() > 1e-6:
-                raise ValueError("eight_bit: the images are no multiples of 1/255")
+                raise ValueError("eight_bit: the images are not multiples of 1/255")
             self.step = torch.tensor(eps * LEVELS + 1e-4).floor()
 
     def zero(self) -> Tensor:
@@ -140,7 +140,7 @@ def _side(number: int, queries: int, share: float, h: int, w: int) -> int:
 
 
 def _with_square(signs: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
-    """`signs` (M, C, H, W) with one square of one random sign by channel; never just what was there."""
+    """`signs` (M, C, H, W) with one square of one random sign by channel; never the square that was there."""
     m, channels, h, w = signs.shape
     top = torch.randint(0, h - side + 1, (m, 1), generator=generator).to(signs.device)
     left = torch.randint(0, w - side + 1, (m, 1), generator=generator).to(signs.device)

@@ -1,4 +1,4 @@
-"""What an attack has to say of itself to stand in the card: attacks on the answering network alone.
+"""What an attack has to declare to stand in the card: attacks on the answering network alone.
 
 Each file of this folder that declares such attacks names them in `CARD`; `training.attacks.listed` has a line for it.
 """
@@ -25,7 +25,7 @@ class Effort(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """What an attacker has who does not know the defence: the answering network, or networks trained by himself.
+    """What an attacker has who does not know the defence: the answering network, or networks that he trained.
 
     Only `surrogates` may be asked for in a black-box attack; they are trained when they are first asked for.
     """
@@ -38,7 +38,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Made:
-    """Attacked pixels (N, C, H, W) in [0, 1], and what else is known of each image, arrays (N, ...) by name.
+    """Attacked pixels (N, C, H, W) in [0, 1], and further arrays about each image (N, ...) by name.
 
     The card knows the rows `queries` (N,): how many were asked.
     """
@@ -56,8 +56,8 @@ class Attack:
 
     `level` is that of docs/threat-model.md (1 black box, 2 white box, 3 patches). `count` names the setting of how many
     images it is made on, `depends` the settings, beside the seed, that its images depend on. `seconds` an image takes
-    on one slow core; `chunk` images are made at once. Of a `local` attack (a patch) the card also says how many answers
-    neutralisation repairs.
+    on one slow core; `chunk` images are made at once. For a `local` attack (a patch) the card also states how many
+    answers neutralisation repairs.
     """
 
     name: str

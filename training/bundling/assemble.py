@@ -136,7 +136,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         screened_by=plan.screened_by,
     )
     sensitive = _sensitive(standard, data)
-    told: list[Titled] = [*defence.scores, defence.localiser]
+    described: list[Titled] = [*defence.scores, defence.localiser]
     manifest = Manifest(
         name=plan.name,
         version=plan.version,
@@ -150,8 +150,8 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         screen_scores=list(defence.screen_names),
         layer_scores=[score.name for score in defence.scores if score.about_layers],
         localiser=defence.localiser.name,
-        titles={each.name: each.title for each in told},
-        meanings={each.name: each.meaning for each in told},
+        titles={each.name: each.title for each in described},
+        meanings={each.name: each.meaning for each in described},
         layers=[
             MonitoredLayer(name=name, channels=count, sensitive=sensitive[name])
             for name, count in standard.tap_channels.items()
@@ -184,7 +184,7 @@ def input_spec(data: Dataset, resize: Resize) -> InputSpec:
 
 
 class _Given(nn.Module):
-    """A defence graph that gives out only what it computes."""
+    """A defence graph that returns only the outputs it computes."""
 
     def __init__(self, defence: DefenceGraph) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def _sensitive(network: Network, data: Dataset) -> dict[str, list[int]]:
 
 
 def check_free(out: Path, *, force: bool) -> None:
-    """`TrainingError` if a bundle may not be put at `out`."""
+    """Raise `TrainingError` if a bundle may not be written to `out`."""
     if out.exists() and not force:
         raise TrainingError(f"{out} exists; choose another --out or pass --force")
     if out.exists() and not (out / MANIFEST).is_file():

@@ -58,7 +58,7 @@ class Benign(BaseModel):
         return changes
 
     def images(self, images: np.ndarray, *, seed: int) -> np.ndarray:
-        """uint8 images (N, H, W, C), changed as told."""
+        """uint8 images (N, H, W, C), changed as `benign` asks."""
         return partly_changed(images, self.changes, share=self.share, seed=seed) if self.changes else images
 
 
@@ -173,7 +173,7 @@ def calibrate(
 
 
 def enough_to_calibrate(data: Dataset) -> None:
-    """`TrainingError` if the splits are too small to calibrate on: to be asked before hours of training."""
+    """`TrainingError` if the splits are too small to calibrate on: to be called before hours of training."""
     _enough(len(data.select), len(data.calibrate), len(np.unique(data.calibrate.group)))
 
 
@@ -194,7 +194,7 @@ def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recov
 
 
 def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, allowed: int) -> Recovery | None:
-    """The lowest threshold whose second answers lose at most `allowed` images their right answer, all in all.
+    """The lowest threshold whose second answers lose at most `allowed` images their right answer in total.
 
     Of gated benign images: `contrast` of the window (M,), the second answer's lead `clear` (M,), and `lost` (M,), which
     is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. None with fewer than two images, and

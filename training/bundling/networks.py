@@ -91,7 +91,7 @@ def defence_graph(
 
 
 def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:
-    """The networks of a bundle's file, by role, BatchNorm and all; `TrainingError` if they are not such `models`."""
+    """The networks of a bundle's file, by role, BatchNorm included; `TrainingError` if they are not such `models`."""
     networks = {}
     with _rebuilding(path):
         tensors = load_file(path)

@@ -16,7 +16,7 @@ from training.util.signatures import StepProgress, silent
 
 
 class Wrapped(BaseModel):
-    """What a manifest tells of a network that was not trained here: its architecture, weights and data."""
+    """What a manifest records of a network that was not trained here: its architecture, weights and data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class Wrapped(BaseModel):
 
 
 def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent) -> Dataset:
-    """The data set that a recipe names, split as it says."""
+    """The data set that a recipe names, split as it states."""
     spec = recipe.data
     return load_dataset(
         spec.source,
@@ -51,7 +51,7 @@ def recipe_of(bundle: Bundle) -> tuple[Recipe | Wrapped, Evaluation]:
         return kind.model_validate(training["standard"]), Evaluation.model_validate(training["evaluation"])
     except (KeyError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"{bundle.path}: the manifest does not say how it was made: {reason}") from None
+        raise TrainingError(f"{bundle.path}: the manifest does not state how it was made: {reason}") from None
 
 
 def made_with(bundle: Bundle) -> tuple[Dataset, Evaluation]:
@@ -61,9 +61,9 @@ def made_with(bundle: Bundle) -> tuple[Dataset, Evaluation]:
     """
     recipe, evaluation = recipe_of(bundle)
     data = load_data(recipe)
-    told, found = json.loads(json.dumps(bundle.manifest.data)), data.describe()
+    recorded, found = json.loads(json.dumps(bundle.manifest.data)), data.describe()
     for split in ("train", "select", "calibrate", "test"):
-        if told.get(split) != found[split]:
+        if recorded.get(split) != found[split]:
             raise TrainingError(
                 f"{data.name}: the {split} split is not the one that {bundle.name} {bundle.version} was made with"
             )

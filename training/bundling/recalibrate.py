@@ -1,7 +1,7 @@
 """`palisade calibrate`: a bundle's calibration made anew, or added, on the machine that will serve it.
 
 A calibration holds for the session whose scores it is made of: the provider, and the precision of the graphs. The
-card stays that of the CPU and fp32; the manifest says of a calibration made here that the card did not measure it.
+card stays that of the CPU and fp32; the manifest marks a calibration made here as not measured by the card.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def recalibrate(
     except ValidationError:
         raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
     if version == bundle.version:
-        raise TrainingError(f"{path} is version {version} already; another calibration is another --version")
+        raise TrainingError(f"{path} is already version {version}; give another --version")
     data, evaluation = made_with(bundle)
     with draft_of(out) as draft:
         shutil.copytree(path, draft, dirs_exist_ok=True)
@@ -69,8 +69,8 @@ def recalibrate(
 
 def card_measured(manifest: Manifest, measured: Calibration) -> Manifest:
     """`manifest` as it is once the card is that of the system with the calibration `measured`, and with no other."""
-    told = [c.model_copy(update={"evaluated": c.key == measured.key}) for c in manifest.calibrations]
-    return manifest.model_copy(update={"calibrations": told})
+    marked = [c.model_copy(update={"evaluated": c.key == measured.key}) for c in manifest.calibrations]
+    return manifest.model_copy(update={"calibrations": marked})
 
 
 def _with_half(draft: Path, manifest: Manifest) -> Manifest:

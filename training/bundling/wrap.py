@@ -65,13 +65,13 @@ def wrap(
     report = report or Silent()
     check_free(out, force=force)
     spec = _named(model, version)
-    told = Wrapped(name=slug(out.name), wrapped=_digest(weights), data=data, model=spec)
+    settings = Wrapped(name=slug(out.name), wrapped=_digest(weights), data=data, model=spec)
     classes = _count_classes(folder_at(data.source.removeprefix("folder:")))  # before images are read
     network = build_model(spec, classes=classes, mean=mean, std=std, side=data.size or 32)
     fill(network, weights, classes=classes)
-    images = load_data(told, report.step)
+    images = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
-    training = {"standard": told.model_dump(mode="json"), "evaluation": Evaluation().model_dump(mode="json")}
+    training = {"standard": settings.model_dump(mode="json"), "evaluation": Evaluation().model_dump(mode="json")}
     if companion is not None:
         recipe, networks["companion"] = load_run(companion, images)
         training["companion"] = recipe.model_dump(mode="json")
@@ -199,10 +199,10 @@ def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Datase
             raise TrainingError(f"{_archs(plan, networks)}: {error}; {EXPORTABLE}") from None
         except (TrainingError, PalisadeError, OSError):
             raise
-        except Exception as error:  # somebody's network computes in there, and may raise anything
+        except Exception as error:  # the user's network runs here and may raise anything
             reason = " ".join(str(error).split())[:300]
-            told = f"{_archs(plan, networks)}: cannot be wrapped: {type(error).__name__}: {reason}; {EXPORTABLE}"
-            raise TrainingError(told) from error
+            problem = f"{_archs(plan, networks)}: cannot be wrapped: {type(error).__name__}: {reason}; {EXPORTABLE}"
+            raise TrainingError(problem) from error
     return load_bundle(out)
 
 
@@ -219,7 +219,7 @@ def _count_classes(root: Path) -> int:
 
 
 def _named(arch: str, version: str) -> ModelSpec:
-    """The architecture, and the version looked at, before anything takes time."""
+    """The architecture; it and the version are checked before any long computation."""
     if not re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", version):
         raise TrainingError(f"--version {version}: expected three numbers and a suffix, such as 1.2.0-rc1")
     try:

@@ -1,4 +1,4 @@
-"""`palisade analyse`: what moves inside networks under attack, and how good their explanations are."""
+"""Analyse which neurons move under attack, and how faithful explanations are."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ from training.commands.terminal import (
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 PROBE_IMAGES = 2000
 
-Eps = Annotated[float, typer.Option(min=0, max=255, help="Linf radius of the attack, of 255.")]
+Eps = Annotated[float, typer.Option(min=0, max=255, help="Linf radius of the attack in 255ths.")]
 Part = Annotated[
-    Literal["select", "test"], typer.Option("--split", help="test: for reports; select: for choosing layers.")
+    Literal["select", "test"],
+    typer.Option("--split", help="Split to attack: test for reports, select for choosing layers."),
 ]
 
 
@@ -46,18 +47,18 @@ Part = Annotated[
 def layers(
     subject: Subject = Path("models/gtsrb"),
     out: Annotated[Path, typer.Option(help="Folder for layers.json and layers.html.")] = Path("build/layers"),
-    images: Annotated[int, typer.Option(min=8, help="Images to attack.")] = 300,
+    images: Annotated[int, typer.Option(min=8, help="Number of images to attack.")] = 300,
     split: Part = "test",
     eps: Eps = 8.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Number of PGD steps.")] = 20,
     score: Annotated[
         Literal["logit", "probability"],
-        typer.Option(help="What heat maps are of; NoiseCAM was published with probability."),
+        typer.Option(help="Quantity that heat maps explain; NoiseCAM was published with probability."),
     ] = "logit",
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """How every convolution answers clean, attacked and noised images: a table, JSON, and a page of heat maps."""
+    """Show how every convolution responds to clean, attacked and noised images, as a table, JSON and heat maps."""
     use_threads(threads)
     chosen = load_subject(subject)
     data = chosen.data
@@ -104,14 +105,16 @@ def layers(
 @command
 def explanations(
     bundle: BundlePath = Path("models/gtsrb"),
-    out: Annotated[Path, typer.Option(help="JSON file of the figures.")] = Path("build/explanations.json"),
-    images: Annotated[int, typer.Option(min=8, help="Test images to explain.")] = 300,
-    patched: Annotated[int, typer.Option(min=1, help="How many of them to attack by patches, too.")] = 150,
+    out: Annotated[Path, typer.Option(help="JSON file to write the figures to.")] = Path("build/explanations.json"),
+    images: Annotated[int, typer.Option(min=8, help="Number of test images to explain.")] = 300,
+    patched: Annotated[
+        int, typer.Option(min=1, help="Number of these images that are also attacked by patches.")
+    ] = 150,
     references: Annotated[bool, typer.Option(help="Compare with captum's integrated gradients and Grad-CAM.")] = True,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """Are a bundle's explanations faithful? Deletion, insertion, pointing, noise, randomised weights, beside others."""
+    """Test a bundle's explanations by deletion, insertion, pointing, noise and randomised weights, beside others."""
     use_threads(threads)
     loaded, data = with_data(bundle)
     x, y, group = sample(data.test, images, seed=seed)
@@ -129,18 +132,22 @@ def explanations(
 def sensitivity(
     subject: Subject = Path("models/gtsrb"),
     json_path: JsonPath = None,
-    images: Annotated[int, typer.Option(min=8, help="Images to attack.")] = 300,
+    images: Annotated[int, typer.Option(min=8, help="Number of images to attack.")] = 300,
     split: Part = "test",
     eps: Eps = 8.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
-    layers: Annotated[Literal["taps", "all"], typer.Option(help="Tapped layers, or every convolution.")] = "taps",
-    top: Annotated[int, typer.Option(min=1, help="Most sensitive neurons listed of each layer (JSON).")] = 10,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Of a tapped layer's neurons, to be masked.")] = 0.1,
-    draws: Annotated[int, typer.Option(min=1, help="Random sets of neurons to mask beside.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Number of PGD steps.")] = 20,
+    layers: Annotated[
+        Literal["taps", "all"], typer.Option(help="Layers to measure: tapped ones, or every convolution.")
+    ] = "taps",
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of most sensitive neurons listed per layer in the JSON.")
+    ] = 10,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of a tapped layer's neurons that is masked.")] = 0.1,
+    draws: Annotated[int, typer.Option(min=1, help="Number of random sets of neurons masked for comparison.")] = 10,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """Neuron sensitivity by layer under PGD and under Gaussian noise of equal norm, and what masking neurons does.
+    """Measure neuron sensitivity by layer under PGD and Gaussian noise of equal norm, and the effect of masking.
 
     The neurons to mask are ranked on images of the select split.
     """

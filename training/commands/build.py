@@ -92,13 +92,15 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder of the bundle, for example models/gtsrb.")],
     runs: Runs = Path("runs"),
     networks: Annotated[
-        Path | None, typer.Option(help="Take the networks of this networks.safetensors and train none.")
+        Path | None, typer.Option(help="Use the networks of this networks.safetensors file and train none.")
     ] = None,
-    card: Annotated[bool, typer.Option(help="Attack the bundle and write its card; else `evaluate` does.")] = True,
+    card: Annotated[
+        bool, typer.Option(help="Attack the bundle and write its card; otherwise `evaluate` does it later.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     threads: Threads = None,
 ) -> None:
-    """From data to a bundle that the gateway serves: train, export, calibrate, attack, write the card."""
+    """Build a bundle that the gateway serves from data: train, export, calibrate, attack, write the card."""
     use_threads(threads)
     with progress_bars() as bars:
         bundle = build_bundle(config, out, runs=runs, networks=networks, card=card, report=bars, force=force)

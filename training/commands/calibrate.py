@@ -17,16 +17,18 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     version: Annotated[
         str,
-        typer.Option(help="Version of the new bundle, such as 1.4.1: higher than the old, or that is served."),
+        typer.Option(
+            help="Version of the new bundle, such as 1.4.1: higher than the old one, which is served otherwise."
+        ),
     ],
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What will serve it.")] = "cuda",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device that will serve the bundle.")] = "cuda",
     precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="fp16 graphs are made where the bundle has none.")
+        Literal["fp32", "fp16"], typer.Option(help="Precision to calibrate for; missing fp16 graphs are made.")
     ] = "fp32",
 ) -> None:
     """Calibrate a bundle on the machine that will serve it, beside or in place of what it has, into a new bundle.
 
-    The benign images are those that the bundle was made with. The card stays as it is, and tells of the CPU and fp32.
+    The benign images are those that the bundle was made with. The card stays as it is: of the CPU and fp32.
     """
     with progress_bars() as bars:
         made = recalibrate(bundle, out, version=version, provider=device, precision=precision, progress=bars.step)

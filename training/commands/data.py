@@ -18,12 +18,12 @@ app = typer.Typer(no_args_is_help=True, help="Convert data sets.")
 def gtsrb(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="GTSRB_Final_Training_Images.zip, _Test_Images.zip and _Test_GT.zip, or folders."),
+        typer.Argument(help="GTSRB_Final_Training_Images.zip, _Test_Images.zip and _Test_GT.zip, or their folders."),
     ],
     out: Annotated[Path, typer.Option(help="The .npz file to write.")] = Path("data/gtsrb32.npz"),
-    size: Annotated[int, typer.Option(min=8, max=1024, help="Pixels a side.")] = 32,
+    size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the images in pixels.")] = 32,
 ) -> None:
-    """The German traffic signs as their authors publish them, into one file with the track of each physical sign."""
+    """Convert the German traffic signs as published into one file with the track of each physical sign."""
     with progress_bars() as bars:
         n = convert_gtsrb(sources, out, size=size, progress=bars.step)
     console.print(

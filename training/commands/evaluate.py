@@ -35,28 +35,33 @@ def evaluate(
     bundle: BundlePath = Path("models/gtsrb"),
     level: Annotated[
         list[str] | None,
-        typer.Option(help=f"Measure these levels (default: all). {_LEVELS}; basic: what a build measures."),
+        typer.Option(help=f"Measure these levels (default: all). {_LEVELS}; basic: what `build` measures."),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure these units (`--list` names them).")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Bundle recipe whose `evaluation` to go by; default: what the bundle was built by."),
+        typer.Option(help="Bundle recipe whose `evaluation` applies; default: the one that built the bundle."),
     ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="At most so many images for any unit: a quick look.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest number of images per unit, for a quick look (default: the recipe's)."),
+    ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what was done; default: runs/evaluate-NAME-VERSION.")
+        Path | None, typer.Option(help="Folder of finished measurements; default: runs/evaluate-NAME-VERSION.")
     ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Folder of photos that are none of the classes.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos that show none of the classes.")] = None,
     ablation: Annotated[
         Path | None,
-        typer.Option(help="An ablation's table, drawn in the report; default: the newest in benchmarks/results/."),
+        typer.Option(help="Ablation table (JSON) to draw in the report; default: the newest in benchmarks/results/."),
     ] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where attacks run; answers are the CPU's.")] = "cpu",
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Device that runs the attacks; answers are the CPU's.")
+    ] = "cpu",
     install: Annotated[
         bool | None,
         typer.Option(help="Write the card into the bundle; default: only a card without missing or reduced units."),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List what there is to do, and how long it may take.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the units and how long each may take.")] = False,
     anew: Annotated[
         bool,
         typer.Option("--rewrite", help="Measure nothing: write card.md, report.html and titles anew from card.json."),
@@ -81,7 +86,7 @@ def evaluate(
         return
     with progress_bars() as bars:
         bench.progress = bars.step
-        failed = run_units(bench, names, say=lambda line: errors.print(line, markup=False, highlight=False))
+        failed = run_units(bench, names, log=lambda line: errors.print(line, markup=False, highlight=False))
         card = assemble(bench)
     _write(bundle, bench, card, install=install)
     if failed:
@@ -94,17 +99,18 @@ def evaluate(
 
 @command
 def verify(
-    bundles: Annotated[list[Path] | None, typer.Argument(help="Bundles; default: all of models/.")] = None,
+    bundles: Annotated[list[Path] | None, typer.Argument(help="Folders of bundles; default: all of models/.")] = None,
     n: Annotated[
-        int | None, typer.Option(min=1, help="Images that each unit measures again; default: its own.")
+        int | None,
+        typer.Option(min=1, help="Number of images that each unit measures again; default: the unit's own number."),
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Hold cards against their own outcomes and measure some of them again; exit code 1 if one does not agree."""
+    """Compare cards with their own outcomes and measure some figures again; exit code 1 if one does not agree."""
     use_threads(threads)
     paths = bundles or sorted(path.parent for path in Path("models").glob("*/manifest.json"))
     if not paths:
-        raise TrainingError("no bundle in models/: name one")
+        raise TrainingError("models/ holds no bundle; name one")
     passed = True
     for path in paths:
         with progress_bars() as bars:
@@ -174,8 +180,8 @@ def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | No
         with draft_of(path, copy=True) as draft:
             write_card(draft, card, drawn(bench))
             manifest = card_measured(bench.bundle.manifest, bench.bundle.calibration("cpu"))
-            told = manifest.training | {"evaluation": card["settings"]}
-            write_manifest(draft, manifest.model_copy(update={"training": told}))
+            stated = manifest.training | {"evaluation": card["settings"]}
+            write_manifest(draft, manifest.model_copy(update={"training": stated}))
         where = path
     else:
         where = bench.store.folder
@@ -210,12 +216,12 @@ def _verified(path: Path, rows: list[dict[str, Any]]) -> Table:
     table = Table("figure", "bound", "card", "n", "measured again", "n", "", title=str(path))
     for row in rows:
         sign = {"at_least": ">=", "at_most": "<="}.get(row.get("kind", ""), "")
-        told, value = ("-" if each is None else f"{each:.4f}" for each in (row["card"], row["value"]))
+        stated, value = ("-" if each is None else f"{each:.4f}" for each in (row["card"], row["value"]))
         bound = f"{sign} {row['bound']:g}" if sign else ""
         table.add_row(
             row["title"],
             bound,
-            told,
+            stated,
             str(row.get("n_card", "")),
             value,
             str(row["n"]),

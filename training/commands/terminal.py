@@ -32,13 +32,13 @@ console, errors = Console(), Console(stderr=True)
 
 Runs = Annotated[Path, typer.Option(help="Folder of training runs; each run is named after its recipe.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as many as torch chooses.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures there, as JSON.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the figures to this JSON file.")]
 Subject = Annotated[Path, typer.Argument(help="Folder of a bundle or of a training run.")]
 BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Errors that the user can act on become one line and exit code 2; an interrupt says how to go on."""
+    """Errors that the user can act on become one line and exit code 2; an interrupt states how to resume."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,7 +55,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             errors.print(f"error: {error.strerror or error}{place}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            errors.print("stopped; run the same command again to go on from the last checkpoint")
+            errors.print("stopped; run the same command again to resume from the last checkpoint")
             raise typer.Exit(130) from None
 
     return run
@@ -97,7 +97,7 @@ class Bars:
             for task in self._progress.tasks:  # steps follow one another: what came before is done
                 self._progress.update(task.id, completed=task.total)
             self._tasks[key] = self._progress.add_task(text)
-            if not self._progress.console.is_terminal:  # bars are not drawn into a log file; say what goes on
+            if not self._progress.console.is_terminal:  # bars are not drawn into a log file; print the step
                 self._progress.console.print(text)
         self._progress.update(self._tasks[key], description=text, completed=done, total=total)
 

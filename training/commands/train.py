@@ -21,14 +21,14 @@ def train(
     config: Annotated[Path, typer.Argument(help="Recipe (YAML), for example training/configs/gtsrb/standard.yaml.")],
     runs: Runs = Path("runs"),
     device: Annotated[
-        Device, typer.Option(help="auto: the GPU, where there is one; one for each process of torchrun.")
+        Device, typer.Option(help="Device to train on; auto: a GPU if there is one, one for each process of torchrun.")
     ] = "auto",
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Log for TensorBoard, too, into the run's folder.")
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into the run's folder.")
     ] = False,
     threads: Threads = None,
 ) -> None:
-    """Train a network by a recipe; a run that was stopped goes on from its last epoch.
+    """Train a network by a recipe; a stopped run resumes from its last finished epoch.
 
     In several processes: torchrun --nproc-per-node N --no-python palisade train RECIPE
     """

@@ -27,12 +27,14 @@ Model = Annotated[
 ]
 Data = Annotated[Path, typer.Option(help="Image folder: train/<class>/* and test/<class>/*, or <class>/* alone.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the bundle; default: models/<name of the network>.")]
-Size = Annotated[int, typer.Option(min=8, max=1024, help="Pixels a side to which images are resized.")]
+Size = Annotated[int, typer.Option(min=8, max=1024, help="Side in pixels to which images are resized.")]
 Rule = Annotated[Literal["center_crop", "stretch"], typer.Option(help="How an image of another shape becomes square.")]
-PerClass = Annotated[int | None, typer.Option(min=4, help="Read at most so many images of each class and part.")]
-Seed = Annotated[int, typer.Option(help="Of the splits.")]
+PerClass = Annotated[
+    int | None, typer.Option(min=4, help="Largest number of images read per class and part (default: all).")
+]
+Seed = Annotated[int, typer.Option(help="Seed for the data splits.")]
 Version = Annotated[str, typer.Option(help="Version of the bundle.")]
-Samples = Annotated[int, typer.Option(min=1, max=50, help="Samples of each kind: clean, attacked, patched.")]
+Samples = Annotated[int, typer.Option(min=1, max=50, help="Number of samples of each kind: clean, attacked, patched.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 
 
@@ -43,13 +45,15 @@ def wrap(
     data: Data,
     out: Out = None,
     companion: Annotated[
-        str, typer.Option(help="Folder of a finished run, trained on the same data and splits; or none.")
+        str, typer.Option(help="Folder of a finished run trained on the same data and splits, or none.")
     ] = "none",
     size: Size = 224,
     resize: Rule = "center_crop",
     normalise: Annotated[
         str | None,
-        typer.Option(help="imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision's networks, else none."),
+        typer.Option(
+            help="Normalisation: imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision networks, else none."
+        ),
     ] = None,
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -84,8 +88,8 @@ def wrap(
     classes = len(images.classes)
     console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
     if right < 2 / classes:
-        console.print("that is hardly better than chance: is --normalise right, and are the classes in this order?")
-    _tell(made, images, place)
+        console.print("this is hardly better than chance: check --normalise and the order of the classes")
+    _report(made, images, place)
 
 
 @command
@@ -95,14 +99,16 @@ def harden(
     out: Out = None,
     size: Size = 224,
     resize: Rule = "center_crop",
-    epochs: Annotated[int, typer.Option(min=2, help="Of the answering network, and of its companion.")] = 30,
+    epochs: Annotated[
+        int, typer.Option(min=2, help="Training epochs of the answering network, and of its companion.")
+    ] = 30,
     companion_model: Annotated[
         str,
         typer.Option(
             help="Architecture of the companion: small_resnet, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY."
         ),
     ] = "small_resnet",
-    batch: Annotated[int, typer.Option(min=8, help="Images of a training step.")] = 64,
+    batch: Annotated[int, typer.Option(min=8, help="Batch size: images per training step.")] = 64,
     runs: Runs = Path("runs"),
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -113,7 +119,7 @@ def harden(
 ) -> None:
     """Train a network and an adversarially trained companion on your images, and export their bundle.
 
-    A run that was stopped goes on from its last epoch. The recipes are written into the run folders: a place to start
+    A stopped run resumes from its last finished epoch. The recipes are written into the run folders: a place to start
     from; `palisade train` and `palisade build` take changed ones.
     """
     use_threads(threads)
@@ -133,7 +139,7 @@ def harden(
             force=force,
             report=bars,
         )
-    _tell(made, images, place)
+    _report(made, images, place)
 
 
 def _spec(
@@ -146,7 +152,7 @@ def _spec(
         raise TrainingError(str(error).splitlines()[0]) from None
 
 
-def _tell(bundle: Bundle, images: Dataset, out: Path) -> None:
+def _report(bundle: Bundle, images: Dataset, out: Path) -> None:
     for note in images.notes:
         console.print(note)
     calibration = bundle.calibration("cpu")

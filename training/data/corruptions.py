@@ -1,4 +1,4 @@
-"""Changes to images that no attacker made: a camera's, a codec's, the weather's."""
+"""Changes to images that no attacker made: effects of a camera, a codec or the weather."""
 
 from __future__ import annotations
 

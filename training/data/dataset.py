@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The four splits; no group is in two of train, select and calibrate. `notes` tell what loading left out."""
+    """The four splits; no group is in two of train, select and calibrate. `notes` list what loading left out."""
 
     name: str
     classes: list[str]
@@ -213,10 +213,10 @@ def _load_npz(name: str) -> _Loaded:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a data set: {error}") from None
     if x_train.dtype != np.uint8 or x_test.dtype != np.uint8:
-        raise DataError(f"{path}: images must be uint8, are {x_train.dtype} and {x_test.dtype}")
+        raise DataError(f"{path}: images must be uint8, but are {x_train.dtype} and {x_test.dtype}")
     track = arrays.get("group_train", arrays.get("track_train", y_train))
     if not len(x_train) == len(y_train) == len(track) or len(x_test) != len(y_test):
-        raise DataError(f"{path}: images, labels and tracks must be as many as each other")
+        raise DataError(f"{path}: images, labels and tracks differ in number")
     if "group_train" in arrays:  # groups that may span classes: patients, cameras
         group = arrays["group_train"].astype(np.int64)
     elif "track_train" in arrays:  # tracks are numbered within their class

@@ -85,7 +85,7 @@ def list_files(root: Path, classes: list[str], *, per_class: int | None = None) 
 def read_images(paths: list[Path], *, size: int | None, resize: Resize, progress: StepProgress = silent) -> np.ndarray:
     """uint8 (N, H, W, 3). Without a `size` all images must have one; with it they are resized as the gateway does.
 
-    `DataError` names the first file that is no image, and says so before reading if they would not fit into memory.
+    `DataError` names the first file that is no image; it is raised before reading if they would not fit into memory.
     """
     side = size or _one_size(paths)
     height, width = (side, side) if isinstance(side, int) else side
@@ -155,7 +155,7 @@ def _one_size(paths: list[Path]) -> tuple[int, int]:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take, as far as the system tells."""
+    """Bytes that this process may still take, as far as the system reports."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"))
         if found:

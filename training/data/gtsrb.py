@@ -52,7 +52,7 @@ def convert_gtsrb(
         raise DataError("no test images (<number>.ppm); give GTSRB_Final_Test_Images.zip, too")
     labels = _labels(found)
     if unknown := [file.name for match, file in test if match[1] not in labels]:
-        raise DataError(f"{LABELS} has no label of {len(unknown)} test images, such as {unknown[0]}")
+        raise DataError(f"{LABELS} has no label for {len(unknown)} test images, such as {unknown[0]}")
     spec = InputSpec(height=size, width=size)
     y_train, track, frame = (np.array([int(m[i]) for m, _ in training], np.int64) for i in (1, 2, 3))
     arrays = {

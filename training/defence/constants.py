@@ -1,4 +1,4 @@
-"""What the defence graph knows of benign images: normalisers of neurons, and what scores fit for themselves."""
+"""Constants of the defence graph from benign images: normalisers of neurons, and what each score fits."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class DefenceGraph(nn.Module):
     def context(
         self, x: Tensor, logits: Tensor, taps: dict[str, Tensor], companion_logits: Tensor | None
     ) -> ScoreContext:
-        """What scores read of pixels x (N, C, H, W) that the networks say this of."""
+        """What scores read of pixels x (N, C, H, W) with these outputs of the networks."""
         return ScoreContext(
             network=self.network,
             companion=self.companion,

@@ -1,4 +1,4 @@
-"""Region of importance (after Chattopadhyay et al. 2020, arXiv 2011.10794): where the label is looked for.
+"""Region of importance (after Chattopadhyay et al. 2020, arXiv 2011.10794): where the network finds the label.
 
 Where the companion, or without one the network itself, looks for the served label (class activation map, Zhou et al.
 2016, arXiv 1512.04150; Grad-CAM for a head that is not linear in spatial means). The region of attack is a localiser's

@@ -1,7 +1,7 @@
-"""Saliency: which pixels the served label hangs on, from one input gradient of the margin.
+"""Saliency: which pixels the served label depends on, from one input gradient of the margin.
 
 Gradient times (input minus its blur) is the first-order change of the margin when a pixel's detail is blurred away,
-which is how deletion is measured; only detail that speaks for the label is kept. The form (this one against the
+which is how deletion is measured; only detail that supports the label is kept. The form (this one against the
 gradient's norm, gradient times input, and absolute values; smoothing 0 to 1.5 pixels) was chosen by deletion and
 insertion on images of the select split.
 """
@@ -18,7 +18,7 @@ SMOOTHING_SHARE = 1.5 / 32
 
 
 def saliency_map(pixels: Tensor, gradient: Tensor) -> Tensor:
-    """Saliency (N, H, W) in [0, 1] of pixels (N, C, H, W) and the margin's gradient; zero if nothing speaks for it."""
+    """Saliency (N, H, W) in [0, 1] of pixels (N, C, H, W) and the margin's gradient; zero if nothing supports it."""
     side = int(min(pixels.shape[2:]))
     attribution = relu((gradient * (pixels - gaussian_blur(pixels, BASELINE_SHARE * side))).sum(1, keepdim=True))
     smooth = gaussian_blur(attribution, SMOOTHING_SHARE * side)[:, 0]

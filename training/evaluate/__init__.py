@@ -1,1 +1,1 @@
-"""Evaluation of the system as served, and the card that says what was found."""
+"""Evaluation of the system as served, and the card that states what was found."""

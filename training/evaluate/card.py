@@ -68,8 +68,8 @@ def assemble(bench: Bench) -> dict[str, Any]:
     results = {name: found for name in UNITS if (found := finished(bench, name)) is not None}
     asked = {name: unit.images(settings, bundle, bench.data) for name, unit in UNITS.items()}
     wanted = [name for name, n in asked.items() if n > 0]
-    outcomes = {key: unpack(told) for found in results.values() for key, told in found["outcomes"].items()}
-    made_of = {key: Figure(**told) for found in results.values() for key, told in found["figures"].items()}
+    outcomes = {key: unpack(recorded) for found in results.values() for key, recorded in found["outcomes"].items()}
+    made_of = {key: Figure(**recorded) for found in results.values() for key, recorded in found["figures"].items()}
     card: dict[str, Any] = {
         "schema_version": SCHEMA,
         "bundle": bundle.name,
@@ -95,7 +95,9 @@ def assemble(bench: Bench) -> dict[str, Any]:
     for name, found in results.items():
         _place(card, UNITS[name].path, found["section"])
     card["samples"] = _samples(bundle)
-    card["outcomes"] = [{"name": key, **told} for found in results.values() for key, told in found["outcomes"].items()]
+    card["outcomes"] = [
+        {"name": key, **recorded} for found in results.values() for key, recorded in found["outcomes"].items()
+    ]
     failed = any(row["passed"] is False for row in card["checks"])
     card["status"] = "failed" if failed else "incomplete" if card["missing"] or card["reduced"] else "complete"
     return titled(card)
@@ -116,8 +118,8 @@ def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
     guards = {calibration.guard.score for calibration in manifest.calibrations if calibration.guard is not None}
 
     def row(kind: str, name: str) -> dict[str, Any]:
-        told = {"title": manifest.titles.get(name, name), "meaning": manifest.meanings.get(name, "")}
-        return {"kind": kind, "name": name, **told, "fused": name in fused, "guards": name in guards}
+        recorded = {"title": manifest.titles.get(name, name), "meaning": manifest.meanings.get(name, "")}
+        return {"kind": kind, "name": name, **recorded, "fused": name in fused, "guards": name in guards}
 
     return [*(row("score", name) for name in manifest.scores), row("localiser", manifest.localiser)]
 
@@ -143,7 +145,7 @@ def drawn(bench: Bench) -> Drawn:
 
 
 def _place(card: dict[str, Any], path: tuple[str, ...], section: dict[str, Any]) -> None:
-    """Lay `section` into the card at `path`, beside what is there."""
+    """Put `section` into the card at `path`, beside existing content."""
     if not section:
         return
     for key in path:

@@ -1,4 +1,4 @@
-"""What the harness asks of itself: signs that an attack was too weak or that gradients are masked (methods, section 6).
+"""Self-checks of the harness: signs that an attack was too weak or that gradients are masked (methods, section 6).
 
 After Carlini et al. 2019 (arXiv 1902.06705) and Athalye et al. 2018 (arXiv 1802.00420). Passing proves nothing; a check
 that does not pass means that figures of this card overstate the defence.
@@ -18,7 +18,7 @@ CONTROL = 0.005
 WEAKER = 0.08
 Results = Mapping[str, Mapping[str, Any]]
 Outcomes = Mapping[str, np.ndarray]
-# None: it cannot be told, as a unit is missing; else whether it passed and what was seen.
+# None: it cannot be decided, as a unit is missing; else whether it passed and what was seen.
 Verdict = tuple[bool, str] | None
 Check = Callable[[Results, Outcomes, Evaluation], Verdict]
 
@@ -77,7 +77,7 @@ def _no_better(weak: np.ndarray, strong: np.ndarray, verb: str, name: str) -> tu
 
 
 def _autoattack(eps: int) -> Check:
-    """AutoAttack is at least as strong as PGD, and PGD not much weaker: else its gradients mislead it.
+    """AutoAttack is at least as strong as PGD, and PGD not much weaker: otherwise gradients mislead PGD.
 
     A single start of PGD on the margin is a few points weaker on ordinary adversarially trained networks, too.
     """
@@ -120,8 +120,8 @@ def _noise(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Verd
     section = results["gradients"]["section"]
     seen = [(row["noise"], row["sign"]) for row in _roles(section).values()]
     worse = max(noise - sign for noise, sign in seen)
-    told = "; ".join(f"noise {_percent(noise)}, one step {_percent(sign)}" for noise, sign in seen)
-    return worse <= max(POINT, 1.5 / section["n"]), told
+    shown = "; ".join(f"noise {_percent(noise)}, one step {_percent(sign)}" for noise, sign in seen)
+    return worse <= max(POINT, 1.5 / section["n"]), shown
 
 
 def _doubled(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Verdict:
@@ -130,8 +130,8 @@ def _doubled(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Ve
     section = results["doubled"]["section"]
     once, twice, n = section["once"], section["twice"], section["n"]
     changes = {system: twice[system] - once[system] for system in once}
-    told = ", ".join(f"{system} {_percent(once[system])} to {_percent(twice[system])}" for system in once)
-    return max(changes.values()) <= max(POINT, 1.5 / n), f"{told}, n = {n}"
+    shown = ", ".join(f"{system} {_percent(once[system])} to {_percent(twice[system])}" for system in once)
+    return max(changes.values()) <= max(POINT, 1.5 / n), f"{shown}, n = {n}"
 
 
 def _smoothed(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> Verdict:
@@ -139,8 +139,8 @@ def _smoothed(results: Results, _outcomes: Outcomes, _settings: Evaluation) -> V
         return None
     section = results["smoothed"]["section"]
     once, averaged, n = section["once"], section["averaged"], section["n"]
-    told = ", ".join(f"{_percent(once[key])} to {_percent(averaged[key])}" for key in once)
-    return max(averaged[key] - once[key] for key in once) <= max(POINT, 1.5 / n), f"{told}, n = {n}"
+    shown = ", ".join(f"{_percent(once[key])} to {_percent(averaged[key])}" for key in once)
+    return max(averaged[key] - once[key] for key in once) <= max(POINT, 1.5 / n), f"{shown}, n = {n}"
 
 
 def _adaptive(eps: int) -> Check:

@@ -1,4 +1,4 @@
-"""Running units: what is finished already is taken, the rest is measured and written down one by one."""
+"""Running units: finished ones are reused, the others are measured and stored one by one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def key_of(bench: Bench, name: str) -> str:
     """What a unit's result depends on but for its number of images."""
     unit = UNITS[name]
     settings = {setting: getattr(bench.settings, setting) for setting in ("seed", *unit.depends)}
-    told: list[object] = [name, bench.served_key, bench.networks_key, settings]
+    parts: list[object] = [name, bench.served_key, bench.networks_key, settings]
     if unit.version > 1:
-        told.append(unit.version)
+        parts.append(unit.version)
     if bench.settings.track_frames is not None:
-        told.append(bench.settings.track_frames)
-    return digest(told)
+        parts.append(bench.settings.track_frames)
+    return digest(parts)
 
 
 def finished(bench: Bench, name: str) -> dict[str, Any] | None:
@@ -50,7 +50,7 @@ def finished(bench: Bench, name: str) -> dict[str, Any] | None:
 
 
 def plan(bench: Bench, names: Sequence[str]) -> list[Plan]:
-    """The units in order with what is there and what they may take, by their last run or the rate told with them."""
+    """The units in order with what is there and what they may take, by their last run or the rate stated with them."""
     rows = []
     for name in names:
         n = UNITS[name].images(bench.settings, bench.bundle, bench.data)
@@ -61,7 +61,7 @@ def plan(bench: Bench, names: Sequence[str]) -> list[Plan]:
     return rows
 
 
-def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] = lambda _line: None) -> dict[str, str]:
+def run_units(bench: Bench, names: Sequence[str], *, log: Callable[[str], None] = lambda _line: None) -> dict[str, str]:
     """Measure the units that are not finished; {unit: why} of those that could not be.
 
     A unit that cannot run (a package or data that are missing) leaves the others alone.
@@ -70,7 +70,7 @@ def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] 
     left, failed = sum(row.seconds for row in todo), dict[str, str]()
     for number, row in enumerate(todo, 1):
         unit = UNITS[row.name]
-        say(
+        log(
             f"{number} of {len(todo)}: {row.name}: {unit.title}, n = {row.n:,}, about {duration(row.seconds)}; "
             f"{duration(left)} left in all"
         )
@@ -79,7 +79,7 @@ def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] 
             found = unit.run(bench)
         except (TrainingError, PalisadeError) as error:
             failed[row.name] = str(error)
-            say(f"{row.name}: {error}")
+            log(f"{row.name}: {error}")
         else:
             seconds = time.perf_counter() - began
             bench.store.finish(
@@ -98,7 +98,7 @@ def run_units(bench: Bench, names: Sequence[str], *, say: Callable[[str], None] 
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as a duration in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ from training.errors import TrainingError
 from training.evaluate.harness.shown import percent
 from training.evaluate.units import UNITS
 
-# What a row says, and the card's figures that it is made of, side by side.
+# What a row states, and the card's figures that it is made of, side by side.
 ROWS = (
     ("clean accuracy, as served", ("accuracy_served",)),
     ("benign images flagged at alpha 1 % / 5 %", ("flagged_0.01", "flagged_0.05")),

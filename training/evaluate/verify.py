@@ -36,7 +36,7 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
     """One row for each bound of the bundle's recipe, and one for each number that contradicts the card itself.
 
     Without bounds (a wrapped network's), one for each figure on the card that a build measures. `count` images are
-    measured again by each unit, by default as many as the unit says (`units.Unit.verified`). A card without outcomes
+    measured again by each unit, by default as many as the unit states (`units.Unit.verified`). A card without outcomes
     (schema 2) is compared by its shares, within three standard errors. Raises `TrainingError` when the data are missing
     or are not those of the bundle, or there is no card.
     """
@@ -47,8 +47,8 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
     if card.get("schema_version", SCHEMA) > SCHEMA:
         raise TrainingError(f"{bundle.path}: a later version of Palisade made this card; verify it with that one")
     settings = Evaluation.model_validate(card["settings"])
-    told = {row["name"]: unpack(row) for row in card.get("outcomes", [])}
-    rows = [*contradictions(card, told), *page_problems(card, asked.bounds, bundle.path / PAGE)]
+    recorded = {row["name"]: unpack(row) for row in card.get("outcomes", [])}
+    rows = [*contradictions(card, recorded), *page_problems(card, asked.bounds, bundle.path / PAGE)]
     wanted = check(card["figures"], asked.bounds) or _unbounded(card["figures"])
     if not wanted:
         raise TrainingError(f"{bundle.path}: no figure of its card can be measured again")
@@ -60,7 +60,7 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
             few = settings.capped(unit.verified if count is None else count)
             found = unit.run(Bench(bundle, data, few, Store(Path(folder)), progress))
             measured, again = measured | found.figures, again | found.outcomes
-    return [*rows, *(_row(card, row, measured, told, again) for row in wanted)]
+    return [*rows, *(_row(card, row, measured, recorded, again) for row in wanted)]
 
 
 def _unbounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,20 +73,20 @@ def _unbounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def contradictions(card: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def contradictions(card: Mapping[str, Any], recorded: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Numbers of the card that are not those of its own outcomes."""
     rows = []
     for name, row in card["figures"].items():
         if "outcome" not in row:
             continue
         figure = Figure(row["outcome"], row["among"], row["minus"], row["at"])
-        if missing := [each for each in figure.outcomes if each not in told]:
+        if missing := [each for each in figure.outcomes if each not in recorded]:
             rows.append(_fails(name, row["value"], None, f"the card lacks the outcomes {', '.join(missing)}"))
             continue
-        value, n = value_of(figure, told), counted(figure, told)
-        for where, said in (("figures", row["value"]), (".".join(figure.at), _at(card, figure.at))):
-            if value is None or not isinstance(said, float | int) or not math.isclose(said, value, abs_tol=1e-9):
-                rows.append(_fails(name, said, value, f"{where} is not the share of the card's outcomes"))
+        value, n = value_of(figure, recorded), counted(figure, recorded)
+        for where, stated in (("figures", row["value"]), (".".join(figure.at), _at(card, figure.at))):
+            if value is None or not isinstance(stated, float | int) or not math.isclose(stated, value, abs_tol=1e-9):
+                rows.append(_fails(name, stated, value, f"{where} is not the share of the card's outcomes"))
         if row["n"] != n:
             rows.append(_fails(name, row["n"], n, "n is not that of the card's outcomes"))
     return rows
@@ -118,15 +118,15 @@ def _at(card: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return found
 
 
-def _fails(name: str, said: float | None, value: float | None, why: str) -> dict[str, Any]:
-    return {"title": figures().get(name, name), "card": said, "value": value, "n": 0, "why": why, "pass": False}
+def _fails(name: str, stated: float | None, value: float | None, why: str) -> dict[str, Any]:
+    return {"title": figures().get(name, name), "card": stated, "value": value, "n": 0, "why": why, "pass": False}
 
 
 def _row(
     card: Mapping[str, Any],
     bound: dict[str, Any],
     measured: Mapping[str, Figure],
-    told: Mapping[str, np.ndarray],
+    recorded: Mapping[str, np.ndarray],
     again: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """A bound on the card's figure, and whether what was measured again agrees with it."""
@@ -135,26 +135,28 @@ def _row(
     if bound["pass"] is None or figure is None:
         return row | {"pass": False, "why": "not on the card" if bound["pass"] is None else "could not be measured"}
     row |= {"value": value_of(figure, again), "n": counted(figure, again)}
-    if figure.outcome in told:
-        agrees, row["why"] = _same_outcomes(figure, told, again)
+    if figure.outcome in recorded:
+        agrees, row["why"] = _same_outcomes(figure, recorded, again)
     else:
         agrees, row["why"] = _same_share(card["figures"][bound["figure"]], row["value"], row["n"])
     return row | {"pass": bool(bound["pass"] and agrees), "why": row["why"] if not agrees else ""}
 
 
-def _same_outcomes(figure: Figure, told: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray]) -> tuple[bool, str]:
+def _same_outcomes(
+    figure: Figure, recorded: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray]
+) -> tuple[bool, str]:
     """Whether the outcomes of the images measured again are the card's, but for a few."""
     for name in figure.outcomes:
-        n = min(len(told[name]), len(again[name]))
-        differ = int((told[name][:n] != again[name][:n]).sum())
+        n = min(len(recorded[name]), len(again[name]))
+        differ = int((recorded[name][:n] != again[name][:n]).sum())
         if differ > max(2, math.ceil(TOLERANCE * n)):
             return False, f"{differ} of the first {n} outcomes differ from the card's"
     return True, ""
 
 
-def _same_share(told: Mapping[str, Any], value: float | None, n: int) -> tuple[bool, str]:
+def _same_share(recorded: Mapping[str, Any], value: float | None, n: int) -> tuple[bool, str]:
     if value is None or n == 0:
         return False, "no image counts"
-    error = math.sqrt(max(value * (1 - value), 0.25 / n) * (1 / n + 1 / told["n"])) if 0 <= value <= 1 else 0.5
-    limit = 0.005 if n == told["n"] else max(0.005, 3 * error)
-    return abs(told["value"] - value) <= limit, f"the card says {told['value']:.4f}"
+    error = math.sqrt(max(value * (1 - value), 0.25 / n) * (1 / n + 1 / recorded["n"])) if 0 <= value <= 1 else 0.5
+    limit = 0.005 if n == recorded["n"] else max(0.005, 3 * error)
+    return abs(recorded["value"] - value) <= limit, f"the card states {recorded['value']:.4f}"

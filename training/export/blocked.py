@@ -1,7 +1,7 @@
 """Rewrites that keep an input gradient in the blocked layout (NCHWc) of ONNX Runtime's convolutions on CPU.
 
 There, convolutions, poolings, sums and products of tensors of the same known shape stay blocked; everything else is
-brought back to plain layout, at two more passes over memory each time. The rules say the same in terms that stay
+brought back to plain layout, at two more passes over memory each time. The rules express the same in terms that stay
 blocked. All operators are stock ONNX, so that other providers run the same graph; where a pattern is absent, nothing
 changes. Results agree to float rounding.
 """

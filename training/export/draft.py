@@ -31,7 +31,7 @@ class Draft:
     def _infer(self) -> None:
         """Shapes of what the nodes make, from those that came with the model.
 
-        A symbol inferred earlier would stand in the way of what a replacement has made known since.
+        A symbol inferred earlier would hide what a replacement has made known since.
         """
         for node in self.graph:
             for value in node.outputs:
@@ -116,7 +116,7 @@ def ancestors(values: Iterable[ir.Value], *, stop: ir.Value | None = None) -> se
 
 
 def plain(node: ir.Node, stride: int = 1) -> bool:
-    """Whether a convolution or pooling has this stride on both axes, no dilation, and its padding said in numbers."""
+    """Whether a convolution or pooling has this stride on both axes, no dilation, and its padding given in numbers."""
     moves, gaps = node.attributes.get_ints("strides", [1]), node.attributes.get_ints("dilations", [1])
     return set(moves) == {stride} and set(gaps) == {1} and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 

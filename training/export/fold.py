@@ -32,7 +32,7 @@ def folded(network: Network, *, side: int = 32) -> Network:
         _fold_parametrisations(network)
         if isinstance(network, SmallResNet):
             _fold_residual(network)
-        else:  # channels last, as training leaves them, reshapes into strides that ONNX cannot say
+        else:  # channels last, as training leaves them, reshapes into strides that cannot be expressed in ONNX
             network = _fold_found(network.to(memory_format=torch.contiguous_format), side)
     return network.requires_grad_(False)
 

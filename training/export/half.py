@@ -81,7 +81,7 @@ class _Halving:
         return len(known) == len(weights) and known[0].shape[1] > 1 and all(np.abs(w).max() <= _LARGEST for w in known)
 
     def _masked(self, value: ir.Value | None) -> ir.Value | None:
-        """The tensor of which `value` is the indicator x > 0, said as a comparison or as a steep ramp; else None."""
+        """The tensor x of which `value` is the indicator x > 0, as a comparison or a steep ramp; else None."""
         clip, cast = self._draft.maker(value, "Clip"), self._draft.maker(value, "Cast")
         if clip is not None:
             ramp = self._draft.maker(clip.inputs[0], "Conv")

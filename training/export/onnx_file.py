@@ -30,14 +30,14 @@ def export_module(
     """Trace `module` and write it to `path`; returns the checked model.
 
     `inputs` are examples by name with a batch of `EXAMPLE_BATCH`; the first axis of every input becomes the dynamic
-    `N`. Raises `ExportError` if the graph cannot be said in operators of the default domain.
+    `N`. Raises `ExportError` if the graph cannot be expressed in operators of the default domain.
     """
     example = tuple(inputs.values())
     if any(tensor.shape[0] != EXAMPLE_BATCH for tensor in example):
         raise ValueError(f"examples must have a batch of {EXAMPLE_BATCH}")
     try:
         program = _program(module, example, list(inputs), outputs)
-    except Exception as error:  # noqa: BLE001  # tracing runs somebody's network, which may raise anything
+    except Exception as error:  # noqa: BLE001  # tracing runs the user's network, which may raise anything
         raise ExportError(f"the defence graph cannot be exported: {_why(error)}") from None
     made = program.model
     _tidy(made)
@@ -73,9 +73,9 @@ def _why(error: BaseException) -> str:
     """What stopped an export, in one line: the operator that ONNX lacks, or the first cause in its own words."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = " ".join(str(error).split())
-    lacks = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
-    return f"ONNX has no operator for {lacks[1]}" if lacks else f"{type(error).__name__}: {said[:300]}"
+    message = " ".join(str(error).split())
+    lacks = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", message)
+    return f"ONNX has no operator for {lacks[1]}" if lacks else f"{type(error).__name__}: {message[:300]}"
 
 
 def _tidy(model: ir.Model) -> None:

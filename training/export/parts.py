@@ -125,7 +125,7 @@ def _extracted(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Mod
 
 
 def _checked(part: ir.Model) -> onnx.ModelProto:
-    """A part as it is written: it says nothing of the shapes between, which ONNX Runtime infers from the inputs."""
+    """A part as it is written: without shapes of intermediate values, which ONNX Runtime infers from the inputs."""
     made = ir.to_proto(part)
     del made.graph.value_info[:]
     onnx.checker.check_model(made)

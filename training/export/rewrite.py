@@ -1,6 +1,6 @@
 """Rewrites of an exported graph that leave its results alone and save time in ONNX Runtime.
 
-Each changes the model in place and returns in how many places, so that a test can tell that it still finds them.
+Each changes the model in place and returns in how many places, so that a test can check that it still finds them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def skip_inpainting(model: ir.Model) -> int:
         return 0
     RemoveUnusedNodesPass()(model)
     pixels, mask = (next(value for value in graph.inputs if value.name == name) for name in ("pixels", "mask"))
-    # Whatever the rest of the graph needs from before the inpainting (sizes, say) stays where both can read it.
+    # Whatever the rest of the graph needs from before the inpainting (such as sizes) stays where both can read it.
     outside = ancestors((value for value in graph.outputs if value is not inpainted), stop=inpainted)
     branch = [node for node in graph if node not in outside]
     level = ir.val("mask_level", const_value=ir.tensor(np.array(0.5, np.float32), name="mask_level"))

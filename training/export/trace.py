@@ -1,4 +1,4 @@
-"""Tracing a function with an input gradient inside into a graph that ONNX can say.
+"""Tracing a function with an input gradient inside into a graph that ONNX can express.
 
 Exporters do not offer `torch.autograd.grad`, but `make_fx` records the operators that the backward pass runs. They are
 decomposed to core operators; the input gradient of a stride-1 convolution is written as an ordinary convolution with

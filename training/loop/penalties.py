@@ -1,4 +1,4 @@
-"""The penalties of a training step, as the recipe's terms say, and what they need: sensitive neurons, teacher maps."""
+"""The penalties of a training step, as the recipe's terms ask, and what they need: sensitive neurons, teacher maps."""
 
 from __future__ import annotations
 

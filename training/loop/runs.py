@@ -1,10 +1,10 @@
-"""Run folders: what was trained, on what, where and when, and what came of it.
+"""Run folders: what was trained, on which data, where and when, and with which outcome.
 
 | file | what |
 | --- | --- |
 | `recipe.json`, `data.json` | the recipe with every default, and the splits by SHA-256 |
 | `environment.json` | every start of the run: time, versions, device, threads, precision, memory format and more |
-| `checkpoint.json`, `checkpoint-<epoch>.safetensors` | the last finished epoch, from which a run goes on |
+| `checkpoint.json`, `checkpoint-<epoch>.safetensors` | the last finished epoch, from which a run resumes |
 | `metrics.csv`, `tensorboard/` | metrics by epoch |
 | `outcome.json` | epochs trained, the epoch whose weights were kept, its metrics |
 | `weights.safetensors` | the averaged network; it is written last: a run that has it is finished |
@@ -53,7 +53,7 @@ def settled(recipe: Recipe, folder: Path, *, device: str) -> Recipe:
 
 
 def claim_folder(folder: Path, recipe: Recipe, data: Dataset, *, write: bool) -> None:
-    """Make `folder` this run's; `TrainingError` if it holds a run of another recipe or of other data."""
+    """Claim `folder` for this run; `TrainingError` if it holds a run of another recipe or of other data."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("recipe", recipe.model_dump(mode="json")), ("data", data.describe())):
         path = folder / f"{name}.json"
@@ -145,7 +145,7 @@ def _commit() -> str | None:
     git = ["git", "-C", str(here)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)  # noqa: S603
-        told = subprocess.run(  # noqa: S603
+        completed = subprocess.run(  # noqa: S603
             [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
             check=True,
             capture_output=True,
@@ -153,4 +153,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told.stdout.strip()
+    return completed.stdout.strip()

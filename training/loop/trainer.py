@@ -70,7 +70,9 @@ class Trainer:
         self.fabric = fabric or open_fabric(precision=recipe.precision)
         self.tensorboard = tensorboard
         if recipe.batch % self.fabric.world_size:
-            raise RecipeError(f"batch: {recipe.batch} images can't be shared by {self.fabric.world_size} processes")
+            raise RecipeError(
+                f"batch: {recipe.batch} images cannot be divided among {self.fabric.world_size} processes"
+            )
         torch.manual_seed(recipe.seed)
         pixels = data.train.x.reshape(-1, data.train.x.shape[-1]) / 255.0
         model = build_model(
@@ -290,8 +292,8 @@ class Trainer:
         assert norm is not None
         values = torch.stack([loss, *losses.values()]).detach()
         average_([values])
-        *told, slope = torch.cat([values, norm[None]]).tolist()
-        metrics = dict(zip(["loss", *losses], told, strict=True))
+        *measured, slope = torch.cat([values, norm[None]]).tolist()
+        metrics = dict(zip(["loss", *losses], measured, strict=True))
         # A scaled loss (fp16) may overflow in the gradient: the step is left out and the scale lowered.
         self._check(stage, step, metrics if self.recipe.precision == "fp16" else metrics | {"gradient": slope})
         self.scaled_optimizer.step()

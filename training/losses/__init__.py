@@ -1,1 +1,1 @@
-"""Penalties that ride on adversarial training, each a module of its own with closed-form tests."""
+"""Penalties added to adversarial training, each a module of its own with closed-form tests."""

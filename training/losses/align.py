@@ -1,4 +1,4 @@
-"""Alignment: the input gradient looks where the teacher looks (DIGR's "imitate", Xing et al. 2022, arXiv 2205.08685).
+"""Alignment: the input gradient follows the teacher's saliency (DIGR's "imitate", Xing et al. 2022, arXiv 2205.08685).
 
 mean_b 1 - cos(A(|g_b|), A(P_b)) with g the gradient of the label's log-odds, |.| summed over channels, P the teacher's
 perturbation saliency and A the average over the cells of a coarse grid. Like the ratio it is free of the scale of g.

@@ -39,7 +39,7 @@ class Term(BaseModel):
     """A penalty's settings: a weight, a linear ramp from 0 at the start of its stage, and a cadence.
 
     With `every` = k the term is computed in every k-th step alone, with k times its weight. A term whose
-    `needs_adversary` says why is refused in a stage of standard training.
+    `needs_adversary` states why is refused in a stage of standard training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

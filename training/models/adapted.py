@@ -61,7 +61,7 @@ class Adapted(Network):
 
 
 def _from_map(made: Tensor, output: Tensor) -> Tensor:
-    """`output` made of its map again: what follows then depends on the map, whose gradient is defined."""
+    """`output` rebuilt from its map: what follows then depends on the map, whose gradient is defined."""
     if output.ndim == 4:
         return made.permute(0, 2, 3, 1)
     tokens = made.flatten(2).transpose(1, 2)

@@ -28,7 +28,7 @@ WAY_OUT = "return it from a module that is called once, with the batch as its fi
 
 
 def as_map(output: object) -> Tensor | None:
-    """What a module gave as a map (N, C, h, w); None if it is none.
+    """A module's output as a map (N, C, h, w); None if it is none.
 
     Channels are last where the first two of three sizes alone agree, as images are square here; tokens (N, T, C) are a
     map if T is a square, or one more than one: a class token comes first.
@@ -157,7 +157,7 @@ def _map_of_batch(output: object) -> Tensor | None:
 
 
 def _repeats(output: Tensor, inputs: tuple[Any, ...]) -> bool:
-    """Whether a module gives what it was given: the same values, in another order or with a border around them."""
+    """Whether a module returns its input: the same values, in another order or with a border around them."""
     output = output.detach()
     for given in (each.detach() for each in inputs if isinstance(each, Tensor) and each.dtype == output.dtype):
         if given.numel() == output.numel():
@@ -186,8 +186,8 @@ def _of_weights(body: nn.Module, name: str) -> bool:
 
 def _check_logits(logits: object, classes: int) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        told = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise TrainingError(f"the network answers two images with {told}, not with logits (2, {classes})")
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise TrainingError(f"the network answers two images with {returned}, not with logits (2, {classes})")
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def _own(source: str, factory: str, classes: int) -> nn.Module:
         wanted = {"num_classes": classes} if _takes(found, "num_classes") else {}
         network = found(**wanted)
     except Exception as error:  # noqa: BLE001
-        raise TrainingError(f"{arch}: calling {factory} raised {_told(error)}") from None
+        raise TrainingError(f"{arch}: calling {factory} raised {_described(error)}") from None
     if not isinstance(network, nn.Module):
         raise TrainingError(f"{arch} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -75,7 +75,7 @@ def _imported(arch: str, name: str) -> ModuleType:
     _look_in(here)
     mine = _file_of(here, name)
     try:
-        with _told_import(arch, f"is found from {here} or in this environment"):
+        with _import_errors(arch, f"is found from {here} or in this environment"):
             module = importlib.import_module(name)
     except TrainingError as error:
         # Such as the user's training/nets.py, which our own package `training` hides.
@@ -96,14 +96,14 @@ def _from_file(arch: str, path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look themselves up
-    with _told_import(arch, f"is found from {path.parent} or in this environment"):
+    with _import_errors(arch, f"is found from {path.parent} or in this environment"):
         spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _told_import(arch: str, where: str) -> Iterator[None]:
-    """What somebody's module raises as it is imported, in one line."""
+def _import_errors(arch: str, where: str) -> Iterator[None]:
+    """Reports what a user's module raises as it is imported, in one line."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -111,7 +111,7 @@ def _told_import(arch: str, where: str) -> Iterator[None]:
     except SystemExit as error:
         raise TrainingError(f"{arch}: importing it called exit({error.code})") from None
     except Exception as error:  # noqa: BLE001
-        raise TrainingError(f"{arch}: importing it raised {_told(error)}") from None
+        raise TrainingError(f"{arch}: importing it raised {_described(error)}") from None
 
 
 def _look_in(folder: Path) -> None:
@@ -126,7 +126,7 @@ def _file_of(folder: Path, name: str) -> Path | None:
 
 
 def _is_hidden(name: str, folder: Path) -> bool:
-    """Whether another package of the same name than that below `folder` is what Python knows."""
+    """Whether Python has imported another package of the name of the one below `folder`."""
     package = sys.modules.get(name.partition(".")[0])
     places = [Path(place).resolve() for place in getattr(package, "__path__", [])]
     return bool(places) and (folder / name.partition(".")[0]).resolve() not in places
@@ -146,5 +146,5 @@ def _takes(factory: object, name: str) -> bool:
     return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""What every network here is: pixels in [0, 1] in, logits out, and the activations of named layers on demand."""
+"""The interface of networks: pixels in [0, 1] in, logits out, and the activations of named layers on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std by channel, so that everything outside the network speaks pixels in [0, 1]."""
+    """(x - mean) / std by channel, so that everything outside the network uses pixels in [0, 1]."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""Somebody's weights into somebody's network, with the cause said where they don't fit."""
+"""Loading a user's weights into a user's network, with the cause stated where they do not fit."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _check(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor], cl
     # Older files lack these counters, which nothing here reads.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or extra:
-        told = [f"lacks {len(missing)} tensors, such as {missing[0]}"] if missing else []
-        told += [f"has {len(extra)} others, such as {extra[0]}"] if extra else []
-        raise TrainingError(f"{path} is not of this architecture: it {' and '.join(told)}")
+        differences = [f"lacks {len(missing)} tensors, such as {missing[0]}"] if missing else []
+        differences += [f"has {len(extra)} others, such as {extra[0]}"] if extra else []
+        raise TrainingError(f"{path} is not of this architecture: it {' and '.join(differences)}")
     for name, tensor in tensors.items():
         if tensor.shape == wanted[name].shape:
             continue

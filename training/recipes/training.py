@@ -1,4 +1,4 @@
-"""Recipes: YAML files that say everything a training run does; unknown keys are refused."""
+"""Recipes: YAML files that state everything a training run does; unknown keys are refused."""
 
 from __future__ import annotations
 

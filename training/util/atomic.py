@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: work goes on in a draft beside the folder, which then takes its place."""
+"""Folders that are whole or absent: files are written to a draft beside the folder, which then replaces it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 Point = tuple[float, float]
-SERIES = 6  # colours in the report's style sheet: .s0 ... .s5, told apart by dashes as well
+SERIES = 6  # colours in the report's style sheet: .s0 ... .s5, distinguished by dashes as well
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Series:
 
 
 def layer_chart(layers: Sequence[str], series: Sequence[Series], *, label: str, log: bool = False) -> Markup:
-    """Points joined over `layers`, with whiskers where there are intervals; `label` says what the ordinate is."""
+    """Points joined over `layers`, with whiskers where there are intervals; `label` names the ordinate."""
     values = [v for s in series for v in s.values] + [end for s in series for pair in s.intervals or () for end in pair]
     axis = _LogAxis(values) if log else _LinearAxis(values)
     step = LAYERS.across / max(len(layers), 1)
@@ -144,12 +144,12 @@ def layer_chart(layers: Sequence[str], series: Sequence[Series], *, label: str, 
         points = [(across(i, shift), at(value)) for i, value in enumerate(one.values)]
         parts.append(f'<g class="s{one.colour}"><polyline points="{_path(points)}"/>')
         for i, (x, y) in enumerate(points):
-            told = f"{layers[i]}: {one.name} {one.values[i]:.3g}"
+            shown = f"{layers[i]}: {one.name} {one.values[i]:.3g}"
             if one.intervals:
                 low, high = one.intervals[i]
                 parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{at(low):.1f}" y2="{at(high):.1f}"/>')
-                told += f" ({low:.3g} to {high:.3g})"
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(told)}</title></circle>')
+                shown += f" ({low:.3g} to {high:.3g})"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(shown)}</title></circle>')
         parts.append("</g>")
     legend = "".join(f'<span class="key s{s.colour}">{escape(s.name)}</span>' for s in series)
     chart = LAYERS.svg(label, parts, ' class="chart"')

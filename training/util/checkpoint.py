@@ -62,7 +62,7 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, *, networks: dict[str, nn.Module], optimizer: optim.Optimizer) -> Progress | None:
     """Restore what `save_checkpoint` wrote; None where there is none. `TrainingError` if it does not fit.
 
-    Tensors go where the networks' are, in their memory format: a run may go on on another device. Sensitive neurons
+    Tensors go where the networks' are, in their memory format: a run may resume on another device. Sensitive neurons
     stay on the CPU.
     """
     path = folder / "checkpoint.json"
@@ -107,13 +107,13 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file so that it is whole or not there; `TrainingError` if the disk is full."""
+    """Write a safetensors file so that it is whole or absent; `TrainingError` if the disk is full."""
     with _whole(path) as temporary:
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or not there; `TrainingError` if the disk is full."""
+    """Write a text file so that it is whole or absent; `TrainingError` if the disk is full."""
     with _whole(path) as temporary:
         temporary.write_text(text, "utf-8")
 
@@ -128,7 +128,7 @@ def _whole(path: Path) -> Iterator[Path]:
         reason = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
         if reason is not None:
             raise TrainingError(
-                f"{path}: {reason}; what was saved before is whole: make room and run the same command again"
+                f"{path}: {reason}; earlier checkpoints are intact: free disk space and run the same command again"
             ) from None
         if isinstance(error, OSError):
             raise

@@ -1,4 +1,4 @@
-"""Several processes with a share of each batch: means over the whole of it, so that they make the step that one would.
+"""Several processes with a share of each batch: means over the whole of it, so that the step is that of a single one.
 
 Gradients are averaged after the backward pass. Means over a batch that do not stand alone in the loss (BatchNorm's, the
 size that a penalty is relative to) are taken over all shares while it is computed. Shares are of equal size. In a

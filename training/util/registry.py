@@ -1,4 +1,4 @@
-"""What a seam's list is made with: things by their names, each name once."""
+"""Builds the list of a seam: items by their names, each name once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Titled(Protocol):
-    """What a bundle's manifest, card and console say of a part of the defence."""
+    """How a bundle's manifest, card and console describe a part of the defence."""
 
     @property
     def name(self) -> str: ...
@@ -27,14 +27,14 @@ T = TypeVar("T", bound=Titled)
 def by_name(*items: T) -> dict[str, T]:
     """`items` by name, in their order.
 
-    `ValueError` for a name that is not in snake case or is there twice, and for one without a title or a meaning.
+    `ValueError` for a name that is not in snake case or is used twice, and for one without a title or a meaning.
     """
     found: dict[str, T] = {}
     for item in items:
         if not _NAME.fullmatch(item.name):
             raise ValueError(f"{item.name!r} is not a name: expected small letters, digits and underscores")
         if item.name in found:
-            raise ValueError(f"the name {item.name!r} is there twice")
+            raise ValueError(f"the name {item.name!r} is used twice")
         if not (item.title and item.meaning):
             raise ValueError(f"{item.name} has no title or no meaning, which people read in place of its name")
         found[item.name] = item

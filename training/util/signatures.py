@@ -1,4 +1,4 @@
-"""Callables that are passed around: networks as functions, and what hears of progress."""
+"""Callables that are passed around: networks as functions, and receivers of progress."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ StepProgress = Callable[[str, int, int], None]
 
 
 def silent(*_: object) -> None:
-    """Progress that nobody hears of."""
+    """Ignores progress."""

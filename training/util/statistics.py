@@ -1,4 +1,4 @@
-"""Shares with intervals, and how well a score tells attacked images from benign ones."""
+"""Shares with intervals, and how well a score separates attacked images from benign ones."""
 
 from __future__ import annotations
 

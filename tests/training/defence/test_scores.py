@@ -169,7 +169,7 @@ def test_a_screen_that_reads_views_cannot_be_written() -> None:
 
 
 def test_names_are_there_once_and_titled() -> None:
-    with pytest.raises(ValueError, match="'feature_norm' is there twice"):
+    with pytest.raises(ValueError, match="'feature_norm' is used twice"):
         by_name(FeatureNorm(), FeatureNorm())
     with pytest.raises(ValueError, match="not a name"):
         by_name(type("Other", (FeatureNorm,), {"name": "Feature norm"})())

@@ -122,7 +122,7 @@ def test_its_files_are_written(card: dict[str, Any], shared: Bench, tmp_path: Pa
 
 def test_finished_units_are_not_measured_again(card: dict[str, Any], shared: Bench) -> None:
     said: list[str] = []
-    assert run_units(shared, QUICK, say=said.append) == {}
+    assert run_units(shared, QUICK, log=said.append) == {}
     assert said == []
     assert all(row.done for row in plan(shared, QUICK))
     assert assemble(shared)["figures"] == card["figures"]

@@ -164,7 +164,7 @@ def test_example_of_another_batch_is_refused(defence: DefenceGraph, tmp_path: Pa
 
 
 class Odd(nn.Module):
-    """What ONNX cannot say: an operator that it lacks, or control flow that depends on the pixels."""
+    """What cannot be expressed in ONNX: an operator that it lacks, or control flow that depends on the pixels."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     fabric = type("Three", (), {"world_size": 3})()
-    with pytest.raises(RecipeError, match="batch: 32 images can't be shared by 3 processes"):
+    with pytest.raises(RecipeError, match="batch: 32 images cannot be divided among 3 processes"):
         Trainer(recipe("terms"), toy_dataset(train=96), tmp_path, fabric=fabric)
 
 

@@ -26,7 +26,7 @@ class Localiser(ABC):
         """
 
     def soft(self, pixels: Tensor) -> Tensor:
-        """A stand-in for the mask (N, H, W) in [0, 1] whose gradient says how to move it: attackers differentiate it.
+        """A stand-in for the mask (N, H, W) in [0, 1] whose gradient shows how to move it: attackers differentiate it.
 
         The default has no gradient. A localiser that is served should have one: else the card's adaptive patches are
         weaker than a real attacker's.

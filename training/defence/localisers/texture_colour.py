@@ -1,4 +1,4 @@
-"""The window whose texture and colours stand out most from the rest of the image; no network is asked."""
+"""The window whose texture and colours stand out most from the rest of the image; no network is used."""
 
 from __future__ import annotations
 

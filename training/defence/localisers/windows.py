@@ -1,6 +1,6 @@
 """Localisers that choose a square window, of several sides: the one whose pixels stand out most from the rest.
 
-A pixel map says how unusual every pixel is; windows of all sides are compared by how far their mean lies above that of
+A pixel map shows how unusual every pixel is; windows of all sides are compared by how far their mean lies above that of
 the rest. Nothing depends on the resolution: sides are shares of the image's, and maps are standardised by image.
 """
 
@@ -22,7 +22,7 @@ _TEMPERATURE = 0.5  # of the windows' contrasts, which are in standard errors
 
 
 class WindowLocaliser(Localiser):
-    """The window in which a pixel map stands out most; a subclass says what the map is."""
+    """The window in which a pixel map stands out most; a subclass defines the map."""
 
     @abstractmethod
     def pixel_map(self, pixels: Tensor) -> Tensor:

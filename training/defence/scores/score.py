@@ -30,7 +30,7 @@ class Score(ABC):
     """Whether the cascade's screen computes it, too: it must be cheap and read no view."""
 
     by_default: ClassVar[bool] = True
-    """Whether a bundle has it and fuses it where its recipe does not say otherwise; else only where it is named."""
+    """Whether a bundle has it and fuses it where its recipe does not state otherwise; else only where it is named."""
 
     about_layers: ClassVar[bool] = False
     """Whether it is a statement about layers, so that its evidence names the one that deviates most."""

@@ -20,7 +20,7 @@ from training.util.module_modes import frozen
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack made: the images that it began with, the attacked uint8 images, and what else it tells."""
+    """What an attack made: the images that it began with, the attacked uint8 images, and what else it reports."""
 
     clean: Split
     images: np.ndarray

@@ -1,4 +1,4 @@
-"""What measurements share: the bundle opened, the test images, and what has been attacked and answered already."""
+"""Shared state of measurements: the open bundle, the test images, and what has been attacked and answered already."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UNSERVED = ("card.json", "card.md", "report.html", "samples/")
 
 @dataclass
 class Bench:
-    """One evaluation at work.
+    """The state of one evaluation.
 
     `settings` are those of this run, `asked` those of a whole evaluation, which a quick look stays below. `device` is
     where attacks run; answers always come from the CPU's calibration.
@@ -75,14 +75,14 @@ class Bench:
         """What an answer depends on: graphs, weights, calibration and policy, and the test images."""
         manifest = self.bundle.manifest
         files = {name: sha for name, sha in manifest.files.items() if not name.startswith(_UNSERVED)}
-        told = manifest.model_dump(mode="json", include={"classes", "input", "scores", "screen_scores", "policy"})
+        stated = manifest.model_dump(mode="json", include={"classes", "input", "scores", "screen_scores", "policy"})
         calibrations = [c.model_dump(mode="json", exclude={"evaluated"}) for c in manifest.calibrations]
-        return digest([files, told, calibrations, self._test_key])
+        return digest([files, stated, calibrations, self._test_key])
 
     @cached_property
     def _test_key(self) -> str:
-        told: Any = self.data.describe()["test"]
-        return str(told["sha256"])
+        stated: Any = self.data.describe()["test"]
+        return str(stated["sha256"])
 
     @cached_property
     def test(self) -> Split:
@@ -127,8 +127,8 @@ class Bench:
         """The gateway's answers to uint8 images (N, H, W, C) known as `name`, which depend on `depends`."""
 
         def make(start: int, stop: int) -> Arrays:
-            said = serve(self.pipeline, images[start:stop], cascade=cascade)
-            return {each.name: getattr(said, each.name) for each in fields(Served)}
+            served = serve(self.pipeline, images[start:stop], cascade=cascade)
+            return {each.name: getattr(served, each.name) for each in fields(Served)}
 
         kind = "answers-cascade" if cascade else "answers"
         key = digest([self.served_key, self.networks_key, depends])

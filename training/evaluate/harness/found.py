@@ -57,11 +57,11 @@ def pack(bits: np.ndarray) -> dict[str, Any]:
     return {"n": len(bits), "bits": base64.b64encode(np.packbits(bits.astype(bool)).tobytes()).decode()}
 
 
-def unpack(told: dict[str, Any]) -> np.ndarray:
-    """The booleans (n,) of `pack`; `TrainingError` if they are not as many as told."""
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """The booleans (n,) of `pack`; `TrainingError` if they are not as many as stated."""
     try:
-        raw = base64.b64decode(told["bits"], validate=True)
-        n = int(told["n"])
+        raw = base64.b64decode(packed["bits"], validate=True)
+        n = int(packed["n"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"outcomes that cannot be read: {error}") from None
     if len(raw) != (n + 7) // 8:

@@ -1,4 +1,4 @@
-"""Attacks that stop where the gateway itself says that they have won."""
+"""Attacks that stop where the gateway's own answers show that they have won."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from training.served.answers import Served, serve
 
 
 def judged_as_served(
-    bench: Bench, tell: Callable[[Bench, Served, np.ndarray], Arrays], until: str
+    bench: Bench, measure: Callable[[Bench, Served, np.ndarray], Arrays], until: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the gateway itself answers to the images, as columns; the last one says when an image needs no more work."""
+    """The gateway's answers to the images, as columns; the last one states when an image needs no more work."""
 
     def beaten(adversarial: Tensor, label: Tensor) -> Tensor:
-        told = tell(bench, serve(bench.pipeline, as_images(adversarial)), label.cpu().numpy())
-        return torch.from_numpy(np.stack([*told.values(), told[until]], axis=1))
+        found = measure(bench, serve(bench.pipeline, as_images(adversarial)), label.cpu().numpy())
+        return torch.from_numpy(np.stack([*found.values(), found[until]], axis=1))
 
     return beaten

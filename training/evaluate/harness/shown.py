@@ -30,8 +30,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def ranged(value: float | None, limits: Interval, digits: int = 1) -> str:
     """A share with its interval, where it has one."""
-    said = percent(value, digits)
-    return said if not limits else f"{said} ({100 * limits[0]:.{digits}f} to {100 * limits[1]:.{digits}f})"
+    text = percent(value, digits)
+    return text if not limits else f"{text} ({100 * limits[0]:.{digits}f} to {100 * limits[1]:.{digits}f})"
 
 
 def by_eps(group: Mapping[str, T]) -> list[tuple[str, T]]:

@@ -1,7 +1,7 @@
-"""Where an evaluation keeps what it has done: attacked images and answers by chunk, and finished units.
+"""The store of an evaluation: attacked images and answers by chunk, and finished units.
 
-A chunk is a file of arrays without objects, written whole or not at all, so that a killed evaluation goes on where it
-was. Chunks are named by what they depend on: another bundle, data set or setting never finds them.
+A chunk is a file of arrays without objects, written whole or not at all, so that a killed evaluation resumes
+there. Chunks are named by what they depend on: another bundle, data set or setting never finds them.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Stage:
 
 
 def stages(systems: Systems) -> list[Stage]:
-    """Every attack but the simple ones: the companion alone, confident without a thought of the detector, and each
+    """Every attack but the simple ones: the companion alone, confident without regard to the detector, and each
     system at the limits of each rate, the strictest first.
     """
     bench = systems.bench
@@ -108,8 +108,8 @@ def stricter(systems: Systems) -> list[Stage]:
     found = [Stage(f"joint, {rate:g}, capped", least, f"all@{rate:g}", given=guard)]
     for alpha in sorted(ALPHAS)[:-1]:
         level = judge.level(alpha)
-        told = judge.fusion.guard
-        near = None if told is None else _near(score_named(told.score), judge.fusion.limits(level)[1])
+        objecting = judge.fusion.guard
+        near = None if objecting is None else _near(score_named(objecting.score), judge.fusion.limits(level)[1])
         conditions = unflagged(judge.fusion, level, capped=True)
         found.append(Stage(f"{JOINT}, {alpha:g}", conditions, f"served@{alpha:g}", given=near))
     return found
@@ -171,8 +171,8 @@ def _unobjected(
     score: str, limit: float, logits: Tensor, companion: Tensor, scores: Tensor, target: Tensor
 ) -> list[Tensor]:
     """The answer is the target, and the `score` of it is not above `limit`; `scores` has that one alone (`_looks`)."""
-    told = -margin(companion, target) if score_named(score).of_any_label else scores[:, 0]
-    return [says(logits, target, SAFE), unobjected(score, limit, logits, companion, told, target)]
+    values = -margin(companion, target) if score_named(score).of_any_label else scores[:, 0]
+    return [says(logits, target, SAFE), unobjected(score, limit, logits, companion, values, target)]
 
 
 def _calm(systems: Systems, rate: float) -> Conditions:
@@ -216,8 +216,8 @@ def carry_out(
 ) -> Arrays:
     """The stages of `plan` one after another on the first `count` test images: {attack: (n, R) bool}.
 
-    The simple attacks come first, unless `only` names stages or this goes on from `before`, rows of earlier attacks on
-    the same images. `kind` is what the rows are kept under. More than one of `samples`: gradients are means over as
+    The simple attacks come first, unless `only` names stages or `before` has rows of earlier attacks on the same
+    images. `kind` is what the rows are kept under. More than one of `samples`: gradients are means over as
     many images within `JITTER`.
     """
     test, columns = bench.first(count), systems.columns
@@ -283,7 +283,7 @@ def _any(won: Arrays, column: str, columns: Sequence[str], names: Sequence[str],
 
 
 def _judge(systems: Judges, until: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """All columns, and at the end the one that says when an image needs no more work."""
+    """All columns, and at the end the one that states when an image needs no more work."""
     last = systems.columns.index(until)
 
     def beaten(adversarial: Tensor, label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two networks of other widths, trained here on the training split: what a black-box attacker would make attacks on."""
+"""Two networks of other widths, trained here on the training split: the surrogates of a black-box attacker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which test images show the same physical object, where a data set doesn't say it.
+"""Which test images show the same physical object, where a data set does not state it.
 
 Test images that are frames of a few hundred tracks carry less evidence than as many single photos: what one frame does
 its neighbours do, and a bootstrap by image gives intervals that are too narrow. GTSRB's test part is such: whole tracks

@@ -107,13 +107,13 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
     union = union_of(rows, columns)
     row: dict[str, Any] = {"n": len(test)}
 
-    def tell(name: str, won: np.ndarray) -> None:
+    def record(name: str, won: np.ndarray) -> None:
         row.update({name: float(won.mean()), f"{name}_interval": interval(won, test.group)})
 
     for prefix, system in (("alpha", "served"), ("cascade", "cascade")):
         for alpha in ALPHAS:
             if (won := union.get(f"{system}@{alpha:g}")) is not None:
-                tell(f"{prefix}_{alpha:g}", won)
+                record(f"{prefix}_{alpha:g}", won)
     outcomes, figures = {}, {}
     for alpha in ALPHAS:
         figure = f"joint_{eps}" if alpha == max(ALPHAS) else f"joint_{eps}_{alpha:g}"
@@ -121,8 +121,8 @@ def adaptive(bench: Bench, *, eps: int) -> Found:
         figures[figure] = Figure(figure, at=("adaptive", key, f"alpha_{alpha:g}"))
     if ALONE in union:
         half, _ = suite(bench, eps=eps / 2, count=settings.adaptive, steps=settings.adaptive_steps, only=[ALONE])
-        tell("companion", union[ALONE])
-        tell("half", union_of(half, columns)[ALONE])
+        record("companion", union[ALONE])
+        record("half", union_of(half, columns)[ALONE])
         row |= {f"excess_{alpha:g}": row[f"alpha_{alpha:g}"] - row["companion"] for alpha in ALPHAS}
         outcomes[f"companion_error_{eps}"] = union[ALONE]
         figures[f"joint_excess_{eps}"] = Figure(

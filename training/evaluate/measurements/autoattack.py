@@ -33,7 +33,7 @@ class AutoAttacked(Section):
 
 
 def autoattacked(bench: Bench, *, eps: int) -> Found:
-    """AutoAttack (standard) on the companion alone: what stands, and what the others fell to."""
+    """AutoAttack (standard) on the companion alone: which images withstand it, and which stage fools each other one."""
     test = bench.first(bench.settings.autoattack)
     predict = searched(bench.networks["companion"])
 

@@ -117,7 +117,7 @@ def worst_classes(test: Split, classes: list[str], right: np.ndarray, outcomes: 
 
 
 def _lacks_disagreement(bench: Bench, section: dict[str, Any]) -> bool:
-    """Whether a finished section was written before cards said how often the companion disagrees."""
+    """Whether a finished section was written before cards stated how often the companion disagrees."""
     return bench.bundle.manifest.companion and "disagrees" not in section["benign"]
 
 
@@ -140,12 +140,12 @@ def _show(found: Benign) -> Body:
 
 
 def _show_worst(found: WorstClasses) -> Body:
-    told = {
+    stated = {
         "lowest accuracy": found.accuracy_answering,
         "most flags at alpha 1 %": found.flagged_1,
         "most flags at alpha 5 %": found.flagged_5,
     }
-    return ["; ".join(f"{text}: {row.name}, {percent(row.share)}, n = {row.n:,}" for text, row in told.items()) + "."]
+    return ["; ".join(f"{text}: {row.name}, {percent(row.share)}, n = {row.n:,}" for text, row in stated.items()) + "."]
 
 
 UNIT = Unit(

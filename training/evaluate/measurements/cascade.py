@@ -15,7 +15,7 @@ from training.recipes.evaluation import ALPHAS
 
 
 class Screened(ByAlpha):
-    """Of the images that fool the answering network: the share let off by the screen, and flagged by the composite."""
+    """Of the images that fool the answering network: the share that passes the screen, and flagged by the composite."""
 
     fooled: int
     screened: float | None
@@ -34,9 +34,11 @@ def cascade(bench: Bench) -> Found:
     """The composite of screen and verdict on benign test images; nothing where the bundle has none."""
     if not bench.pipeline.can_screen:
         return Found(Cascade())
-    said = bench.clean_cascade
-    flagged = {f"{a:g}": float(flags(bench, said, a, cascade=True).mean()) for a in ALPHAS}
-    return Found(Cascade(n=len(said), screened=float(said.screened.mean()), flagged=Flagged.model_validate(flagged)))
+    answers = bench.clean_cascade
+    flagged = {f"{a:g}": float(flags(bench, answers, a, cascade=True).mean()) for a in ALPHAS}
+    return Found(
+        Cascade(n=len(answers), screened=float(answers.screened.mean()), flagged=Flagged.model_validate(flagged))
+    )
 
 
 def _show(found: Cascade) -> Body:

@@ -1,4 +1,4 @@
-"""Level 2: the undefended network under an attack that has to break it, or the harness is broken."""
+"""Level 2: the undefended network under an attack that must break it if the harness works."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def harmed(bench: Bench) -> Found:
                 generator=generator,
                 conditions=gated(judge.fusion, gate),
                 afterwards=harm(judge.calibration.recovery),
-                beaten=judged_as_served(bench, _told, "harmed"),
+                beaten=judged_as_served(bench, _outcomes, "harmed"),
                 progress=partial(bench.progress, f"attacks that aim at harm, images {start}-{stop}"),
             )
         return {"harmed": found[:, 0].cpu().numpy()}
@@ -70,8 +70,8 @@ def harmed(bench: Bench) -> Found:
     return Found(section, outcomes={"harmed_adaptive": won})
 
 
-def _told(_bench: Bench, said: Served, label: np.ndarray) -> Arrays:
-    return {"harmed": (said.raw == label) & (said.served != label)}
+def _outcomes(_bench: Bench, answers: Served, label: np.ndarray) -> Arrays:
+    return {"harmed": (answers.raw == label) & (answers.served != label)}
 
 
 def _show(found: Harm) -> Body:

@@ -105,7 +105,7 @@ def layers(bench: Bench) -> Found:
     taps = list(network.tap_channels)
     chosen = vulnerable_layers(_report(bench, "answering", few, "answering, select").content, count=1, among=taps)
     if not chosen:
-        raise TrainingError("no layer has a vulnerability to speak of: heat maps are empty")
+        raise TrainingError("no layer's vulnerability can be determined: heat maps are empty")
     made = {name: attacked(bench, name) for name in WATCHED}
     pixels = {name: bench.pixels(each.images) for name, each in made.items()}
     fooled = {name: labels_of(network, pixels[name]) != each.clean.y for name, each in made.items()}

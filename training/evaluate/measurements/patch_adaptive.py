@@ -82,7 +82,7 @@ def adaptive_patches(bench: Bench) -> Found:
                         looks=looks,
                         conditions=conditions,
                         afterwards=afterwards,
-                        beaten=judged_as_served(bench, _told, until),
+                        beaten=judged_as_served(bench, _outcomes, until),
                         progress=partial(bench.progress, f"adaptive patches, images {start}-{stop}: {kind}, {aim}"),
                     )
                 won[left] |= found[:, :-1].cpu().numpy()
@@ -114,9 +114,9 @@ def _wrong(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) 
     return [says(logits, target)]
 
 
-def _told(bench: Bench, said: Served, label: np.ndarray) -> Arrays:
-    wrong, served = said.raw != label, said.served != label
-    unflagged_ = {f"unflagged_{alpha:g}": served & ~flags(bench, said, alpha) for alpha in ALPHAS}
+def _outcomes(bench: Bench, answers: Served, label: np.ndarray) -> Arrays:
+    wrong, served = answers.raw != label, answers.served != label
+    unflagged_ = {f"unflagged_{alpha:g}": served & ~flags(bench, answers, alpha) for alpha in ALPHAS}
     return {"fools": wrong, "served_wrong": wrong & served} | unflagged_
 
 

@@ -61,7 +61,7 @@ class Queries(Section):
 
 
 def queries(bench: Bench) -> Found:
-    """Queries until one answer is wrong and not flagged, over HTTP, 8/255: Square where the verdict is told, else RayS.
+    """Queries until an answer is wrong and not flagged, over HTTP, 8/255: Square where the verdict is shown, else RayS.
 
     The gateway is started here with its default policy and without keys; `won` is the share of images
     for which the budget was enough, `median` the median of queries where an image that stood counts as the budget.
@@ -71,13 +71,13 @@ def queries(bench: Bench) -> Found:
     asked = {}
     for disclosure in get_args(Disclosure):
 
-        def make(start: int, stop: int, generator: torch.Generator, told: Disclosure = disclosure) -> Arrays:
+        def make(start: int, stop: int, generator: torch.Generator, shown: Disclosure = disclosure) -> Arrays:
             part = clean.take(np.arange(start, stop))
             x, y = bench.pixels(part.x), bench.targets(part.y)
-            progress = partial(bench.progress, f"queries over HTTP, told {told}, images {start}-{stop}")
-            with tempfile.TemporaryDirectory() as folder, gateway(bench.bundle.path, told, Path(folder)) as (url, key):
+            progress = partial(bench.progress, f"queries over HTTP, disclosure {shown}, images {start}-{stop}")
+            with tempfile.TemporaryDirectory() as folder, gateway(bench.bundle.path, shown, Path(folder)) as (url, key):
                 endpoint = Endpoint(url, key)
-                if told == "label":
+                if shown == "label":
                     done = rays(
                         endpoint.fooled,
                         x,
@@ -121,16 +121,16 @@ def queries(bench: Bench) -> Found:
 
 def _unflagged(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
     """What the attacker cannot see: which of the images are answered wrong and not flagged."""
-    said, alpha = serve(bench.pipeline, as_images(images)), bench.bundle.manifest.policy.alpha
-    wrong = said.served != labels.cpu().numpy()
-    return torch.from_numpy(wrong & ~flags(bench, said, alpha)).to(images.device)
+    answers, alpha = serve(bench.pipeline, as_images(images)), bench.bundle.manifest.policy.alpha
+    wrong = answers.served != labels.cpu().numpy()
+    return torch.from_numpy(wrong & ~flags(bench, answers, alpha)).to(images.device)
 
 
 @contextmanager
 def gateway(bundle: Path, disclosure: Disclosure, folder: Path) -> Iterator[tuple[str, str]]:
     """A gateway that serves `bundle` for the context: its address, and the key of a client who sees that much.
 
-    `folder` has its keys and log. Raises `TrainingError` with the end of its log if it does not come up.
+    `folder` has its keys and log. Raises `TrainingError` with the end of its log if it does not start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -178,7 +178,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except (GatewayAnswer, GatewayUnreachable):
             time.sleep(0.2)
     tail = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
-    raise TrainingError(f"the gateway did not come up: {' '.join(tail) or 'no word from it'}")
+    raise TrainingError(f"the gateway did not start: {' '.join(tail) or 'it printed nothing'}")
 
 
 def _show(found: Queries) -> Body:

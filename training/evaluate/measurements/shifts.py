@@ -85,28 +85,28 @@ def shifts(bench: Bench) -> Found:
     section: dict[str, Any] = {"n": len(test), "none": _row(bench, test, clean, accuracy)}
     for name in (*CHANGES, *NOISES):
         depends = {"seed": bench.settings.seed}
-        said = bench.answers(
+        answers = bench.answers(
             f"shift: {name}", f"shift-{name}", changed(test.x, name, seed=bench.settings.seed), depends
         )
-        section[name] = _row(bench, test, said, accuracy)
+        section[name] = _row(bench, test, answers, accuracy)
     for name, images in _foreign(bench).items():
-        said = bench.answers(
+        answers = bench.answers(
             f"other images: {name}", f"foreign-{name}", images, {"sha": digest(images.tobytes().hex())}
         )
         section[f"{OTHER}{name}"] = {"n": len(images)} | {
-            f"alpha_{alpha:g}": float(flags(bench, said, alpha).mean()) for alpha in ALPHAS
+            f"alpha_{alpha:g}": float(flags(bench, answers, alpha).mean()) for alpha in ALPHAS
         }
     return Found(Shifts.model_validate(section))
 
 
-def _row(bench: Bench, test: Split, said: Served, clean_accuracy: float) -> dict[str, Any]:
-    right = said.raw == test.y
-    flagged = {f"flagged_{alpha:g}": flags(bench, said, alpha) for alpha in ALPHAS}
+def _row(bench: Bench, test: Split, answers: Served, clean_accuracy: float) -> dict[str, Any]:
+    right = answers.raw == test.y
+    flagged = {f"flagged_{alpha:g}": flags(bench, answers, alpha) for alpha in ALPHAS}
     worst = worst_classes(test, bench.data.classes, right, flagged)
     row: dict[str, Any] = {
         "n": len(test),
         "accuracy_answering": float(right.mean()),
-        "accuracy_served": float((said.served == test.y).mean()),
+        "accuracy_served": float((answers.served == test.y).mean()),
         "worst_class_0.01": worst.flagged_1.share,
         "worst_class_0.05": worst.flagged_5.share,
     }
@@ -152,7 +152,7 @@ def _photos(bench: Bench) -> np.ndarray:
             except PalisadeError:
                 continue  # not an image that the gateway takes
     if not images:
-        raise DataError(f"{bench.photos}: no image in it that the gateway can decode")
+        raise DataError(f"{bench.photos}: it holds no image that the gateway can decode")
     return np.stack(images)
 
 

@@ -110,34 +110,34 @@ def unaware(bench: Bench, attack: Attack) -> Found:
     a local attack, have sections of their own.
     """
     name = attack.name
-    made, said = answered(bench, name)
-    fooled = said.raw != made.clean.y
+    made, answers = answered(bench, name)
+    fooled = answers.raw != made.clean.y
     group = made.clean.group[fooled]
-    recovered = said.served == made.clean.y
+    recovered = answers.served == made.clean.y
     section: dict[str, Any] = {
         "n": len(made),
         "fooled": int(fooled.sum()),
         "recovered": share(recovered, fooled),
         "recovered_interval": interval(recovered[fooled], group),
-        "recovered_if_always_served": share(said.after == made.clean.y, fooled),
-        "neutralised": share(said.neutralised, fooled),
+        "recovered_if_always_served": share(answers.after == made.clean.y, fooled),
+        "neutralised": share(answers.neutralised, fooled),
     }
     if attack.local:
         section["side"] = patch_side(bench.bundle.manifest.input.height)
     if "queries" in made.rows:
         section["median_queries"] = float(np.median(made.rows["queries"]))
     for alpha in ALPHAS:
-        flagged = flags(bench, said, alpha)
+        flagged = flags(bench, answers, alpha)
         rate = float(flags(bench, bench.clean, alpha).mean())
         section[f"alpha_{alpha:g}"] = {
             "measured_fpr": rate,
             "flagged": share(flagged, fooled),
             "flagged_interval": interval(flagged[fooled], group),
-            "max_softmax": share(said.confidence < np.quantile(bench.clean.confidence, rate), fooled),
-            "undetected": float(((said.served != made.clean.y) & ~flagged).mean()),
+            "max_softmax": share(answers.confidence < np.quantile(bench.clean.confidence, rate), fooled),
+            "undetected": float(((answers.served != made.clean.y) & ~flagged).mean()),
         }
     outcomes = {f"fooled_{name}": fooled}
-    figures, measured, rates = _measured(bench, name, said, fooled, group, outcomes)
+    figures, measured, rates = _measured(bench, name, answers, fooled, group, outcomes)
     parts: dict[str, Any] = {"unaware": {name: section}, "detection": {name: measured}}
     if bench.pipeline.can_screen:
         _, through = answered(bench, name, cascade=True)
@@ -154,10 +154,10 @@ def unaware(bench: Bench, attack: Attack) -> Found:
 
 
 def _measured(
-    bench: Bench, name: str, said: Served, fooled: np.ndarray, group: np.ndarray, outcomes: dict[str, np.ndarray]
+    bench: Bench, name: str, answers: Served, fooled: np.ndarray, group: np.ndarray, outcomes: dict[str, np.ndarray]
 ) -> tuple[dict[str, Figure], dict[str, Any], dict[str, Any]]:
     """Figures (their outcomes are added), shares detected where each reading flags that share of benign images, ROC."""
-    benign, seen = readings(bench, bench.clean), readings(bench, said)
+    benign, seen = readings(bench, bench.clean), readings(bench, answers)
     figures, section = {}, dict[str, Any]()
     for rate in ALPHAS:
         caught = {reading: seen[reading] > threshold_at(benign[reading], rate) for reading in seen}

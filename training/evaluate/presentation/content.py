@@ -1,4 +1,4 @@
-"""What a card says to a reader, as chapters, sections and tables that the page and the report lay out."""
+"""What a card shows a reader, as chapters, sections and tables that the page and the report lay out."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _detector(card: Card) -> Body:
 
 
 def _part_of(row: Card) -> str:
-    """What a score does in the verdict."""
+    """The role of a score in the verdict."""
     parts = [text for key, text in (("fused", "fused"), ("guards", "guard")) if row[key]]
     return " and ".join(parts) or "reported alone"
 

@@ -1,4 +1,4 @@
-"""The card as one HTML file with curves and pictures, that needs nothing but itself."""
+"""The card as one HTML file with curves and pictures, that is self-contained."""
 
 from __future__ import annotations
 

@@ -36,15 +36,15 @@ def misstated(page: str, rendered: str, headline: int) -> list[str]:
             first = next((n for n, (a, b) in enumerate(zip(mine, right, strict=False)) if a != b), len(right))
             problems.append(f"row {first + 1} of the headline table is not that of the card")
     rows, right_rows = (Counter(_row(row) for table in each for row in table[1:]) for each in (tables, right_tables))
-    problems += [f"a row states {_told(row)}, which the card does not" for row in rows - right_rows]
-    problems += [f"the row of {_told(row)} is missing" for row in right_rows - rows]
-    said, right_said = (
+    problems += [f"a row states {_described(row)}, which the card does not" for row in rows - right_rows]
+    problems += [f"the row of {_described(row)} is missing" for row in right_rows - rows]
+    shown, right_shown = (
         "\n".join([*lines, *(" ".join(cells) for table in each for cells in table[:1])])
         for each, lines in ((tables, text), (right_tables, right_text))
     )
-    measured, right_measured = (Counter(_measured(each)) for each in (said, right_said))
+    measured, right_measured = (Counter(_measured(each)) for each in (shown, right_shown))
     problems += [f"the text leaves out {number}" for number in right_measured - measured]
-    numbers, right_numbers = (Counter(_numbers(each)) for each in (said, right_said))
+    numbers, right_numbers = (Counter(_numbers(each)) for each in (shown, right_shown))
     more, less = numbers - right_numbers, right_numbers - numbers
     known = set(_numbers(rendered))
     wrong = {number for number in more if less or _MEASURED.search(number) or number not in known}
@@ -80,7 +80,7 @@ def _numbers(text: str) -> Iterable[str]:
 
 
 def _measured(text: str) -> Iterable[str]:
-    """Numbers of the text that somebody measured; each n once more, as such."""
+    """Measured numbers of the text; each n is listed once more, as such."""
     yield from (number for number in _numbers(text) if _MEASURED.search(number))
     yield from (f"n = {found.group(1)}" for found in _COUNT.finditer(text))
 
@@ -92,8 +92,8 @@ def _status(text: Sequence[str], right: Sequence[str]) -> list[str]:
         for lines in (text, right)
         for line in [next((line for line in lines if line.startswith("**")), "")]
     )
-    return [] if mine == wanted else [f"the page says {mine or 'no status'}, the card {wanted}"]
+    return [] if mine == wanted else [f"the page states {mine or 'no status'}, the card {wanted}"]
 
 
-def _told(row: Row) -> str:
+def _described(row: Row) -> str:
     return ", ".join(row) or "no number"

@@ -10,7 +10,7 @@ import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
-/** `image` says where it came from: { name, truth?, size, type, command }; `manifest` may be null. */
+/** `image` describes its source: { name, truth?, size, type, command }; `manifest` may be null. */
 export function decision(answer, image, manifest) {
   const { verdict, neutralization } = answer;
   return h(
@@ -132,7 +132,7 @@ function command(answer, image) {
   return `${image.command} -H ${quoted(`Content-Type: ${image.type || "application/octet-stream"}`)}${key} ${quoted(target)}`;
 }
 
-/** The answer with its pictures cut short: base64 helps no reader. */
+/** The answer with its pictures cut short: base64 is unreadable. */
 function shortened(answer) {
   return JSON.parse(
     JSON.stringify(answer, (name, value) =>

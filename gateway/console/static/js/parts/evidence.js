@@ -1,4 +1,4 @@
-// What speaks for a flag: scores with their p-values, deviation by layer, the companion's opinion.
+// The evidence for a flag: scores with their p-values, deviation by layer, the companion's opinion.
 import { h, svg } from "../dom.js";
 import { decimal, pValue } from "../format.js";
 import { pBar } from "./scale.js";

@@ -15,7 +15,7 @@ const NAMES = {
   neutral: "Neutralised pixels",
 };
 const HINTS = {
-  saliency: "what the answer hangs on",
+  saliency: "what the answer depends on",
   roi: "where the companion looks",
   roa: "where a patch is likeliest",
   mask: "what was replaced",
@@ -24,8 +24,8 @@ const HINTS = {
 
 /**
  * `sources`: addresses of PNGs by name (input, saliency, roi, roa, mask, neutral), those that exist.
- * `unsuspected`: the region of attack is only the likeliest one, nothing speaks against it.
- * `manifest`: the bundle's, which says by its localiser what the region of attack is; may be null.
+ * `unsuspected`: the region of attack is the likeliest place of a patch, but is not suspected.
+ * `manifest`: the bundle's, whose localiser defines the region of attack; may be null.
  */
 export function viewer(sources, { description, unsuspected = false, manifest = null }) {
   const stage = h("div", {
