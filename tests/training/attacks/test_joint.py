@@ -423,6 +423,7 @@ def test_the_search_is_in_the_precision_that_the_machine_is_made_for(
     monkeypatch.setattr(training.attacks.coarse, "machine_precision", lambda _device: Choice(precision, "so it is"))
     defence = DefenceGraph(copy.deepcopy(trained), copy.deepcopy(trained), defence.constants)
     x = test_images[0][:12].clone().requires_grad_(True)
+    required = [parameter.requires_grad for parameter in defence.network.parameters()]
     rough = searched_defence(defence)
     searching, exact = rough.network(x), defence.network(x)
     assert searching.dtype == rough.network.taps(x)[1]["stage2"].dtype == torch.float32
@@ -433,4 +434,4 @@ def test_the_search_is_in_the_precision_that_the_machine_is_made_for(
     assert apart > 1e-4 if precision == "bf16" else apart < 1e-5
     assert rough.network.tap_channels == defence.network.tap_channels
     assert defence.network is not rough.network
-    assert all(parameter.requires_grad for parameter in defence.network.parameters())
+    assert [parameter.requires_grad for parameter in defence.network.parameters()] == required

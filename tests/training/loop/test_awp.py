@@ -21,7 +21,7 @@ def test_weights_move_along_their_gradient_by_a_share_of_their_norm() -> None:
 
 
 def test_every_layer_by_its_own_norm_and_bits_and_statistics_come_back() -> None:
-    network = random_network(0).train().to(memory_format=torch.channels_last)
+    network = random_network(0, width=8).train().to(memory_format=torch.channels_last)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     x = torch.rand(8, 3, 16, 16)
 

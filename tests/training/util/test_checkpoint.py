@@ -20,7 +20,7 @@ HISTORY = [{"stage": "a", "loss": 0.5}, {"stage": "a", "loss": 0.25}]
 
 def stepped(seed: int) -> tuple[SmallResNet, SmallResNet, optim.SGD]:
     """A network after one step, with momentum, and an average that differs from it."""
-    network = random_network(seed).to(memory_format=torch.channels_last)
+    network = random_network(seed, width=8).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
     optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.rand(4, 3, 16, 16)).square().sum().backward()
@@ -48,7 +48,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_round_trip(tmp_path: Path) -> None:
     saved = save(tmp_path)
-    network = random_network(9)
+    network = random_network(9, width=8)
     progress, average, optimizer = load(tmp_path, network)
     assert progress == Progress(2, HISTORY)
     assert same(network, saved[0])
@@ -61,14 +61,14 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert load(tmp_path, random_network(0))[0] is None
+    assert load(tmp_path, random_network(0, width=8))[0] is None
 
 
 def test_the_latest_replaces_the_earlier(tmp_path: Path) -> None:
     save(tmp_path, 0, 1)
     latest = save(tmp_path, 1, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2.safetensors", "checkpoint.json"]
-    network = random_network(9)
+    network = random_network(9, width=8)
     load(tmp_path, network)
     assert same(network, latest[0])
 
@@ -76,7 +76,7 @@ def test_the_latest_replaces_the_earlier(tmp_path: Path) -> None:
 def test_interrupted_write_leaves_the_earlier_one_usable(tmp_path: Path) -> None:
     saved = save(tmp_path, 0, 1)
     (tmp_path / "checkpoint-2.safetensors.part").write_bytes(b"half")
-    network = random_network(9)
+    network = random_network(9, width=8)
     progress, _, _ = load(tmp_path, network)
     assert progress is not None
     assert progress.epoch == 1
@@ -113,13 +113,13 @@ def test_damaged_checkpoint_is_a_training_error(tmp_path: Path, damage) -> None:
     save(tmp_path)
     damage(tmp_path)
     with pytest.raises(TrainingError, match="cannot resume"):
-        load(tmp_path, random_network(0))
+        load(tmp_path, random_network(0, width=8))
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(TrainingError, match="cannot resume"):
-        load(tmp_path, random_network(0, classes=7))
+        load(tmp_path, random_network(0, classes=7, width=8))
 
 
 def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
-    network = random_network(9)
+    network = random_network(9, width=8)
     progress, _, _ = load(tmp_path, network)
     assert progress == Progress(1, HISTORY)
     assert same(network, saved[0])
