@@ -31,8 +31,8 @@ class Standing(Section):
 def pgd_rows(bench: Bench, role: str, *, eps: float, count: int | None, restarts: int = 1) -> Arrays:
     """PGD Linf of `eps` / 255 on a network alone: `standing` (n,) after it, and the attacked uint8 `images`.
 
-    It searches in bfloat16 and is judged in float32; any iterate that fools counts. Only images that the network gets
-    right are attacked.
+    It searches in the precision that the machine is made for (`training.attacks.coarse`) and is judged in float32; any
+    iterate that fools counts. Only images that the network answers rightly are attacked.
     """
     test, predict = bench.first(count), searched(bench.networks[role])
     right = bench.labels[role] == bench.test.y

@@ -29,8 +29,8 @@ def _show(found: dict[str, Standing]) -> Body:
 PLACE = Place(
     "companion_pgd",
     "The companion alone under PGD",
-    "Accuracy of the adversarially trained network. PGD has one random start, searches in bfloat16 and is judged in "
-    "float32; any iterate that fools counts.",
+    "Accuracy of the adversarially trained network. PGD has one random start, searches in bfloat16 where the machine "
+    "is made for it, and is judged in float32; any iterate that fools counts.",
     "knows",
     dict[str, Standing],
     _show,
