@@ -83,7 +83,7 @@ def test_what_cannot_be_is_one_line(bundle: Bundle, tmp_path: Path, monkeypatch:
     (tmp_path / "old").mkdir()
     assert "2 error:" in (said := calibrate(bundle, tmp_path / "old"))
     assert "exists; choose another --out" in said
-    assert "is version 1.0.0 already" in calibrate(bundle, tmp_path / "new", version="1.0.0")
+    assert "is already version 1.0.0" in calibrate(bundle, tmp_path / "new", version="1.0.0")
     assert "--version newest: expected three numbers" in calibrate(bundle, tmp_path / "new", version="newest")
     with monkeypatch.context() as patched:
         # Whether ONNX Runtime's CPU provider really rounds to float16 hangs on what it fuses.
