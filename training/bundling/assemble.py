@@ -122,6 +122,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         data,
         lambda name, done, total: report.step(f"calibrating: {name}", done, total),
         benign=plan.benign,
+        guarded=plan.guard is not None,
         seed=plan.seed,
     )
     names = defence.score_names
