@@ -69,8 +69,8 @@ def lead(logits: np.ndarray) -> np.ndarray:
 class Fusion:
     """From the scores of an image to one statistic, against benign images.
 
-    `components` (n, S), `fisher` (m,) and `objections` (m,), the guard's scores, ascend; `columns` are the fused scores,
-    `objecting` is the guard's column. The tails of the last two are of other images than `components` where there is a
+    `components` (n, S), `fisher` (m,) and `objections` (m,), the guard's scores, ascend; `columns` are the fused
+    scores, `objecting` is the guard's column. The tails of the last two are of other images than `components` where there is a
     guard: a level that is the lower one of two keeps its validity only if both are set beforehand.
     """
 

@@ -39,6 +39,7 @@ def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent) -> Data
         resize=spec.resize,
         images_per_class=spec.images_per_class,
         held_out=spec.held_out,
+        test_share=spec.test_share,
         progress=progress,
     )
 

@@ -19,10 +19,11 @@ from training.bundling.assemble import Plan, Report, Silent, assemble, check_fre
 from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
 from training.bundling.networks import ROLES
 from training.bundling.provenance import Wrapped, load_data
+from training.bundling.samples import Effort
 from training.data.dataset import Dataset, folder_at
-from training.data.folders import classes_of, has_test_part, list_files
+from training.data.folders import TEST_SHARE, classes_of, has_test_part, list_files
 from training.defence.constants import batch_of
-from training.defence.scores import default_scores
+from training.defence.scores import SCORES, default_scores
 from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
 from training.loop.train import settled_all, train
@@ -37,8 +38,10 @@ from training.util.atomic import draft_of
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # Of the test part where there is one: the network has seen the training part. Order: test, select, calibrate.
 HELD_OUT = (0.2, 0.3, 0.5)
-# Of what is left of a folder of classes alone when a fifth is its test part: train (class means), select, calibrate.
-UNSEEN = (0.3, 0.25, 0.45)
+# Of a folder of classes alone: the test part, and of what is left train (nothing: constants are fitted on select),
+# select and calibrate.
+UNSEEN_TEST = 0.15
+UNSEEN = (0.0, 0.41, 0.59)
 EXPORTABLE = "write that part of the network in operators that ONNX has, with sizes that do not depend on values"
 LARGE = 96  # images of more pixels a side are served in smaller batches
 
@@ -149,6 +152,7 @@ def image_folder(
         resize=resize,
         images_per_class=images_per_class,
         held_out=held_out,
+        test_share=UNSEEN_TEST if seen else TEST_SHARE,
     )
 
 
@@ -174,20 +178,24 @@ def slug(text: str) -> str:
 def _plan(
     name: str, version: str, training: dict[str, Any], resize: Resize, data: Dataset, *, samples: int, alone: bool
 ) -> Plan:
-    small = data.train.x.shape[1] <= LARGE
+    small, defaults = data.train.x.shape[1] <= LARGE, default_scores(companion=not alone)
+    lacks = {name: why for name in defaults if (why := SCORES[name].lacks(data.train.y, data.select.y))}
+    if lacks:
+        training = training | {"notes": [f"{name} is left out: {why}" for name, why in lacks.items()]}
     return Plan(
         name=name,
         version=version,
         training=training,
-        fused=default_scores(companion=not alone),
+        fused=[name for name in defaults if name not in lacks],
         guard=None if alone else GUARD,
         screened_by=() if alone else SCREENED_BY,
         policy=Policy(),
         resize=resize,
         buckets=BUCKETS if small else BUCKETS[:4],
         samples=samples,
-        tried=(8 if small else 4) * samples,
-        steps=20,
+        effort=Effort(32, 20) if small else Effort(16, 10, places=2, probe_steps=4),
+        trial=True,
+        left_out=list(lacks),
     )
 
 

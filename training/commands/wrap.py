@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Resize
+from training.bundling.trial import Trial, table
 from training.bundling.wrap import harden as harden_network
 from training.bundling.wrap import image_folder, normalisation, slug
 from training.bundling.wrap import wrap as wrap_network
@@ -153,8 +154,11 @@ def _spec(
 
 
 def _report(bundle: Bundle, images: Dataset, out: Path) -> None:
-    for note in images.notes:
-        console.print(note)
+    training = bundle.manifest.training
+    for note in [*images.notes, *training.get("notes", [])]:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+    for line in table(Trial.model_validate(training["trial"])):
+        console.print(line, soft_wrap=True, highlight=False)
     calibration = bundle.calibration("cpu")
     console.print(
         f"{out}: {bundle.name} {bundle.version}, calibrated on {calibration.n} images in {calibration.groups} groups; "

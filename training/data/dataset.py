@@ -88,6 +88,7 @@ class _Options:
     size: int | None
     resize: Resize
     images_per_class: int | None
+    test_share: float
     seed: int
     progress: StepProgress
 
@@ -120,17 +121,18 @@ def load_dataset(
     resize: Resize = Resize(),
     images_per_class: int | None = None,
     held_out: bool = False,
+    test_share: float = TEST_SHARE,
     progress: StepProgress = silent,
 ) -> Dataset:
     """Load `source` and split its training part by group into train, select and calibrate (`fractions`).
 
-    Image folders are resized to `size`, as the gateway would, and at most `images_per_class` files of each are read.
+    Of a folder without a test part `test_share` of the groups become it. Image folders are resized to `size`, as the gateway would, and at most `images_per_class` files of each are read.
     `held_out`: a network has seen the whole training part already, so it stays train, and the test part is split into
     test, select and calibrate. `per_class` keeps at most that many groups of each class in training and images of each
     class in test (smoke runs). Raises `DataError` with the way to get what is missing.
     """
     kind, _, name = source.partition(":")
-    options = _Options(size, resize, images_per_class, seed, progress)
+    options = _Options(size, resize, images_per_class, test_share, seed, progress)
     loaders = {
         "npz": lambda: _load_npz(name),
         "torchvision": lambda: _load_torchvision(name),
@@ -150,7 +152,10 @@ def load_dataset(
         official = official.take(_few_groups(official, per_class))
         test = test.take(_few_images(test, per_class))
     seen = test if held_out else official
-    parts = deal(seen.y, seen.group, fractions=fractions, seed=seed, names=classes)
+    if fractions[0]:
+        parts = deal(seen.y, seen.group, fractions=fractions, seed=seed, names=classes)
+    else:  # nothing is trained or fitted on training images
+        parts = [np.arange(0), *deal(seen.y, seen.group, fractions=fractions[1:], seed=seed, names=classes)]
     first, select, calibrate = (seen.take(part) for part in parts)
     train, test = (official, first) if held_out else (first, test)
     return Dataset(source, classes, train, select, calibrate, test, loaded.notes)
@@ -253,7 +258,7 @@ def _load_folder(name: str, options: _Options) -> _Loaded:
 
     if not has_test_part(root):
         x, files = read(root)
-        return _carved(Split(x, files.labels, alike(x, files.labels, _groups(files))), classes, options.seed)
+        return _carved(Split(x, files.labels, alike(x, files.labels, _groups(files))), classes, options)
     (x_train, train), (x_test, test) = read(root / "train"), read(root / "test")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(f"{root}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]} in size")
@@ -272,10 +277,11 @@ def _groups(files: Files) -> np.ndarray:
     return np.arange(len(files.labels)) if files.track is None else files.labels * 10_000_000 + files.track
 
 
-def _carved(split: Split, classes: list[str], seed: int) -> _Loaded:
-    """`split` with a fifth of its groups as the test part."""
-    rest, test = deal(split.y, split.group, fractions=(1 - TEST_SHARE, TEST_SHARE), seed=seed, names=classes)
-    return _Loaded(split.take(rest), _shuffled(split.take(test), seed), classes)
+def _carved(split: Split, classes: list[str], options: _Options) -> _Loaded:
+    """`split` with a share of its groups as the test part."""
+    shares = (1 - options.test_share, options.test_share)
+    rest, test = deal(split.y, split.group, fractions=shares, seed=options.seed, names=classes)
+    return _Loaded(split.take(rest), _shuffled(split.take(test), options.seed), classes)
 
 
 def _shuffled(split: Split, seed: int) -> Split:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from training.data.dataset import Split
-from training.defence.scores import SCORES
+from training.defence.scores import SCORES, score_named
 from training.defence.scores.context import BenignFeatures
 from training.defence.signals.deviation import view_change
 from training.defence.signals.views import reference_views
@@ -39,30 +39,34 @@ class Constants:
 
 
 @torch.no_grad()
-def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) -> Constants:
-    """Normalisers from `benign` (the select split), and what every score fits on it and on `fit` (training images).
+def fit_constants(
+    network: Network, fit: Split, benign: Split, *, classes: int, scores: Iterable[str] | None = None
+) -> Constants:
+    """Normalisers from `benign` (the select split), and what `scores` (default: all) fit on it and on `fit`.
 
-    Means fitted on training images and normalisers on others keep the scores of the calibrate split exchangeable with
-    test scores: nothing here has seen the calibrate split.
+    `fit` are training images; where there are none, scores fit on `benign` alone. Means fitted on training images and
+    normalisers on others keep the scores of the calibrate split exchangeable with test scores: nothing here has seen
+    the calibrate split.
     """
     with frozen(network):
-        features = torch.cat([network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)])
+        features = [network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)]
         held_out, changes = [], []
         for x in _batches(network, benign):
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
             changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
-    change = torch.cat(changes)
+    change, seen, device = torch.cat(changes), torch.cat(held_out), held_out[0].device
     found = BenignFeatures(
         layer=last_tap(network),
         classes=classes,
-        fit=features,
-        fit_y=torch.from_numpy(fit.y).to(features.device),
-        held_out=torch.cat(held_out),
-        held_out_y=torch.from_numpy(benign.y).to(features.device),
+        fit=torch.cat(features) if features else seen,
+        fit_y=torch.from_numpy(fit.y if features else benign.y).to(device),
+        held_out=seen,
+        held_out_y=torch.from_numpy(benign.y).to(device),
+        same=not features,
     )
     fitted: dict[str, Tensor] = {}
-    for score in SCORES.values():
+    for score in SCORES.values() if scores is None else map(score_named, scores):
         made = score.fit(found)
         if set(made) != set(score.constants) or set(made) & {"change_mean", "change_std", *fitted}:
             raise ValueError(f"the score {score.name} fitted {sorted(made)}, but states {sorted(score.constants)}")
