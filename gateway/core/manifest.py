@@ -139,9 +139,9 @@ class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
     The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
-    (n_select, S), `layers` (n_select, L), `fused` (n,), `fisher` (n_tails,), with a guard `guard` (n_tails,) and, with a
-    cascade, `cascade` (n_on,). `n_select` images give components' p-values: the n of the calibrate split or, in older
-    bundles, those of the select split.
+    (n_select, S), `layers` (n_select, L), `fused` (n,), `fisher` (n_tails,), with a guard `guard` (n_tails,) and, with
+    a cascade, `cascade` (n_on,). `n_select` images give components' p-values: those of the calibrate split or, in
+    older bundles, of the select split.
     """
 
     provider: Literal["cpu", "cuda"]

@@ -70,7 +70,7 @@ class Fusion:
     """From the scores of an image to one statistic, against benign images.
 
     `components` (n, S), `fisher` (m,) and `objections` (m,), the guard's scores, ascend; `columns` are the fused
-    scores, `objecting` is the guard's column. The tails of the last two are of other images than `components` where there is a
+    scores, `objecting` is the guard's. The last two arrays are of other images than `components` where there is a
     guard: a level that is the lower one of two keeps its validity only if both are set beforehand.
     """
 
@@ -169,7 +169,7 @@ def _below_top(statistic: np.ndarray, n: int, columns: int) -> np.ndarray:
     An input beyond them all has that highest statistic, too; ranked among n + 1 it alone would have it.
     """
     top = 2.0 * columns * np.log(n + 1.0)
-    return np.minimum(statistic, top * (1 - 1e-9))
+    return np.asarray(np.minimum(statistic, top * (1 - 1e-9)))
 
 
 def _level(p: np.ndarray, below: float, above: float, knee: float) -> np.ndarray:

@@ -15,13 +15,15 @@ from pydantic import ValidationError
 from gateway.core.loading import Bundle, file_sha256, load_bundle
 from gateway.core.manifest import BUCKETS, Policy, Resize
 from gateway.errors import PalisadeError
+from training.bundling.answered import answered
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
 from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
 from training.bundling.networks import ROLES
-from training.bundling.provenance import Wrapped, load_data
+from training.bundling.provenance import Wrapped, enough_images, load_data
 from training.bundling.samples import Effort
 from training.data.dataset import Dataset, folder_at
-from training.data.folders import TEST_SHARE, classes_of, has_test_part, list_files
+from training.data.folders import TEST_SHARE
+from training.data.layouts import has_test_part
 from training.defence.constants import batch_of
 from training.defence.scores import SCORES, default_scores
 from training.errors import ExportError, TrainingError
@@ -59,26 +61,30 @@ def wrap(
     samples: int = 2,
     force: bool = False,
     report: Report | None = None,
-) -> tuple[Bundle, Dataset, float]:
+) -> tuple[Bundle, Dataset, float | None]:
     """The bundle in `out` of the network `model` with `weights` as they are, its data, and its accuracy on `select`.
 
-    `mean` and `std` normalise pixels of [0, 1], by channel. `companion` is the folder of a run trained on the same data
-    and splits. Raises `TrainingError`; `out` is replaced only by a finished bundle, and only if `force`.
+    Where images have no labels the network's answers stand in for them, and no accuracy is known. `mean` and `std`
+    normalise pixels of [0, 1], by channel. `companion` is the folder of a run trained on the same data and splits.
+    Raises `TrainingError`; `out` is replaced only by a finished bundle, and only if `force`.
     """
     report = report or Silent()
     check_free(out, force=force)
     spec = _named(model, version)
     settings = Wrapped(name=slug(out.name), wrapped=_digest(weights), data=data, model=spec)
-    classes = _count_classes(folder_at(data.source.removeprefix("folder:")))  # before images are read
+    classes = len(enough_images(settings).classes)  # before images are read
     network = build_model(spec, classes=classes, mean=mean, std=std, side=data.size or 32)
     fill(network, weights, classes=classes)
-    images = load_data(settings, report.step)
+    loaded = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
+    images = answered(loaded, networks["standard"])
     training = {"standard": settings.model_dump(mode="json"), "evaluation": Evaluation().model_dump(mode="json")}
     if companion is not None:
         recipe, networks["companion"] = load_run(companion, images)
         training["companion"] = recipe.model_dump(mode="json")
-    right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
+    right = None
+    if loaded.labelled:
+        right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
     plan = _plan(slug(out.name), version, training, data.resize, images, samples=samples, alone=companion is None)
     return _bundled(out, plan, networks, images, report), images, right
 
@@ -105,6 +111,7 @@ def harden(
     _named(companion, version)
     recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch)
     recipes = settled_all(recipes, runs)
+    enough_images(recipes["standard"])
     images = load_data(recipes["standard"], report.step)
     enough_to_calibrate(images)
     networks = {role: train(recipes[role], images, runs=runs, report=report.training) for role in ROLES}
@@ -139,9 +146,19 @@ def _companion(arch: str, side: int) -> ModelSpec:
 
 
 def image_folder(
-    folder: Path, *, size: int, resize: Resize, seed: int = 0, images_per_class: int | None = None, seen: bool
+    folder: Path,
+    *,
+    size: int,
+    resize: Resize,
+    seed: int = 0,
+    images_per_class: int | None = None,
+    classes: list[str] | None = None,
+    seen: bool,
 ) -> DataSpec:
-    """How the image folder is split. `seen`: the network was trained on its training part, if it has one."""
+    """How the image folder is split. `seen`: the network was trained on its training part, if it has one.
+
+    With `classes`, those of the network, the folder may lack some of them, and labels.
+    """
     held_out = seen and has_test_part(folder_at(str(folder)))
     fractions = HELD_OUT if held_out else UNSEEN if seen else DataSpec.model_fields["fractions"].default
     return DataSpec(
@@ -153,6 +170,8 @@ def image_folder(
         images_per_class=images_per_class,
         held_out=held_out,
         test_share=UNSEEN_TEST if seen else TEST_SHARE,
+        pool_scarce=seen,
+        classes=classes,
     )
 
 
@@ -216,14 +235,6 @@ def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Datase
 
 def _archs(plan: Plan, networks: dict[str, Network]) -> str:
     return " and ".join(plan.training[role]["model"]["arch"] for role in networks)
-
-
-def _count_classes(root: Path) -> int:
-    """How many classes an image folder has, each of them with images."""
-    names = classes_of(root)
-    for part in [root / "train", root / "test"] if has_test_part(root) else [root]:
-        list_files(part, names)
-    return len(names)
 
 
 def _named(arch: str, version: str) -> ModelSpec:

@@ -87,8 +87,11 @@ def wrap(
             report=bars,
         )
     classes = len(images.classes)
-    console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
-    if right < 2 / classes:
+    if right is None:
+        console.print("images without labels: the network's own answers stand in for them, its accuracy is not known")
+    else:
+        console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
+    if right is not None and right < 2 / classes:
         console.print("this is hardly better than chance: check --normalise and the order of the classes")
     _report(made, images, place)
 

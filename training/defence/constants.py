@@ -38,6 +38,27 @@ class Constants:
         return cls(tensors["change_mean"], tensors["change_std"], fitted)
 
 
+class _Moments:
+    """Mean and deviation (C,) of rows that come in batches, in float64 (Chan et al. 1983, "Algorithms for computing the
+    sample variance"): all rows of many images would not fit into memory.
+    """
+
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows (N, C) into account."""
+        rows, m, n = rows.double(), len(rows), self.n + len(rows)
+        mean = rows.mean(0)
+        off = mean - self.mean
+        self._squares = self._squares + (rows - mean).pow(2).sum(0) + off.pow(2) * self.n * m / n
+        self.mean, self.n = self.mean + off * m / n, n
+
+    def std(self) -> Tensor:
+        """The unbiased one."""
+        return (self._squares / max(self.n - 1, 1)).sqrt()
+
+
 @torch.no_grad()
 def fit_constants(
     network: Network, fit: Split, benign: Split, *, classes: int, scores: Iterable[str] | None = None
@@ -50,12 +71,12 @@ def fit_constants(
     """
     with frozen(network):
         features = [network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)]
-        held_out, changes = [], []
+        held_out, changes = [], _Moments()
         for x in _batches(network, benign):
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
-            changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
-    change, seen, device = torch.cat(changes), torch.cat(held_out), held_out[0].device
+            changes.add(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
+    seen, device = torch.cat(held_out), held_out[0].device
     found = BenignFeatures(
         layer=last_tap(network),
         classes=classes,
@@ -71,7 +92,7 @@ def fit_constants(
         if set(made) != set(score.constants) or set(made) & {"change_mean", "change_std", *fitted}:
             raise ValueError(f"the score {score.name} fitted {sorted(made)}, but states {sorted(score.constants)}")
         fitted |= made
-    return Constants(change.mean(0), change.std(0).clamp_min(1e-6), fitted)
+    return Constants(changes.mean.float(), changes.std().float().clamp_min(1e-6), fitted)
 
 
 def sensitive_neurons(network: Network, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:

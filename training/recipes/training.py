@@ -29,6 +29,7 @@ class DataSpec(_Strict):
 
     `size` (pixels a side), `resize` and `images_per_class` are for image folders; `held_out` keeps the training part
     whole and takes select and calibrate from the test part. Of a folder without a test part `test_share` becomes it.
+    `pool_scarce` deals classes of few images together.
     """
 
     source: str
@@ -41,6 +42,7 @@ class DataSpec(_Strict):
     images_per_class: int | None = Field(None, ge=4)
     held_out: bool = False
     test_share: float = Field(TEST_SHARE, gt=0, lt=1)
+    pool_scarce: bool = False
 
 
 class Adversary(_Strict):
