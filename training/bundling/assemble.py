@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from gateway.core.manifest import (
 )
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
-from training.bundling.networks import NETWORKS, defence_graph, save_networks
+from training.bundling.networks import NETWORKS, SOURCE, defence_graph, save_networks
 from training.bundling.samples import POOL, write_samples
 from training.data.dataset import Dataset
 from training.defence.constants import batch_of, fit_constants, sensitive_neurons
@@ -89,6 +89,7 @@ class Plan:
     tried: int = POOL
     steps: int = 50
     seed: int = 0
+    keep: Callable[[Path], None] = lambda _: None  # writes what the architecture is made of into a folder
 
     def scores(self, *, companion: bool) -> tuple[str, ...]:
         """The graph's columns: the default scores, what is fused, what guards and what screens."""
@@ -113,6 +114,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         scores=plan.scores(companion=companion is not None),
         localiser=plan.localiser,
     )
+    plan.keep(folder / SOURCE)
     report.step("exporting the defence graph", 0, 1)
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)

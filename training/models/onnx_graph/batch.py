@@ -27,7 +27,8 @@ def rebatched(
         sizes[sizes.index(-1)] = prod(mine) // -prod(sizes)
     starts = [prod(sizes[:j]) for j in range(len(sizes))]
     at = prod(mine[:axis]) if before is None else before
-    place, minor = max(j for j, start in enumerate(starts) if start <= at and (start < at or at not in starts[:j])), None
+    place = starts.index(at) if at in starts else max(j for j, start in enumerate(starts) if start < at)
+    minor = None
     if before is None and axis > 0 and mine[axis] == 1 and place > 0:
         joined = sizes[place - 1] == mine[axis - 1] and len(sizes) < len(mine)
         place, minor = (place - 1, at) if joined else (place, None)

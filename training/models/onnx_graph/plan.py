@@ -23,7 +23,6 @@ from training.util.module_modes import seeded
 WAY_OUT = "open the network from its code instead (torchvision:NAME, timm:NAME or nets.py:make, with --weights)"
 
 
-
 @dataclass(frozen=True)
 class OfBatch:
     """The number `times` N + `plus`, where N is how many images there are."""
@@ -99,26 +98,26 @@ class _Plan:
         varies = any(value is not None and value.kind == "batch" for value in given)
         made: list[tuple[Tensor, ...]] = []
         for run in range(2 if live or varies else 1):
-            arguments = [_argument(value, run, i in operator.static) for i, value in enumerate(given)]
+            arguments = [_argument(value, run, static=i in operator.static) for i, value in enumerate(given)]
             if self.fixed and node.kind in ("Reshape", "Expand"):
                 arguments[1] = self._target(node, given, run)
             output = operator.function(node.attributes, *arguments)
             made.append(output if isinstance(output, tuple) else (output,))
         self._pass_on(node, made)
-        kinds = [self._kind(node, live, pair) for pair in zip(made[0], made[-1], strict=True)]
+        kinds = [self._kind(node, pair, live=live) for pair in zip(made[0], made[-1], strict=True)]
         for name, kind, first, second in zip(node.outputs, kinds, made[0], made[-1], strict=False):
             self.values[name] = Value(kind, (first, second))
         if "live" in kinds:
             self.steps.append(self._step(node, given, made, operator.static))
         self._forget(node)
 
-    def _kind(self, node: Node, live: bool, pair: tuple[Tensor, Tensor]) -> Literal["constant", "batch", "live"]:
+    def _kind(self, node: Node, pair: tuple[Tensor, Tensor], *, live: bool) -> Literal["constant", "batch", "live"]:
         first, second = pair
         if live and node.kind not in ("Shape", "Size"):
             return "live"
         if first.shape != second.shape:
             return "live"  # a tensor made for the batch, such as zeros of its length
-        return "constant" if torch.equal(first, second) else "batch"
+        return "constant" if first is second or torch.equal(first, second) else "batch"
 
     def _target(self, node: Node, given: list[Value | None], run: int) -> Any:
         """The target of a reshape or an expansion in a file for one batch, where it is written down."""
@@ -194,7 +193,7 @@ class _Plan:
         self.nodes += 1
 
 
-def _argument(value: Value | None, run: int, static: bool) -> Any:
+def _argument(value: Value | None, run: int, *, static: bool) -> Any:
     if value is None:
         return None
     return value.runs[run].tolist() if static and value.kind != "live" else value.runs[run]

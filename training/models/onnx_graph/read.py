@@ -17,6 +17,7 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor
 
 from training.errors import TrainingError
+from training.models.onnx_graph.kept import filled
 
 OLDEST, NEWEST = 7, 26  # operator sets that the table of operators is written for
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -53,6 +54,7 @@ class OnnxFile:
     layout: str
     integer: bool
     half: bool
+    bare: bool  # without its weights
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -72,7 +74,7 @@ class OnnxFile:
 
 def read_onnx(path: Path) -> OnnxFile:
     """The graph in `path`; `TrainingError` if it is none, or not one of images."""
-    model = _loaded(path)
+    model, bare = _loaded(path)
     graph = model.graph
     opset = next((entry.version for entry in model.opset_import if entry.domain in STOCK), 1)
     if not OLDEST <= opset <= NEWEST:
@@ -83,7 +85,7 @@ def read_onnx(path: Path) -> OnnxFile:
         names = ", ".join(value.name for value in inputs) or "none"
         raise TrainingError(f"{path}: has the inputs {names}; a classifier takes one, the images")
     shape, layout, integer = _image(path, inputs[0])
-    nodes = [_node(path, number, node, opset) for number, node in enumerate(graph.node)]
+    nodes = [_node(number, node, opset) for number, node in enumerate(graph.node)]
     output, softmax = _logits(nodes, graph.output[0].name)
     return OnnxFile(
         [node for node in nodes if node.name in _needed(nodes, output)],
@@ -95,16 +97,19 @@ def read_onnx(path: Path) -> OnnxFile:
         layout=layout,
         integer=integer,
         half=any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.initializer),
+        bare=bare,
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
 
 
-def _loaded(path: Path) -> onnx.ModelProto:
+def _loaded(path: Path) -> tuple[onnx.ModelProto, bool]:
+    """The model, and whether its weights were removed (`kept.py`)."""
     if not path.is_file():
         raise TrainingError(f"{path}: no such file")
     try:
-        model = onnx.load(str(path))
-        return inline_local_functions(model) if model.functions else model
+        model = onnx.load(str(path), load_external_data=False)
+        removed = filled(model, path.parent)
+        return (inline_local_functions(model) if model.functions else model), removed
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"{path}: not a readable ONNX file ({reason})") from None
@@ -113,7 +118,9 @@ def _loaded(path: Path) -> onnx.ModelProto:
 def _image(path: Path, value: onnx.ValueInfoProto) -> tuple[tuple[int | None, ...], str, bool]:
     """Shape, layout and whether bytes are taken of the input `value`."""
     tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim)
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
+    )
     if len(shape) != 4:
         raise TrainingError(f"{path}: the input {value.name} has the shape {list(shape)}; images have four axes")
     last = shape[3] in (1, 3) and shape[1] not in (1, 3)
@@ -143,15 +150,15 @@ def _needed(nodes: list[Node], output: str) -> set[str]:
     return found
 
 
-def _node(path: Path, number: int, node: onnx.NodeProto, opset: int) -> Node:
+def _node(number: int, node: onnx.NodeProto, opset: int) -> Node:
     kind = node.op_type if node.domain in STOCK else f"{node.domain}.{node.op_type}"
     name = re.sub(r"\W+", "_", node.name or node.output[0]).strip("_") or f"{kind}_{number}"
-    attributes = {entry.name: _attribute(path, entry) for entry in node.attribute}
+    attributes = {entry.name: _attribute(entry) for entry in node.attribute}
     attributes |= {"opset": opset, "outputs": len(node.output)}
     return Node(kind, f"n{number}_{name}"[:80], tuple(node.input), tuple(node.output), attributes)
 
 
-def _attribute(path: Path, entry: onnx.AttributeProto) -> Any:
+def _attribute(entry: onnx.AttributeProto) -> Any:
     if entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
         return None  # of If and Loop, which no table has
     content = onnx.helper.get_attribute_value(entry)

@@ -117,9 +117,7 @@ def dropout(_: Attributes, x: Tensor, *_rest: Any) -> Tensor:
     return x
 
 
-def dequantise(
-    attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None
-) -> Tensor:
+def dequantise(attributes: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """A weight that was stored in integers; of activations the rounding before it is left out."""
     if scale.ndim == 1 and x.ndim > 1:
         sizes = [-1 if axis == attributes.get("axis", 1) % x.ndim else 1 for axis in range(x.ndim)]

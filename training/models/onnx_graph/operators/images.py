@@ -41,9 +41,7 @@ def convolution_module(attributes: Attributes, x: Tensor, weight: Tensor, bias: 
     return nn.Sequential(nn.ZeroPad2d(tuple(widths)), made) if any(widths) else made
 
 
-def batch_norm(
-    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
+def batch_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return F.batch_norm(x, mean, var, weight, bias, eps=attributes.get("epsilon", 1e-5))
 
 
@@ -126,9 +124,7 @@ def local_response(attributes: Attributes, x: Tensor) -> Tensor:
     return F.local_response_norm(x, attributes["size"], alpha, beta, bias)
 
 
-def attention(
-    attributes: Attributes, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-) -> Tensor:
+def attention(attributes: Attributes, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Of operator set 23, on (N, heads, T, C), in plain products."""
     if query.ndim != 4 or attributes.get("is_causal", 0) or attributes.get("softcap", 0.0):
         raise Unexpressed("attention that is causal, capped or of three axes")
