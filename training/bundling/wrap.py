@@ -30,8 +30,8 @@ from training.loop.runs import load_run
 from training.loop.train import settled_all, train
 from training.loop.trainer import accuracy
 from training.models import ModelSpec
-from training.models.forms import OpenedModel, keep, open_model
-from training.models.forms.opened import AS_IT_IS, IMAGENET, Normalisation
+from training.models.forms import keep, open_model
+from training.models.forms.opened import AS_IT_IS, IMAGENET, Normalisation, OpenedModel
 from training.models.layers import answers
 from training.models.named import with_taps
 from training.models.network import Network

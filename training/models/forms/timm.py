@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -63,7 +63,7 @@ def _opened(asked: Asked, name: str, weights: Path | None, config: dict[str, Any
 
     body = sized(asked, make)
     found = None if weights is None else fill(body, weights, classes=None)
-    stated = {**body.pretrained_cfg, **(config.get("pretrained_cfg") or {})}
+    stated: dict[str, Any] = {**cast(Any, body.pretrained_cfg), **(config.get("pretrained_cfg") or {})}
     names = config.get("label_names") or stated.get("label_names")
     count = int(body.num_classes)  # type: ignore[arg-type]
     fixed = stated.get("fixed_input_size")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 from torch import Tensor
@@ -110,7 +109,7 @@ def _loaded(path: Path) -> tuple[onnx.ModelProto, bool]:
         model = onnx.load(str(path), load_external_data=False)
         removed = filled(model, path.parent)
         return (inline_local_functions(model) if model.functions else model), removed
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+    except Exception as error:  # noqa: BLE001  # protobuf's, onnx's and the system's
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"{path}: not a readable ONNX file ({reason})") from None
 

@@ -201,7 +201,5 @@ def test_labels_that_are_none(tmp_path: Path, content: str) -> None:
 
 
 def test_what_has_no_form_is_told() -> None:
-    with pytest.raises(
-        TrainingError, match=r"resnet18: unknown form of model; use torchvision:NAME, .* or MODULE"
-    ):
+    with pytest.raises(TrainingError, match=r"resnet18: unknown form of model; use torchvision:NAME, .* or MODULE"):
         open_model("resnet18")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +28,17 @@ def convolution_module(attributes: Attributes, x: Tensor, weight: Tensor, bias: 
     made = nn.Conv2d(
         weight.shape[1] * groups,
         weight.shape[0],
-        tuple(weight.shape[2:]),
-        tuple(strides),
-        tuple(pads),
-        tuple(dilations),
+        (weight.shape[2], weight.shape[3]),
+        (strides[0], strides[1]),
+        (pads[0], pads[1]),
+        (dilations[0], dilations[1]),
         groups,
         bias=bias is not None,
     )
     made.weight = nn.Parameter(weight.clone())
     if bias is not None:
         made.bias = nn.Parameter(bias.clone())
-    return nn.Sequential(nn.ZeroPad2d(tuple(widths)), made) if any(widths) else made
+    return nn.Sequential(nn.ZeroPad2d((widths[0], widths[1], widths[2], widths[3])), made) if any(widths) else made
 
 
 def batch_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -210,4 +210,4 @@ IMAGES: dict[str, Operator] = {
     "Resize": Operator(resize, static=(2, 3)),
     "Upsample": Operator(upsample, static=(1,)),
 }
-MODULES = {"Conv": convolution_module, "BatchNormalization": batch_norm_module}
+MODULES: dict[str, Callable[..., nn.Module]] = {"Conv": convolution_module, "BatchNormalization": batch_norm_module}
