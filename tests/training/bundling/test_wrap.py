@@ -247,7 +247,6 @@ def test_recipes_to_start_from(side: int) -> None:
 def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--data",
         given / "photos",
@@ -269,7 +268,6 @@ def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> 
     photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--companion-model",
         MODEL,
