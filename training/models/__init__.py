@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from training.models.efficientnet_lite import EfficientNetLite0
 from training.models.named import named_network
 from training.models.network import Network
 from training.models.resnet import SmallResNet
@@ -68,7 +69,22 @@ def _vgg16_bn(
     return Vgg16(classes=classes, width=spec.width, mean=mean, std=std)
 
 
-ARCHS: dict[str, Builder] = {"small_resnet": _small_resnet, "vgg16_bn": _vgg16_bn}
+def _efficientnet_lite0(
+    spec: ModelSpec,  # noqa: ARG001  # all its sizes are the paper's
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int,  # noqa: ARG001  # 32 and more
+) -> EfficientNetLite0:
+    return EfficientNetLite0(classes=classes, mean=mean, std=std)
+
+
+ARCHS: dict[str, Builder] = {
+    "small_resnet": _small_resnet,
+    "vgg16_bn": _vgg16_bn,
+    "efficientnet_lite0": _efficientnet_lite0,
+}
 
 
 def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int = 32) -> Network:
