@@ -72,7 +72,7 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
         roles = ROLES if manifest.companion else ROLES[:1]
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
         networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
-        constants = Constants.of(_below(_read(path), "constants/"))
+        constants = load_constants(path)
         return defence_graph(
             networks,
             constants,
@@ -80,6 +80,11 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
             scores=manifest.scores,
             localiser=manifest.localiser,
         )
+
+
+def load_constants(path: Path) -> Constants:
+    """The constants in a bundle's file of networks."""
+    return Constants.of(_below(_read(path), "constants/"))
 
 
 def defence_graph(

@@ -242,6 +242,8 @@ class Trainer:
                 {
                     "batch": batch + 1,
                     "batches": batches,
+                    "epoch": number + 1,
+                    "epochs": self.recipe.epochs,
                     "stage": stage.name,
                     "loss": sums["loss"] * batches / (batch + 1),
                 }
