@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from gateway.core.manifest import (
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
 from training.bundling.kept import Kept, key_of
-from training.bundling.networks import NETWORKS, defence_graph, load_constants, save_networks
+from training.bundling.networks import NETWORKS, SOURCE, defence_graph, load_constants, save_networks
 from training.bundling.samples import SAMPLED, TITLES, Effort, attacked_images, write_samples
 from training.bundling.trial import attack_samples, check_reach
 from training.data.dataset import Dataset
@@ -94,6 +94,7 @@ class Plan:
     trial: bool = False
     left_out: Sequence[str] = ()
     seed: int = 0
+    keep: Callable[[Path], None] = lambda _: None  # writes what the architecture is made of into a folder
 
     def scores(self, *, companion: bool) -> tuple[str, ...]:
         """The graph's columns: the default scores, what is fused, what guards and what screens."""
@@ -143,6 +144,7 @@ def assemble(
             progress=lambda done, total: report.step("fitting benign constants", done, total),
         )
         save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
+        plan.keep(folder / SOURCE)
         report.step("exporting the defence graph", 0, 1)
         size = {"channels": spec.channels, "height": spec.height, "width": spec.width}
         return export_defence(defence_of(constants), folder, **size)
