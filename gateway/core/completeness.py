@@ -85,12 +85,17 @@ def load_png(data: bytes, raw_mode: str | None = None) -> ImageFile.ImageFile:
     raise UndecodableImage("the data end before the image does")
 
 
-def load_jpeg(jpeg: Jpeg) -> ImageFile.ImageFile:
-    """The pixels of a JPEG file; where rows are decoded in order, every row must be there."""
+def load_jpeg(jpeg: Jpeg, enough: tuple[int, int] | None = None) -> ImageFile.ImageFile:
+    """The pixels of a JPEG file; where rows are decoded in order, every row must be there.
+
+    With `enough` (width, height), at the smallest of 1, 1/2, 1/4 and 1/8 of the size that has as many pixels a side.
+    """
     for mark in _MARKS:
         image = _Jpeg(io.BytesIO(jpeg.file if jpeg.sequential else jpeg.file + _END))
         if image.size != jpeg.size:
             raise UndecodableImage("JPEG of more than one size")
+        if enough is not None:
+            image.draft(None, enough)
         image.mark, image.sequential = mark, jpeg.sequential
         image.load()
         if image.whole:
