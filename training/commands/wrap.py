@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Resize
+from training.bundling.trial import Trial, table
 from training.bundling.wrap import harden as harden_network
 from training.bundling.wrap import image_folder, normalisation, slug
 from training.bundling.wrap import wrap as wrap_network
@@ -86,8 +87,11 @@ def wrap(
             report=bars,
         )
     classes = len(images.classes)
-    console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
-    if right < 2 / classes:
+    if right is None:
+        console.print("images without labels: the network's own answers stand in for them, its accuracy is not known")
+    else:
+        console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
+    if right is not None and right < 2 / classes:
         console.print("this is hardly better than chance: check --normalise and the order of the classes")
     _report(made, images, place)
 
@@ -153,8 +157,11 @@ def _spec(
 
 
 def _report(bundle: Bundle, images: Dataset, out: Path) -> None:
-    for note in images.notes:
-        console.print(note)
+    training = bundle.manifest.training
+    for note in [*images.notes, *training.get("notes", [])]:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+    for line in table(Trial.model_validate(training["trial"])):
+        console.print(line, soft_wrap=True, highlight=False)
     calibration = bundle.calibration("cpu")
     console.print(
         f"{out}: {bundle.name} {bundle.version}, calibrated on {calibration.n} images in {calibration.groups} groups; "
