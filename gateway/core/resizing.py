@@ -7,6 +7,7 @@ manifest states.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from gateway.core.manifest import InputSpec
 from gateway.core.preprocessing import Resize
 
-REDUCED_AT_LEAST = 2
+REDUCED_AT_LEAST = 2.5
 """A JPEG is decoded at a fraction of its size if both its sides are then at least this many times those wanted."""
 _SPARE = 4  # an image of more than so many times the pixels that are kept is not scaled as a whole
 _FILTERS = {
@@ -72,7 +73,7 @@ def wanted_size(size: tuple[int, int], spec: InputSpec) -> tuple[int, int] | Non
     if not resize.reduced or not resize.antialias or resize.filter == "nearest":
         return None
     width, height = scaled_size(size, spec)
-    return REDUCED_AT_LEAST * width, REDUCED_AT_LEAST * height
+    return math.ceil(REDUCED_AT_LEAST * width), math.ceil(REDUCED_AT_LEAST * height)
 
 
 def scaled_size(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
