@@ -57,8 +57,7 @@ def main() -> None:
     with torch.no_grad():
         ours, theirs = network(x), published((x * 255 - 127) / 128)
     out.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("normalise.")}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, out)
     (out.parent / "classes.txt").write_text("\n".join(ResNet18_Weights.DEFAULT.meta["categories"]) + "\n", "utf-8")
     print(
         f"{out}: largest change of a logit {float((ours - theirs).abs().max()):.3f} of {float(theirs.abs().max()):.1f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from gateway.core.manifest import (
 )
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
-from training.bundling.networks import NETWORKS, defence_graph, load_defence, save_networks
+from training.bundling.networks import NETWORKS, SOURCE, defence_graph, load_defence, save_networks
 from training.bundling.samples import SAMPLED, TITLES, Effort, attacked_images, write_samples
 from training.bundling.trial import attack_samples, check_reach
 from training.data.dataset import Dataset
@@ -93,6 +93,7 @@ class Plan:
     trial: bool = False
     left_out: Sequence[str] = ()
     seed: int = 0
+    keep: Callable[[Path], None] = lambda _: None  # writes what the architecture is made of into a folder
 
     def scores(self, *, companion: bool) -> tuple[str, ...]:
         """The graph's columns: the default scores, what is fused, what guards and what screens."""
@@ -119,6 +120,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         scores=scores,
         localiser=plan.localiser,
     )
+    plan.keep(folder / SOURCE)
     report.step("exporting the defence graph", 0, 1)
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)

@@ -29,6 +29,7 @@ from training.models import ModelSpec, build_model
 from training.models.network import Network
 
 NETWORKS = "networks.safetensors"
+SOURCE = "source"  # files of a bundle that an architecture is made of which came as one
 ROLES = ("standard", "companion")
 SMALL = 256  # elements; smaller tensors stay as they are
 
@@ -71,7 +72,8 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
     with _rebuilding(path):
         roles = ROLES if manifest.companion else ROLES[:1]
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
-        networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
+        layers = {"standard": {layer.name: layer.channels for layer in manifest.layers}}
+        networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input, layers=layers)
         constants = Constants.of(_below(_read(path), "constants/"))
         return defence_graph(
             networks,
@@ -101,14 +103,33 @@ def defence_graph(
     )
 
 
-def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:
-    """The networks of a bundle's file, by role, BatchNorm included; `TrainingError` if they are not such `models`."""
+def load_networks(
+    path: Path,
+    models: Mapping[str, ModelSpec],
+    *,
+    classes: int,
+    spec: InputSpec,
+    layers: Mapping[str, Mapping[str, int]] = {},
+) -> dict[str, Network]:
+    """The networks of a bundle's file, by role, BatchNorm included; `TrainingError` if they are not such `models`.
+
+    `layers` are those to tap, by role, where the manifest has them.
+    """
+    kept = path.parent / SOURCE
     networks = {}
     with _rebuilding(path):
         tensors = _read(path)
         mean, std = [0.0] * spec.channels, [1.0] * spec.channels
         for role, model in models.items():
-            network = build_model(model, classes=classes, mean=mean, std=std, side=spec.height)
+            network = build_model(
+                model,
+                classes=classes,
+                mean=mean,
+                std=std,
+                side=spec.height,
+                kept=kept if kept.is_dir() else None,
+                layers=layers.get(role),
+            )
             network.load_state_dict(_below(tensors, role + "/"))
             networks[role] = network.eval()
     return networks

@@ -7,18 +7,21 @@ architecture and a companion, with recipes that are a place to start from.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.core.loading import Bundle, file_sha256, load_bundle
+from gateway.core.loading import Bundle, load_bundle
 from gateway.core.manifest import BUCKETS, Policy, Resize
 from gateway.errors import PalisadeError
 from training.bundling.answered import answered
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
 from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
 from training.bundling.networks import ROLES
+from training.bundling.opening import network_of, open_named
 from training.bundling.provenance import Wrapped, enough_images, load_data
 from training.bundling.samples import Effort
 from training.data.dataset import Dataset, folder_at
@@ -30,14 +33,13 @@ from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
 from training.loop.train import settled_all, train
 from training.loop.trainer import accuracy
-from training.models import ModelSpec, build_model
+from training.models import ModelSpec
+from training.models.forms import keep
 from training.models.network import Network
-from training.models.weights import fill
 from training.recipes.evaluation import Evaluation
 from training.recipes.training import Adversary, DataSpec, MaskAugmentation, Recipe, Stage
 from training.util.atomic import draft_of
 
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # Of the test part where there is one: the network has seen the training part. Order: test, select, calibrate.
 HELD_OUT = (0.2, 0.3, 0.5)
 # Of a folder of classes alone: the test part, and of what is left train (nothing: constants are fitted on select),
@@ -50,31 +52,36 @@ LARGE = 96  # images of more pixels a side are served in smaller batches
 
 def wrap(
     model: str,
-    weights: Path,
+    weights: Path | None,
     data: DataSpec,
     out: Path,
     *,
-    mean: list[float],
-    std: list[float],
+    normalise: str | None = None,
+    labels: Path | None = None,
     version: str = "1.0.0",
     companion: Path | None = None,
     samples: int = 2,
     force: bool = False,
     report: Report | None = None,
 ) -> tuple[Bundle, Dataset, float | None]:
-    """The bundle in `out` of the network `model` with `weights` as they are, its data, and its accuracy on `select`.
+    """The bundle in `out` of the network `model` as it is, its data, and its accuracy on `select`.
 
-    Where images have no labels the network's answers stand in for them, and no accuracy is known. `mean` and `std`
-    normalise pixels of [0, 1], by channel. `companion` is the folder of a run trained on the same data and splits.
-    Raises `TrainingError`; `out` is replaced only by a finished bundle, and only if `force`.
+    `model` is an architecture of ours or of any form in `training.models.forms`. `normalise` (`normalisation`) is for
+    pixels of [0, 1], by default what the file states. Images may be of some of the model's classes alone; where they
+    have no labels the network's answers stand in for them, and no accuracy is known. `companion` is the folder of a run
+    trained on the same data and splits. Raises `TrainingError`; `out` is replaced only by a finished bundle, and only
+    if `force`.
     """
     report = report or Silent()
     check_free(out, force=force)
-    spec = _named(model, version)
-    settings = Wrapped(name=slug(out.name), wrapped=_digest(weights), data=data, model=spec)
+    _named(model, version)
+    side = data.size or 32
+    opened = open_named(model, weights=weights, labels=labels, data=data)
+    if opened.classes is not None:
+        data = data.model_copy(update={"classes": opened.classes})
+    settings = Wrapped(name=slug(out.name), wrapped=opened.digest, data=data, model=ModelSpec(arch=opened.arch))
     classes = len(enough_images(settings).classes)  # before images are read
-    network = build_model(spec, classes=classes, mean=mean, std=std, side=data.size or 32)
-    fill(network, weights, classes=classes)
+    network = network_of(opened, weights, classes=classes, normalise=normalise, side=side)
     loaded = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
     images = answered(loaded, networks["standard"])
@@ -86,6 +93,7 @@ def wrap(
     if loaded.labelled:
         right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
     plan = _plan(slug(out.name), version, training, data.resize, images, samples=samples, alone=companion is None)
+    plan = replace(plan, keep=partial(keep, opened))
     return _bundled(out, plan, networks, images, report), images, right
 
 
@@ -175,23 +183,13 @@ def image_folder(
     )
 
 
-def normalisation(text: str | None, model: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation of `imagenet`, `none` or `m,m,m/s,s,s`; the default is torchvision's for its networks."""
-    text = text or ("imagenet" if model.startswith("torchvision:") else "none")
-    if text in ("imagenet", "none"):
-        return IMAGENET if text == "imagenet" else ([0.0] * 3, [1.0] * 3)
-    try:
-        mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
-    except ValueError:
-        mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise TrainingError(f"--normalise {text}: expected imagenet, none, or three means and deviations: m,m,m/s,s,s")
-    return mean, std
-
-
 def slug(text: str) -> str:
-    """`text` as a bundle's name: `torchvision:ResNet18` gives `resnet18`."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.rpartition(":")[2].lower()).strip("-._")[:64] or "model"
+    """`text` as a bundle's name: `torchvision:ResNet18` gives `resnet18`, a file or a folder its own name."""
+    text = text.rpartition(":")[2]
+    path = Path(text)
+    if path.suffix in (".onnx", ".pt2") or path.is_dir():
+        text = path.resolve().with_suffix("").name
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "model"
 
 
 def _plan(
@@ -245,9 +243,3 @@ def _named(arch: str, version: str) -> ModelSpec:
         return ModelSpec(arch=arch)
     except ValidationError as error:
         raise TrainingError(f"{arch}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def _digest(weights: Path) -> str:
-    if not weights.is_file():
-        raise TrainingError(f"{weights}: no such file")
-    return file_sha256(weights)

@@ -12,7 +12,7 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Resize
 from training.bundling.trial import Trial, table
 from training.bundling.wrap import harden as harden_network
-from training.bundling.wrap import image_folder, normalisation, slug
+from training.bundling.wrap import image_folder, slug
 from training.bundling.wrap import wrap as wrap_network
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset
@@ -21,9 +21,9 @@ from training.recipes.training import DataSpec
 
 Model = Annotated[
     str,
-    typer.Option(
-        help="torchvision:NAME, or a function of your code that returns the network: MODULE:FACTORY, or "
-        "FILE.py:FACTORY such as nets/mine.py:make."
+    typer.Argument(
+        help="The network: torchvision:NAME, timm:NAME, model.onnx, model.pt2 (torch.export), a Hugging Face folder, "
+        "or a function of your code that returns it: FILE.py:FACTORY such as nets/mine.py:make, or MODULE:FACTORY."
     ),
 ]
 Data = Annotated[Path, typer.Option(help="Image folder: train/<class>/* and test/<class>/*, or <class>/* alone.")]
@@ -42,8 +42,13 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle
 @command
 def wrap(
     model: Model,
-    weights: Annotated[Path, typer.Option(help="The trained network's tensors, a .safetensors file.")],
     data: Data,
+    weights: Annotated[
+        Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
+    ] = None,
     out: Out = None,
     companion: Annotated[
         str, typer.Option(help="Folder of a finished run trained on the same data and splits, or none.")
@@ -52,9 +57,7 @@ def wrap(
     resize: Rule = "center_crop",
     normalise: Annotated[
         str | None,
-        typer.Option(
-            help="Normalisation: imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision networks, else none."
-        ),
+        typer.Option(help="Normalisation: imagenet, none or m,m,m/s,s,s; default: what the model states, else none."),
     ] = None,
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -70,7 +73,6 @@ def wrap(
     """
     use_threads(threads)
     spec = _spec(data, size, resize, seed, images_per_class, seen=True)
-    mean, std = normalisation(normalise, model)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images, right = wrap_network(
@@ -78,8 +80,8 @@ def wrap(
             weights,
             spec,
             place,
-            mean=mean,
-            std=std,
+            normalise=normalise,
+            labels=labels,
             version=version,
             samples=samples,
             force=force,

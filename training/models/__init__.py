@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from training.models.efficientnet_lite import EfficientNetLite0
+from training.models.forms import WRITTEN, is_form
 from training.models.named import named_network
 from training.models.network import Network
 from training.models.resnet import SmallResNet
@@ -16,9 +19,8 @@ from training.models.vgg import Vgg16
 class ModelSpec(BaseModel):
     """What `build_model` needs: the architecture, and its sizes where the architecture leaves them open.
 
-    `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` or `FILE.py:FACTORY` of your own code. `width`
-    (of the first stage), `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a
-    width alone.
+    `arch` is a key of `ARCHS`, or a network in one of the forms of `training.models.forms`. `width` (of the first
+    stage), `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a width alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,11 +33,8 @@ class ModelSpec(BaseModel):
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str) -> str:
-        source, _, name = arch.rpartition(":")
-        if arch not in ARCHS and not (source and name):
-            raise ValueError(
-                f"unknown architecture; use {', '.join(ARCHS)}, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
-            )
+        if arch not in ARCHS and not is_form(arch):
+            raise ValueError(f"unknown architecture; use {', '.join(ARCHS)}, {WRITTEN}")
         return arch
 
 
@@ -87,12 +86,23 @@ ARCHS: dict[str, Builder] = {
 }
 
 
-def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int = 32) -> Network:
+def build_model(
+    spec: ModelSpec,
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int = 32,
+    kept: Path | None = None,
+    layers: Mapping[str, int] | None = None,
+) -> Network:
     """A network with random weights; `mean` and `std` are of the training pixels in [0, 1], by channel.
 
-    `side` is the images' (square); networks that take any size only look at it to find their layers. Raises
-    `TrainingError` if a network named from outside cannot be made, or does not take such images.
+    `side` is the images' (square); networks that take any size only look at it to find their layers, which `layers`
+    (names and channels) states if they are known. `kept` is the folder in which a bundle keeps the files of an
+    architecture that came as one. Raises `TrainingError` if a network named from outside cannot be made, or does not
+    take such images.
     """
     if spec.arch in ARCHS:
         return ARCHS[spec.arch](spec, classes=classes, mean=mean, std=std, side=side)
-    return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side)
+    return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side, kept=kept, layers=layers)
