@@ -11,7 +11,11 @@ from datetime import date
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from gateway.core.preprocessing import Normalisation
+from gateway.core.preprocessing import Resize as Resize
+from gateway.core.preprocessing import Strict as _Strict
 
 SCHEMA_VERSION = 3
 
@@ -39,24 +43,21 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Resize(_Strict):
-    """How an image of another size becomes the network's: `stretch` both sides, or scale and `center_crop`."""
-
-    rule: Literal["stretch", "center_crop"] = "stretch"
-    filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
-
-
 class InputSpec(_Strict):
-    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey."""
+    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey, and how one becomes it."""
 
     height: int = Field(ge=8, le=1024)
     width: int = Field(ge=8, le=1024)
     channels: Literal[1, 3] = 3
     resize: Resize = Resize()
+    normalise: Normalisation | None = None
+    """What the graph does to the pixels for its answering network; None: it is not recorded."""
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> InputSpec:
+        if self.normalise and len(self.normalise.mean) != self.channels:
+            raise ValueError(f"normalise has {len(self.normalise.mean)} means for {self.channels} channel(s)")
+        return self
 
 
 class TensorSpec(_Strict):
