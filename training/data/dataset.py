@@ -54,12 +54,16 @@ class Dataset:
     calibrate: Split
     test: Split
     notes: tuple[str, ...] = ()
+    made_of: Dataset | None = None
+    """The data of which these images were averaged down, which is what manifests and run folders state."""
 
     def describe(self) -> dict[str, object]:
         """Sizes, groups and SHA-256 (of images, labels and group ids) of each split, for manifests and run folders.
 
         A source's folders are left out of the name: manifests are published, the layout of a training machine is not.
         """
+        if self.made_of is not None:
+            return self.made_of.describe()
         splits: dict[str, object] = {
             name: {
                 "n": len(split),

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from training.errors import TrainingError
+from training.models.averaged import Averaged
 from training.models.named import named_network
 from training.models.network import Network
 from training.models.resnet import SmallResNet
@@ -17,7 +19,7 @@ class ModelSpec(BaseModel):
 
     `arch` is a key of `ARCHS`, `torchvision:NAME`, or `MODULE:FACTORY` or `FILE.py:FACTORY` of your own code. `width`
     (of the first stage), `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a
-    width alone.
+    width alone. With a `side` the network sees images averaged down to that many pixels (`Averaged`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +28,7 @@ class ModelSpec(BaseModel):
     width: int = Field(32, ge=4, le=256)
     blocks: tuple[int, ...] = (1, 1, 1)
     stem_stride: int = Field(1, ge=1, le=4)
+    side: int | None = Field(None, ge=8, le=512, description="pixels a side that images are averaged down to")
 
     @field_validator("arch")
     @classmethod
@@ -75,8 +78,14 @@ def build_model(spec: ModelSpec, *, classes: int, mean: list[float], std: list[f
     """A network with random weights; `mean` and `std` are of the training pixels in [0, 1], by channel.
 
     `side` is the images' (square); networks that take any size only look at it to find their layers. Raises
-    `TrainingError` if a network named from outside cannot be made, or does not take such images.
+    `TrainingError` if a network named from outside cannot be made, or does not take such images, or if images are
+    smaller than the side that they are to be averaged down to.
     """
+    if spec.side is not None:
+        if spec.side > side:
+            raise TrainingError(f"images of {side} pixels a side cannot be averaged down to {spec.side}; choose fewer")
+        inner = spec.model_copy(update={"side": None})
+        return Averaged(build_model(inner, classes=classes, mean=mean, std=std, side=spec.side), spec.side)
     if spec.arch in ARCHS:
         return ARCHS[spec.arch](spec, classes=classes, mean=mean, std=std, side=side)
     return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side)
