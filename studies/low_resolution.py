@@ -9,13 +9,12 @@ both.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from training.data.augment import Augmentation
-from training.data.dataset import SPLITS, Dataset, load_dataset
+from training.data.dataset import SPLITS, Dataset
 from training.models import ModelSpec
 from training.recipes.training import Adversary, DataSpec, MaskAugmentation, Recipe, Stage
 

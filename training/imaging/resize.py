@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WORKING = 48
+"""Fewest cells of the shorter side at which regions and all that is smooth are computed."""
+
 
 def double_nearest(x: Tensor) -> Tensor:
     """Every pixel of (N, C, H, W) repeated twice in both directions: (N, C, 2 H, 2 W)."""
@@ -38,6 +41,21 @@ def area_average(x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.avg_pool2d(x, (inputs[0] // size[0], inputs[1] // size[1]))
     rows, columns = (_area_matrix(i, o) for i, o in zip(inputs, size, strict=True))
     return rows.to(x) @ x @ columns.to(x).T
+
+
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """Cells (rows, columns) at which regions, fills and broad blurs of images of that size are computed.
+
+    Images of fewer than 96 pixels on the shorter side keep their own size. Larger ones are divided by an integer that
+    leaves 48 to 95 cells, one that divides both sides where there is such a one, so that the cost of what follows does
+    not grow with the image and every share of the side means the same.
+    """
+    height, width = int(height), int(width)
+    shorter = min(height, width)
+    largest = max(1, shorter // WORKING)
+    factors = [f for f in range(largest, shorter // (2 * WORKING), -1) if height % f == width % f == 0]
+    factor = factors[0] if factors else largest
+    return -(-height // factor), -(-width // factor)
 
 
 def _area_matrix(inputs: int, outputs: int) -> Tensor:
