@@ -139,7 +139,9 @@ class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
     The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
-    (n_select, S), `fisher` (n_select,), `layers` (n_select, L), `fused` (n,) and, with a cascade, `cascade` (n_on,).
+    (n_select, S), `layers` (n_select, L), `fused` (n,), `fisher` (n_tails,), with a guard `guard` (n_tails,) and, with
+    a cascade, `cascade` (n_on,). `n_select` images give components' p-values: those of the calibrate split or, in
+    older bundles, of the select split.
     """
 
     provider: Literal["cpu", "cuda"]
@@ -153,6 +155,10 @@ class Calibration(_Strict):
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
     n_select: int = Field(ge=20)
+    n_tails: int | None = Field(None, ge=20)
+    """Images of the select split behind `fisher` and `guard`; None: `fisher` is (n_select,) and there is no `guard`."""
+    smallest_p: float | None = Field(None, gt=0, le=1)
+    """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     recovery: Recovery | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +33,9 @@ from gateway.core.manifest import (
 )
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
-from training.bundling.networks import NETWORKS, defence_graph, save_networks
-from training.bundling.samples import POOL, write_samples
+from training.bundling.networks import NETWORKS, SOURCE, defence_graph, load_defence, save_networks
+from training.bundling.samples import SAMPLED, TITLES, Effort, attacked_images, write_samples
+from training.bundling.trial import attack_samples, check_reach
 from training.data.dataset import Dataset
 from training.defence.constants import batch_of, fit_constants, sensitive_neurons
 from training.defence.graph import DefenceGraph, DefenceOutputs
@@ -46,6 +47,7 @@ from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import graph_specs, split_parts, write_parts
 from training.imaging.pixels import to_tensor
 from training.models.network import Network
+from training.served.answers import open_pipeline
 from training.util.module_modes import frozen, seeded
 from training.util.registry import Titled
 
@@ -70,7 +72,8 @@ class Silent:
 class Plan:
     """What a bundle is to be, beside its networks and data; `training` is the manifest's account of how it was made.
 
-    `samples` of each kind come of the first `tried` test images, attacked with `steps` steps.
+    `samples` of each kind come of test images that are attacked with `effort`. With `trial` more attacks are made on
+    them, and the manifest states what was flagged. `left_out` are default scores that the data are too few for.
     """
 
     name: str
@@ -86,14 +89,17 @@ class Plan:
     resize: Resize = Resize()
     buckets: Sequence[int] = BUCKETS
     samples: int = 4
-    tried: int = POOL
-    steps: int = 50
+    effort: Effort = Effort()
+    trial: bool = False
+    left_out: Sequence[str] = ()
     seed: int = 0
+    keep: Callable[[Path], None] = lambda _: None  # writes what the architecture is made of into a folder
 
     def scores(self, *, companion: bool) -> tuple[str, ...]:
         """The graph's columns: the default scores, what is fused, what guards and what screens."""
         guard = [] if self.guard is None else [self.guard.score]
-        return chosen([*self.fused, *guard, *self.screened_by], companion=companion)
+        asked = chosen([*self.fused, *guard, *self.screened_by], companion=companion)
+        return tuple(name for name in asked if name not in self.left_out)
 
 
 def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Dataset, report: Report) -> None:
@@ -103,30 +109,33 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     """
     standard, companion = networks["standard"], networks.get("companion")
     report.step("fitting benign constants", 0, 1)
-    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes))
+    scores = plan.scores(companion=companion is not None)
+    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes), scores=scores)
     save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
     spec = input_spec(data, plan.resize)
     defence = defence_graph(
         networks,
         constants,
         side=spec.height,
-        scores=plan.scores(companion=companion is not None),
+        scores=scores,
         localiser=plan.localiser,
     )
+    plan.keep(folder / SOURCE)
     report.step("exporting the defence graph", 0, 1)
     graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
-    scores = benign_scores(
+    measured = benign_scores(
         engine,
         spec,
         data,
         lambda name, done, total: report.step(f"calibrating: {name}", done, total),
         benign=plan.benign,
+        guarded=plan.guard is not None,
         seed=plan.seed,
     )
     names = defence.score_names
     calibration = calibrate(
-        scores,
+        measured,
         names=names,
         fused=plan.fused,
         provider="cpu",
@@ -135,6 +144,9 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         guard=plan.guard,
         screened_by=plan.screened_by,
     )
+    training = dict(plan.training)
+    if notes := [*plan.training.get("notes", []), *check_reach(calibration, plan.policy)]:
+        training["notes"] = notes
     sensitive = _sensitive(standard, data)
     described: list[Titled] = [*defence.scores, defence.localiser]
     manifest = Manifest(
@@ -159,7 +171,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         companion=companion is not None,
         calibrations=[calibration],
         policy=plan.policy,
-        training=plan.training,
+        training=training,
         data=data.describe(),
         software={
             "python": platform.python_version(),
@@ -172,9 +184,16 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     )
     write_manifest(folder, manifest)
     bundle = load_bundle(folder)
-    report.step("samples", 0, 1)
-    write_samples(bundle, data, seed=plan.seed, count=plan.samples, pool=plan.tried, steps=plan.steps)
-    write_manifest(folder, manifest)
+    network, pipeline, kinds = (
+        load_defence(bundle).network,
+        open_pipeline(bundle),
+        tuple(TITLES) if plan.trial else SAMPLED,
+    )
+    made = attacked_images(network, data.test, kinds, plan.effort, seed=plan.seed, progress=report.step)
+    write_samples(folder / "samples", pipeline, data.test, made, classes=data.classes, count=plan.samples)
+    if plan.trial:
+        training["trial"] = attack_samples(pipeline, data.test, made, report.step).model_dump(mode="json")
+    write_manifest(folder, manifest.model_copy(update={"training": training}))
 
 
 def input_spec(data: Dataset, resize: Resize) -> InputSpec:

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Resize
+from training.bundling.trial import Trial, table
 from training.bundling.wrap import harden as harden_network
-from training.bundling.wrap import image_folder, normalisation, slug
+from training.bundling.wrap import image_folder, slug
 from training.bundling.wrap import wrap as wrap_network
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset
@@ -20,9 +21,9 @@ from training.recipes.training import DataSpec
 
 Model = Annotated[
     str,
-    typer.Option(
-        help="torchvision:NAME, or a function of your code that returns the network: MODULE:FACTORY, or "
-        "FILE.py:FACTORY such as nets/mine.py:make."
+    typer.Argument(
+        help="The network: torchvision:NAME, timm:NAME, model.onnx, model.pt2 (torch.export), a Hugging Face folder, "
+        "or a function of your code that returns it: FILE.py:FACTORY such as nets/mine.py:make, or MODULE:FACTORY."
     ),
 ]
 Data = Annotated[Path, typer.Option(help="Image folder: train/<class>/* and test/<class>/*, or <class>/* alone.")]
@@ -41,8 +42,13 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle
 @command
 def wrap(
     model: Model,
-    weights: Annotated[Path, typer.Option(help="The trained network's tensors, a .safetensors file.")],
     data: Data,
+    weights: Annotated[
+        Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
+    ] = None,
     out: Out = None,
     companion: Annotated[
         str, typer.Option(help="Folder of a finished run trained on the same data and splits, or none.")
@@ -51,9 +57,7 @@ def wrap(
     resize: Rule = "center_crop",
     normalise: Annotated[
         str | None,
-        typer.Option(
-            help="Normalisation: imagenet, none or m,m,m/s,s,s; default: imagenet for torchvision networks, else none."
-        ),
+        typer.Option(help="Normalisation: imagenet, none or m,m,m/s,s,s; default: what the model states, else none."),
     ] = None,
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -69,7 +73,6 @@ def wrap(
     """
     use_threads(threads)
     spec = _spec(data, size, resize, seed, images_per_class, seen=True)
-    mean, std = normalisation(normalise, model)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images, right = wrap_network(
@@ -77,8 +80,8 @@ def wrap(
             weights,
             spec,
             place,
-            mean=mean,
-            std=std,
+            normalise=normalise,
+            labels=labels,
             version=version,
             samples=samples,
             force=force,
@@ -86,8 +89,11 @@ def wrap(
             report=bars,
         )
     classes = len(images.classes)
-    console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
-    if right < 2 / classes:
+    if right is None:
+        console.print("images without labels: the network's own answers stand in for them, its accuracy is not known")
+    else:
+        console.print(f"accuracy on the select split: {right:.4f} (n = {len(images.select)}, {classes} classes)")
+    if right is not None and right < 2 / classes:
         console.print("this is hardly better than chance: check --normalise and the order of the classes")
     _report(made, images, place)
 
@@ -153,8 +159,11 @@ def _spec(
 
 
 def _report(bundle: Bundle, images: Dataset, out: Path) -> None:
-    for note in images.notes:
-        console.print(note)
+    training = bundle.manifest.training
+    for note in [*images.notes, *training.get("notes", [])]:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+    for line in table(Trial.model_validate(training["trial"])):
+        console.print(line, soft_wrap=True, highlight=False)
     calibration = bundle.calibration("cpu")
     console.print(
         f"{out}: {bundle.name} {bundle.version}, calibrated on {calibration.n} images in {calibration.groups} groups; "

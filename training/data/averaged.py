@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from training.data.dataset import Dataset, Split
+from training.data.store import room_for
 from training.imaging.pixels import to_tensor
 from training.imaging.resize import area_average
 
@@ -20,11 +19,11 @@ def averaged(data: Dataset, side: int) -> Dataset:
     not trained on stays as it is. The description, which run folders compare, stays that of `data`.
     """
     train, select = (_averaged(split, side) for split in (data.train, data.select))
-    return replace(data, train=train, select=select, made_of=data)
+    return replace(data, train=train, select=select, described=data.describe())
 
 
 def _averaged(split: Split, side: int) -> Split:
-    x = np.empty((len(split), side, side, split.x.shape[3]), np.uint8)
+    x = room_for((len(split), side, side, split.x.shape[3]))
     for i in range(0, len(split), CHUNK):
         means = area_average(to_tensor(split.x[i : i + CHUNK]), (side, side))
         x[i : i + CHUNK] = means.mul(255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -28,12 +28,14 @@ from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
+from training.bundling.opening import normalisation
 from training.bundling.provenance import made_with
-from training.bundling.wrap import normalisation, recipes_for, slug
+from training.bundling.wrap import recipes_for, slug
 from training.commands.main import app
 from training.data.dataset import Split
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
+from training.models.forms.opened import IMAGENET
 from training.recipes.training import DataSpec
 
 MODEL = "tests.training.models.test_adapted:Stages"
@@ -71,7 +73,6 @@ def run(*arguments: object) -> Result:
 
 def wrap(given: Path, out: Path, **changes: object) -> Result:
     options = {
-        "model": MODEL,
         "weights": given / "weights.safetensors",
         "data": given / "photos",
         "out": out,
@@ -79,7 +80,9 @@ def wrap(given: Path, out: Path, **changes: object) -> Result:
         "normalise": "0.5,0.5,0.5/0.15,0.15,0.15",
         "threads": 1,
     } | changes
-    return run("wrap", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
+    model = options.pop("model", MODEL)
+    given_options = ((f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None)
+    return run("wrap", model, *(part for option in given_options for part in option))
 
 
 @pytest.fixture(scope="module")
@@ -222,11 +225,13 @@ def test_an_existing_bundle_is_not_replaced_unasked(given: Path, bundle: Path) -
 def test_names_and_normalisation() -> None:
     assert slug("torchvision:ResNet18") == "resnet18"
     assert slug("my nets/Ä") == "my-nets"
-    assert normalisation(None, "torchvision:resnet18")[0][0] == 0.485
-    assert normalisation(None, "module:factory") == ([0.0] * 3, [1.0] * 3)
-    assert normalisation("0,0,0/1,2,3", "module:factory")[1] == [1.0, 2.0, 3.0]
+    assert slug("nets/Mine.onnx") == "mine"
+    assert normalisation("imagenet", None)[0][0] == 0.485
+    assert normalisation(None, IMAGENET) == IMAGENET
+    assert normalisation(None, None) == ([0.0] * 3, [1.0] * 3)
+    assert normalisation("0,0,0/1,2,3", IMAGENET)[1] == [1.0, 2.0, 3.0]
     with pytest.raises(TrainingError):
-        normalisation("0,0,0/1,2,0", "module:factory")
+        normalisation("0,0,0/1,2,0", None)
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])

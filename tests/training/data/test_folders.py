@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from gateway.core.decode import decode_image
 from gateway.core.manifest import InputSpec, Resize
 from tests.gateway.exif_blocks import block, entry, short
 from tests.gateway.icc_files import SRGB, converted, rgb_profile
-from training.data import folders
+from training.data import folders, store
 from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
 
@@ -276,6 +277,7 @@ def test_what_is_wrong_is_named(parts: Path, case: str) -> None:
 def test_images_that_would_not_fit_are_refused_before_they_are_read(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "available_memory", lambda: 1000)
-    with pytest.raises(DataError, match=r"GB of memory.*--size"):
+    monkeypatch.setattr(store, "IN_MEMORY", 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"GB are free.*--size"):
         load(parts, size=16)
