@@ -130,7 +130,9 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(tmp_path: Path) ->
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-        with pytest.raises(TrainingError, match=r"checkpoint-2\.safetensors: File too large; earlier checkpoints are intact"):
+        with pytest.raises(
+            TrainingError, match=r"checkpoint-2\.safetensors: File too large; earlier checkpoints are intact"
+        ):
             save(tmp_path, 1, 2)
         with pytest.raises(TrainingError, match=r"note\.json: File too large"):
             write_text(tmp_path / "note.json", "x" * 10_000)
