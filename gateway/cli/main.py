@@ -58,6 +58,7 @@ def show(path: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> N
         "created": manifest.created.isoformat(),
         "classes": f"{len(manifest.classes)}: {', '.join(manifest.classes[:4])}, ...",
         "input": f"{size.height} x {size.width}, {size.channels} channel(s), resize {size.resize.rule}",
+        **({} if manifest.upstream is None else {"upstream": manifest.upstream.protocol.url}),
         "scores": ", ".join(manifest.scores),
         "layers": layers,
         "companion": "yes" if manifest.companion else "no",

@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fake: Fake
 
-    def log_message(self, format: str, *args: Any) -> None: ...
+    def log_message(self, *_: Any) -> None: ...
 
     def do_GET(self) -> None:
         fake = self.fake
@@ -123,9 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
             made, headers = fake.infer(body, self.headers[LENGTH])
         self._send(made, headers=headers, status=fake.status, drip=fake.drip)
 
-    def _send(self, body: bytes, *, headers: dict[str, str] = {}, status: int = 200, drip: float = 0.0) -> None:
+    def _send(
+        self, body: bytes, *, headers: dict[str, str] | None = None, status: int = 200, drip: float = 0.0
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if not drip:
@@ -144,9 +146,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faked(fake: Fake) -> Iterator[Fake]:
+def faked(fake: Fake, *, port: int = 0) -> Iterator[Fake]:
     """`fake` on a free port of the loopback, its `url` set."""
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
+    server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"fake": fake}))
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

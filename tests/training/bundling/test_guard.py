@@ -1,4 +1,4 @@
-"""`palisade guard calibrate`, as a user runs it, and that its verdicts are those of a bundle with the network inside."""
+"""`palisade guard calibrate`, as a user runs it; its verdicts are those of a bundle with the network inside."""
 
 from __future__ import annotations
 
