@@ -103,7 +103,8 @@ class Connection:
             )
         if not response.is_success:
             # For whoever runs both: a caller of the gateway learns neither the address nor the server's own words.
-            log.warning("%s: answered %d: %r", url, response.status_code, bytes(found[:300]))
+            level = logging.WARNING if method == "POST" else logging.INFO
+            log.log(level, "%s: answered %d: %r", url, response.status_code, bytes(found[:300]))
             raise UpstreamInvalid(f"the upstream answered {response.status_code}")
         return Answer(bytes(found), response.headers)
 

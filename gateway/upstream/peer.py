@@ -109,4 +109,4 @@ class Classifier:
             return values
         if (values < -1e-3).any() or (values > 1 + 1e-3).any():
             raise UpstreamInvalid("the upstream gave probabilities outside 0 to 1")
-        return np.log(np.maximum(values, np.float32(_LEAST)))
+        return np.asarray(np.log(np.maximum(values, np.float32(_LEAST))))

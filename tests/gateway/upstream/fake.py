@@ -64,7 +64,7 @@ class Fake:
         rows = flat.reshape(tensor["shape"])
         self.batches.append(len(rows))
         values = self.model(rows).astype("<f4")
-        described = {"name": self.output, "datatype": "FP32", "shape": list(values.shape)}
+        described: dict[str, Any] = {"name": self.output, "datatype": "FP32", "shape": list(values.shape)}
         if request["outputs"][0].get("parameters", {}).get("binary_data"):
             described["parameters"] = {"binary_data_size": values.nbytes}
             head = json.dumps({"model_name": "net", "outputs": [described]}).encode()

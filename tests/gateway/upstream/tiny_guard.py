@@ -170,10 +170,8 @@ def _model(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) ->
     graph = helper.make_graph(
         [helper.make_node(op, names, [output], **attributes) for op, names, output, attributes in nodes],
         "tiny",
-        *(
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in tensors.items()]
-            for tensors in (inputs, outputs)
-        ),
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
