@@ -123,7 +123,9 @@ def test_old_rules_keep_their_pixels(size: tuple[int, int], name: str) -> None:
     st.sampled_from([None, 5, 16, 19]),
     st.sampled_from([(16, 16), (12, 20)]),
 )
-def test_any_size_fits(width: int, height: int, rule: str, name: str, aliased: bool, to: int | None, wanted: tuple[int, int]) -> None:
+def test_any_size_fits(
+    width: int, height: int, rule: str, name: str, aliased: bool, to: int | None, wanted: tuple[int, int]
+) -> None:
     resize = Resize.model_validate(
         {"rule": rule, "filter": name, "antialias": not aliased, "resize_to": None if rule == "center_crop" else to}
     )
