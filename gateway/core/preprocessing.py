@@ -1,13 +1,14 @@
 """What happens to an image file before a network sees it, as a manifest states it.
 
-Two parts: the resize rule, which the decoder follows (`gateway.core.resizing`), and the normalisation, which the defence
-graph follows, so that a graph takes pixels in [0, 1] and RGB whatever its network takes.
+Two parts: the resize rule, which the decoder follows (`gateway.core.resizing`), and the normalisation, which the
+defence graph follows, so that a graph takes pixels in [0, 1] and RGB whatever its network takes.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rule = Literal["stretch", "center_crop", "shorter_side", "pad"]
@@ -78,6 +79,15 @@ class Normalisation(Strict):
         """Mean and deviation, in the network's channel order, of pixels in [0, 1]."""
         by = 255.0 if self.scale == "byte" else 1.0
         return [m / by for m in self.mean], [s / by for s in self.std]
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the very same where nothing changes."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        if self.channel_order == "rgb" and self.scale == "unit" and not mean.any() and (std == 1).all():
+            return rows
+        ordered = rows[:, ::-1] if self.channel_order == "bgr" else rows
+        factor = np.float32(255.0 if self.scale == "byte" else 1.0) / std
+        return np.asarray(ordered * factor - mean / std, np.float32)
 
 
 class Preprocessing(Strict):

@@ -8,14 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from gateway.core.manifest import Resize
-from gateway.core.upstream import Normalise
+from gateway.core.preprocessing import Normalisation
 from gateway.settings import load_settings
 from gateway.upstream.connection import Connection
-from training.bundling.guard import FRACTIONS, find_upstream, guard, read_labels
-from training.bundling.wrap import image_folder, normalisation
+from training.bundling.guard import FRACTIONS, find_upstream, guard
+from training.bundling.opening import normalisation
+from training.bundling.wrap import image_folder
 from training.commands.terminal import command, console, progress_bars
 from training.commands.wrap import Data, Force, PerClass, Rule, Seed, Version
 from training.errors import TrainingError
+from training.models.forms.labels import read_labels
 
 
 @command
@@ -76,8 +78,7 @@ def calibrate(
     )
     if not spec.held_out:
         spec = spec.model_copy(update={"fractions": FRACTIONS})
-    mean, std = normalisation(normalise, "")
-    steps = Normalise(channel_order=channel_order, scale=scale, mean=mean, std=std)
+    mean, std = normalisation(normalise, None)
     with progress_bars() as bars:
         made = guard(
             asked,
@@ -85,7 +86,7 @@ def calibrate(
             out,
             labels=None if labels is None else read_labels(labels),
             values=values,
-            normalise=Normalise(channel_order=channel_order, scale=scale) if set(mean) == {0.0} else steps,
+            normalise=Normalisation(channel_order=channel_order, scale=scale, mean=mean, std=std),
             version=version,
             timeout=timeout,
             token=token,
