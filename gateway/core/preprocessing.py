@@ -1,7 +1,7 @@
 """What happens to an image file before a network sees it, as a manifest states it.
 
-Two parts: the resize rule, which the decoder follows (`gateway.core.resizing`), and the normalisation, which the defence
-graph follows, so that a graph takes pixels in [0, 1] and RGB whatever its network takes.
+Two parts: the resize rule, which the decoder follows (`gateway.core.resizing`), and the normalisation, which the
+defence graph follows, so that a graph takes pixels in [0, 1] and RGB whatever its network takes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ SAMPLED: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic")
 """The filters that are defined without antialiasing."""
 
 
-class Strict(BaseModel):
-    """A part of a manifest: unknown keys are refused, and nothing changes after it was read."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resize(Strict):
+class Resize(_Strict):
     """How an image of another size becomes the network's.
 
     `stretch`: both sides are scaled, to `resize_to` and then cropped in the middle where that is given. `center_crop`:
@@ -54,7 +52,7 @@ class Resize(Strict):
         return self
 
 
-class Normalisation(Strict):
+class Normalisation(_Strict):
     """(x * scale - mean) / std by channel, of the channels in the network's order.
 
     `scale`: `unit` takes pixels of 0 to 1, `byte` of 0 to 255; `mean` and `std` are in these units and in the order
@@ -80,7 +78,7 @@ class Normalisation(Strict):
         return [m / by for m in self.mean], [s / by for s in self.std]
 
 
-class Preprocessing(Strict):
+class Preprocessing(_Strict):
     """All that a model's file, or its user, states about its input; `side` is None where the size is left open."""
 
     side: int | None = Field(None, ge=8, le=1024)

@@ -31,9 +31,9 @@ _RULES = {
 _MODEL_INFO = "model_info "
 
 
-def from_onnx(metadata: Mapping[str, str], *, side: int | None = None, source: str = "ONNX metadata") -> (
-    Preprocessing | None
-):
+def from_onnx(
+    metadata: Mapping[str, str], *, side: int | None = None, source: str = "ONNX metadata"
+) -> Preprocessing | None:
     """What the properties state of the input; None if they state nothing. `side` is that of the graph's input."""
     lower = {key.lower(): value for key, value in metadata.items()}
     readers: list[tuple[bool, Callable[[Mapping[str, str], int | None, str], Preprocessing]]] = [

@@ -54,9 +54,7 @@ def filter_of(value: Any, where: str) -> Filter:
     return found
 
 
-def stated(
-    source: str, *, side: int | None, resize: Mapping[str, Any], normalise: Mapping[str, Any]
-) -> Preprocessing:
+def stated(source: str, *, side: int | None, resize: Mapping[str, Any], normalise: Mapping[str, Any]) -> Preprocessing:
     """The checked whole; `PreprocessingError` names what is out of range."""
     try:
         return Preprocessing(
