@@ -85,8 +85,8 @@ def wrap(
     `model` is an architecture of ours or of any form in `training.models.forms`. Its preprocessing is what is `wanted`,
     whatever size and rule `data` has: by default what its file states. Images may be of some of the model's classes
     alone; where they have no labels the network's answers stand in for them, and no accuracy is known. `companion` is
-    the folder of a run trained on the same data and splits. Raises `TrainingError`; `out` is replaced only by a finished
-    bundle, and only if `force`.
+    the folder of a run trained on the same data and splits. Raises `TrainingError`; `out` is replaced only by a
+    finished bundle, and only if `force`.
     """
     report = report or Silent()
     check_free(out, force=force)

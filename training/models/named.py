@@ -25,9 +25,9 @@ def named_network(
 ) -> Network:
     """The network that `arch` names, its weights not loaded, for square images of `side` pixels.
 
-    A factory that returns a `Network` is taken as it is, normalisation included. `reverse` gives it BGR. `kept` is where
-    a bundle keeps the files of an architecture; `layers` are those to tap, with their channels, if they are known.
-    Raises `TrainingError`.
+    A factory that returns a `Network` is taken as it is, normalisation included. `reverse` gives it BGR. `kept` is
+    where a bundle keeps the files of an architecture; `layers` are those to tap, with their channels, if they are
+    known. Raises `TrainingError`.
     """
     body = architecture(arch, classes=classes, side=side, kept=kept)
     return with_taps(body, classes=classes, mean=mean, std=std, side=side, reverse=reverse, layers=layers)
