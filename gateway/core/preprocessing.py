@@ -19,13 +19,11 @@ SAMPLED: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic")
 """The filters that are defined without antialiasing."""
 
 
-class Strict(BaseModel):
-    """A part of a manifest: unknown keys are refused, and nothing changes after it was read."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resize(Strict):
+class Resize(_Strict):
     """How an image of another size becomes the network's.
 
     `stretch`: both sides are scaled, to `resize_to` and then cropped in the middle where that is given. `center_crop`:
@@ -55,7 +53,7 @@ class Resize(Strict):
         return self
 
 
-class Normalisation(Strict):
+class Normalisation(_Strict):
     """(x * scale - mean) / std by channel, of the channels in the network's order.
 
     `scale`: `unit` takes pixels of 0 to 1, `byte` of 0 to 255; `mean` and `std` are in these units and in the order
@@ -90,7 +88,7 @@ class Normalisation(Strict):
         return np.asarray(ordered * factor - mean / std, np.float32)
 
 
-class Preprocessing(Strict):
+class Preprocessing(_Strict):
     """All that a model's file, or its user, states about its input; `side` is None where the size is left open."""
 
     side: int | None = Field(None, ge=8, le=1024)
