@@ -208,6 +208,9 @@ class Manifest(_Strict):
     """A sentence on each of them."""
     layers: list[MonitoredLayer] = Field(min_length=1)
     companion: bool
+    companion_disagrees: float | None = Field(
+        None, ge=0, le=1, description="share of clean calibrate images that the companion answers otherwise"
+    )
     calibrations: list[Calibration] = Field(min_length=1)
     policy: Policy = Policy()
     training: dict[str, Any] = {}

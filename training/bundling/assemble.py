@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,6 +84,7 @@ class Plan:
     localiser: str = LOCALISER
     guard: Guard | None = None
     screened_by: Sequence[str] = ()
+    trusted: float = 1.0  # disagreement of the companion on clean images beyond which it neither guards nor screens
     policy: Policy = Policy()
     benign: Benign = Benign()
     resize: Resize = Resize()
@@ -133,6 +134,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         guarded=plan.guard is not None,
         seed=plan.seed,
     )
+    plan = _without_guard(plan, measured.disagreement, len(measured.groups))
     names = defence.score_names
     calibration = calibrate(
         measured,
@@ -169,6 +171,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
             for name, count in standard.tap_channels.items()
         ],
         companion=companion is not None,
+        companion_disagrees=measured.disagreement,
         calibrations=[calibration],
         policy=plan.policy,
         training=training,
@@ -194,6 +197,22 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
     if plan.trial:
         training["trial"] = attack_samples(pipeline, data.test, made, report.step).model_dump(mode="json")
     write_manifest(folder, manifest.model_copy(update={"training": training}))
+
+
+def _without_guard(plan: Plan, disagrees: float | None, n: int) -> Plan:
+    """`plan` with neither guard nor screen, and a note that says so, where the companion disagrees too often.
+
+    A guard that may flag few clean images then objects only where its doubt is rare, which no attacker has to avoid.
+    """
+    if disagrees is None or disagrees <= plan.trusted:
+        return plan
+    note = (
+        f"the companion disagrees with the network on {disagrees:.1%} of {n} clean images (trusted: up to "
+        f"{plan.trusted:.0%}): it would not stop an attacker who knows it, and neither guards nor screens; "
+        "train it for more epochs, on more images or at more pixels"
+    )
+    training = plan.training | {"notes": [*plan.training.get("notes", []), note]}
+    return replace(plan, guard=None, screened_by=(), training=training)
 
 
 def input_spec(data: Dataset, resize: Resize) -> InputSpec:

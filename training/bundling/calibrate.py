@@ -36,6 +36,8 @@ GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 SCREENED_BY = ("companion_margin",)
+TRUSTED = 0.25
+"""Share of clean images that a companion may answer otherwise than the network before its guard is left out."""
 
 
 class Benign(BaseModel):
@@ -77,6 +79,12 @@ class BenignScores:
     labels: np.ndarray  # (N,) the true ones
     hidden: Callable[[np.ndarray], np.ndarray]
     tails: np.ndarray | None = None
+    objects: np.ndarray | None = None  # (N,) whether the companion, where there is one, answers otherwise
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of images that the companion answers otherwise than the network does; None without a companion."""
+        return None if self.objects is None else float(self.objects.mean())
 
 
 def benign_scores(
@@ -95,10 +103,12 @@ def benign_scores(
     regions of attack are kept, as bits.
     """
     batch, images = engine.buckets[-1], benign.images(data.calibrate.x, seed=seed + 1)
-    kept = [
-        (run.scores, run.layer_deviation, run.roa_score, run.logits.argmax(1), np.packbits(run.roa > 0.5, axis=2))
-        for run in run_batches(engine, images, spec, batch=batch, progress=partial(progress, "calibrate"))
-    ]
+    kept, objects = [], []
+    for run in run_batches(engine, images, spec, batch=batch, progress=partial(progress, "calibrate")):
+        labels, regions = run.logits.argmax(1), np.packbits(run.roa > 0.5, axis=2)
+        kept.append((run.scores, run.layer_deviation, run.roa_score, labels, regions))
+        if run.companion_logits is not None:
+            objects.append(run.companion_logits.argmax(1) != labels)
     found, deviation, contrast, answers, regions = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
     tails = None
     if guarded:
@@ -109,7 +119,17 @@ def benign_scores(
         masks = np.unpackbits(regions[rows], axis=2, count=spec.width).astype(np.float32)
         return run_images(engine, images[rows], spec, masks=masks, part="verdict", batch=batch).logits
 
-    return BenignScores(found, deviation, contrast, answers, data.calibrate.group, data.calibrate.y, hidden, tails)
+    return BenignScores(
+        scores=found,
+        layer_deviation=deviation,
+        roa_score=contrast,
+        answers=answers,
+        groups=data.calibrate.group,
+        labels=data.calibrate.y,
+        hidden=hidden,
+        tails=tails,
+        objects=np.concatenate(objects) if objects else None,
+    )
 
 
 def calibrate(

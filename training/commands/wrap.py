@@ -36,6 +36,25 @@ PerClass = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed for the data splits.")]
 Version = Annotated[str, typer.Option(help="Version of the bundle.")]
 Samples = Annotated[int, typer.Option(min=1, max=50, help="Number of samples of each kind: clean, attacked, patched.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(help="Normalisation: imagenet, none or m,m,m/s,s,s; default: what the model states, else none."),
+]
+Batch = Annotated[int, typer.Option(min=8, help="Batch size: images per training step.")]
+LowSide = Annotated[
+    int | None,
+    typer.Option(
+        min=16,
+        max=1024,
+        help="Side in pixels that the companion sees images averaged down to; default: 32 of larger images.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 
 
@@ -43,22 +62,15 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle
 def wrap(
     model: Model,
     data: Data,
-    weights: Annotated[
-        Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
-    ] = None,
+    weights: Weights = None,
+    labels: Labels = None,
     out: Out = None,
     companion: Annotated[
-        str, typer.Option(help="Folder of a finished run trained on the same data and splits, or none.")
+        str, typer.Option(help="Folder of a finished run on the same images (palisade companion), or none.")
     ] = "none",
     size: Size = 224,
     resize: Rule = "center_crop",
-    normalise: Annotated[
-        str | None,
-        typer.Option(help="Normalisation: imagenet, none or m,m,m/s,s,s; default: what the model states, else none."),
-    ] = None,
+    normalise: Normalise = None,
     images_per_class: PerClass = None,
     seed: Seed = 0,
     version: Version = "1.0.0",
@@ -72,7 +84,7 @@ def wrap(
     the defence is not stopped (docs/threat-model.md).
     """
     use_threads(threads)
-    spec = _spec(data, size, resize, seed, images_per_class, seen=True)
+    spec = spec_of(data, size, resize, seed, images_per_class, seen=True)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images, right = wrap_network(
@@ -114,7 +126,8 @@ def harden(
             help="Architecture of the companion: small_resnet, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY."
         ),
     ] = "small_resnet",
-    batch: Annotated[int, typer.Option(min=8, help="Batch size: images per training step.")] = 64,
+    companion_side: LowSide = None,
+    batch: Batch = 64,
     runs: Runs = Path("runs"),
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -129,7 +142,7 @@ def harden(
     from; `palisade train` and `palisade build` take changed ones.
     """
     use_threads(threads)
-    spec = _spec(data, size, resize, seed, images_per_class, seen=False)
+    spec = spec_of(data, size, resize, seed, images_per_class, seen=False)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images = harden_network(
@@ -139,6 +152,7 @@ def harden(
             runs=runs,
             epochs=epochs,
             companion=companion_model,
+            companion_side=companion_side,
             batch=batch,
             version=version,
             samples=samples,
@@ -148,9 +162,10 @@ def harden(
     _report(made, images, place)
 
 
-def _spec(
+def spec_of(
     data: Path, size: int, resize: Literal["center_crop", "stretch"], seed: int, per_class: int | None, *, seen: bool
 ) -> DataSpec:
+    """The image folder as the options of a command describe it (`image_folder`)."""
     try:
         rule = Resize(rule=resize)
         return image_folder(data, size=size, resize=rule, seed=seed, images_per_class=per_class, seen=seen)
