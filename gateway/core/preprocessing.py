@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rule = Literal["stretch", "center_crop", "shorter_side", "pad"]
@@ -77,6 +78,15 @@ class Normalisation(_Strict):
         by = 255.0 if self.scale == "byte" else 1.0
         return [m / by for m in self.mean], [s / by for s in self.std]
 
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the same array where nothing changes."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        if self.channel_order == "rgb" and self.scale == "unit" and not mean.any() and (std == 1).all():
+            return rows
+        ordered = rows[:, ::-1] if self.channel_order == "bgr" else rows
+        factor = np.float32(255.0 if self.scale == "byte" else 1.0) / std
+        return np.asarray(ordered * factor - mean / std, np.float32)
+
 
 class Preprocessing(_Strict):
     """All that a model's file, or its user, states about its input; `side` is None where the size is left open."""
@@ -86,3 +96,8 @@ class Preprocessing(_Strict):
     normalise: Normalisation = Normalisation()
     source: str = "default"
     """Where it was read, for people."""
+
+    @property
+    def served(self) -> Resize:
+        """The resize rule with large JPEG files decoded at a fraction, in calibration as in serving."""
+        return self.resize.model_copy(update={"reduced": True})

@@ -33,11 +33,12 @@ from gateway.core.manifest import (
 from gateway.core.preprocessing import Normalisation, Resize
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
-from training.bundling.networks import NETWORKS, SOURCE, defence_graph, load_defence, save_networks
+from training.bundling.kept import Kept, key_of
+from training.bundling.networks import NETWORKS, SOURCE, defence_graph, load_constants, save_networks
 from training.bundling.samples import SAMPLED, TITLES, Effort, attacked_images, write_samples
 from training.bundling.trial import attack_samples, check_reach
 from training.data.dataset import Dataset
-from training.defence.constants import batch_of, fit_constants, sensitive_neurons
+from training.defence.constants import Constants, batch_of, fit_constants, sensitive_neurons
 from training.defence.graph import DefenceGraph, DefenceOutputs
 from training.defence.localisers import LOCALISER
 from training.defence.scores import chosen
@@ -104,27 +105,54 @@ class Plan:
         return tuple(name for name in asked if name not in self.left_out)
 
 
-def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Dataset, report: Report) -> None:
+def assemble(
+    folder: Path,
+    plan: Plan,
+    networks: Mapping[str, Network],
+    data: Dataset,
+    report: Report,
+    *,
+    kept_in: Path | None = None,
+) -> None:
     """Write the bundle of `networks` by role (a companion may be missing) into the empty `folder`.
 
-    What it is calibrated on and what its samples are come from `data`. Raises `TrainingError`.
+    What it is calibrated on and what its samples are come from `data`. With `kept_in`, a folder, a run that was stopped
+    goes on with the graph and the scores that it left there (`training.bundling.kept`). Raises `TrainingError`.
     """
     standard, companion = networks["standard"], networks.get("companion")
-    report.step("fitting benign constants", 0, 1)
     scores = plan.scores(companion=companion is not None)
-    constants = fit_constants(standard, data.train, data.select, classes=len(data.classes), scores=scores)
-    save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
     spec = input_spec(data, plan.resize, plan.normalise or normalisation_of(standard))
-    defence = defence_graph(
-        networks,
-        constants,
-        side=spec.height,
-        scores=scores,
-        localiser=plan.localiser,
-    )
-    plan.keep(folder / SOURCE)
-    report.step("exporting the defence graph", 0, 1)
-    graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
+    settings = {
+        "scores": scores,
+        "localiser": plan.localiser,
+        "guard": plan.guard is not None,
+        "benign": plan.benign.model_dump(mode="json"),
+        "seed": plan.seed,
+        "input": spec.model_dump(mode="json"),
+        "buckets": list(plan.buckets),
+    }
+    kept = None if kept_in is None else Kept(kept_in, key_of(networks, data, settings))
+
+    def defence_of(constants: Constants) -> DefenceGraph:
+        return defence_graph(networks, constants, side=spec.height, scores=scores, localiser=plan.localiser)
+
+    def export() -> dict[Part, GraphSpec]:
+        constants = fit_constants(
+            standard,
+            data.train,
+            data.select,
+            classes=len(data.classes),
+            scores=scores,
+            progress=lambda done, total: report.step("fitting benign constants", done, total),
+        )
+        save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
+        plan.keep(folder / SOURCE)
+        report.step("exporting the defence graph", 0, 1)
+        size = {"channels": spec.channels, "height": spec.height, "width": spec.width}
+        return export_defence(defence_of(constants), folder, **size)
+
+    graphs = export() if kept is None else kept.graph(folder, export)
+    defence = defence_of(load_constants(folder / NETWORKS))
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
     measured = benign_scores(
         engine,
@@ -134,6 +162,7 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         benign=plan.benign,
         guarded=plan.guard is not None,
         seed=plan.seed,
+        kept=kept,
     )
     names = defence.score_names
     calibration = calibrate(
@@ -185,17 +214,14 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         files=hash_files(folder),
     )
     write_manifest(folder, manifest)
-    bundle = load_bundle(folder)
-    network, pipeline, kinds = (
-        load_defence(bundle).network,
-        open_pipeline(bundle),
-        tuple(TITLES) if plan.trial else SAMPLED,
-    )
-    made = attacked_images(network, data.test, kinds, plan.effort, seed=plan.seed, progress=report.step)
+    pipeline, kinds = open_pipeline(load_bundle(folder)), tuple(TITLES) if plan.trial else SAMPLED
+    made = attacked_images(defence.network, data.test, kinds, plan.effort, seed=plan.seed, progress=report.step)
     write_samples(folder / "samples", pipeline, data.test, made, classes=data.classes, count=plan.samples)
     if plan.trial:
         training["trial"] = attack_samples(pipeline, data.test, made, report.step).model_dump(mode="json")
     write_manifest(folder, manifest.model_copy(update={"training": training}))
+    if kept is not None:
+        kept.drop()
 
 
 def input_spec(data: Dataset, resize: Resize, normalise: Normalisation | None = None) -> InputSpec:

@@ -74,7 +74,7 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
         layers = {"standard": {layer.name: layer.channels for layer in manifest.layers}}
         networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input, layers=layers)
-        constants = Constants.of(_below(_read(path), "constants/"))
+        constants = load_constants(path)
         return defence_graph(
             networks,
             constants,
@@ -82,6 +82,11 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
             scores=manifest.scores,
             localiser=manifest.localiser,
         )
+
+
+def load_constants(path: Path) -> Constants:
+    """The constants in a bundle's file of networks."""
+    return Constants.of(_below(_read(path), "constants/"))
 
 
 def defence_graph(

@@ -7,6 +7,7 @@ architecture and a companion, with recipes that are a place to start from.
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -103,9 +104,7 @@ def wrap(
         found = found_on(opened.body, chosen, load_data(settings, unread=True), report.step)
         chosen = found.best
         network = network_of(opened, weights, classes=classes, found=chosen)
-    # Large photographs are decoded at a fraction, when bundles are made as when they are served.
-    resize = chosen.resize.model_copy(update={"reduced": True})
-    data = data.model_copy(update={"size": chosen.side, "resize": resize})
+    data = data.model_copy(update={"size": chosen.side, "resize": chosen.served})
     settings = settings.model_copy(update={"data": data})
     loaded = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
@@ -243,14 +242,18 @@ def _plan(
 
 
 def _bundled(out: Path, plan: Plan, networks: dict[str, Network], images: Dataset, report: Report) -> Bundle:
+    """The bundle in `out`; a run that is stopped, not one that fails, leaves what the next can go on with."""
+    kept = out.with_name(out.name + ".kept.part")
     with draft_of(out) as draft:
         try:
-            assemble(draft, plan, networks, images, report)
-        except ExportError as error:
-            raise TrainingError(f"{_archs(plan, networks)}: {error}; {EXPORTABLE}") from None
-        except (TrainingError, PalisadeError, OSError):
-            raise
-        except Exception as error:  # the user's network runs here and may raise anything
+            assemble(draft, plan, networks, images, report, kept_in=kept)
+        except Exception as error:
+            shutil.rmtree(kept, ignore_errors=True)
+            if isinstance(error, ExportError):
+                raise TrainingError(f"{_archs(plan, networks)}: {error}; {EXPORTABLE}") from None
+            if isinstance(error, TrainingError | PalisadeError | OSError):
+                raise
+            # the user's network runs here and may raise anything
             reason = " ".join(str(error).split())[:300]
             problem = f"{_archs(plan, networks)}: cannot be wrapped: {type(error).__name__}: {reason}; {EXPORTABLE}"
             raise TrainingError(problem) from error

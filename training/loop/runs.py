@@ -7,6 +7,7 @@
 | `checkpoint.json`, `checkpoint-<epoch>.safetensors` | the last finished epoch, from which a run resumes |
 | `metrics.csv`, `tensorboard/` | metrics by epoch |
 | `outcome.json` | epochs trained, the epoch whose weights were kept, its metrics |
+| `lock` | the process that trains; it is deleted at the end |
 | `weights.safetensors` | the averaged network; it is written last: a run that has it is finished |
 """
 
@@ -32,7 +33,7 @@ from training.recipes.training import Recipe
 from training.util.checkpoint import load_weights, write_text
 from training.util.precision import machine_precision, say_once
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, LOCK = "weights.safetensors", "lock"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "safetensors")
 
 
