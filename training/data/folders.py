@@ -20,7 +20,7 @@ from gateway.core.cores import usable_cores
 from gateway.core.decode import Limits, Picture, described, open_image, recognized
 from gateway.core.manifest import InputSpec, Resize
 from gateway.core.orientation import orientation, without_orientation
-from training.data.store import room_for
+from training.data.store import let_go, room_for
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
@@ -48,6 +48,8 @@ def read_images(paths: list[Path], *, size: int | None, resize: Resize, progress
             made[i] = image
             if i % 64 == 63 or i + 1 == len(paths):
                 progress("reading images", i + 1, len(paths))
+            if i % 1024 == 1023 or i + 1 == len(paths):
+                let_go(made)
     return made
 
 
@@ -137,4 +139,5 @@ def thumbnails(x: np.ndarray, side: int = 8) -> np.ndarray:
         grey = x[i : i + 512, :height, :width].mean(3, dtype=np.float32)
         cut = grey.reshape(len(grey), fields[0], height // fields[0], fields[1], width // fields[1])
         made[i : i + 512] = cut.mean((2, 4)).reshape(len(grey), -1)
+        let_go(x)
     return made
