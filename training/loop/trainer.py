@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 
 from training.attacks.early import pgd_until_fooled
 from training.data.augment import augment, mask_windows
+from training.data.averaged import averaged
 from training.data.dataset import Dataset, Split
 from training.errors import RecipeError, TrainingError
 from training.imaging.pixels import to_tensor
@@ -66,6 +67,8 @@ class Trainer:
     ) -> None:
         if recipe.precision == "auto":
             recipe = settled(recipe, out, device=fabric.device.type if fabric else chosen_device("auto"))
+        if recipe.model.side is not None:
+            data = averaged(data, recipe.model.side)
         self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
         assert recipe.precision != "auto"
         self.fabric = fabric or open_fabric(precision=recipe.precision)

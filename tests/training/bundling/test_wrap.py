@@ -30,15 +30,12 @@ from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
-from training.bundling.opening import normalisation
 from training.bundling.provenance import made_with
 from training.bundling.wrap import image_folder, recipes_for, slug
 from training.bundling.wrap import wrap as wrap_network
 from training.commands.main import app
 from training.data.dataset import Split
-from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
-from training.models.forms.opened import IMAGENET
 from training.recipes.training import DataSpec
 
 MODEL = "tests.training.models.test_adapted:Stages"
@@ -204,7 +201,7 @@ def changed_folder(given: Path, tmp_path: Path, case: str) -> Path:
         ({"model": "resnet18"}, "unknown architecture; use"),
         ({"model": "tests.training.nowhere:network"}, "no module 'tests.training.nowhere'"),
         ({"companion": "runs/none-such"}, "not a finished run"),
-        ({"normalise": "0.5"}, "expected imagenet, none, or"),
+        ({"normalise": "0.5"}, "expected imagenet, half, none, or"),
         ({"version": "one"}, "expected three numbers"),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
@@ -225,16 +222,10 @@ def test_an_existing_bundle_is_not_replaced_unasked(given: Path, bundle: Path) -
     assert "pass --force" in failed.stderr
 
 
-def test_names_and_normalisation() -> None:
+def test_names() -> None:
     assert slug("torchvision:ResNet18") == "resnet18"
     assert slug("my nets/Ä") == "my-nets"
     assert slug("nets/Mine.onnx") == "mine"
-    assert normalisation("imagenet", None)[0][0] == 0.485
-    assert normalisation(None, IMAGENET) == IMAGENET
-    assert normalisation(None, None) == ([0.0] * 3, [1.0] * 3)
-    assert normalisation("0,0,0/1,2,3", IMAGENET)[1] == [1.0, 2.0, 3.0]
-    with pytest.raises(TrainingError):
-        normalisation("0,0,0/1,2,0", None)
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
@@ -250,7 +241,6 @@ def test_recipes_to_start_from(side: int) -> None:
 def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--data",
         given / "photos",
@@ -272,7 +262,6 @@ def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> 
     photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--companion-model",
         MODEL,
