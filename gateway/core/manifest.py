@@ -215,6 +215,9 @@ class Manifest(_Strict):
     layers: list[MonitoredLayer]
     """At least one, but of a network that an upstream runs: its layers are not seen."""
     companion: bool
+    companion_disagrees: float | None = Field(
+        None, ge=0, le=1, description="share of clean calibrate images that the companion answers otherwise"
+    )
     calibrations: list[Calibration] = Field(min_length=1)
     policy: Policy = Policy()
     training: dict[str, Any] = {}

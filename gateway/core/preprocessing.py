@@ -79,7 +79,7 @@ class Normalisation(_Strict):
         return [m / by for m in self.mean], [s / by for s in self.std]
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the very same where nothing changes."""
+        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the same array if nothing changes."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         if self.channel_order == "rgb" and self.scale == "unit" and not mean.any() and (std == 1).all():
             return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,6 +86,7 @@ class Plan:
     localiser: str = LOCALISER
     guard: Guard | None = None
     screened_by: Sequence[str] = ()
+    trusted: float = 1.0  # disagreement of the companion on clean images beyond which it neither guards nor screens
     policy: Policy = Policy()
     benign: Benign = Benign()
     resize: Resize = Resize()
@@ -164,6 +165,7 @@ def assemble(
         seed=plan.seed,
         kept=kept,
     )
+    plan = without_guard(plan, measured.disagreement, len(measured.groups))
     names = defence.score_names
     calibration = calibrate(
         measured,
@@ -200,6 +202,7 @@ def assemble(
             for name, count in standard.tap_channels.items()
         ],
         companion=companion is not None,
+        companion_disagrees=measured.disagreement,
         calibrations=[calibration],
         policy=plan.policy,
         training=training,
@@ -222,6 +225,22 @@ def assemble(
     write_manifest(folder, manifest.model_copy(update={"training": training}))
     if kept is not None:
         kept.drop()
+
+
+def without_guard(plan: Plan, disagrees: float | None, n: int) -> Plan:
+    """`plan` with neither guard nor screen, and a note that says so, where the companion disagrees too often.
+
+    A guard that may flag few clean images then objects only where its doubt is rare, which no attacker has to avoid.
+    """
+    if disagrees is None or disagrees <= plan.trusted:
+        return plan
+    note = (
+        f"the companion disagrees with the network on {disagrees:.1%} of {n} clean images (trusted: up to "
+        f"{plan.trusted:.0%}): it would not stop an attacker who knows it, and neither guards nor screens; "
+        "train it for more epochs, on more images or at more pixels"
+    )
+    training = plan.training | {"notes": [*plan.training.get("notes", []), note]}
+    return replace(plan, guard=None, screened_by=(), training=training)
 
 
 def input_spec(data: Dataset, resize: Resize, normalise: Normalisation | None = None) -> InputSpec:

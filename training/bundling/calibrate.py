@@ -38,6 +38,8 @@ GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 SCREENED_BY = ("companion_margin",)
+TRUSTED = 0.25
+"""Share of clean images that a companion may answer otherwise than the network before its guard is left out."""
 
 
 class Benign(BaseModel):
@@ -79,6 +81,12 @@ class BenignScores:
     labels: np.ndarray  # (N,) the true ones
     hidden: Callable[[np.ndarray], np.ndarray]
     tails: np.ndarray | None = None
+    objects: np.ndarray | None = None  # (N,) whether the companion, where there is one, answers otherwise
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of images that the companion answers otherwise than the network does; None without a companion."""
+        return None if self.objects is None else float(self.objects.mean())
 
 
 def benign_scores(
@@ -106,6 +114,8 @@ def benign_scores(
                 parts[name].append(getattr(run, name))
             parts["answers"].append(run.logits.argmax(1))
             parts["regions"].append(np.packbits(run.roa > 0.5, axis=2))
+            if run.companion_logits is not None:
+                parts["objects"].append(run.companion_logits.argmax(1) != parts["answers"][-1])
         if guarded:
             others, tell = benign.images(data.select.x, seed=seed), partial(progress, "select")
             parts["tails"] = [run.scores for run in run_batches(engine, others, spec, batch=batch, progress=tell)]
@@ -126,6 +136,7 @@ def benign_scores(
         data.calibrate.y,
         hidden,
         found.get("tails"),
+        found.get("objects"),
     )
 
 

@@ -23,6 +23,7 @@ from training.preprocessing import (
 )
 from training.preprocessing.find import Found, find
 from training.preprocessing.options import DEFAULT, Options
+from training.recipes.training import DataSpec
 from training.util.signatures import StepProgress
 
 AUTO, FIND = "auto", "find"
@@ -56,6 +57,15 @@ class Wanted:
 
     def _file(self) -> Preprocessing | None:
         return None if self.preprocessing in (AUTO, FIND) else read_preprocessing(Path(self.preprocessing))
+
+
+def read_as(data: DataSpec, chosen: Preprocessing) -> DataSpec:
+    """`data`, whose images become the network's as is `chosen`.
+
+    Large photographs are decoded at a fraction, when bundles are made as when they are served.
+    """
+    resize = chosen.resize.model_copy(update={"reduced": True})
+    return data.model_copy(update={"size": chosen.side, "resize": resize})
 
 
 def found_on(body: nn.Module, chosen: Preprocessing, data: Dataset, progress: StepProgress) -> Found:

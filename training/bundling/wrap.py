@@ -21,10 +21,11 @@ from gateway.core.preprocessing import Preprocessing, Resize
 from gateway.errors import PalisadeError
 from training.bundling.answered import answered
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
-from training.bundling.calibrate import GUARD, SCREENED_BY, enough_to_calibrate
+from training.bundling.calibrate import GUARD, SCREENED_BY, TRUSTED, enough_to_calibrate
+from training.bundling.companion import companion_recipe, split_as
 from training.bundling.networks import ROLES
 from training.bundling.opening import network_of, open_named
-from training.bundling.preprocessing import Wanted, found_on
+from training.bundling.preprocessing import Wanted, found_on, read_as
 from training.bundling.provenance import Wrapped, enough_images, load_data
 from training.bundling.samples import Effort
 from training.data.dataset import Dataset, folder_at
@@ -41,7 +42,7 @@ from training.models.forms import keep
 from training.models.network import Network
 from training.preprocessing.find import Found
 from training.recipes.evaluation import Evaluation
-from training.recipes.training import Adversary, DataSpec, MaskAugmentation, Recipe, Stage
+from training.recipes.training import DataSpec, MaskAugmentation, Recipe, Stage
 from training.util.atomic import draft_of
 
 # Of the test part where there is one: the network has seen the training part. Order: test, select, calibrate.
@@ -86,12 +87,14 @@ def wrap(
     `model` is an architecture of ours or of any form in `training.models.forms`. Its preprocessing is what is `wanted`,
     whatever size and rule `data` has: by default what its file states. Images may be of some of the model's classes
     alone; where they have no labels the network's answers stand in for them, and no accuracy is known. `companion` is
-    the folder of a run trained on the same data and splits. Raises `TrainingError`; `out` is replaced only by a
-    finished bundle, and only if `force`.
+    the folder of a run trained on the same data, whose splits are taken over. Raises `TrainingError`; `out` is replaced
+    only by a finished bundle, and only if `force`.
     """
     report = report or Silent()
     check_free(out, force=force)
     _named(model, version)
+    if companion is not None:
+        data = split_as(companion, data)
     side = wanted.side(model)
     opened = open_named(model, weights=weights, labels=labels, data=data, side=side)
     if opened.classes is not None:
@@ -104,9 +107,7 @@ def wrap(
         found = found_on(opened.body, chosen, load_data(settings, unread=True), report.step)
         chosen = found.best
         network = network_of(opened, weights, classes=classes, found=chosen)
-    # Large photographs are decoded at a fraction, when bundles are made as when they are served.
-    resize = chosen.resize.model_copy(update={"reduced": True})
-    data = data.model_copy(update={"size": chosen.side, "resize": resize})
+    data = read_as(data, chosen)
     settings = settings.model_copy(update={"data": data})
     loaded = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
@@ -132,19 +133,23 @@ def harden(
     runs: Path,
     epochs: int = 30,
     companion: str = "small_resnet",
+    companion_side: int | None = None,
     batch: int = 64,
     version: str = "1.0.0",
     samples: int = 2,
     force: bool = False,
     report: Report | None = None,
 ) -> tuple[Bundle, Dataset]:
-    """Train `model` and a companion on `data`, each for `epochs` epochs, and put their bundle into `out`."""
+    """Train `model` and a companion on `data`, each for `epochs` epochs, and put their bundle into `out`.
+
+    `companion_side`: the pixels a side that the companion sees (`training.bundling.companion`).
+    """
     report = report or Silent()
     check_free(out, force=force)
     name = slug(out.name)
     _named(model, version)
     _named(companion, version)
-    recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch)
+    recipes = recipes_for(name, model, companion, data, epochs=epochs, batch=batch, side=companion_side)
     recipes = settled_all(recipes, runs)
     enough_images(recipes["standard"])
     images = load_data(recipes["standard"], report.step)
@@ -156,28 +161,18 @@ def harden(
     return _bundled(out, plan, networks, images, report), images
 
 
-def recipes_for(name: str, model: str, companion: str, data: DataSpec, *, epochs: int, batch: int) -> dict[str, Recipe]:
+def recipes_for(
+    name: str, model: str, companion: str, data: DataSpec, *, epochs: int, batch: int, side: int | None = None
+) -> dict[str, Recipe]:
     """Recipes of the answering network (then mask augmentation) and of its companion (adversarial)."""
     late = max(1, epochs // 4)
     masks = Stage(name="mask", epochs=late, lr=0.02, mask_augmentation=MaskAugmentation())
     learnt = [Stage(name="standard", epochs=max(1, epochs - late), lr=0.05), masks]
-    adversary = Adversary(eps=8, steps=3, clean_weight=1.0)
-    settle = Stage(name="settle", epochs=late, lr=0.01, adversary=adversary)
-    hardened = [Stage(name="adversarial", epochs=max(1, epochs - late), lr=0.05, adversary=adversary), settle]
-    networks = {"standard": ModelSpec(arch=model), "companion": _companion(companion, data.size or 32)}
-    return {
-        role: Recipe(name=f"{name}-{role}", data=data, model=networks[role], stages=stages, batch=batch, ema=0.99)
-        for role, stages in (("standard", learnt), ("companion", hardened))
-    }
-
-
-def _companion(arch: str, side: int) -> ModelSpec:
-    """The small residual network sees images of about 32 pixels a side after its stem, whatever they are before."""
-    if arch != "small_resnet":
-        return ModelSpec(arch=arch)
-    if side <= 48:
-        return ModelSpec()
-    return ModelSpec(blocks=(1, 1, 1, 1), stem_stride=2 if side <= LARGE else 4)
+    standard = Recipe(
+        name=f"{name}-standard", data=data, model=ModelSpec(arch=model), stages=learnt, batch=batch, ema=0.99
+    )
+    hardened = companion_recipe(name, companion, data, epochs=epochs, batch=batch, side=side)
+    return {"standard": standard, "companion": hardened}
 
 
 def image_folder(
@@ -233,6 +228,7 @@ def _plan(
         fused=[name for name in defaults if name not in lacks],
         guard=None if alone else GUARD,
         screened_by=() if alone else SCREENED_BY,
+        trusted=TRUSTED,
         policy=Policy(),
         resize=resize,
         buckets=BUCKETS if small else BUCKETS[:4],

@@ -48,6 +48,21 @@ PerClass = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed for the data splits.")]
 Version = Annotated[str, typer.Option(help="Version of the bundle.")]
 Samples = Annotated[int, typer.Option(min=1, max=50, help="Number of samples of each kind: clean, attacked, patched.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
+]
+Batch = Annotated[int, typer.Option(min=8, help="Batch size: images per training step.")]
+LowSide = Annotated[
+    int | None,
+    typer.Option(
+        min=16,
+        max=1024,
+        help="Side in pixels that the companion sees images averaged down to; default: 32 of larger images.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 
 
@@ -55,15 +70,11 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle
 def wrap(
     model: Model,
     data: Data,
-    weights: Annotated[
-        Path | None, typer.Option(help="The trained tensors, a .safetensors file, where the model has none inside.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes in the order of the logits: a line each, or JSON.")
-    ] = None,
+    weights: Weights = None,
+    labels: Labels = None,
     out: Out = None,
     companion: Annotated[
-        str, typer.Option(help="Folder of a finished run trained on the same data and splits, or none.")
+        str, typer.Option(help="Folder of a finished run on the same images (palisade companion), or none.")
     ] = "none",
     preprocessing: Preprocessing = AUTO,
     size: Size = None,
@@ -87,7 +98,7 @@ def wrap(
     """
     use_threads(threads)
     options = Options(size, resize, filter_, antialias, channels, scale, normalise)
-    spec = _spec(data, None, Resize(), seed, images_per_class, seen=True)
+    spec = spec_of(data, None, Resize(), seed, images_per_class, seen=True)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images, right, chosen, found = wrap_network(
@@ -134,7 +145,8 @@ def harden(
             help="Architecture of the companion: small_resnet, torchvision:NAME, MODULE:FACTORY or FILE.py:FACTORY."
         ),
     ] = "small_resnet",
-    batch: Annotated[int, typer.Option(min=8, help="Batch size: images per training step.")] = 64,
+    companion_side: LowSide = None,
+    batch: Batch = 64,
     runs: Runs = Path("runs"),
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -150,7 +162,7 @@ def harden(
     """
     use_threads(threads)
     rule = Options(None, resize, filter_, antialias).over(DEFAULT).resize.model_copy(update={"reduced": True})
-    spec = _spec(data, size or SIDE, rule, seed, images_per_class, seen=False)
+    spec = spec_of(data, size or SIDE, rule, seed, images_per_class, seen=False)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:
         made, images = harden_network(
@@ -160,6 +172,7 @@ def harden(
             runs=runs,
             epochs=epochs,
             companion=companion_model,
+            companion_side=companion_side,
             batch=batch,
             version=version,
             samples=samples,
@@ -169,7 +182,8 @@ def harden(
     _report(made, images, place)
 
 
-def _spec(data: Path, size: int | None, resize: Resize, seed: int, per_class: int | None, *, seen: bool) -> DataSpec:
+def spec_of(data: Path, size: int | None, resize: Resize, seed: int, per_class: int | None, *, seen: bool) -> DataSpec:
+    """The image folder as the options of a command describe it (`image_folder`)."""
     try:
         return image_folder(data, size=size, resize=resize, seed=seed, images_per_class=per_class, seen=seen)
     except ValidationError as error:

@@ -31,14 +31,12 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
 def area_average(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Means over areas: (N, C, H, W) averaged down to `size`, at most H x W; of that size already: `x` itself.
 
-    Average pooling where the sides divide; else two matrix products in which a pixel that lies across a border counts
-    on either side by its share. Weights are never negative and those of each output sum to 1.
+    As two matrix products, so that its gradient is stock ONNX too. A pixel that lies across a border counts on either
+    side by its share; weights are never negative, and those of each output sum to 1.
     """
     inputs = (int(x.shape[2]), int(x.shape[3]))
     if inputs == size:
         return x
-    if inputs[0] % size[0] == 0 and inputs[1] % size[1] == 0:
-        return F.avg_pool2d(x, (inputs[0] // size[0], inputs[1] // size[1]))
     rows, columns = (_area_matrix(i, o) for i, o in zip(inputs, size, strict=True))
     return rows.to(x) @ x @ columns.to(x).T
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline
@@ -30,12 +30,15 @@ from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
+from training.bundling.preprocessing import Wanted
 from training.bundling.provenance import made_with
 from training.bundling.wrap import image_folder, recipes_for, slug
 from training.bundling.wrap import wrap as wrap_network
 from training.commands.main import app
 from training.data.dataset import Split
+from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
+from training.preprocessing.options import Options
 from training.recipes.training import DataSpec
 
 MODEL = "tests.training.models.test_adapted:Stages"
@@ -234,7 +237,7 @@ def test_recipes_to_start_from(side: int) -> None:
     recipes = recipes_for("photos", "torchvision:resnet18", "small_resnet", data, epochs=2, batch=64)
     assert [recipe.epochs for recipe in recipes.values()] == [2, 2]
     assert recipes["standard"].model.arch == "torchvision:resnet18"
-    assert recipes["companion"].model.stem_stride == {32: 1, 64: 2, 224: 4}[side]
+    assert recipes["companion"].model.side == {32: None, 64: 32, 224: 32}[side]
     assert recipes["standard"].data == recipes["companion"].data
 
 
@@ -340,9 +343,10 @@ def test_images_without_labels_are_answered_by_the_network(given: Path, tmp_path
     for file in sorted((given / "photos").glob("*/*")):
         shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
     spec = image_folder(flat, size=SIDE, resize=Resize(), classes=[str(i) for i in range(CLASSES)], seen=True)
-    settings = {"normalise": "0.5,0.5,0.5/0.15,0.15,0.15", "samples": 1}
-    made, images, right = wrap_network(MODEL, given / "weights.safetensors", spec, tmp_path / "toy", **settings)  # type: ignore[arg-type]
-    assert right is None
+    wanted = Wanted(options=Options(size=SIDE, normalise="0.5,0.5,0.5/0.15,0.15,0.15"))
+    wrapped = wrap_network(MODEL, given / "weights.safetensors", spec, tmp_path / "toy", wanted=wanted, samples=1)
+    made, images = wrapped[:2]
+    assert wrapped[2] is None
     assert len(np.unique(images.select.y)) == CLASSES
     assert "class_distance" in made.manifest.scores
     assert made_with(made)[0].labelled
