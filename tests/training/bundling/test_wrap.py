@@ -21,7 +21,6 @@ from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
-from gateway.core.preprocessing import Resize
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline
@@ -30,15 +29,12 @@ from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
-from training.bundling.preprocessing import Wanted
 from training.bundling.provenance import made_with
-from training.bundling.wrap import image_folder, recipes_for, slug
-from training.bundling.wrap import wrap as wrap_network
+from training.bundling.wrap import recipes_for, slug
 from training.commands.main import app
 from training.data.dataset import Split
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
-from training.preprocessing.options import Options
 from training.recipes.training import DataSpec
 
 MODEL = "tests.training.models.test_adapted:Stages"
@@ -342,14 +338,16 @@ def test_images_without_labels_are_answered_by_the_network(given: Path, tmp_path
     flat.mkdir()
     for file in sorted((given / "photos").glob("*/*")):
         shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
-    spec = image_folder(flat, size=SIDE, resize=Resize(), classes=[str(i) for i in range(CLASSES)], seen=True)
-    wanted = Wanted(options=Options(size=SIDE, normalise="0.5,0.5,0.5/0.15,0.15,0.15"))
-    weights, out = given / "weights.safetensors", tmp_path / "toy"
-    made, images, right, *_ = wrap_network(MODEL, weights, spec, out, wanted=wanted, samples=1)
-    assert right is None
-    assert len(np.unique(images.select.y)) == CLASSES
+    (tmp_path / "labels.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
+    done = wrap(given, tmp_path / "toy", data=flat, labels=tmp_path / "labels.txt", samples=1)
+    assert done.exit_code == 0, done.output
+    assert "its accuracy is not known" in " ".join(done.stdout.split())
+    made = load_bundle(tmp_path / "toy")
+    assert made.manifest.classes == [f"class {i}" for i in range(CLASSES)]
     assert "class_distance" in made.manifest.scores
-    assert made_with(made)[0].labelled
+    data, _ = made_with(made)
+    assert data.labelled
+    assert len(np.unique(data.select.y)) == CLASSES
 
 
 def test_a_network_of_bgr_bytes_is_served_as_it_was_trained(given: Path, tmp_path: Path) -> None:
