@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
+from gateway.core.preprocessing import Resize
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline

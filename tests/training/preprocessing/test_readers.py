@@ -268,7 +268,8 @@ def test_files_are_told_apart_by_their_keys(tmp_path: Path) -> None:
     assert read({"image_processor_type": "ViTImageProcessor"}).resize.crop_offset == "floor"
     assert read({"architecture": "x", "pretrained_cfg": {"input_size": [3, 64, 64]}}).side == 64
     assert read(OWN.model_dump(mode="json")).model_copy(update={"source": OWN.source}) == OWN
-    for content in ({}, {"side": 8, "sides": 9}, []):
+    wrong: tuple[object, ...] = ({}, {"side": 8, "sides": 9}, [])
+    for content in wrong:
         with pytest.raises(PreprocessingError, match=r"input\.json"):
             read(content)
     path.write_text("{")
