@@ -12,7 +12,7 @@ from training.models.forms import open_model
 from training.models.forms.labels import read_labels
 from training.models.forms.opened import AS_IT_IS, IMAGENET, Normalisation, OpenedModel, digest_of
 from training.models.forms.weights import fill
-from training.models.layers import answers
+from training.models.probe import answers
 from training.models.named import with_taps
 from training.models.network import Network
 from training.recipes.training import DataSpec
