@@ -18,7 +18,7 @@ from training.analysis.responses import responses
 from training.attacks.pgd import pgd
 from training.errors import TrainingError
 from training.losses.sns import channel_change, relative_change, select_sensitive
-from training.models.layers import as_map
+from training.models.probe import as_map
 from training.models.network import Network
 from training.util.module_modes import frozen, seeded
 
