@@ -50,6 +50,7 @@ from training.models.network import Network
 from training.served.answers import open_pipeline
 from training.util.module_modes import frozen, seeded
 from training.util.registry import Titled
+from training.util.signatures import Progress, silent
 
 
 class Report(Protocol):
@@ -121,8 +122,14 @@ def assemble(folder: Path, plan: Plan, networks: Mapping[str, Network], data: Da
         localiser=plan.localiser,
     )
     plan.keep(folder / SOURCE)
-    report.step("exporting the defence graph", 0, 1)
-    graphs = export_defence(defence, folder, channels=spec.channels, height=spec.height, width=spec.width)
+    graphs = export_defence(
+        defence,
+        folder,
+        channels=spec.channels,
+        height=spec.height,
+        width=spec.width,
+        progress=lambda done, total: report.step("exporting the defence graph", done, total),
+    )
     engine = Engine(folder, graphs, spec, provider="cpu", buckets=plan.buckets)
     measured = benign_scores(
         engine,
@@ -220,9 +227,10 @@ def outputs_of(defence: DefenceGraph) -> list[str]:
 
 
 def export_defence(
-    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
+    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int, progress: Progress = silent
 ) -> dict[Part, GraphSpec]:
     """Write the graph's parts and their weights into `folder`; the parts as the manifest describes them."""
+    progress(0, 100)
     generator = seeded(0)
     pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
     mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
@@ -232,10 +240,13 @@ def export_defence(
             Path(temporary) / "whole.onnx",
             inputs={"pixels": pixels, "mask": mask},
             outputs=outputs_of(defence),
+            progress=lambda done, total: progress(85 * done // total, 100),
         )
     keep_blocked(model)
+    progress(95, 100)
     parts = split_parts(model)
     write_parts(parts, folder)
+    progress(100, 100)
     return graph_specs(parts)
 
 
