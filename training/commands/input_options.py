@@ -20,7 +20,7 @@ Rule = Annotated[
         "or center_crop.",
     ),
 ]
-Filter = Annotated[Filters | None, typer.Option(help="Interpolation.")]
+Filter = Annotated[Filters | None, typer.Option("--filter", help="Interpolation.")]
 Antialias = Annotated[
     bool | None, typer.Option("--antialias/--no-antialias", help="Whether the filter widens as images shrink.")
 ]
