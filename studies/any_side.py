@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.record import record
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from training.attacks.patch import Kind, random_patches
 from training.commands.terminal import JsonPath, Threads, command, use_threads
 from training.data.folders import read_images
@@ -104,7 +104,7 @@ def main(
         for kind in get_args(Kind):
             for share in SHARES:
                 hits, area = covered(x, kind, share, seed=seed)
-                low, high = interval(hits, np.arange(len(hits)))
+                low, high = interval(hits, np.arange(len(hits))) or (0.0, 1.0)
                 row = {"side": side, "kind": kind, "share": share, "covered": float(hits.mean())}
                 rows.append(row | {"interval": [low, high], "window": float(area.mean())})
                 cell = f"{100 * hits.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
