@@ -30,6 +30,7 @@ from training.commands.terminal import BundlePath, JsonPath, Threads, command, p
 from training.data.dataset import SPLITS, Dataset, Split
 from training.defence.scores import default_scores
 from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.shown import ranged
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.suite import GUARD_STAGE, JOINT, carry_out, stages, stricter, union_of
 from training.evaluate.harness.systems import ALONE, Systems
@@ -57,7 +58,8 @@ def enlarged(data: Dataset, side: int) -> Dataset:
         images = [Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC) for each in split.x]
         return dataclasses.replace(split, x=np.stack([np.asarray(each) for each in images]))
 
-    return dataclasses.replace(data, **{name: resized(getattr(data, name)) for name in SPLITS})
+    train, select, calibrate, test = (resized(getattr(data, name)) for name in SPLITS)
+    return dataclasses.replace(data, train=train, select=select, calibrate=calibrate, test=test)
 
 
 def trained_on(
@@ -150,10 +152,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "-"
-    low, high = cell["interval"]
-    return f"{100 * cell['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return "-" if cell is None else ranged(cell["share"], cell["interval"])
 
 
 def main(

@@ -38,7 +38,8 @@ def large(toy: Dataset) -> Dataset:
     def doubled(split: Split) -> Split:
         return replace(split, x=split.x.repeat(2, axis=1).repeat(2, axis=2))
 
-    return replace(toy, **{name: doubled(getattr(toy, name)) for name in SPLITS})
+    train, select, calibrate, test = (doubled(getattr(toy, name)) for name in SPLITS)
+    return replace(toy, train=train, select=select, calibrate=calibrate, test=test)
 
 
 def test_the_network_sees_means_of_areas() -> None:
