@@ -26,6 +26,7 @@ from training.bundling.assemble import Plan, Report, assemble
 from training.bundling.calibrate import GUARD, SCREENED_BY
 from training.bundling.networks import NETWORKS, ROLES, load_networks
 from training.bundling.provenance import made_with
+from training.bundling.samples import Effort
 from training.commands.terminal import BundlePath, JsonPath, Threads, command, progress_bars, use_threads
 from training.data.dataset import SPLITS, Dataset, Split
 from training.defence.scores import default_scores
@@ -47,7 +48,7 @@ from training.util.module_modes import frozen, seeded
 from training.util.statistics import interval
 
 NAME = "low-resolution-standard"
-TESTED = 2000  # test images that false-positive rates are measured on
+TESTED = 1000  # test images that false-positive rates are measured on
 TRIED = (ALONE, "confident", GUARD_STAGE, JOINT, *(f"{JOINT}, {alpha:g}" for alpha in ALPHAS))
 
 
@@ -91,6 +92,7 @@ def wrapped(
         guard=None if alone else GUARD,
         screened_by=() if alone else SCREENED_BY,
         samples=1,
+        effort=Effort(4, 10, places=1, probe_steps=1),
         seed=seed,
     )
     if not folder.is_dir():
