@@ -28,7 +28,7 @@ from benchmarks.record import record
 from benchmarks.serving import Server, palisade
 from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from gateway.core.upstream import Protocol2
 from gateway.settings import Settings
 from gateway.upstream.connection import Connection

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.record import record
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from training.attacks.patch import Kind, random_patches
 from training.commands.terminal import JsonPath, Threads, command, use_threads
 from training.data.folders import read_images

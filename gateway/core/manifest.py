@@ -11,11 +11,9 @@ from datetime import date
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gateway.core.preprocessing import Normalisation
-from gateway.core.preprocessing import Resize as Resize
-from gateway.core.preprocessing import Strict as _Strict
+from gateway.core.preprocessing import Normalisation, Resize
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
 
 SCHEMA_VERSION = 3
@@ -42,6 +40,10 @@ Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class InputSpec(_Strict):

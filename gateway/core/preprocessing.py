@@ -19,13 +19,11 @@ SAMPLED: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic")
 """The filters that are defined without antialiasing."""
 
 
-class Strict(BaseModel):
-    """A part of a manifest: unknown keys are refused, and nothing changes after it was read."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resize(Strict):
+class Resize(_Strict):
     """How an image of another size becomes the network's.
 
     `stretch`: both sides are scaled, to `resize_to` and then cropped in the middle where that is given. `center_crop`:
@@ -55,7 +53,7 @@ class Resize(Strict):
         return self
 
 
-class Normalisation(Strict):
+class Normalisation(_Strict):
     """(x * scale - mean) / std by channel, of the channels in the network's order.
 
     `scale`: `unit` takes pixels of 0 to 1, `byte` of 0 to 255; `mean` and `std` are in these units and in the order
@@ -81,7 +79,7 @@ class Normalisation(Strict):
         return [m / by for m in self.mean], [s / by for s in self.std]
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the very same where nothing changes."""
+        """Pixels in [0, 1], RGB, float32 (N, C, H, W) as the network takes them; the same array if nothing changes."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         if self.channel_order == "rgb" and self.scale == "unit" and not mean.any() and (std == 1).all():
             return rows
@@ -90,7 +88,7 @@ class Normalisation(Strict):
         return np.asarray(ordered * factor - mean / std, np.float32)
 
 
-class Preprocessing(Strict):
+class Preprocessing(_Strict):
     """All that a model's file, or its user, states about its input; `side` is None where the size is left open."""
 
     side: int | None = Field(None, ge=8, le=1024)
@@ -98,3 +96,8 @@ class Preprocessing(Strict):
     normalise: Normalisation = Normalisation()
     source: str = "default"
     """Where it was read, for people."""
+
+    @property
+    def served(self) -> Resize:
+        """The resize rule with large JPEG files decoded at a fraction, in calibration as in serving."""
+        return self.resize.model_copy(update={"reduced": True})

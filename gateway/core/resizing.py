@@ -31,39 +31,39 @@ _KEYS = -0.75  # of the cubic convolution without antialiasing (Keys 1981), as i
 
 
 class _Axis(NamedTuple):
-    """One axis: `source` pixels become `scaled`; `count` of these from `start` are kept, behind `before` of fill."""
+    """One axis: `source` pixels become `scaled`; `side` of these from `start` are kept, behind `before` of fill."""
 
     source: int
     scaled: int
     start: int
-    count: int
+    side: int
     before: int
 
     @property
     def kept(self) -> slice:
         """What is kept, in scaled pixels."""
-        return slice(self.start, self.start + self.count)
+        return slice(self.start, self.start + self.side)
 
     @property
     def box(self) -> tuple[float, float]:
         """What is kept, in pixels of the source."""
-        return self.start * self.source / self.scaled, (self.start + self.count) * self.source / self.scaled
+        return self.start * self.source / self.scaled, (self.start + self.side) * self.source / self.scaled
 
 
 def fitted(image: Image.Image, spec: InputSpec) -> np.ndarray:
     """uint8 (H, W, C) of `spec` from an upright image of its colours."""
     resize, size = spec.resize, (spec.width, spec.height)
     if resize.rule == "center_crop" and resize.antialias:
-        made = image if image.size == size else ImageOps.fit(image, size, _FILTERS[resize.filter])
-        return np.asarray(made).reshape(spec.height, spec.width, spec.channels)
+        fit = image if image.size == size else ImageOps.fit(image, size, _FILTERS[resize.filter])
+        return np.asarray(fit).reshape(spec.height, spec.width, spec.channels)
     x, y = _axes(image.size, spec)
     kept = _scaled(image, x, y, resize)
-    kept = kept.reshape(y.count, x.count, spec.channels)
+    kept = kept.reshape(y.side, x.side, spec.channels)
     if kept.shape[:2] == (spec.height, spec.width):
         return kept
     made = np.empty((spec.height, spec.width, spec.channels), np.uint8)
     made[:] = resize.fill[: spec.channels]
-    made[y.before : y.before + y.count, x.before : x.before + x.count] = kept
+    made[y.before : y.before + y.side, x.before : x.before + x.side] = kept
     return made
 
 
@@ -111,16 +111,16 @@ def _axes(size: tuple[int, int], spec: InputSpec) -> tuple[_Axis, _Axis]:
 
 
 def _scaled(image: Image.Image, x: _Axis, y: _Axis, resize: Resize) -> np.ndarray:
-    """The kept part, uint8 (y.count, x.count) or (y.count, x.count, C)."""
+    """The kept part, uint8 (y.side, x.side) or (y.side, x.side, C)."""
     if image.size == (x.scaled, y.scaled):
         return np.asarray(image)[y.kept, x.kept]
     if resize.antialias:
         resample = _FILTERS[resize.filter]
-        if x.scaled * y.scaled <= _SPARE * x.count * y.count:
+        if x.scaled * y.scaled <= _SPARE * x.side * y.side:
             return np.asarray(image.resize((x.scaled, y.scaled), resample))[y.kept, x.kept]
         # The same but for roundings; a strip of 1 x 3000 then costs no more than a square.
         (left, right), (upper, lower) = x.box, y.box
-        return np.asarray(image.resize((x.count, y.count), resample, box=(left, upper, right, lower)))
+        return np.asarray(image.resize((x.side, y.side), resample, box=(left, upper, right, lower)))
     return _sampled(np.asarray(image), x, y, resize)
 
 
@@ -130,13 +130,13 @@ def _sampled(image: np.ndarray, x: _Axis, y: _Axis, resize: Resize) -> np.ndarra
     near = image[rows.reshape(-1)][:, columns.reshape(-1)].astype(np.float32)
     near = near.reshape(*rows.shape, *columns.shape, -1)
     made = np.einsum("atbuc,at,bu->abc", near, row_weights, column_weights, optimize=True)
-    return np.clip(np.floor(made + 0.5), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.floor(made + 0.5), 0, 255).astype(np.uint8))
 
 
 def _taps(axis: _Axis, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
-    """Source pixels (count, taps) of each kept pixel, and their weights; those beyond the border are its last."""
+    """Source pixels (side, taps) of each kept pixel, and their weights; those beyond the border are its last."""
     by = axis.source / axis.scaled
-    kept = np.arange(axis.start, axis.start + axis.count)
+    kept = np.arange(axis.start, axis.start + axis.side)
     if resize.filter == "nearest":
         index = np.minimum(np.floor(kept * by).astype(np.int64), axis.source - 1)
         return index[:, None], np.ones((len(index), 1), np.float32)

@@ -28,9 +28,9 @@ from gateway.core.manifest import (
     MonitoredLayer,
     Part,
     Policy,
-    Resize,
     graphs_sha256,
 )
+from gateway.core.preprocessing import Normalisation, Resize
 from training.attacks.pgd import pgd
 from training.bundling.calibrate import Benign, benign_scores, calibrate
 from training.bundling.kept import Kept, key_of
@@ -47,7 +47,7 @@ from training.export.blocked import keep_blocked
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.export.parts import graph_specs, split_parts, write_parts
 from training.imaging.pixels import to_tensor
-from training.models.network import Network
+from training.models.network import Network, Normalise
 from training.served.answers import open_pipeline
 from training.util.module_modes import frozen, seeded
 from training.util.registry import Titled
@@ -74,7 +74,8 @@ class Plan:
     """What a bundle is to be, beside its networks and data; `training` is the manifest's account of how it was made.
 
     `samples` of each kind come of test images that are attacked with `effort`. With `trial` more attacks are made on
-    them, and the manifest states what was flagged. `left_out` are default scores that the data are too few for.
+    them, and the manifest states what was flagged. `normalise` is what the answering network does to
+    pixels, if it is more than its buffers state. `left_out` are default scores that the data are too few for.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Plan:
     policy: Policy = Policy()
     benign: Benign = Benign()
     resize: Resize = Resize()
+    normalise: Normalisation | None = None
     buckets: Sequence[int] = BUCKETS
     samples: int = 4
     effort: Effort = Effort()
@@ -120,7 +122,7 @@ def assemble(
     """
     standard, companion = networks["standard"], networks.get("companion")
     scores = plan.scores(companion=companion is not None)
-    spec = input_spec(data, plan.resize)
+    spec = input_spec(data, plan.resize, plan.normalise or normalisation_of(standard))
     settings = {
         "scores": scores,
         "localiser": plan.localiser,
@@ -241,10 +243,19 @@ def without_guard(plan: Plan, disagrees: float | None, n: int) -> Plan:
     return replace(plan, guard=None, screened_by=(), training=training)
 
 
-def input_spec(data: Dataset, resize: Resize) -> InputSpec:
+def input_spec(data: Dataset, resize: Resize, normalise: Normalisation | None = None) -> InputSpec:
     """The images that a network trained on `data` takes, and how others become such images."""
     height, width, channels = data.train.x.shape[1:]
-    return InputSpec(height=height, width=width, channels=channels, resize=resize)
+    return InputSpec(height=height, width=width, channels=channels, resize=resize, normalise=normalise)
+
+
+def normalisation_of(network: Network) -> Normalisation | None:
+    """What a network does to pixels in [0, 1], of its buffers; None if it does not say."""
+    found = getattr(network, "normalise", None)
+    if not isinstance(found, Normalise):
+        return None
+    mean, std = ([float(f"{float(value):.7g}") for value in values.flatten()] for values in (found.mean, found.std))
+    return Normalisation(channel_order="bgr" if found.reverse else "rgb", mean=mean, std=std)
 
 
 class _Given(nn.Module):

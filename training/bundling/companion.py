@@ -11,6 +11,7 @@ from pathlib import Path
 from training.bundling.answered import answered
 from training.bundling.assemble import Report, Silent
 from training.bundling.opening import network_of, open_named
+from training.bundling.preprocessing import Wanted, read_as
 from training.bundling.provenance import enough_images, load_data
 from training.data.augment import Augmentation
 from training.errors import TrainingError
@@ -67,7 +68,7 @@ def train_companion(
     *,
     runs: Path,
     labels: Path | None = None,
-    normalise: str | None = None,
+    wanted: Wanted = Wanted(),
     arch: str = "small_resnet",
     side: int | None = None,
     epochs: int = 30,
@@ -76,12 +77,16 @@ def train_companion(
 ) -> tuple[Path, float]:
     """Train a companion for the network `model`, which stays as it is: the folder of the run, accuracy on `select`.
 
-    The network gives the names of the classes and, where images have no labels, its answers. Raises `TrainingError`.
+    The network gives the names of the classes, what images become before it sees them (as `wanted`, by default what its
+    file states), and, where images have no labels, its answers. Raises `TrainingError`.
     """
     report = report or Silent()
     if data.fractions[0] == 0:  # `wrap` alone trains nothing
         data = data.model_copy(update={"fractions": DataSpec.model_fields["fractions"].default})
-    opened = open_named(model, weights=weights, labels=labels, data=data)
+    opened_side = wanted.side(model)
+    opened = open_named(model, weights=weights, labels=labels, data=data, side=opened_side)
+    chosen = wanted.of(opened, opened_side)
+    data = read_as(data, chosen)
     if opened.classes is not None:
         data = data.model_copy(update={"classes": opened.classes})
     recipe = companion_recipe(name, arch, data, epochs=epochs, batch=batch, side=side)
@@ -89,7 +94,7 @@ def train_companion(
     classes = len(enough_images(recipe).classes)
     images = load_data(recipe, report.step)
     if not images.labelled:
-        network = network_of(opened, weights, classes=classes, normalise=normalise, side=data.size or 32)
+        network = network_of(opened, weights, classes=classes, found=chosen)
         images = answered(images, network.eval())
     trained = train(recipe, images, runs=runs, report=report.training)
     return runs / recipe.name, accuracy(trained, images.select, batch=64)

@@ -125,6 +125,7 @@ def load_networks(
     with _rebuilding(path):
         tensors = _read(path)
         mean, std = [0.0] * spec.channels, [1.0] * spec.channels
+        reverse = spec.normalise is not None and spec.normalise.channel_order == "bgr"
         for role, model in models.items():
             network = build_model(
                 model,
@@ -132,6 +133,7 @@ def load_networks(
                 mean=mean,
                 std=std,
                 side=spec.height,
+                reverse=reverse and role == ROLES[0],
                 kept=kept if kept.is_dir() else None,
                 layers=layers.get(role),
             )

@@ -11,12 +11,13 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from gateway.core.loading import Bundle, load_bundle
-from gateway.core.manifest import BUCKETS, Policy, Resize
+from gateway.core.manifest import BUCKETS, Policy
+from gateway.core.preprocessing import Preprocessing, Resize
 from gateway.errors import PalisadeError
 from training.bundling.answered import answered
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free
@@ -24,6 +25,7 @@ from training.bundling.calibrate import GUARD, SCREENED_BY, TRUSTED, enough_to_c
 from training.bundling.companion import companion_recipe, split_as
 from training.bundling.networks import ROLES
 from training.bundling.opening import network_of, open_named
+from training.bundling.preprocessing import Wanted, found_on, read_as
 from training.bundling.provenance import Wrapped, enough_images, load_data
 from training.bundling.samples import Effort
 from training.data.dataset import Dataset, folder_at
@@ -35,9 +37,10 @@ from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
 from training.loop.train import settled_all, train
 from training.loop.trainer import accuracy
-from training.models import ModelSpec
+from training.models import ARCHS, ModelSpec
 from training.models.forms import keep
 from training.models.network import Network
+from training.preprocessing.find import Found
 from training.recipes.evaluation import Evaluation
 from training.recipes.training import DataSpec, MaskAugmentation, Recipe, Stage
 from training.util.atomic import draft_of
@@ -52,40 +55,60 @@ EXPORTABLE = "write that part of the network in operators that ONNX has, with si
 LARGE = 96  # images of more pixels a side are served in smaller batches
 
 
+class Wrap(NamedTuple):
+    """A finished bundle, its data, its accuracy on `select` (None without labels), and how images were prepared.
+
+    `found` is what was tried where the preprocessing was to be found.
+    """
+
+    bundle: Bundle
+    data: Dataset
+    accuracy: float | None
+    preprocessing: Preprocessing
+    found: Found | None
+
+
 def wrap(
     model: str,
     weights: Path | None,
     data: DataSpec,
     out: Path,
     *,
-    normalise: str | None = None,
+    wanted: Wanted = Wanted(),
     labels: Path | None = None,
     version: str = "1.0.0",
     companion: Path | None = None,
     samples: int = 2,
     force: bool = False,
     report: Report | None = None,
-) -> tuple[Bundle, Dataset, float | None]:
-    """The bundle in `out` of the network `model` as it is, its data, and its accuracy on `select`.
+) -> Wrap:
+    """The bundle in `out` of the network `model` as it is.
 
-    `model` is an architecture of ours or of any form in `training.models.forms`. `normalise` (`normalisation`) is for
-    pixels of [0, 1], by default what the file states. Images may be of some of the model's classes alone; where they
-    have no labels the network's answers stand in for them, and no accuracy is known. `companion` is the folder of a run
-    trained on the same data, whose splits are taken over. Raises `TrainingError`; `out` is replaced only by a finished
-    bundle, and only if `force`.
+    `model` is an architecture of ours or of any form in `training.models.forms`. Its preprocessing is what is `wanted`,
+    whatever size and rule `data` has: by default what its file states. Images may be of some of the model's classes
+    alone; where they have no labels the network's answers stand in for them, and no accuracy is known. `companion` is
+    the folder of a run trained on the same data, whose splits are taken over. Raises `TrainingError`; `out` is replaced
+    only by a finished bundle, and only if `force`.
     """
     report = report or Silent()
     check_free(out, force=force)
     _named(model, version)
     if companion is not None:
         data = split_as(companion, data)
-    side = data.size or 32
-    opened = open_named(model, weights=weights, labels=labels, data=data)
+    side = wanted.side(model)
+    opened = open_named(model, weights=weights, labels=labels, data=data, side=side)
     if opened.classes is not None:
         data = data.model_copy(update={"classes": opened.classes})
     settings = Wrapped(name=slug(out.name), wrapped=opened.digest, data=data, model=ModelSpec(arch=opened.arch))
     classes = len(enough_images(settings).classes)  # before images are read
-    network = network_of(opened, weights, classes=classes, normalise=normalise, side=side)
+    chosen, found = wanted.of(opened, side), None
+    network = network_of(opened, weights, classes=classes, found=chosen)
+    if wanted.finds:
+        found = found_on(opened.body, chosen, load_data(settings, unread=True), report.step)
+        chosen = found.best
+        network = network_of(opened, weights, classes=classes, found=chosen)
+    data = read_as(data, chosen)
+    settings = settings.model_copy(update={"data": data})
     loaded = load_data(settings, report.step)
     networks: dict[str, Network] = {"standard": network.eval()}
     images = answered(loaded, networks["standard"])
@@ -97,8 +120,9 @@ def wrap(
     if loaded.labelled:
         right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
     plan = _plan(slug(out.name), version, training, data.resize, images, samples=samples, alone=companion is None)
-    plan = replace(plan, keep=partial(keep, opened))
-    return _bundled(out, plan, networks, images, report), images, right
+    normalise = None if opened.arch in ARCHS else chosen.normalise  # ours have it in their weights
+    plan = replace(plan, keep=partial(keep, opened), normalise=normalise)
+    return Wrap(_bundled(out, plan, networks, images, report), images, right, chosen, found)
 
 
 def harden(
@@ -154,8 +178,8 @@ def recipes_for(
 def image_folder(
     folder: Path,
     *,
-    size: int,
-    resize: Resize,
+    size: int | None = None,
+    resize: Resize = Resize(),
     seed: int = 0,
     images_per_class: int | None = None,
     classes: list[str] | None = None,

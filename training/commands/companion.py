@@ -7,23 +7,15 @@ from typing import Annotated
 
 import typer
 
+from gateway.core.preprocessing import Resize
 from training.bundling.companion import train_companion
+from training.bundling.preprocessing import AUTO, FIND, Wanted
 from training.bundling.wrap import slug
+from training.commands.input_options import Antialias, Channels, Filter, Normalise, Rule, Scale, Size
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
-from training.commands.wrap import (
-    Batch,
-    Data,
-    Labels,
-    LowSide,
-    Model,
-    Normalise,
-    PerClass,
-    Rule,
-    Seed,
-    Size,
-    Weights,
-    spec_of,
-)
+from training.commands.wrap import Batch, Data, Labels, LowSide, Model, PerClass, Seed, Weights, spec_of
+from training.errors import PreprocessingError
+from training.preprocessing.options import Options
 
 
 @command
@@ -40,8 +32,15 @@ def companion(
     ] = "small_resnet",
     batch: Batch = 64,
     runs: Runs = Path("runs"),
-    size: Size = 224,
-    resize: Rule = "center_crop",
+    preprocessing: Annotated[
+        str, typer.Option(help="As of `wrap`: auto (as the model's file states), or a JSON file. Options go before it.")
+    ] = AUTO,
+    size: Size = None,
+    resize: Rule = None,
+    filter_: Filter = None,
+    antialias: Antialias = None,
+    channels: Channels = None,
+    scale: Scale = None,
     normalise: Normalise = None,
     images_per_class: PerClass = None,
     seed: Seed = 0,
@@ -53,7 +52,12 @@ def companion(
     have must be the same. A stopped run resumes from its last finished epoch.
     """
     use_threads(threads)
-    spec = spec_of(data, size, resize, seed, images_per_class, seen=True)
+    if preprocessing == FIND:
+        raise PreprocessingError(
+            "`palisade companion` cannot find a preprocessing: pass what `palisade wrap` has found"
+        )
+    options = Options(size, resize, filter_, antialias, channels, scale, normalise)
+    spec = spec_of(data, None, Resize(), seed, images_per_class, seen=True)
     with progress_bars() as bars:
         run, right = train_companion(
             slug(model),
@@ -62,7 +66,7 @@ def companion(
             spec,
             runs=runs,
             labels=labels,
-            normalise=normalise,
+            wanted=Wanted(preprocessing, options),
             arch=arch,
             side=side,
             epochs=epochs,

@@ -97,6 +97,7 @@ def build_model(
     mean: list[float],
     std: list[float],
     side: int = 32,
+    reverse: bool = False,
     kept: Path | None = None,
     layers: Mapping[str, int] | None = None,
 ) -> Network:
@@ -104,8 +105,9 @@ def build_model(
 
     `side` is the images' (square); networks that take any size only look at it to find their layers, which `layers`
     (names and channels) states if they are known. `kept` is the folder in which a bundle keeps the files of an
-    architecture that came as one. Raises `TrainingError` if a network named from outside cannot be made, or does not
-    take such images, or if images are smaller than the side that they are to be averaged down to.
+    architecture that came as one, and `reverse` gives such a network BGR. Raises `TrainingError` if a network named
+    from outside cannot be made, or does not take such images, or if images are smaller than the side that they are to
+    be averaged down to.
     """
     if spec.side is not None:
         if spec.side > side:
@@ -115,4 +117,6 @@ def build_model(
         return Averaged(low, spec.side)
     if spec.arch in ARCHS:
         return ARCHS[spec.arch](spec, classes=classes, mean=mean, std=std, side=side)
-    return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side, kept=kept, layers=layers)
+    return named_network(
+        spec.arch, classes=classes, mean=mean, std=std, side=side, reverse=reverse, kept=kept, layers=layers
+    )

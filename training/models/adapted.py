@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.layers import as_map, tapped_layers
+from training.models.layers import tapped_layers
 from training.models.network import Network, Normalise
+from training.models.probe import as_map
 
 
 class Adapted(Network):
@@ -32,10 +33,11 @@ class Adapted(Network):
         mean: list[float],
         std: list[float],
         side: int,
+        reverse: bool = False,
         layers: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std, reverse=reverse)
         self.body = body
         for module in body.modules():
             if hasattr(module, "inplace"):  # a tapped tensor must stay what it was

@@ -32,7 +32,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
             normalise=found.get("normalise", {}),
         )
     raise PreprocessingError(
-        f"{path}: neither a preprocessor_config.json, nor a timm configuration, nor an object of side, resize, normalise"
+        f"{path}: no preprocessor_config.json, no configuration of timm, and no object of side, resize and normalise"
     )
 
 

@@ -1,4 +1,4 @@
-"""timm's `pretrained_cfg`, or a `config.json` that holds it (timm.data.resolve_data_config, transforms_imagenet_eval)."""
+"""timm's `pretrained_cfg`, or a `config.json` that holds it, as timm.data's `transforms_imagenet_eval` follows it."""
 
 from __future__ import annotations
 

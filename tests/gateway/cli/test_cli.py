@@ -40,8 +40,11 @@ def images(tmp_path: Path) -> tuple[str, str]:
 def test_help_lists_everything_without_training() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("serve", "predict", "scan", "bundle", *plugins()):
+    for command in ("serve", "guard", "predict", "scan", "bundle", *(name for name in plugins() if " " not in name)):
         assert command in result.output
+    below = runner.invoke(app, ["guard", "--help"]).output
+    assert "calibrate" in below
+    assert "guard calibrate" not in below.partition("Commands")[2]
     assert runner.invoke(app, ["--version"]).output.strip() == f"palisade {__version__}"
 
 

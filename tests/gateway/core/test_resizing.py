@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def smooth(width: int, height: int) -> Image.Image:
     return picture(width // 2, height // 2).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def spec(side: int = 32, **rule: object) -> InputSpec:
+def spec(side: int = 32, **rule: Any) -> InputSpec:
     return InputSpec(height=side, width=side, resize=Resize.model_validate(rule))
 
 
@@ -168,7 +169,7 @@ def test_normalisation_agrees_with_itself() -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_large_jpegs_are_decoded_at_a_fraction(options: dict[str, object]) -> None:
     data = jpeg(smooth(640, 480), quality=90, **options)
-    rule = {"rule": "shorter_side", "resize_to": 36}
+    rule: dict[str, Any] = {"rule": "shorter_side", "resize_to": 36}
     whole, reduced = decode_image(data, spec(**rule)), decode_image(data, spec(**rule, reduced=True))
     assert 0 < np.abs(whole.astype(int) - reduced).mean() < 0.8
 
@@ -178,7 +179,7 @@ def test_a_fraction_of_a_turned_jpeg(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = jpeg(smooth(320, 640), quality=90, exif=exif)
-    rule = {"rule": "shorter_side", "resize_to": 36}
+    rule: dict[str, Any] = {"rule": "shorter_side", "resize_to": 36}
     whole, reduced = decode_image(data, spec(**rule)), decode_image(data, spec(**rule, reduced=True))
     assert np.abs(whole.astype(int) - reduced).mean() < 0.8
 
@@ -192,7 +193,8 @@ def test_no_fraction_where_a_rest_would_be_left(size: tuple[int, int]) -> None:
 
 def test_without_antialiasing_nothing_is_reduced() -> None:
     data = jpeg(picture(640, 480))
-    for rule in ({"filter": "nearest"}, {"antialias": False}):
+    rules: list[dict[str, Any]] = [{"filter": "nearest"}, {"antialias": False}]
+    for rule in rules:
         np.testing.assert_array_equal(decode_image(data, spec(**rule, reduced=True)), decode_image(data, spec(**rule)))
 
 
