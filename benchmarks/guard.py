@@ -28,7 +28,7 @@ from benchmarks.record import record
 from benchmarks.serving import Server, palisade
 from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from gateway.core.upstream import Protocol2
 from gateway.settings import Settings
 from gateway.upstream.connection import Connection
@@ -40,6 +40,7 @@ from training.bundling.assemble import Plan, Silent, assemble
 from training.bundling.guard import FRACTIONS, find_upstream, guard
 from training.bundling.networks import NETWORKS, load_networks
 from training.bundling.provenance import load_data, recipe_of
+from training.bundling.samples import Effort
 from training.bundling.wrap import image_folder
 from training.data.dataset import Dataset, load_dataset
 from training.defence.scores import of_answers
@@ -158,7 +159,7 @@ def _wrapped(out: Path, network: Network, data: Dataset, spec: DataSpec, origina
         standard = recipe.model_copy(update={"data": spec}).model_dump(mode="json")
         training = {"standard": standard, "evaluation": evaluation.model_dump(mode="json")}
         fused = [score.name for score in of_answers()]
-        plan = Plan("wrapped", "1.0.0", training, fused, resize=spec.resize, samples=1, tried=8, steps=5)
+        plan = Plan("wrapped", "1.0.0", training, fused, resize=spec.resize, samples=1, effort=Effort(8, 5))
         with draft_of(out) as draft:
             assemble(draft, plan, {"standard": network}, data, Silent())
     return load_bundle(out)

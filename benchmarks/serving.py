@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.request import urlopen
@@ -30,6 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cost import open_served
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
 from gateway.core.decode import to_pixels
@@ -39,10 +41,12 @@ from gateway.core.manifest import Part
 from gateway.core.pipeline import Pipeline
 from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings
+from training.export.parts import cut
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 8, 32, 128)
 STAGES = ("decode", "queue", "engine", "respond")
+SENT = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ class Server:
         root = psutil.Process(self.process.pid)
         times = [process.cpu_times() for process in [root, *root.children(recursive=True)]]
         return float(sum(t.user + t.system for t in times))
+
+    def memory_mb(self) -> float:
+        """Memory of the server's processes now, shared pages counted once (proportional set size)."""
+        root = psutil.Process(self.process.pid)
+        found = [process.memory_full_info() for process in [root, *root.children(recursive=True)]]
+        return float(sum(getattr(each, "pss", each.rss) for each in found)) / 1e6
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics; empty for servers that have none."""
@@ -124,8 +134,13 @@ def assembled(bundle: Path, kind: str, *, threads: int) -> contextlib.AbstractCo
     return running(command, environment, path="/predict", ready="/readyz", port=port)
 
 
-def png_images() -> list[bytes]:
-    """The clean images of tests/data as PNG."""
+def images_to_send(folder: Path | None) -> list[bytes]:
+    """The files of a folder as they are, or the clean images of tests/data as PNG; `SystemExit` if there are none."""
+    if folder is not None:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SENT)
+        if not files:
+            raise SystemExit(f"{folder} has no {', '.join(SENT)} files")
+        return [path.read_bytes() for path in files]
     with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
         images = file["x"][file["kind"] == 0]
     encoded = []
@@ -167,6 +182,7 @@ def measure(server: Server, images: list[bytes], clients: int, seconds: float) -
         "broken": tally.broken,
         "server_cpu_ms": round(cpu / n * 1e3, 3),
         "generator_cpu_ms": round(own / n * 1e3, 3),
+        "memory_mb": round(server.memory_mb()),
     }
 
     def grown(name: str) -> float:
@@ -184,18 +200,25 @@ def measure(server: Server, images: list[bytes], clients: int, seconds: float) -
     return result
 
 
-def engine_limit(pipeline: Pipeline, part: Part, seconds: float) -> dict[str, dict[str, float]]:
-    """By batch size: images a second of the engine alone, and processor milliseconds an image."""
-    with np.load(ROOT / "tests" / "data" / "gtsrb.npz", allow_pickle=False) as file:
-        images = file["x"][file["kind"] == 0]
+def bare_network(bundle: Path, threads: int, folder: Path) -> Callable[[np.ndarray], object]:
+    """The network that a bundle defends, alone, in ONNX Runtime with the engine's options: pixels in, logits out."""
+    served = open_served(bundle=bundle, graph=None, provider="cpu", threads=threads, folder=folder)
+    session = served.stage("bare", cut(served.model, ["logits"]), folder)
+    return lambda pixels: session.run(["logits"], {"pixels": pixels})
+
+
+def limit(
+    run: Callable[[np.ndarray], object], decoded: np.ndarray, buckets: Sequence[int], seconds: float
+) -> dict[str, dict[str, float]]:
+    """By batch size: images a second of `run` alone, and processor milliseconds an image."""
     limits = {}
-    for batch in pipeline.engine.buckets:
-        pixels = to_pixels(images[:batch])
+    for batch in buckets:
+        pixels = to_pixels(decoded[np.arange(batch) % len(decoded)])
         for _ in range(3):
-            pipeline.engine.run(pixels, part=part)
+            run(pixels)
         done, start, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - start < seconds:
-            pipeline.engine.run(pixels, part=part)
+            run(pixels)
             done += batch
         elapsed, used = time.perf_counter() - start, time.process_time() - cpu
         limits[str(batch)] = {
@@ -211,29 +234,36 @@ def main(
     seconds: Annotated[float, typer.Option(help="Duration of each load in seconds.")] = 8.0,
     threads: Annotated[int, typer.Option(help="Engine threads; 0: every core.")] = 0,
     compare: Annotated[bool, typer.Option(help="Also serve what a user would assemble from libraries.")] = True,  # noqa: FBT002
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images that are sent as they are (default: traffic signs).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     """Measure the shipped gateway over HTTP."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    images = png_images()
+    sent = images_to_send(images)
     loaded = load_bundle(bundle)
     engine = Engine.open(loaded, device="auto", threads=threads)
     pipeline = Pipeline.on(engine, loaded)
-    limits = {part: engine_limit(pipeline, part, 2.0) for part in engine.parts}
+    decoded = np.stack([pipeline.decode(image) for image in sent[: engine.buckets[-1]]])
+    limits: dict[str, dict[str, dict[str, float]]] = {
+        part: limit(partial(engine.run, part=part), decoded, engine.buckets, 2.0) for part in engine.parts
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        bare = bare_network(bundle, engine.threads, Path(folder))
+        limits["bare network"] = limit(bare, decoded, engine.buckets, 2.0)
     _print_limits(console, limits)
     servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {
         "verdict": (palisade(bundle, path="/v1/predict", threads=threads), "verdict", CLIENTS),
-        "verdict, cascade on": (
-            palisade(bundle, path="/v1/predict", threads=threads, cascade=True, cascade_audit=0.0),
-            None,
-            CLIENTS,
-        ),
         "verdict + saliency": (
             palisade(bundle, path="/v1/predict?explain=saliency", threads=threads),
             "full",
             CLIENTS,
         ),
     }
+    if pipeline.can_screen:
+        screened = palisade(bundle, path="/v1/predict", threads=threads, cascade=True, cascade_audit=0.0)
+        servers["verdict, cascade on"] = (screened, None, CLIENTS)
     if compare:
         for kind in ("torch", "onnx"):
             servers[f"assembled: {kind}"] = (assembled(bundle, kind, threads=engine.threads), None, CLIENTS[:3])
@@ -242,7 +272,7 @@ def main(
         with context as server:
             rows = []
             for count in clients:
-                row = measure(server, images, count, seconds)
+                row = measure(server, sent, count, seconds)
                 if part is not None:
                     _add_overhead(row, limits[part])
                 rows.append(row)
@@ -281,7 +311,7 @@ def _ratios(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, flo
     }
 
 
-def _print_limits(console: Console, limits: dict[Part, dict[str, dict[str, float]]]) -> None:
+def _print_limits(console: Console, limits: dict[str, dict[str, dict[str, float]]]) -> None:
     table = Table("engine alone", *(f"batch {batch}" for batch in next(iter(limits.values()))), box=None)
     for part, rows in limits.items():
         table.add_row(part, *(f"{row['images_per_second']:.0f}/s" for row in rows.values()))
@@ -298,6 +328,7 @@ def _print_results(console: Console, results: dict[str, list[dict[str, Any]]]) -
         "batch_size",
         "passes",
         "server_cpu_ms",
+        "memory_mb",
         "overhead_cpu_ms",
         "share_of_engine_limit",
         *(f"{stage}_ms" for stage in STAGES),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from gateway.core.preprocessing import Normalisation, Resize
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
 
 SCHEMA_VERSION = 3
@@ -45,20 +46,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resize(_Strict):
-    """How an image of another size becomes the network's: `stretch` both sides, or scale and `center_crop`."""
-
-    rule: Literal["stretch", "center_crop"] = "stretch"
-    filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
-
-
 class InputSpec(_Strict):
-    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey."""
+    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey, and how one becomes it."""
 
     height: int = Field(ge=8, le=1024)
     width: int = Field(ge=8, le=1024)
     channels: Literal[1, 3] = 3
     resize: Resize = Resize()
+    normalise: Normalisation | None = None
+    """What the graph does to the pixels for its answering network; None: it is not recorded."""
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> InputSpec:
+        if self.normalise and len(self.normalise.mean) != self.channels:
+            raise ValueError(f"normalise has {len(self.normalise.mean)} means for {self.channels} channel(s)")
+        return self
 
 
 class TensorSpec(_Strict):
@@ -141,7 +143,9 @@ class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
     The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
-    (n_select, S), `fisher` (n_select,), `layers` (n_select, L), `fused` (n,) and, with a cascade, `cascade` (n_on,).
+    (n_select, S), `layers` (n_select, L), `fused` (n,), `fisher` (n_tails,), with a guard `guard` (n_tails,) and, with
+    a cascade, `cascade` (n_on,). `n_select` images give components' p-values: those of the calibrate split or, in
+    older bundles, of the select split.
     """
 
     provider: Literal["cpu", "cuda"]
@@ -155,6 +159,10 @@ class Calibration(_Strict):
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
     n_select: int = Field(ge=20)
+    n_tails: int | None = Field(None, ge=20)
+    """Images of the select split behind `fisher` and `guard`; None: `fisher` is (n_select,) and there is no `guard`."""
+    smallest_p: float | None = Field(None, gt=0, le=1)
+    """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     recovery: Recovery | None = None
@@ -207,6 +215,9 @@ class Manifest(_Strict):
     layers: list[MonitoredLayer]
     """At least one, but of a network that an upstream runs: its layers are not seen."""
     companion: bool
+    companion_disagrees: float | None = Field(
+        None, ge=0, le=1, description="share of clean calibrate images that the companion answers otherwise"
+    )
     calibrations: list[Calibration] = Field(min_length=1)
     policy: Policy = Policy()
     training: dict[str, Any] = {}

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gateway.core.preprocessing import Normalisation
+
 UPSTREAM_FILES = ("rows.onnx", "judge.onnx", "perturb.onnx", "explain.onnx")
 
 Datatype = Literal["FP32", "FP16", "FP64", "UINT8"]
@@ -69,35 +71,12 @@ class PlainHttp(_Located):
     connections: int = Field(default=8, ge=1, le=64)
 
 
-class Normalise(_Strict):
-    """From pixels in [0, 1] to the numbers that the server's model takes: (pixels * scale - mean) / std, by channel."""
-
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-    scale: Literal["unit", "byte"] = "unit"
-    mean: list[float] = Field([0.0], min_length=1, max_length=3)
-    std: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1, max_length=3)
-
-    @property
-    def plain(self) -> bool:
-        """Whether pixels stay as they are."""
-        return self == Normalise()
-
-    def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Rows float32 (M, C, H, W) as the model takes them."""
-        if self.plain:
-            return rows
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        ordered = rows[:, ::-1] if self.channel_order == "bgr" else rows
-        factor = np.float32(255.0 if self.scale == "byte" else 1.0) / std
-        return np.asarray(ordered * factor - mean / std, np.float32)
-
-
 class Upstream(_Strict):
     """The server, what its numbers mean, and how it answered `probe_image` when the bundle was calibrated."""
 
     protocol: Annotated[Protocol2 | PlainHttp, Field(discriminator="kind")]
     values: Literal["logits", "probabilities"]
-    normalise: Normalise = Normalise()
+    normalise: Normalisation = Normalisation()
     max_rows: int = Field(default=64, ge=1, le=4096)
     """Rows of the largest request."""
     rows: int = Field(ge=2, le=64)

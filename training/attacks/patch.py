@@ -98,9 +98,12 @@ def patch_attack(
     probe_steps: int = 8,
     steps: int = 50,
     step_size: float = 0.1,
+    span: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Patched images (N, C, H, W) and the patches' masks {0, 1} (N, H, W). `side` is the patch's side in pixels.
+
+    Colours stay within `span`: (0.25, 0.6), say, for a sticker in dull colours.
 
     Of `places` random places and colours, each tried for `probe_steps`, the one of the smallest margin is worked on for
     `steps` more. `low_frequency` patches are grids of 3 x 3 colours.
@@ -108,17 +111,25 @@ def patch_attack(
     best: Patches | None = None
     lowest = torch.full((len(x),), torch.inf, device=x.device)
     for _ in range(places):
-        patches, reached = _optimise(predict, x, y, random_patches(x, side, kind, generator), probe_steps, step_size)
+        patches = random_patches(x, side, kind, generator)
+        patches = patches.painted(span[0] + (span[1] - span[0]) * patches.colours)
+        patches, reached = _optimise(predict, x, y, patches, probe_steps, step_size, span)
         best = patches if best is None else patches.where(reached < lowest, best)
         lowest = torch.minimum(lowest, reached)
     if best is None:
         raise ValueError("places 0: at least one is needed")
-    best, _ = _optimise(predict, x, y, best, steps, step_size / 2)
+    best, _ = _optimise(predict, x, y, best, steps, step_size / 2, span)
     return best.on(x), best.mask(x)
 
 
 def _optimise(
-    predict: Predict, x: Tensor, y: Tensor, patches: Patches, steps: int, step_size: float
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    patches: Patches,
+    steps: int,
+    step_size: float,
+    span: tuple[float, float],
 ) -> tuple[Patches, Tensor]:
     """Signed gradient descent on the margin; the best patches seen and their margins (N,)."""
     best, lowest = patches, torch.full((len(x),), torch.inf, device=x.device)
@@ -129,7 +140,7 @@ def _optimise(
         colours, now = colours.detach(), now.detach()
         best = patches.painted(colours).where(now < lowest, best)
         lowest = torch.minimum(lowest, now)
-        patches = patches.painted((colours - step_size * gradient.sign()).clamp(0, 1))
+        patches = patches.painted((colours - step_size * gradient.sign()).clamp(*span))
     return best, lowest
 
 

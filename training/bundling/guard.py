@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from gateway.core.loading import Bundle, hash_files, load_bundle, write_manifest
 from gateway.core.manifest import InputSpec, Manifest, graphs_sha256
 from gateway.core.pipeline import Pipeline, softmax
-from gateway.core.upstream import Normalise, PlainHttp, Protocol2, Upstream, probe_image
+from gateway.core.preprocessing import Normalisation
+from gateway.core.upstream import PlainHttp, Protocol2, Upstream, probe_image
 from gateway.errors import ConfigError
 from gateway.upstream.connection import Connection
 from gateway.upstream.describe import describe
@@ -28,11 +29,10 @@ from training.bundling.assemble import Report, check_free, input_spec
 from training.bundling.calibrate import benign_scores, calibrate, enough_to_calibrate
 from training.bundling.samples import first_of_classes
 from training.bundling.wrap import slug
-from training.data.dataset import Dataset, Split, load_dataset
+from training.data.dataset import Dataset, load_dataset
 from training.defence.localisers import LOCALISER, localiser_named
 from training.defence.scores import of_answers
 from training.defence.upstream import GRID, ROWS
-from training.errors import TrainingError
 from training.export.upstream import export_upstream
 from training.recipes.training import DataSpec
 from training.served.answers import serve
@@ -42,7 +42,7 @@ from training.util.registry import Titled
 
 MAX_ROWS = 64
 # Nothing is fitted on the first share; of what is left of a folder of classes alone when a fifth is its test part.
-FRACTIONS = (0.05, 0.35, 0.6)
+FRACTIONS = (0.0, 0.2, 0.8)
 _SAMPLES = 4
 # Benign test images whose flags are counted: each is a request to someone's server.
 _TRIED = 1000
@@ -106,7 +106,7 @@ def guard(
     *,
     labels: Sequence[str] | None = None,
     values: Literal["logits", "probabilities"] | None = None,
-    normalise: Normalise = Normalise(),
+    normalise: Normalisation = Normalisation(),
     version: str = "1.0.0",
     timeout: float = 30.0,
     token: str | None = None,
@@ -124,13 +124,15 @@ def guard(
         data.source,
         seed=data.split_seed,
         fractions=data.fractions,
+        classes=None if labels is None else list(labels),
+        test_share=data.test_share,
+        pool_scarce=data.pool_scarce,
         size=data.size,
         resize=data.resize,
         images_per_class=data.images_per_class,
         held_out=data.held_out,
         progress=report.step,
     )
-    images = images if labels is None else relabelled(images, labels)
     enough_to_calibrate(images)
     spec = input_spec(images, data.resize)
     upstream = _tried(asked, images.classes, spec, values, normalise, timeout=timeout, token=token)
@@ -153,36 +155,12 @@ def guard(
     return Calibrated(load_bundle(out), images, accuracy, flagged, len(answers))
 
 
-def relabelled(data: Dataset, labels: Sequence[str]) -> Dataset:
-    """`data` with the classes `labels`, in that order; `TrainingError` for a folder that is none of them."""
-    if unknown := sorted(set(data.classes) - set(labels)):
-        raise TrainingError(f"the folder {unknown[0]!r} is none of the {len(labels)} labels, such as {labels[0]!r}")
-    places = np.array([list(labels).index(name) for name in data.classes], np.int64)
-    parts: dict[str, Any] = {
-        name: Split(split.x, places[split.y], split.group)
-        for name in ("train", "select", "calibrate", "test")
-        for split in [getattr(data, name)]
-    }
-    return Dataset(name=data.name, classes=list(labels), notes=data.notes, **parts)
-
-
-def read_labels(path: Path) -> list[str]:
-    """The lines of a file, one class each; `TrainingError` if a class is there twice or the file cannot be read."""
-    try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"--labels {path}: cannot be read: {error}") from None
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise TrainingError(f"--labels {path}: expected two or more different names, one a line")
-    return names
-
-
 def _tried(
     asked: Asked,
     classes: Sequence[str],
     spec: InputSpec,
     values: Literal["logits", "probabilities"] | None,
-    normalise: Normalise,
+    normalise: Normalisation,
     *,
     timeout: float,
     token: str | None,
@@ -223,7 +201,7 @@ def _calibrated(
     scores, localiser = of_answers(), localiser_named(LOCALISER)
     names = [score.name for score in scores]
     benign = benign_scores(
-        engine, spec, images, lambda step, done, total: report.step(f"calibrating: {step}", done, total)
+        engine, spec, images, lambda step, done, total: report.step(f"calibrating: {step}", done, total), guarded=False
     )
     calibration = calibrate(
         benign, names=names, fused=names, provider="cpu", graphs_sha256=graphs_sha256(hash_files(draft)), out=draft
@@ -250,7 +228,7 @@ def _calibrated(
         files=hash_files(draft),
     )
     write_manifest(draft, manifest)
-    return manifest, float((benign.calibrate.logits.argmax(1) == images.calibrate.y).mean())
+    return manifest, float((benign.answers == images.calibrate.y).mean())
 
 
 def _write_samples(draft: Path, pipeline: Pipeline, images: Dataset) -> None:

@@ -21,6 +21,7 @@ from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.export.half import half_parts
 from training.export.parts import graph_specs, write_parts
+from training.export.stored import unpack
 from training.served.scoring import run_images
 from training.util.atomic import draft_of
 from training.util.signatures import StepProgress
@@ -74,7 +75,7 @@ def card_measured(manifest: Manifest, measured: Calibration) -> Manifest:
 
 
 def _with_half(draft: Path, manifest: Manifest) -> Manifest:
-    parts = half_parts({part: onnx.load(draft / graph.file) for part, graph in manifest.graphs.items()})
+    parts = half_parts({part: unpack(onnx.load(draft / graph.file)) for part, graph in manifest.graphs.items()})
     write_parts(parts, draft, "fp16")
     return manifest.model_copy(update={"variants": {"fp16": graph_specs(parts, "fp16")}})
 
@@ -90,6 +91,7 @@ def _calibrate(
         data,
         lambda name, done, total: progress(f"calibrating: {name}", done, total),
         benign=Benign.model_validate(manifest.training.get("benign", {})),
+        guarded=like.guard is not None,
         seed=seed,
     )
     return calibrate(

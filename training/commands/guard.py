@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from gateway.core.manifest import Resize
-from gateway.core.upstream import Normalise
 from gateway.settings import load_settings
 from gateway.upstream.connection import Connection
-from training.bundling.guard import FRACTIONS, find_upstream, guard, read_labels
-from training.bundling.wrap import image_folder, normalisation
+from training.bundling.guard import FRACTIONS, find_upstream, guard
+from training.bundling.wrap import image_folder
+from training.commands.input_options import Antialias, Channels, Filter, Normalise, Rule, Scale, Size
 from training.commands.terminal import command, console, progress_bars
-from training.commands.wrap import Data, Force, PerClass, Rule, Seed, Version
+from training.commands.wrap import Data, Force, PerClass, Seed, Version
 from training.errors import TrainingError
+from training.models.forms.labels import read_labels
+from training.preprocessing.options import DEFAULT, Options
 
 
 @command
@@ -33,17 +34,13 @@ def calibrate(
     labels: Annotated[
         Path | None, typer.Option(help="File with the classes' names in the model's order, one a line.")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Side in pixels, where the server states none.")
-    ] = None,
-    resize: Rule = "center_crop",
-    normalise: Annotated[
-        str | None, typer.Option(help="What the model takes: imagenet, none (default), or m,m,m/s,s,s.")
-    ] = None,
-    channel_order: Annotated[Literal["rgb", "bgr"], typer.Option(help="Order of the channels it takes.")] = "rgb",
-    scale: Annotated[
-        Literal["unit", "byte"], typer.Option(help="Whether it takes pixels of 0 to 1 or of 0 to 255, before means.")
-    ] = "unit",
+    size: Size = None,
+    resize: Rule = None,
+    filter_: Filter = None,
+    antialias: Antialias = None,
+    channels: Channels = None,
+    scale: Scale = None,
+    normalise: Normalise = None,
     values: Annotated[
         Literal["logits", "probabilities"] | None, typer.Option(help="What its numbers are (default: as they look).")
     ] = None,
@@ -71,13 +68,10 @@ def calibrate(
     side = size or (None if asked.size is None else asked.size[0])
     if side is None:
         raise TrainingError(f"{upstream}: states no size of its images: give --size")
-    spec = image_folder(
-        data, size=side, resize=Resize(rule=resize), seed=seed, images_per_class=images_per_class, seen=True
-    )
+    stated = Options(side, resize, filter_, antialias, channels, scale, normalise).over(DEFAULT)
+    spec = image_folder(data, size=side, resize=stated.resize, seed=seed, images_per_class=images_per_class, seen=True)
     if not spec.held_out:
         spec = spec.model_copy(update={"fractions": FRACTIONS})
-    mean, std = normalisation(normalise, "")
-    steps = Normalise(channel_order=channel_order, scale=scale, mean=mean, std=std)
     with progress_bars() as bars:
         made = guard(
             asked,
@@ -85,7 +79,7 @@ def calibrate(
             out,
             labels=None if labels is None else read_labels(labels),
             values=values,
-            normalise=Normalise(channel_order=channel_order, scale=scale) if set(mean) == {0.0} else steps,
+            normalise=stated.normalise,
             version=version,
             timeout=timeout,
             token=token,
@@ -99,7 +93,7 @@ def calibrate(
         f"the upstream's accuracy on the calibrate split: {made.accuracy:.4f} (n = {calibration.n}, {classes} classes)"
     )
     if made.accuracy < 2 / classes:
-        console.print("this is hardly better than chance: check --normalise, --scale, --channel-order and --labels")
+        console.print("this is hardly better than chance: check --normalise, --scale, --channels and --labels")
     console.print(
         f"benign test images flagged at alpha {made.bundle.manifest.policy.alpha:g}: {made.flagged} of {made.tested}"
     )

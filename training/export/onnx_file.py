@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training.errors import ExportError
 from training.export.rewrite import pool_globally, skip_inpainting
+from training.export.simplify import simplify
 from training.export.trace import trace
 
 OPSET = 20
@@ -63,9 +64,17 @@ def _program(
     with _quiet():
         exported = torch.export.export(traced, example, dynamic_shapes=tuple({0: batch} for _ in example))
         program = torch.onnx.export(
-            exported, (), dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+            exported,
+            (),
+            dynamo=True,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        simplify(program.model)
     return program
 
 

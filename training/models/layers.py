@@ -88,6 +88,20 @@ def tapped_layers(body: nn.Module, *, classes: int, channels: int, side: int) ->
     )
 
 
+def answers(body: nn.Module, *, channels: int, side: int) -> int:
+    """How many logits `body` gives; `TrainingError` if it cannot take images of `side` pixels, or gives no logits."""
+    x = _two_images(channels, side)
+    try:
+        with frozen(body), torch.no_grad():
+            logits = body(x)
+    except Exception as error:  # noqa: BLE001  # the user's network runs here and may raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(f"the network cannot take images of {channels} x {side} x {side}: {reason}") from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        _check_logits(logits, 0)
+    return int(logits.shape[1])
+
+
 def _chosen(body: nn.Module, seen: list[_Seen]) -> list[_Seen]:
     by_height: dict[int, _Seen] = {}
     for layer in seen:

@@ -96,7 +96,7 @@ def test_predict_walks_folders_and_puts_panels_in_the_same_places(bundle_folder:
 @pytest.mark.parametrize(
     ("disclosure", "cells", "code"),
     [
-        ("full", ["red", "86.1%", "0.0025", "[bold red]yes[/]", "blue"], 0),
+        ("full", ["red", "86.1%", "0.0025 <= 0.0080", "[bold red]yes[/]", "blue"], 0),
         ("verdict", ["red", "86.1%", "0.0025", "[bold red]yes[/]", ""], 2),
         ("label", ["red", "-", "-", "-", ""], 2),
     ],

@@ -8,7 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway.core.upstream import Normalise, Protocol2, Upstream, checked_url
+from gateway.core.preprocessing import Normalisation
+from gateway.core.upstream import Protocol2, Upstream, checked_url
 from gateway.errors import ConfigError, UpstreamInvalid
 from gateway.upstream.connection import Answer, Connection
 from gateway.upstream.describe import describe
@@ -141,8 +142,8 @@ def test_a_bundle_moves_with_its_server() -> None:
 
 
 def test_normalisation_is_that_of_networks_trained_elsewhere() -> None:
-    steps = Normalise(channel_order="bgr", scale="byte", mean=[104, 117, 123], std=[1, 1, 2])
+    steps = Normalisation(channel_order="bgr", scale="byte", mean=[104, 117, 123], std=[1, 1, 2])
     found = steps.apply(ROWS)
     np.testing.assert_allclose(found[:, 0], ROWS[:, 2] * 255 - 104, atol=1e-4)
     np.testing.assert_allclose(found[:, 2], (ROWS[:, 0] * 255 - 123) / 2, atol=1e-4)
-    assert Normalise().apply(ROWS) is ROWS
+    assert Normalisation().apply(ROWS) is ROWS

@@ -221,7 +221,7 @@ def test_labels_put_folders_in_the_models_order(network: SmallResNet, photos: Pa
         labels.write_text("\n".join("abcd") + "\n")
         refused = calibrate(fake.url, photos, tmp_path / "other", "--labels", labels)
     assert refused.exit_code == 2
-    assert "'direction0' is none of the 4 labels" in " ".join(refused.output.split())
+    assert "there is no class 'direction0' among the 4 known" in " ".join(refused.output.split())
 
 
 def test_what_cannot_be_asked_ends_in_one_line(upstream: Fake, photos: Path, tmp_path: Path) -> None:

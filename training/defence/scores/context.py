@@ -136,7 +136,8 @@ class BenignFeatures:
     """Benign images as a score may fit its constants on them: spatial means of the last tapped layer.
 
     `fit` (N, F) of training images with labels `fit_y` (N,); `held_out` (M, F) of images that no network was trained
-    on, with `held_out_y` (M,). Neither holds an image of the calibrate split.
+    on, with `held_out_y` (M,). Where there are no training images both are the held-out ones (`same`). Neither holds an
+    image of the calibrate split.
     """
 
     layer: str
@@ -145,3 +146,4 @@ class BenignFeatures:
     fit_y: Tensor
     held_out: Tensor
     held_out_y: Tensor
+    same: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
 from training.defence.scores.context import Answers, BenignFeatures, ScoreContext
@@ -54,6 +55,10 @@ class Score(ABC):
     def fit(self, benign: BenignFeatures) -> dict[str, Tensor]:  # noqa: ARG002  # most scores fit nothing
         """The score's constants by name (`constants`)."""
         return {}
+
+    def lacks(self, fit: np.ndarray, held_out: np.ndarray) -> str | None:  # noqa: ARG002
+        """Why the score's constants cannot be fitted on images of these labels, (N,) and (M,) as `fit` has them."""
+        return None
 
     @abstractmethod
     def __call__(self, context: ScoreContext) -> Tensor:

@@ -71,7 +71,7 @@ function calibration(made) {
     h(
       "p",
       { class: "hint" },
-      `${count(made.n)} benign images in ${count(made.groups)} groups, design effect ${decimal(made.design_effect, 1)}, ${made.date}`,
+      `${count(made.n)} benign images in ${count(made.groups)} groups, design effect ${decimal(made.design_effect, 1)}, ${made.date}${made.smallest_p ? `; no image can have a p-value below ${pValue(made.smallest_p)}` : ""}`,
     ),
     table(
       title,
