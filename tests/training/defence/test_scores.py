@@ -116,7 +116,7 @@ def test_the_order_of_the_list_changes_no_fused_value(toy: Dataset, order: tuple
         assert torch.equal(moved[name], values), name
     np.testing.assert_allclose(again, statistic, rtol=1e-9)
     np.testing.assert_array_equal(objecting, objection)
-    assert set(still_calm) == set(calm) == {name for name in columns if not name.startswith("companion")}
+    assert set(still_calm) == set(calm) == {"margin_drop", "neuron_sensitivity", "class_distance", "feature_norm"}
 
 
 def test_without_the_companions_logits_the_other_columns_keep_their_places(defence: DefenceGraph) -> None:
