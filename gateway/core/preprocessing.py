@@ -96,3 +96,8 @@ class Preprocessing(_Strict):
     normalise: Normalisation = Normalisation()
     source: str = "default"
     """Where it was read, for people."""
+
+    @property
+    def served(self) -> Resize:
+        """The resize rule with large JPEG files decoded at a fraction, in calibration as in serving."""
+        return self.resize.model_copy(update={"reduced": True})

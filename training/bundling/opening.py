@@ -13,9 +13,9 @@ from training.models.forms import open_model
 from training.models.forms.labels import read_labels
 from training.models.forms.opened import OpenedModel, digest_of
 from training.models.forms.weights import fill
-from training.models.layers import answers
 from training.models.named import with_taps
 from training.models.network import Network
+from training.models.probe import answers
 from training.recipes.training import DataSpec
 
 

@@ -60,12 +60,8 @@ class Wanted:
 
 
 def read_as(data: DataSpec, chosen: Preprocessing) -> DataSpec:
-    """`data`, whose images become the network's as is `chosen`.
-
-    Large photographs are decoded at a fraction, when bundles are made as when they are served.
-    """
-    resize = chosen.resize.model_copy(update={"reduced": True})
-    return data.model_copy(update={"size": chosen.side, "resize": resize})
+    """`data`, whose images become the network's as is `chosen`."""
+    return data.model_copy(update={"size": chosen.side, "resize": chosen.served})
 
 
 def found_on(body: nn.Module, chosen: Preprocessing, data: Dataset, progress: StepProgress) -> Found:

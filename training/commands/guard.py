@@ -16,6 +16,7 @@ from training.commands.terminal import command, console, progress_bars
 from training.commands.wrap import Data, Force, PerClass, Seed, Version
 from training.errors import TrainingError
 from training.models.forms.labels import read_labels
+from training.preprocessing import read_preprocessing
 from training.preprocessing.options import DEFAULT, Options
 
 
@@ -33,6 +34,9 @@ def calibrate(
     model: Annotated[str | None, typer.Option(help="Name of the model, where the server has several.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="File with the classes' names in the model's order, one a line.")
+    ] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="JSON file of its preprocessing, such as preprocessor_config.json.")
     ] = None,
     size: Size = None,
     resize: Rule = None,
@@ -65,11 +69,12 @@ def calibrate(
         asked = find_upstream(
             upstream, connection, model=model, input_name=input_name, output_name=output_name, max_rows=max_rows
         )
-    side = size or (None if asked.size is None else asked.size[0])
+    options = Options(size, resize, filter_, antialias, channels, scale, normalise)
+    chosen = options.over(DEFAULT if preprocessing is None else read_preprocessing(preprocessing))
+    side = chosen.side or (None if asked.size is None else asked.size[0])
     if side is None:
         raise TrainingError(f"{upstream}: states no size of its images: give --size")
-    stated = Options(side, resize, filter_, antialias, channels, scale, normalise).over(DEFAULT)
-    spec = image_folder(data, size=side, resize=stated.resize, seed=seed, images_per_class=images_per_class, seen=True)
+    spec = image_folder(data, size=side, resize=chosen.served, seed=seed, images_per_class=images_per_class, seen=True)
     if not spec.held_out:
         spec = spec.model_copy(update={"fractions": FRACTIONS})
     with progress_bars() as bars:
@@ -79,7 +84,7 @@ def calibrate(
             out,
             labels=None if labels is None else read_labels(labels),
             values=values,
-            normalise=stated.normalise,
+            normalise=chosen.normalise,
             version=version,
             timeout=timeout,
             token=token,

@@ -161,7 +161,7 @@ def harden(
     from; `palisade train` and `palisade build` take changed ones.
     """
     use_threads(threads)
-    rule = Options(None, resize, filter_, antialias).over(DEFAULT).resize.model_copy(update={"reduced": True})
+    rule = Options(None, resize, filter_, antialias).over(DEFAULT).served
     spec = spec_of(data, size or SIDE, rule, seed, images_per_class, seen=False)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:

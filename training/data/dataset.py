@@ -21,7 +21,7 @@ from gateway.core.preprocessing import Resize
 from training.data.deal import deal, scarce
 from training.data.folders import TEST_SHARE, joined_groups, read_images, thumbnails
 from training.data.layouts import Files, classes_of, has_test_part, list_files
-from training.data.store import taken
+from training.data.store import let_go, taken
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
@@ -113,6 +113,7 @@ def _digest(split: Split) -> str:
     digest = hashlib.sha256()
     for first in range(0, len(split), 256):
         digest.update(split.x[first : first + 256].tobytes())
+        let_go(split.x)
     for array in (split.y, split.group):
         digest.update(array.astype(np.int64).tobytes())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from gateway.core.decode import Limits, Picture, described, open_image, recogniz
 from gateway.core.manifest import InputSpec
 from gateway.core.orientation import orientation, without_orientation
 from gateway.core.preprocessing import Resize
-from training.data.store import room_for
+from training.data.store import let_go, room_for
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
@@ -50,6 +50,8 @@ def read_images(paths: list[Path], *, size: int | None, resize: Resize, progress
             made[i] = image
             if i % 64 == 63 or i + 1 == len(paths):
                 progress("reading images", i + 1, len(paths))
+            if i % 1024 == 1023 or i + 1 == len(paths):
+                let_go(made)
     return made
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.layers import as_map, tapped_layers
+from training.models.layers import tapped_layers
 from training.models.network import Network, Normalise
+from training.models.probe import as_map
 
 
 class Adapted(Network):

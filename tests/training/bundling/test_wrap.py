@@ -30,15 +30,12 @@ from tests.training.models import test_layers
 from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
-from training.bundling.preprocessing import Wanted
 from training.bundling.provenance import made_with
-from training.bundling.wrap import image_folder, recipes_for, slug
-from training.bundling.wrap import wrap as wrap_network
+from training.bundling.wrap import recipes_for, slug
 from training.commands.main import app
 from training.data.dataset import Split
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
-from training.preprocessing.options import Options
 from training.recipes.training import DataSpec
 
 MODEL = "tests.training.models.test_adapted:Stages"
@@ -342,14 +339,48 @@ def test_images_without_labels_are_answered_by_the_network(given: Path, tmp_path
     flat.mkdir()
     for file in sorted((given / "photos").glob("*/*")):
         shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
-    spec = image_folder(flat, size=SIDE, resize=Resize(), classes=[str(i) for i in range(CLASSES)], seen=True)
-    wanted = Wanted(options=Options(size=SIDE, normalise="0.5,0.5,0.5/0.15,0.15,0.15"))
-    wrapped = wrap_network(MODEL, given / "weights.safetensors", spec, tmp_path / "toy", wanted=wanted, samples=1)
-    made, images = wrapped[:2]
-    assert wrapped[2] is None
-    assert len(np.unique(images.select.y)) == CLASSES
+    (tmp_path / "labels.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
+    done = wrap(given, tmp_path / "toy", data=flat, labels=tmp_path / "labels.txt", samples=1)
+    assert done.exit_code == 0, done.output
+    assert "its accuracy is not known" in " ".join(done.stdout.split())
+    made = load_bundle(tmp_path / "toy")
+    assert made.manifest.classes == [f"class {i}" for i in range(CLASSES)]
     assert "class_distance" in made.manifest.scores
-    assert made_with(made)[0].labelled
+    data, _ = made_with(made)
+    assert data.labelled
+    assert len(np.unique(data.select.y)) == CLASSES
+
+
+def test_a_network_of_bgr_bytes_is_served_as_it_was_trained(given: Path, tmp_path: Path) -> None:
+    mean, std = [103.0, 116.0, 123.0], [57.0, 58.0, 59.0]
+    options = {"channels": "bgr", "scale": "byte", "filter": "bicubic"}
+    text = "/".join(",".join(map(str, values)) for values in (mean, std))
+    made = wrap(given, tmp_path / "toy", normalise=text, resize=f"shorter_side:{SIDE + 2}", samples=1, **options)
+    assert made.exit_code == 0, made.output
+    assert "BGR of 0..255" in made.stdout
+    bundle = load_bundle(tmp_path / "toy")
+    spec = bundle.manifest.input
+    assert spec.resize == Resize(rule="shorter_side", resize_to=SIDE + 2, filter="bicubic", reduced=True)
+    assert spec.normalise is not None
+    assert spec.normalise.model_dump() == {"channel_order": "bgr", "scale": "byte", "mean": mean, "std": std}
+    network = Stages(CLASSES)
+    network.load_state_dict(load_file(given / "weights.safetensors"))
+    x = to_tensor(made_with(bundle)[0].test.x[:4])
+    theirs = (255 * x.flip(1) - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    expected = network.eval()(theirs)
+    torch.testing.assert_close(load_defence(bundle).network(x), expected, atol=1e-4, rtol=1e-4)
+    served = load_pipeline(tmp_path / "toy", Settings(threads=1)).engine.run(x.numpy(), part="verdict")
+    np.testing.assert_allclose(served.logits, expected.detach().numpy(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_preprocessing_is_found_on_the_select_split(given: Path, tmp_path: Path) -> None:
+    made = wrap(given, tmp_path / "toy", normalise=None, preprocessing="find", samples=1)
+    assert made.exit_code == 0, made.output
+    assert "mean confidence" in made.stdout
+    bundle = load_bundle(tmp_path / "toy")
+    select = made_with(bundle)[0].select
+    assert f"on {len(select)} images of the select split" in made.stdout
+    assert bundle.manifest.input.normalise is not None
 
 
 def test_too_few_images_are_refused_before_one_is_read(
