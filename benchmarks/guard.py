@@ -77,11 +77,12 @@ def main(
     ] = 200,
     rounds: Annotated[int, typer.Option(help="Answers timed.")] = 400,
     per_class: Annotated[int, typer.Option(help="Images of each class, of the bundle's test images.")] = 40,
-    parts: Annotated[list[Part], typer.Option("--part", help="What is measured; may be repeated.")] = list(PARTS),
+    only: Annotated[Part | None, typer.Option(help="What is measured (default: all).")] = None,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     torch.set_num_threads(1)
+    parts = PARTS if only is None else (only,)
     if peer == "mlserver" and command is None:
         raise typer.BadParameter("--peer mlserver needs --command, the executable `mlserver`")
     with tempfile.TemporaryDirectory() as temporary:
@@ -199,7 +200,7 @@ def _verdicts(
 
 def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict[str, np.ndarray]:
     """uint8 (N, H, W, C): clean, attacked (PGD, 8/255) and patched (5 %) test images."""
-    test = data.test.take(np.arange(count))
+    test = data.test.take(np.arange(min(count, len(data.test))))
     x, y = torch.from_numpy(to_pixels(test.x)), torch.from_numpy(test.y)
     side = round(0.22 * x.shape[2])
     attacked = pgd(network, x, y, eps=8 / 255, steps=20, generator=seeded(seed, 8))
@@ -210,14 +211,15 @@ def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict
 def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int) -> dict[str, Any]:
     """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, as it sends them.
 
-    Beside the times of the wall the processor's, which other processes of a busy machine hardly change: of the gateway
+    `in_process` is the same answer without the gateway's own HTTP. Beside the times of the wall the processor's, which other processes of a busy machine hardly change: of the gateway
     for an answer, and of this process for what it does to send those rows.
     """
     bundle = load_bundle(made)
     upstream = bundle.manifest.upstream
     assert upstream is not None
     assert isinstance(upstream.protocol, Protocol2)
-    times: dict[str, list[float]] = {"guard": [], "as_many_rows": [], "one_row": []}
+    inside = load_pipeline(made, Settings(threads=1, upstream=model))
+    times: dict[str, list[float]] = {"guard": [], "in_process": [], "as_many_rows": [], "one_row": []}
     images = data.test.x[:64]
     with Connection(timeout=30) as connection, httpx.Client(timeout=30) as client:
         direct = Protocol2Peer(upstream.protocol.model_copy(update={"url": model}), connection)
@@ -233,6 +235,9 @@ def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int
             took["guard"] = time.perf_counter() - start
             assert answer.status_code == 200, answer.text
             gated = answer.json()["neutralization"]["applied"]
+            start = time.perf_counter()
+            inside.decide_images([inside.decode(body)], explain=False)
+            took["in_process"] = time.perf_counter() - start
             for name, sent in (("as_many_rows", rows), ("one_row", rows[:1])):
                 start, mine = time.perf_counter(), time.process_time()
                 direct.values(sent)
@@ -248,6 +253,7 @@ def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int
     return figures | {
         "n": len(times["guard"]),
         "added_p50": round(figures["guard"]["p50"] - figures["as_many_rows"]["p50"], 3),
+        "added_p50_in_process": round(figures["in_process"]["p50"] - figures["as_many_rows"]["p50"], 3),
         "processor_ms_an_answer": {"gateway": round(busy / rounds * 1e3, 3), "rows_sent": round(own / rounds * 1e3, 3)},
     }
 
