@@ -211,8 +211,9 @@ def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict
 def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int) -> dict[str, Any]:
     """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, as it sends them.
 
-    `in_process` is the same answer without the gateway's own HTTP. Beside the times of the wall the processor's, which other processes of a busy machine hardly change: of the gateway
-    for an answer, and of this process for what it does to send those rows.
+    `in_process` is the same answer without the gateway's own HTTP. Beside the times of the wall stand the processor's,
+    which other processes of a busy machine hardly change: of the gateway for an answer, and of this process for what it
+    does to send those rows.
     """
     bundle = load_bundle(made)
     upstream = bundle.manifest.upstream

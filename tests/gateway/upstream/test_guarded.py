@@ -148,7 +148,8 @@ def test_one_poor_row_fails_its_own_image_alone(fake: Fake, tmp_path: Path) -> N
 def test_the_breaker_answers_at_once_and_closes_by_itself(fake: Fake, tmp_path: Path) -> None:
     with guarding(fake, tmp_path, upstream_failures=2, upstream_timeout=1.5, upstream_pause=0.5) as gateway:
         fake.pause = 3.0
-        codes, took = [], 9.0
+        codes: list[str] = []
+        took = 9.0
         while codes[-1:] != ["upstream_unavailable"]:
             start = time.monotonic()
             codes.append(gateway.post().json()["code"])
