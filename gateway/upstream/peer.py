@@ -82,6 +82,8 @@ class Classifier:
     def probe(self, *, channels: int, height: int, width: int) -> None:
         """Ask for the answer to `probe_image`; raises as `logits` does, and `UpstreamInvalid` if it is another one."""
         logits = self.logits(probe_image(channels, height, width))[0].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise UpstreamInvalid("the upstream gave numbers that are not finite")
         found = np.exp(logits - np.logaddexp.reduce(logits))
         if not np.abs(found - np.asarray(self.upstream.probe)).max() <= PROBE_TOLERANCE:
             raise UpstreamInvalid(

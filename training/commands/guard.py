@@ -94,11 +94,7 @@ def calibrate(
     for note in made.data.notes:
         console.print(note)
     calibration, classes = made.bundle.calibration("cpu"), len(made.data.classes)
-    console.print(
-        f"the upstream's accuracy on the calibrate split: {made.accuracy:.4f} (n = {calibration.n}, {classes} classes)"
-    )
-    if made.accuracy < 2 / classes:
-        console.print("this is hardly better than chance: check --normalise, --scale, --channels and --labels")
+    console.print(_accuracy(made.accuracy, calibration.n, classes))
     console.print(
         f"benign test images flagged at alpha {made.bundle.manifest.policy.alpha:g}: {made.flagged} of {made.tested}"
     )
@@ -106,6 +102,15 @@ def calibrate(
         f"{out}: {made.bundle.name} {made.bundle.version}, calibrated on {calibration.n} images in "
         f"{calibration.groups} groups; serve it: palisade guard --upstream {_address(upstream)} --models {out}"
     )
+
+
+def _accuracy(accuracy: float | None, n: int, classes: int) -> str:
+    if accuracy is None:
+        return "the images have no labels: that the server gets its images as it expects them cannot be checked"
+    text = f"the upstream's accuracy on the calibrate split: {accuracy:.4f} (n = {n}, {classes} classes)"
+    if accuracy < 2 / classes:
+        text += "\nthis is hardly better than chance: check --normalise, --scale, --channels and --labels"
+    return text
 
 
 def _address(upstream: str) -> str:

@@ -146,15 +146,17 @@ def test_one_poor_row_fails_its_own_image_alone(fake: Fake, tmp_path: Path) -> N
 
 
 def test_the_breaker_answers_at_once_and_closes_by_itself(fake: Fake, tmp_path: Path) -> None:
-    with guarding(fake, tmp_path, upstream_failures=2) as gateway:
-        fake.pause = 1.0
-        for _ in range(2):
-            assert gateway.post().json()["code"] == "upstream_timeout"
-        start = time.monotonic()
-        refused = gateway.post()
-        assert time.monotonic() - start < 0.4
-        assert refused.json()["code"] == "upstream_unavailable"
-        deadline = time.monotonic() + 5
+    with guarding(fake, tmp_path, upstream_failures=2, upstream_timeout=1.5, upstream_pause=0.5) as gateway:
+        fake.pause = 3.0
+        codes: list[str] = []
+        took = 9.0
+        while codes[-1:] != ["upstream_unavailable"]:
+            start = time.monotonic()
+            codes.append(gateway.post().json()["code"])
+            took = time.monotonic() - start
+        assert took < 1.0
+        assert 1 <= codes.count("upstream_timeout") <= 2  # the thread that watches may have met the other one
+        deadline = time.monotonic() + 10
         while httpx.get(f"{gateway.url}/v2/health/ready").status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -162,7 +164,7 @@ def test_the_breaker_answers_at_once_and_closes_by_itself(fake: Fake, tmp_path: 
         assert detail["code"] == "not_ready"
         fake.pause = 0.0
         while httpx.get(f"{gateway.url}/v2/health/ready").status_code != 200:
-            assert time.monotonic() < deadline + 5
+            assert time.monotonic() < deadline + 20
             time.sleep(0.05)
         assert gateway.post().status_code == 200
 
@@ -227,7 +229,10 @@ def test_verify_and_show_know_such_bundles(fake: Fake, tmp_path: Path) -> None:
 def test_killed_under_load_no_request_hangs_and_no_event_is_lost(tmp_path: Path) -> None:
     """Every answer that said "flagged" has its event in the store, whatever happened to the upstream around it."""
     answers: list[httpx.Response] = []
-    with faked(fake_server()) as fake, guarding(fake, tmp_path, audit_sample=0.0, upstream_failures=3) as gateway:
+    with (
+        faked(fake_server()) as fake,
+        guarding(fake, tmp_path, audit_sample=0.0, upstream_failures=3, upstream_timeout=10.0) as gateway,
+    ):
         gateway.api.state.audit.start()
 
         def client(number: int) -> None:

@@ -224,6 +224,21 @@ def test_labels_put_folders_in_the_models_order(network: SmallResNet, photos: Pa
     assert "there is no class 'direction0' among the 4 known" in " ".join(refused.output.split())
 
 
+def test_images_without_labels(upstream: Fake, photos: Path, tmp_path: Path) -> None:
+    """The server's answers stand in for them: only second answers that agree with the first are served."""
+    flat, labels = tmp_path / "flat", tmp_path / "labels.txt"
+    flat.mkdir()
+    labels.write_text("\n".join(f"direction{k}" for k in range(CLASSES)) + "\n")
+    for image in photos.glob("*/*.png"):
+        shutil.copy(image, flat / f"{image.parent.name}-{image.name}")
+    made = calibrate(upstream.url, flat, tmp_path / "unlabelled", "--labels", labels)
+    assert made.exit_code == 0, made.output
+    assert "the images have no labels" in " ".join(made.stdout.split())
+    count, differences = replay(load_bundle(tmp_path / "unlabelled"), open_engine(load_bundle(tmp_path / "unlabelled")))
+    assert count == 1
+    assert not differences
+
+
 def test_what_cannot_be_asked_ends_in_one_line(upstream: Fake, photos: Path, tmp_path: Path) -> None:
     def line(source: object, *options: object) -> str:
         made = calibrate(source, photos, tmp_path / "none", *options)
