@@ -51,75 +51,115 @@ class Analyst:
         for record, at in zip(records, places, strict=True):
             self._take(record, at)
 
-    def changed(self) -> list[Case]:
-        """Case files of the groups with a pattern that have grown since the last call."""
-        found = [group.case() for group in self._changed.values()]
+    def cases(self) -> list[Case]:
+        """Case files of the groups with a pattern that have grown since `written` was called."""
+        return [group.case() for group in self._changed.values()]
+
+    def written(self) -> None:
+        """The case files were kept."""
         self._changed.clear()
-        return found
 
     def _take(self, record: np.void, places: np.ndarray) -> None:
-        index, names = self._index, self._names
-        key = int(record["key"])
-        own = self._own_of(key)
-        numbers = [
-            number
-            for number in {*index.candidates(places), *own}
-            if index.alive(number) and index.record(number)["model"] == record["model"]
-        ]
+        index = self._index
+        own = self._own_of(int(record["key"]))
+        numbers, groups = self._compared(record, places, own)
         same = next((number for number in numbers if index.record(number)["exact"] == record["exact"]), None)
-        near = same if same is not None else self._nearest(record, numbers)
+        near = [same] if same is not None else self._near(record, numbers)
         number = same if same is not None else index.add(record, places)
         if same is None:
             own.append(number)
-        if near is None:
+        if not near:
             return
-        group = self._group_of(near)
-        request = bytes(record["request"]).decode()
-        group.add(
-            _seen(record, number, names),
-            identical=same is not None,
-            flip=same is None and bool(record["label"] != index.record(near)["label"]),
-        )
-        index.put(number, self._last_used)
-        case = self._known.pop(request, None)
+        at = self._group_of(near[0])
+        group = self._groups[at]
+        if same is None:
+            index.put(number, at)
+            if near[0] not in group.parents:
+                group.parents.append(near[0])
+            for other in groups - {at}:
+                if any(index.group(found) == other for found in near):
+                    at, group = self._merge(at, other)
+        seen = self._seen(record, number)
+        flip = same is None and bool(record["label"] != index.record(near[0])["label"])
+        group.add(seen, identical=same is not None, flip=flip)
+        case = self._known.pop(seen.request, None)
         if case is not None:
             group.adopt(case)
         if same is None and group.different >= WINDOW:
             self._judge(group)
         if group.pattern is not None:
-            self._changed[self._last_used] = group
+            self._changed[at] = group
 
-    def _nearest(self, record: np.void, numbers: list[int]) -> int | None:
-        """The query of `numbers` most like a record, if it is alike at all."""
+    def _compared(self, record: np.void, places: np.ndarray, own: deque[int]) -> tuple[list[int], set[int]]:
+        """What a query is compared with, and their groups: who shares a slot, its caller's last, the groups' newest."""
+        index = self._index
+        found = {*index.candidates(places), *own}
+        groups = {group for number in found if (group := self._at(number)) in self._groups}
+        for group in groups:
+            found |= {*self._groups[group].window, *self._groups[group].parents}
+        numbers = sorted((number for number in found if index.alive(number)), reverse=True)
+        models = index.models(numbers) == record["model"]
+        return [number for number, alike in zip(numbers, models.tolist(), strict=True) if alike], groups
+
+    def _near(self, record: np.void, numbers: list[int]) -> list[int]:
+        """The queries of `numbers` that a record is like, the nearest first."""
         if not numbers:
-            return None
+            return []
         differences = self._index.details(numbers) - record["detail"].astype(np.float32)
         distances = np.einsum("nd,nd->n", differences, differences)
-        best = int(distances.argmin())
-        return numbers[best] if distances[best] <= LINK * LINK else None
+        order = distances.argsort()
+        return [numbers[i] for i in order[: int((distances <= LINK * LINK).sum())].tolist()]
 
-    def _group_of(self, number: int) -> Group:
+    def _at(self, number: int) -> int:
+        """The number of a query's group, followed through merges; 0 for none."""
+        return 0 if not self._index.alive(number) else self._index.group(number)
+
+    def _group_of(self, number: int) -> int:
         """The group of a query, which begins with it if it had none."""
         found = self._index.group(number)
         if found in self._groups:
             self._groups.move_to_end(found)
-            self._last_used = found
-            return self._groups[found]
+            return found
         record = self._index.record(number)
         self._last_group += 1
         group = Group(model=str(self._names.name(int(record["model"]))))
-        group.add(_seen(record, number, self._names), identical=False, flip=False)
+        group.add(self._seen(record, number), identical=False, flip=False)
         self._groups[self._last_group] = group
         self._index.put(number, self._last_group)
-        self._last_used = self._last_group
         if len(self._groups) > MAX_GROUPS:
             self._groups.popitem(last=False)
-        return group
+        return self._last_group
+
+    def _merge(self, one: int, other: int) -> tuple[int, Group]:
+        """Join two groups under the one that has a case file, or else has more images; those of the newest images."""
+        a, b = self._groups[one], self._groups[other]
+        if (a.pattern is not None and b.pattern is not None) or a is b:
+            return one, a  # two case files stay two
+        if (b.pattern is not None, b.different) > (a.pattern is not None, a.different):
+            one, other, a, b = other, one, b, a
+        a.join(b)
+        for number in {*b.window, *b.parents}:
+            if self._index.alive(number):
+                self._index.put(number, one)
+        del self._groups[other]
+        return one, a
 
     def _judge(self, group: Group) -> None:
         window = [number for number in group.window if self._index.alive(number)]
         if len(window) == WINDOW:
             group.judge(shape_of(self._index.details(window), self._index.contrasts(window)))
+
+    def _seen(self, record: np.void, number: int) -> Seen:
+        name = self._names.name
+        return Seen(
+            number=number,
+            time=float(record["time"]),
+            request=bytes(record["request"]).decode(),
+            key=name(int(record["key"])),
+            label=str(name(int(record["label"]))),
+            p_value=float(record["p_value"]),
+            flagged=bool(record["flagged"]),
+        )
 
     def _own_of(self, key: int) -> deque[int]:
         if key in self._own:
@@ -146,15 +186,3 @@ class _Names:
 
     def name(self, number: int) -> str | None:
         return self._names[number]
-
-
-def _seen(record: np.void, number: int, names: _Names) -> Seen:
-    return Seen(
-        number=number,
-        time=float(record["time"]),
-        request=bytes(record["request"]).decode(),
-        key=names.name(int(record["key"])),
-        label=str(names.name(int(record["label"]))),
-        p_value=float(record["p_value"]),
-        flagged=bool(record["flagged"]),
-    )

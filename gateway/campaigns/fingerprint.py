@@ -21,7 +21,7 @@ DETAIL = 64
 """Length of `detail`, float16."""
 SAMPLE = 1024
 """Pixels (of all channels) that `detail` is made from, where the image has as many."""
-CONTRAST_FLOOR = 0.06
+CONTRAST_FLOOR = 0.03
 """Smallest standard deviation (of 1) that images are normalised by, so that the noise of flat images stays small."""
 COARSE_UNIT = 1 / 24
 """Step of the int8 numbers in `coarse`, whose standard deviation is 1 for images above the floor."""
@@ -75,7 +75,8 @@ def _normalised(values: np.ndarray) -> tuple[np.ndarray, float]:
     """Values less their mean, over their standard deviation (or the floor), and what they were divided by."""
     centred = values - values.mean()
     contrast = max(float(np.sqrt(np.mean(centred * centred))), CONTRAST_FLOOR)
-    return centred / np.float32(contrast), contrast
+    scaled: np.ndarray = centred / np.float32(contrast)
+    return scaled, contrast
 
 
 def _means(n: int) -> np.ndarray:
@@ -85,7 +86,8 @@ def _means(n: int) -> np.ndarray:
     low, high = edges[:-1, None], edges[1:, None]
     places = np.arange(n)[None]
     covered = np.clip(np.minimum(high, places + 1) - np.maximum(low, places), 0, 1)
-    return (covered / covered.sum(1, keepdims=True)).astype(np.float32)
+    means: np.ndarray = (covered / covered.sum(1, keepdims=True)).astype(np.float32)
+    return means
 
 
 def _signs(salt: bytes, name: bytes, rows: int, columns: int) -> np.ndarray:

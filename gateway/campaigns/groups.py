@@ -10,13 +10,16 @@ from gateway.campaigns.behaviour import WINDOW, Pattern, Resembles, Shape, looks
 from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, Case, Step
 from gateway.ids import new_id
 
-CONFIRM = 6
+CONFIRM = 4
 """Further different images for which a group must go on to look like a search before it is a campaign."""
 RETRIES = 3
 STUCK = 20
 """Repetitions of an image from which its sender is stuck; fewer, within RETRY_SECONDS, are retries."""
 RETRY_SECONDS = 120.0
+PARENTS = 8
+"""Images that others were found to be most like, the newest, which a query is compared with beside the window."""
 NOBODY = "(none)"
+OTHERS = "(others)"
 _STEPS_BY_LABEL = 12
 
 
@@ -49,6 +52,7 @@ class Group:
     keys: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
     flips: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
     path: list[Step] = field(default_factory=list)
     id: str | None = None
@@ -58,6 +62,22 @@ class Group:
     streak: int = 0
     known_after: int | None = None
     last_request: str = ""
+
+    def join(self, other: Group) -> None:
+        """Take in a smaller group, whose images turned out to be alike; the path and the pattern stay this one's."""
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+        self.queries += other.queries
+        self.different += other.different
+        self.repeats += other.repeats
+        self.flagged += other.flagged
+        self.label_flips += other.label_flips
+        self.lowest_p = min(self.lowest_p, other.lowest_p)
+        for name, n in other.keys.items():
+            _count(self.keys, name, MAX_KEYS, n)
+        for name, n in other.labels.items():
+            _count(self.labels, name, MAX_LABELS, n)
+        self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
+        self.flips = deque([*other.flips, *self.flips], maxlen=WINDOW)
 
     @property
     def flip_share(self) -> float:
@@ -167,11 +187,8 @@ class Group:
             del self.path[len(self.path) // 2]  # the beginning and the end tell most
 
 
-def _count(counts: Counter[str], name: str, most: int) -> None:
-    if name in counts or len(counts) < most:
-        counts[name] += 1
-    else:
-        counts["(others)"] += 1
+def _count(counts: Counter[str], name: str, most: int, n: int = 1) -> None:
+    counts[name if name in counts or len(counts) < most else OTHERS] += n
 
 
 def _utc(seconds: float) -> datetime:

@@ -82,6 +82,10 @@ class Index:
         rows: np.ndarray = self._ring["detail"][np.asarray(numbers) % self.capacity].astype(np.float32)
         return rows
 
+    def models(self, numbers: list[int]) -> np.ndarray:
+        rows: np.ndarray = self._ring["model"][np.asarray(numbers, np.int64) % self.capacity]
+        return rows
+
     def contrasts(self, numbers: list[int]) -> np.ndarray:
         rows: np.ndarray = self._ring["contrast"][np.asarray(numbers) % self.capacity]
         return rows

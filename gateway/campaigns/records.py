@@ -74,6 +74,4 @@ def pack(queries: Sequence[tuple[Query, Fingerprint]]) -> Batch:
 
 def unpack(payload: bytes, names: dict[str, Any], seq: int) -> Batch:
     """The batch that was stored; `ValueError` for bytes that are not whole records."""
-    return Batch(
-        np.frombuffer(payload, RECORD), list(names["models"]), list(names["keys"]), list(names["labels"]), seq
-    )
+    return Batch(np.frombuffer(payload, RECORD), list(names["models"]), list(names["keys"]), list(names["labels"]), seq)
