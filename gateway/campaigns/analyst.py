@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gateway.campaigns.behaviour import LINK, WINDOW, shape_of
+from gateway.campaigns.behaviour import EARLY, LINK
 from gateway.campaigns.case import Case
 from gateway.campaigns.groups import Group, Seen
 from gateway.campaigns.index import Index
@@ -85,7 +85,7 @@ class Analyst:
         case = self._known.pop(seen.request, None)
         if case is not None:
             group.adopt(case)
-        if same is None and group.different >= WINDOW:
+        if same is None and group.different >= EARLY:
             self._judge(group)
         if group.pattern is not None:
             self._changed[at] = group
@@ -146,8 +146,8 @@ class Analyst:
 
     def _judge(self, group: Group) -> None:
         window = [number for number in group.window if self._index.alive(number)]
-        if len(window) == WINDOW:
-            group.judge(shape_of(self._index.details(window), self._index.contrasts(window)))
+        if len(window) >= EARLY:
+            group.judge(self._index.details(window), self._index.contrasts(window))
 
     def _seen(self, record: np.void, number: int) -> Seen:
         name = self._names.name

@@ -18,8 +18,10 @@ import numpy as np
 Pattern = Literal["search", "video", "still_camera", "stuck_camera", "retries"]
 Resembles = Literal["decision_based", "score_based", "transfer_burst"]
 
-WINDOW = 24
+WINDOW = 32
 """Different images that a group is judged by, the newest."""
+EARLY = 24
+"""The same where the label changes often."""
 NEIGHBOURS = 8
 LINK = 0.25
 """Largest distance of an image to an earlier one of its group, by `detail`; unlike images are about 1.4 apart."""
@@ -28,8 +30,10 @@ DIMENSIONS = 2.6
 WIDE_NEIGHBOURS = 16
 WIDE_DIMENSIONS = 2.2
 """The same at the larger scale."""
-NOISE = 16.0
+NOISE = 15.0
 """Local dimension from which images differ by independent noise alone."""
+MOVED = 1.7
+"""Way of the mean of the newest images from an earlier one, over that by noise alone, from which it has a target."""
 STRETCH = 2.0
 """Spread over step beyond which images lie along a curve."""
 QUIET = 0.9
@@ -39,8 +43,10 @@ FLIPS = 0.2
 FEW_FLIPS = 0.1
 BURST = 5.0
 """Median step, in levels, from which images of a search were made elsewhere."""
-LONG = 10.0
+LONG = 7.0
 """Median step, in levels, beyond which only label changes make a search."""
+DARK = 0.035
+"""Median contrast (of 1) up to which images are too flat to be judged by their differences alone."""
 _TINY = 1e-6
 
 
@@ -55,6 +61,8 @@ class Shape:
     wide: float
     stretch: float
     step: float
+    contrast: float
+    images: int
 
 
 def shape_of(details: np.ndarray, contrasts: np.ndarray) -> Shape:
@@ -73,17 +81,29 @@ def shape_of(details: np.ndarray, contrasts: np.ndarray) -> Shape:
         wide=float(np.log(WIDE_NEIGHBOURS / NEIGHBOURS) / max(wide, _TINY)),
         stretch=float(spread / max(np.sqrt((earlier * earlier).mean()), _TINY)),
         step=float(np.median(earlier) * np.median(contrasts) * 255),
+        contrast=float(np.median(contrasts)),
+        images=len(details),
     )
 
 
-def looks(shape: Shape, flips: float) -> Pattern:
-    """What different images look like, by their shape and the share of label changes along links."""
+def moved(details: np.ndarray, earlier: np.ndarray) -> float:
+    """How far the mean of images (n, DETAIL) lies from an `earlier` such mean (DETAIL,), over what noise explains."""
+    mean = details.mean(0)
+    spread = np.sqrt(((details - mean) ** 2).sum(1).mean())
+    return float(np.linalg.norm(mean - earlier) / max(spread * np.sqrt(2 / len(details)), _TINY))
+
+
+def looks(shape: Shape, flips: float, moved: float) -> Pattern | None:
+    """What different images look like, by their shape, the share of label changes along links, and `moved`."""
     if flips >= FLIPS and shape.stretch <= STRETCH + 1:
         return "search"
-    if flips < FEW_FLIPS and (shape.step < QUIET or shape.dimension > NOISE):
+    if shape.images < WINDOW:
+        return None
+    if flips < FEW_FLIPS and (shape.step < QUIET or (shape.dimension > NOISE and moved < MOVED)):
         return "still_camera" if shape.stretch <= STRETCH else "video"
     directions = shape.dimension >= DIMENSIONS and shape.wide >= WIDE_DIMENSIONS
-    return "search" if directions and shape.stretch <= STRETCH and shape.step <= LONG else "video"
+    comparable = shape.step <= LONG and shape.contrast > DARK
+    return "search" if directions and comparable and shape.stretch <= STRETCH else "video"
 
 
 def resembles(shape: Shape, flips: float) -> Resembles:

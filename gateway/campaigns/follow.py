@@ -41,8 +41,15 @@ class Follower:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, salt: bytes) -> None:
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def prepare(self, salt: bytes) -> None:
+        """Take the salt of the store, without which nothing can be followed."""
         self._salt = salt
+
+    def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="palisade-campaign-groups", daemon=True)
         self._thread.start()
 
@@ -54,9 +61,8 @@ class Follower:
             return not self._thread.is_alive()
         return True
 
-    def follow(self) -> None:
+    def follow(self, now: datetime) -> None:
         """One step: ask for the lease, and look at the batches that are new. Raises `AuditUnavailable`."""
-        now = datetime.now(UTC)
         cursor = self._store.lease(self._me, seconds=LEASE_SECONDS, now=now)
         if cursor is None:
             if self._analyst is not None:
@@ -124,7 +130,7 @@ class Follower:
     def _step(self) -> None:
         try:
             with contextlib.suppress(AuditUnavailable):  # which the thread that writes fingerprints logs
-                self.follow()
+                self.follow(datetime.now(UTC))
         except Exception:
             log.exception("campaigns: following failed, begun again")
             self._analyst = None

@@ -6,7 +6,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from gateway.campaigns.behaviour import WINDOW, Pattern, Resembles, Shape, looks, resembles
+import numpy as np
+
+from gateway.campaigns.behaviour import WINDOW, Pattern, Resembles, Shape, looks, moved, resembles, shape_of
 from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, Case, Step
 from gateway.ids import new_id
 
@@ -18,6 +20,8 @@ STUCK = 20
 RETRY_SECONDS = 120.0
 PARENTS = 8
 """Images that others were found to be most like, the newest, which a query is compared with beside the window."""
+MEANS = 6
+"""Means of full windows that are remembered, to see whether the images move."""
 NOBODY = "(none)"
 OTHERS = "(others)"
 _STEPS_BY_LABEL = 12
@@ -53,6 +57,7 @@ class Group:
     labels: Counter[str] = field(default_factory=Counter)
     window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
     parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
+    means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MEANS))
     flips: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
     path: list[Step] = field(default_factory=list)
     id: str | None = None
@@ -104,10 +109,14 @@ class Group:
             self.flips.append(flip)
             self.label_flips += flip
 
-    def judge(self, shape: Shape) -> None:
-        """Take the shape of a full window into account; a search stays one."""
-        self.shape = shape
-        found = looks(shape, self.flip_share)
+    def judge(self, details: np.ndarray, contrasts: np.ndarray) -> None:
+        """Take the images of the window into account, by details (n, DETAIL) and contrasts (n,); a search stays one."""
+        self.shape = shape = shape_of(details, contrasts)
+        found = looks(shape, self.flip_share, moved(details, self.means[0]) if self.means else 0.0)
+        if self.different % WINDOW == 0:
+            self.means.append(details.mean(0))
+        if found is None:
+            return
         if found == "search":
             self.streak += 1
             if self.streak > CONFIRM and self.pattern != "search":

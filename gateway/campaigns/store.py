@@ -77,6 +77,7 @@ class CampaignStore:
 
     def prepare(self) -> bytes:
         """Make the tables where there are none, and return the salt of all gateways on this store; `ConfigError`."""
+        self._database.prepare()
         with self._database.writing() as connection:
             _metadata.create_all(connection)
             rows = connection.execute(sa.select(_schema)).all()

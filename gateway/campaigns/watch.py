@@ -82,15 +82,7 @@ class Campaigns:
         if self._thread is None:
             return
         pixels = decision.pixels
-        query = Query(
-            time=time.time(),
-            request=request_id if index == 0 else f"{request_id}.{index:03d}",
-            model=decision.model,
-            key=None if caller is None else caller.key_id,
-            label=decision.served.prediction.label,
-            p_value=decision.raw.verdict.p_value,
-            flagged=decision.flagged,
-        )
+        query = query_of(decision, caller, request_id if index == 0 else f"{request_id}.{index:03d}")
         with self._mutex:
             if self._bytes + pixels.nbytes > WAITING_BYTES:
                 metrics.fingerprints_total.labels("left_out").inc()
@@ -114,8 +106,9 @@ class Campaigns:
         assert store is not None  # noqa: S101  # made before the thread
         if self._salt is None:
             self._salt = store.prepare()
-            assert self._follower is not None  # noqa: S101
-            self._follower.start(self._salt)
+        if self._follower is not None and not self._follower.started:
+            self._follower.prepare(self._salt)
+            self._follower.start()
         while self._decided:
             with self._mutex:
                 query, pixels = self._decided.popleft()
@@ -163,6 +156,19 @@ class Campaigns:
         if maker is None:
             maker = self._makers[shape] = Fingerprinter(self._salt, shape)
         return maker.make(pixels)
+
+
+def query_of(decision: Decision, caller: Caller | None, request: str) -> Query:
+    """What a fingerprint is kept with: who asked, and what was answered."""
+    return Query(
+        time=time.time(),
+        request=request,
+        model=decision.model,
+        key=None if caller is None else caller.key_id,
+        label=decision.served.prediction.label,
+        p_value=decision.raw.verdict.p_value,
+        flagged=decision.flagged,
+    )
 
 
 def _announce() -> None:
