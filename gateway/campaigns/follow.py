@@ -54,11 +54,15 @@ class Follower:
         self._thread.start()
 
     def close(self, seconds: float) -> bool:
-        """Look at what was written once more; whether the thread has ended within `seconds`."""
+        """Look at what was written once more, and give the lease back; False if the thread goes on after `seconds`."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(seconds)
-            return not self._thread.is_alive()
+            if self._thread.is_alive():
+                return False
+        with contextlib.suppress(AuditUnavailable):  # the lease ends by itself
+            self._step()
+            self._store.release(self._me)
         return True
 
     def follow(self, now: datetime) -> None:
@@ -85,8 +89,8 @@ class Follower:
                 self._seq = batch.seq
                 if batch.seq <= self._written:
                     analyst.written()  # by the process before
-                if self._stop.is_set():
-                    return
+                if self._stop.is_set() and batch.seq <= self._written:
+                    return  # rebuilding what another process will rebuild
                 if time.monotonic() - renewed > LEASE_SECONDS / 3:
                     renewed = time.monotonic()
                     if self._store.lease(self._me, seconds=LEASE_SECONDS, now=datetime.now(UTC)) is None:
@@ -122,10 +126,6 @@ class Follower:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stop.wait(INTERVAL):
             self._step()
-        self._step()
-        if self._analyst is not None:
-            with contextlib.suppress(AuditUnavailable):  # the lease ends by itself
-                self._store.release(self._me)
 
     def _step(self) -> None:
         try:

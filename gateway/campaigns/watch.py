@@ -91,13 +91,16 @@ class Campaigns:
             self._decided.append((query, pixels))
 
     def close(self, seconds: float = 5.0) -> None:
-        """Write what waits, for at most `seconds`."""
+        """Write what waits; `seconds` is how long a thread may go on that hangs in the database."""
         thread, self._thread = self._thread, None
         if thread is None or self.store is None or self._follower is None:
             return
         self._stop.set()
         thread.join(seconds)
-        if self._follower.close(seconds) and not thread.is_alive():
+        if thread.is_alive():
+            return  # and what it holds stays open until the process ends
+        self._cycle()  # here, since a thread of the lowest priority may get no time on a busy machine
+        if self._follower.close(seconds):
             self.store.close()
 
     def flush(self) -> None:
@@ -128,7 +131,6 @@ class Campaigns:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stop.wait(INTERVAL):
             self._cycle()
-        self._cycle()
 
     def _cycle(self) -> None:
         try:

@@ -69,6 +69,10 @@ def test_a_campaign_over_two_workers(tmp_path: Path, pipeline: Pipeline) -> None
         worker.close()
     store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
     assert store.queries() == 80
+    # A worker that ends does not rebuild what the one before it knew: the next one goes on.
+    follower = Follower(store, LIMITS)
+    follower.prepare(store.prepare())
+    follower.follow(datetime.now(UTC))
     (case,) = store.cases("search", limit=9)
     assert (case.keys, case.queries, case.model) == ({"alice": 80}, 80, "tiny")
     assert REGISTRY.get_sample_value("palisade_campaigns_total", {"resembles": "score_based"}) == before + 1
