@@ -32,18 +32,15 @@ console = Console()
 
 
 def cost(stored: int, shape: tuple[int, int, int], rng: np.random.Generator) -> dict[str, float]:
-    """Processor time of a query while `stored` other queries are in the index, half of them pairs, and its bytes."""
+    """Processor time of a query while `stored` unlike queries are in the index, and its bytes."""
     analyst, maker = Analyst(SALT, stored), Fingerprinter(SALT, shape)
-    batch = pack([(_query("a", i), maker.make(rng.random(shape, np.float32))) for i in range(1000)])
-    for start in range(0, stored, 1000):
-        batch.records["coarse"] = rng.integers(-60, 60, batch.records["coarse"].shape)
-        batch.records["detail"] = rng.normal(size=batch.records["detail"].shape) / 8
-        batch.records["exact"] = np.arange(start, start + 1000)
-        batch.records["coarse"][1::2], batch.records["detail"][1::2] = (
-            batch.records["coarse"][::2],
-            batch.records["detail"][::2],
-        )
-        analyst.take(batch)
+    records = pack([(_query("a", i), maker.make(rng.random(shape, np.float32))) for i in range(1000)]).records
+    index = analyst._index
+    for start in range(0, stored, len(records)):
+        records["coarse"] = rng.integers(-60, 60, records["coarse"].shape)
+        records["exact"] = np.arange(start, start + len(records))
+        for row, places in zip(records, index.places(records["coarse"], records["model"]), strict=True):
+            index.add(row, places)
     images = rng.random((500, *shape), np.float32)
     begin = time.process_time()
     made = [maker.make(image) for image in images]

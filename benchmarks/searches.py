@@ -7,7 +7,7 @@ and `hopskipjump` (decision-based, Chen et al. 2020). Every image is a multiple 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -103,7 +103,12 @@ def hopskipjump(x: np.ndarray, label: int, rng: np.random.Generator, other: np.n
         number += 1
 
 
-SEARCHES = {"square": square, "nes": nes, "boundary": boundary, "hopskipjump": hopskipjump}
+SEARCHES: dict[str, Callable[[np.ndarray, int, np.random.Generator, np.ndarray], Search]] = {
+    "square": square,
+    "nes": nes,
+    "boundary": boundary,
+    "hopskipjump": hopskipjump,
+}
 
 
 def _margin(p: np.ndarray, label: int) -> float:

@@ -55,12 +55,14 @@ def pan(seed: int, n: int, step: float = 0.4) -> np.ndarray:
 
 
 def zoom(seed: int, n: int, factor: float = 0.99) -> np.ndarray:
-    return eight_bit([view(scene(seed), *[64 - 56 * factor**t] * 2, 112 * factor**t) for t in range(n)])
+    edges = [64 - 56 * factor**t for t in range(n)]
+    return eight_bit([view(scene(seed), edge, edge, 128 - 2 * edge) for edge in edges])
 
 
 def estimates(seed: int, n: int, sigma: float = 2.5) -> np.ndarray:
     """What an attack by estimated gradients (NES) asks: pairs around a point that moves every 20 queries."""
-    rng, at, found = np.random.default_rng(seed), base(seed), []
+    rng, at = np.random.default_rng(seed), base(seed)
+    found: list[np.ndarray] = []
     while len(found) < n:
         for _ in range(10):
             noise = rng.normal(size=at.shape) * sigma
