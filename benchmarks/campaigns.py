@@ -35,7 +35,7 @@ def cost(stored: int, shape: tuple[int, int, int], rng: np.random.Generator) -> 
     """Processor time of a query while `stored` unlike queries are in the index, and its bytes."""
     analyst, maker = Analyst(SALT, stored), Fingerprinter(SALT, shape)
     records = pack([(_query("a", i), maker.make(rng.random(shape, np.float32))) for i in range(1000)]).records
-    index = analyst._index
+    index = analyst.index
     for start in range(0, stored, len(records)):
         records["coarse"] = rng.integers(-60, 60, records["coarse"].shape)
         records["exact"] = np.arange(start, start + len(records))

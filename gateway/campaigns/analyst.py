@@ -24,7 +24,7 @@ class Analyst:
     """Follows every query; used from one thread."""
 
     def __init__(self, salt: bytes, capacity: int) -> None:
-        self._index = Index(capacity, salt)
+        self.index = Index(capacity, salt)
         self._groups: OrderedDict[int, Group] = OrderedDict()
         self._last_group = 0
         self._names = _Names()
@@ -35,7 +35,7 @@ class Analyst:
     @property
     def nbytes(self) -> int:
         """Bytes of the index at its capacity."""
-        return self._index.nbytes
+        return self.index.nbytes
 
     def restore(self, cases: Iterable[Case]) -> None:
         """Case files that the groups of batches still to come go on with, each from its `last_request`."""
@@ -47,7 +47,7 @@ class Analyst:
         for column, names in (("model", batch.models), ("key", batch.keys), ("label", batch.labels)):
             numbers = np.array([self._names.number(name) for name in names], np.uint16)
             records[column] = numbers[records[column]]
-        places = self._index.places(records["coarse"], records["model"])
+        places = self.index.places(records["coarse"], records["model"])
         for record, at in zip(records, places, strict=True):
             self._take(record, at)
 
@@ -60,7 +60,7 @@ class Analyst:
         self._changed.clear()
 
     def _take(self, record: np.void, places: np.ndarray) -> None:
-        index = self._index
+        index = self.index
         own = self._own_of(int(record["key"]))
         numbers, groups = self._compared(record, places, own)
         same = next((number for number in numbers if index.record(number)["exact"] == record["exact"]), None)
@@ -92,7 +92,7 @@ class Analyst:
 
     def _compared(self, record: np.void, places: np.ndarray, own: deque[int]) -> tuple[list[int], set[int]]:
         """What a query is compared with, and their groups: who shares a slot, its caller's last, the groups' newest."""
-        index = self._index
+        index = self.index
         found = {*index.candidates(places), *own}
         groups = {group for number in found if (group := self._at(number)) in self._groups}
         for group in groups:
@@ -105,27 +105,27 @@ class Analyst:
         """The queries of `numbers` that a record is like, the nearest first."""
         if not numbers:
             return []
-        differences = self._index.details(numbers) - record["detail"].astype(np.float32)
+        differences = self.index.details(numbers) - record["detail"].astype(np.float32)
         distances = np.einsum("nd,nd->n", differences, differences)
         order = distances.argsort()
         return [numbers[i] for i in order[: int((distances <= LINK * LINK).sum())].tolist()]
 
     def _at(self, number: int) -> int:
         """The number of a query's group, followed through merges; 0 for none."""
-        return 0 if not self._index.alive(number) else self._index.group(number)
+        return 0 if not self.index.alive(number) else self.index.group(number)
 
     def _group_of(self, number: int) -> int:
         """The group of a query, which begins with it if it had none."""
-        found = self._index.group(number)
+        found = self.index.group(number)
         if found in self._groups:
             self._groups.move_to_end(found)
             return found
-        record = self._index.record(number)
+        record = self.index.record(number)
         self._last_group += 1
         group = Group(model=str(self._names.name(int(record["model"]))))
         group.add(self._seen(record, number), identical=False, flip=False)
         self._groups[self._last_group] = group
-        self._index.put(number, self._last_group)
+        self.index.put(number, self._last_group)
         if len(self._groups) > MAX_GROUPS:
             self._groups.popitem(last=False)
         return self._last_group
@@ -139,15 +139,15 @@ class Analyst:
             one, other, a, b = other, one, b, a
         a.join(b)
         for number in {*b.window, *b.parents}:
-            if self._index.alive(number):
-                self._index.put(number, one)
+            if self.index.alive(number):
+                self.index.put(number, one)
         del self._groups[other]
         return one, a
 
     def _judge(self, group: Group) -> None:
-        window = [number for number in group.window if self._index.alive(number)]
+        window = [number for number in group.window if self.index.alive(number)]
         if len(window) >= EARLY:
-            group.judge(self._index.details(window), self._index.contrasts(window))
+            group.judge(self.index.details(window), self.index.contrasts(window))
 
     def _seen(self, record: np.void, number: int) -> Seen:
         name = self._names.name
