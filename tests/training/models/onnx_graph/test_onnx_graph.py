@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,7 +50,7 @@ def write(
     return path
 
 
-def node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(kind, inputs.split(), [output], **attributes)
 
 
@@ -188,9 +189,7 @@ def test_answers_that_differ_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD])
     file = read_onnx(path)
     write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD], constants={"w": 1.01 * WEIGHT})
-    with pytest.raises(
-        TrainingError, match=r"its answers differ from ONNX Runtime's by [\d.]+e-0\d of"
-    ):
+    with pytest.raises(TrainingError, match=r"its answers differ from ONNX Runtime's by [\d.]+e-0\d of"):
         onnx_body(path, file, SIDE)
 
 
