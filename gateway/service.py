@@ -116,6 +116,7 @@ class Palisade:
         try:
             _patiently(self._rollout.start)
             api.state.audit.start()
+            api.state.campaigns.start()
         except PalisadeError as error:
             self._give_up(error.detail)
             return
@@ -136,7 +137,8 @@ class Palisade:
         abort_server(reason)
 
     def __is_ready__(self) -> bool:
-        return api.state.registry is not None and _now(self._rollout.all_ready)
+        registry = api.state.registry
+        return registry is not None and registry.problem is None and _now(self._rollout.all_ready)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
@@ -144,6 +146,7 @@ class Palisade:
         self._closing.set()
         metrics.ready.set(0)
         api.state.dispatcher.close()
+        api.state.campaigns.close()
         api.state.audit.close()
         api.state.store.close()
 

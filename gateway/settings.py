@@ -69,6 +69,17 @@ class Settings(BaseSettings):
     cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of the images that the screen lets through that get the whole verdict all the same."""
 
+    upstream: str | None = None
+    """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""
+    upstream_token: str | None = Field(default=None, repr=False)
+    """Sent to the upstream as `Authorization: Bearer`."""
+    upstream_timeout: float = Field(default=10.0, gt=0.0)
+    """Seconds that the upstream may take for one batch; beyond it the answer is 504 `upstream_timeout`."""
+    upstream_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which the upstream is left alone."""
+    upstream_pause: float = Field(default=2.0, gt=0.0)
+    """Seconds until it is then tried again; meanwhile the answer is 503 `upstream_unavailable`, at once."""
+
     log_format: Literal["text", "json"] = "text"
     """`json`: an object a line, with the request's id, route, status and key."""
     trace_endpoint: str | None = None
@@ -112,6 +123,14 @@ class Settings(BaseSettings):
     audit_max_age_days: float = Field(default=30.0, gt=0.0)
     audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Bytes of events that may wait for the store; near it new events lose their images, beyond it they are dropped."""
+
+    campaigns: bool = True
+    """Keep salted fingerprints of all images decided on, beside the audit trail, and look for query campaigns in them.
+    They need the trail, and `audit_privacy` other than `none`."""
+    campaign_queries: int = Field(default=1_000_000, ge=1_000, le=20_000_000)
+    """Queries that are kept and compared; one worker of all holds some 330 bytes of memory for each."""
+    campaign_max_age_days: float = Field(default=7.0, gt=0.0)
+    """Days after which the fingerprint of a query is removed; case files stay as long as events."""
 
     @field_validator("models", mode="before")
     @classmethod

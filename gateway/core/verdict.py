@@ -38,7 +38,10 @@ def own_p(benign: np.ndarray) -> np.ndarray:
 
 def component_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Column-wise `conformal_p`: benign (n, S) ascending by column, scores (N, S) -> (N, S)."""
-    return np.stack([conformal_p(benign[:, s], scores[:, s]) for s in range(scores.shape[1])], axis=1)
+    p = np.empty(scores.shape)
+    for s in range(scores.shape[1]):
+        p[:, s] = conformal_p(benign[:, s], scores[:, s])
+    return p
 
 
 def fisher(p: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ ones; the design effect is measured by a bootstrap over groups and the Beta boun
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,6 +22,7 @@ from scipy.stats import beta
 from gateway.core.engine import Engine, Provider
 from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
 from gateway.core.verdict import Fusion, conformal_p, fisher, lead, own_p
+from training.bundling.kept import Kept
 from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
 from training.errors import TrainingError
@@ -36,6 +38,8 @@ GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 SCREENED_BY = ("companion_margin",)
+TRUSTED = 0.25
+"""Share of clean images that a companion may answer otherwise than the network before its guard is left out."""
 
 
 class Benign(BaseModel):
@@ -77,6 +81,12 @@ class BenignScores:
     labels: np.ndarray  # (N,) the true ones
     hidden: Callable[[np.ndarray], np.ndarray]
     tails: np.ndarray | None = None
+    objects: np.ndarray | None = None  # (N,) whether the companion, where there is one, answers otherwise
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of images that the companion answers otherwise than the network does; None without a companion."""
+        return None if self.objects is None else float(self.objects.mean())
 
 
 def benign_scores(
@@ -88,28 +98,46 @@ def benign_scores(
     benign: Benign = Benign(),
     guarded: bool = True,
     seed: int = 0,
+    kept: Kept | None = None,
 ) -> BenignScores:
     """The calibrate split, as `benign` has it, through decoder and session in batches of a size that is served.
 
     The select split goes the same way if a guard's tails are needed (`guarded`). Of outputs as large as images only the
-    regions of attack are kept, as bits.
+    regions of attack are kept, as bits. What a stopped run left is taken from `kept`.
     """
     batch, images = engine.buckets[-1], benign.images(data.calibrate.x, seed=seed + 1)
-    kept = [
-        (run.scores, run.layer_deviation, run.roa_score, run.logits.argmax(1), np.packbits(run.roa > 0.5, axis=2))
-        for run in run_batches(engine, images, spec, batch=batch, progress=partial(progress, "calibrate"))
-    ]
-    found, deviation, contrast, answers, regions = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
-    tails = None
-    if guarded:
-        others, tell = benign.images(data.select.x, seed=seed), partial(progress, "select")
-        tails = np.concatenate([run.scores for run in run_batches(engine, others, spec, batch=batch, progress=tell)])
+
+    def look() -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = defaultdict(list)
+        for run in run_batches(engine, images, spec, batch=batch, progress=partial(progress, "calibrate")):
+            for name in ("scores", "layer_deviation", "roa_score"):
+                parts[name].append(getattr(run, name))
+            parts["answers"].append(run.logits.argmax(1))
+            parts["regions"].append(np.packbits(run.roa > 0.5, axis=2))
+            if run.companion_logits is not None:
+                parts["objects"].append(run.companion_logits.argmax(1) != parts["answers"][-1])
+        if guarded:
+            others, tell = benign.images(data.select.x, seed=seed), partial(progress, "select")
+            parts["tails"] = [run.scores for run in run_batches(engine, others, spec, batch=batch, progress=tell)]
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    found = look() if kept is None else kept.arrays(look)
 
     def hidden(rows: np.ndarray) -> np.ndarray:
-        masks = np.unpackbits(regions[rows], axis=2, count=spec.width).astype(np.float32)
+        masks = np.unpackbits(found["regions"][rows], axis=2, count=spec.width).astype(np.float32)
         return run_images(engine, images[rows], spec, masks=masks, part="verdict", batch=batch).logits
 
-    return BenignScores(found, deviation, contrast, answers, data.calibrate.group, data.calibrate.y, hidden, tails)
+    return BenignScores(
+        found["scores"],
+        found["layer_deviation"],
+        found["roa_score"],
+        found["answers"],
+        data.calibrate.group,
+        data.calibrate.y,
+        hidden,
+        found.get("tails"),
+        found.get("objects"),
+    )
 
 
 def calibrate(

@@ -74,7 +74,7 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
         layers = {"standard": {layer.name: layer.channels for layer in manifest.layers}}
         networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input, layers=layers)
-        constants = Constants.of(_below(_read(path), "constants/"))
+        constants = load_constants(path)
         return defence_graph(
             networks,
             constants,
@@ -82,6 +82,11 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
             scores=manifest.scores,
             localiser=manifest.localiser,
         )
+
+
+def load_constants(path: Path) -> Constants:
+    """The constants in a bundle's file of networks."""
+    return Constants.of(_below(_read(path), "constants/"))
 
 
 def defence_graph(
@@ -120,6 +125,7 @@ def load_networks(
     with _rebuilding(path):
         tensors = _read(path)
         mean, std = [0.0] * spec.channels, [1.0] * spec.channels
+        reverse = spec.normalise is not None and spec.normalise.channel_order == "bgr"
         for role, model in models.items():
             network = build_model(
                 model,
@@ -127,6 +133,7 @@ def load_networks(
                 mean=mean,
                 std=std,
                 side=spec.height,
+                reverse=reverse and role == ROLES[0],
                 kept=kept if kept.is_dir() else None,
                 layers=layers.get(role),
             )

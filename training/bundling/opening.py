@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gateway.core.preprocessing import Preprocessing
 from training.data.dataset import folder_at
 from training.data.layouts import classes_of
 from training.errors import DataError, TrainingError
 from training.models import ARCHS, ModelSpec, build_model
 from training.models.forms import open_model
 from training.models.forms.labels import read_labels
-from training.models.forms.opened import AS_IT_IS, IMAGENET, Normalisation, OpenedModel, digest_of
+from training.models.forms.opened import OpenedModel, digest_of
 from training.models.forms.weights import fill
-from training.models.probe import answers
 from training.models.named import with_taps
 from training.models.network import Network
+from training.models.probe import answers
 from training.recipes.training import DataSpec
 
 
-def open_named(model: str, *, weights: Path | None, labels: Path | None, data: DataSpec) -> OpenedModel:
+def open_named(model: str, *, weights: Path | None, labels: Path | None, data: DataSpec, side: int) -> OpenedModel:
     """The network `model`: an architecture of ours, or of any form in `training.models.forms`.
 
-    The number of its classes, where its form leaves that open, is that of `labels`, else of the folder of `data`.
+    The number of its classes, where its form leaves that open, is that of `labels`, else of the folder of `data`; the
+    side of its images is then `side`.
     Raises `TrainingError`.
     """
-    names, side = None if labels is None else read_labels(labels), data.size or 32
+    names = None if labels is None else read_labels(labels)
     count = _classes_of_folder(data) if names is None else len(names)
     if model not in ARCHS:
         return open_model(model, weights=weights, classes=count, labels=labels, side=side)
@@ -38,11 +40,16 @@ def open_named(model: str, *, weights: Path | None, labels: Path | None, data: D
     return OpenedModel(body, model, model, digest=digest_of([weights]), classes=names)
 
 
-def network_of(opened: OpenedModel, weights: Path | None, *, classes: int, normalise: str | None, side: int) -> Network:
-    """The opened network with its layers tapped; `TrainingError` if it does not answer with `classes` logits."""
+def network_of(opened: OpenedModel, weights: Path | None, *, classes: int, found: Preprocessing) -> Network:
+    """The opened network with its layers tapped, behind the normalisation that was found.
+
+    `TrainingError` if it does not answer with `classes` logits, or does not take images of that side.
+    """
+    side = found.side
+    assert side is not None
     if opened.side is not None and opened.side != side:
         raise TrainingError(f"{opened.name} takes images of {opened.side} pixels, not of {side}: --size {opened.side}")
-    mean, std = normalisation(normalise, opened.normalise)
+    mean, std = found.normalise.of_unit_pixels()
     if opened.arch in ARCHS:
         network = build_model(ModelSpec(arch=opened.arch), classes=classes, mean=mean, std=std, side=side)
         assert weights is not None  # `open_named` has asked for them
@@ -51,22 +58,8 @@ def network_of(opened: OpenedModel, weights: Path | None, *, classes: int, norma
     logits = answers(opened.body, channels=len(mean), side=side)
     if logits != classes:
         raise TrainingError(f"{opened.name} answers with {logits} classes, the data have {classes}")
-    return with_taps(opened.body, classes=classes, mean=mean, std=std, side=side)
-
-
-def normalisation(text: str | None, stated: Normalisation | None) -> Normalisation:
-    """Mean and deviation of `imagenet`, `none` or `m,m,m/s,s,s`; the default is what the network's file states."""
-    if text is None:
-        return stated or AS_IT_IS
-    if text in ("imagenet", "none"):
-        return IMAGENET if text == "imagenet" else AS_IT_IS
-    try:
-        mean, std = ([float(number) for number in part.split(",")] for part in text.split("/"))
-    except ValueError:
-        mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise TrainingError(f"--normalise {text}: expected imagenet, none, or three means and deviations: m,m,m/s,s,s")
-    return mean, std
+    reverse = found.normalise.channel_order == "bgr"
+    return with_taps(opened.body, classes=classes, mean=mean, std=std, side=side, reverse=reverse)
 
 
 def _classes_of_folder(data: DataSpec) -> int | None:

@@ -29,8 +29,10 @@ class Wrapped(BaseModel):
     model: ModelSpec
 
 
-def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent, *, unread: bool = False) -> Dataset:
-    """The data set that a recipe names, split as it states; `unread` images of folders are counted only."""
+def load_data(
+    recipe: Recipe | Wrapped, progress: StepProgress = silent, *, unread: bool = False, grouped: bool = True
+) -> Dataset:
+    """The data set that a recipe names, split as it states; `unread` and `grouped` as in `load_dataset`."""
     spec = recipe.data
     return load_dataset(
         spec.source,
@@ -45,13 +47,14 @@ def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent, *, unre
         test_share=spec.test_share,
         pool_scarce=spec.pool_scarce,
         unread=unread,
+        grouped=grouped,
         progress=progress,
     )
 
 
 def enough_images(recipe: Recipe | Wrapped) -> Dataset:
     """The data set with images that are counted but not read; `TrainingError` if they are too few."""
-    data = load_data(recipe, unread=True)
+    data = load_data(recipe, unread=True, grouped=False)
     enough_to_calibrate(data)
     return data
 

@@ -113,6 +113,6 @@ def check_reach(calibration: Calibration, policy: Policy) -> list[str]:
 def images_needed(alpha: float, confidence: float) -> int:
     """Independent benign images after which flagging what is beyond them all keeps `alpha` with that confidence.
 
-    None of n images is beyond the (1 - alpha) quantile with probability (1 - alpha)^n: 229 for 1 % at 90 %.
+    None of n images is beyond the (1 - alpha) quantile with probability (1 - alpha)^n: 230 for 1 % at 90 %.
     """
     return math.ceil(math.log(1 - confidence) / math.log(1 - alpha))

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from training.data.deal import deal, scarce
 from training.data.folders import TEST_SHARE, joined_groups, read_images, thumbnails
 from training.data.layouts import Files, classes_of, has_test_part, list_files
-from training.data.store import taken
+from training.data.store import let_go, taken
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
@@ -31,17 +31,19 @@ TORCHVISION = {"CIFAR10": "CIFAR10", "CIFAR100": "CIFAR100"}
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, H, W, C) in 0..255, labels int64 (N,), group ids int64 (N,)."""
+    """Images uint8 (N, H, W, C) in 0..255, labels int64 (N,), group ids int64 (N,), and their `files` (N,) if any."""
 
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: np.ndarray) -> Split:
-        return Split(taken(self.x, index), self.y[index], self.group[index])
+        files = None if self.files is None else self.files[index]
+        return Split(taken(self.x, index), self.y[index], self.group[index], files)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class _Options:
     pool_scarce: bool
     classes: list[str] | None
     unread: bool
+    grouped: bool
     seed: int
     progress: StepProgress
 
@@ -110,6 +113,7 @@ def _digest(split: Split) -> str:
     digest = hashlib.sha256()
     for first in range(0, len(split), 256):
         digest.update(split.x[first : first + 256].tobytes())
+        let_go(split.x)
     for array in (split.y, split.group):
         digest.update(array.astype(np.int64).tobytes())
     return digest.hexdigest()
@@ -139,6 +143,7 @@ def load_dataset(
     test_share: float = TEST_SHARE,
     pool_scarce: bool = False,
     unread: bool = False,
+    grouped: bool = True,
     progress: StepProgress = silent,
 ) -> Dataset:
     """Load `source` and split its training part by group into train, select and calibrate (`fractions`).
@@ -148,11 +153,14 @@ def load_dataset(
     class in test (smoke runs). Of image folders: of one without a test part `test_share` of the groups become it;
     images are resized to `size`, as the gateway would, and at most `images_per_class` files of each class are read;
     with `classes` it may lack some of them, and labels; with `pool_scarce` classes of too few images for every split
-    are dealt together; `unread` images are counted only (they have no pixels). Raises `DataError` with the way to get
+    are dealt together; `unread` images have no pixels, and unless they are `grouped` nothing is looked at but names.
+    The splits depend on the files alone, not on how they are resized. Raises `DataError` with the way to get
     what is missing.
     """
     kind, _, name = source.partition(":")
-    options = _Options(size, resize, images_per_class, test_share, pool_scarce, classes, unread, seed, progress)
+    options = _Options(
+        size, resize, images_per_class, test_share, pool_scarce, classes, unread, grouped, seed, progress
+    )
     loaders = {
         "npz": lambda: _load_npz(name),
         "torchvision": lambda: _load_torchvision(name),
@@ -246,27 +254,30 @@ def _load_folder(name: str, options: _Options) -> _Loaded:
             return np.empty((len(files.paths), 0, 0, 3), np.uint8), files
         return read_images(files.paths, size=options.size, resize=options.resize, progress=options.progress), files
 
-    def joined(thumbs: list[np.ndarray], y: np.ndarray, group: np.ndarray) -> np.ndarray:
-        return group if options.unread else joined_groups(np.concatenate(thumbs), y, group)
+    def joined(files: list[Files], group: np.ndarray) -> np.ndarray:
+        if not options.grouped:
+            return group
+        thumbs = thumbnails([path for each in files for path in each.paths])
+        return joined_groups(thumbs, np.concatenate([each.labels for each in files]), group)
 
     if not has_test_part(root):
         x, files = read(root)
-        return _carved(Split(x, files.labels, joined([_thumbs(x)], files.labels, _groups(files))), classes, options)
+        return _carved(_split(x, files, joined([files], _groups(files))), classes, options)
     (x_train, train), (x_test, test) = read(root / "train"), read(root / "test")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(f"{root}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]} in size")
     n = len(x_train)
     group = np.concatenate([_groups(train), _groups(test) + _groups(train).max() + 1])
-    group = joined([_thumbs(x_train), _thumbs(x_test)], np.concatenate([train.labels, test.labels]), group)
+    group = joined([train, test], group)
     fresh = ~np.isin(group[:n], group[n:])
     notes = [f"{(~fresh).sum()} training images are left out, as the test part has nearly the same"]
-    official = Split(x_train, train.labels, group[:n]).take(np.flatnonzero(fresh))
-    held = _shuffled(Split(x_test, test.labels, group[n:]), options.seed)
+    official = _split(x_train, train, group[:n]).take(np.flatnonzero(fresh))
+    held = _shuffled(_split(x_test, test, group[n:]), options.seed)
     return _Loaded(official, held, classes, () if fresh.all() else tuple(notes))
 
 
-def _thumbs(x: np.ndarray) -> np.ndarray:
-    return thumbnails(x) if x.size else np.empty((len(x), 0), np.float32)
+def _split(x: np.ndarray, files: Files, group: np.ndarray) -> Split:
+    return Split(x, files.labels, group, np.array([str(path) for path in files.paths], object))
 
 
 def _groups(files: Files) -> np.ndarray:

@@ -18,15 +18,17 @@ from PIL import Image
 
 from gateway.core.cores import usable_cores
 from gateway.core.decode import Limits, Picture, described, open_image, recognized
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
 from gateway.core.orientation import orientation, without_orientation
-from training.data.store import room_for
+from gateway.core.preprocessing import Resize
+from training.data.store import let_go, room_for
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
 TEST_SHARE = 0.2
 # Mean difference of two images' 8 x 8 thumbnails, of 255, up to which images of equal hash are the same one.
 ALIKE = 3.0
+THUMBNAIL = InputSpec(height=8, width=8, resize=Resize(filter="box", reduced=True))
 _LIMITS = Limits(max_bytes=1_000_000_000, max_pixels=200_000_000)
 
 
@@ -48,6 +50,8 @@ def read_images(paths: list[Path], *, size: int | None, resize: Resize, progress
             made[i] = image
             if i % 64 == 63 or i + 1 == len(paths):
                 progress("reading images", i + 1, len(paths))
+            if i % 1024 == 1023 or i + 1 == len(paths):
+                let_go(made)
     return made
 
 
@@ -97,11 +101,6 @@ def _one_size(paths: list[Path]) -> tuple[int, int]:
     return next(iter(sizes))
 
 
-def alike(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """`group` (N,) with the groups joined that hold nearly the same image of one class (`joined_groups`)."""
-    return joined_groups(thumbnails(x), y, group)
-
-
 def joined_groups(thumbs: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:
     """`group` (N,) with the groups joined that hold nearly the same image of one class, by `thumbnails` (N, 64).
 
@@ -128,13 +127,10 @@ def joined_groups(thumbs: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.nd
     return np.asarray([root(int(g)) for g in group], np.int64)
 
 
-def thumbnails(x: np.ndarray, side: int = 8) -> np.ndarray:
-    """Mean brightness of 8 x 8 fields (N, 64) of images (N, H, W, C); of smaller images every pixel."""
-    height, width = (extent // side * side or extent for extent in x.shape[1:3])
-    fields = (min(side, height), min(side, width))
-    made = np.empty((len(x), fields[0] * fields[1]), np.float32)
-    for i in range(0, len(x), 512):
-        grey = x[i : i + 512, :height, :width].mean(3, dtype=np.float32)
-        cut = grey.reshape(len(grey), fields[0], height // fields[0], fields[1], width // fields[1])
-        made[i : i + 512] = cut.mean((2, 4)).reshape(len(grey), -1)
+def thumbnails(paths: list[Path]) -> np.ndarray:
+    """Mean brightness of 8 x 8 fields (N, 64) of the whole images, whatever part of them a network sees."""
+    made = np.empty((len(paths), THUMBNAIL.height * THUMBNAIL.width), np.float32)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for i, image in enumerate(_mapped(pool, paths, THUMBNAIL)):
+            made[i] = image.mean(2, dtype=np.float32).reshape(-1)
     return made

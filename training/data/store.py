@@ -43,4 +43,13 @@ def taken(images: np.ndarray, index: np.ndarray) -> np.ndarray:
     made, step = room_for((len(index), *images.shape[1:])), max(1, _CHUNK // images[:1].nbytes)
     for first in range(0, len(index), step):
         made[first : first + step] = images[index[first : first + step]]
+        let_go(images)
+        let_go(made)
     return made
+
+
+def let_go(images: np.ndarray) -> None:
+    """Take the pages of images in a file out of this process's memory; they are read again as they are needed."""
+    base: object = images.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)

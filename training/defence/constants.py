@@ -17,6 +17,7 @@ from training.imaging.pixels import to_tensor
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.models.network import Network
 from training.util.module_modes import frozen
+from training.util.signatures import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class _Moments:
 
 @torch.no_grad()
 def fit_constants(
-    network: Network, fit: Split, benign: Split, *, classes: int, scores: Iterable[str] | None = None
+    network: Network,
+    fit: Split,
+    benign: Split,
+    *,
+    classes: int,
+    scores: Iterable[str] | None = None,
+    progress: Progress = silent,
 ) -> Constants:
     """Normalisers from `benign` (the select split), and what `scores` (default: all) fit on it and on `fit`.
 
@@ -76,6 +83,7 @@ def fit_constants(
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
             changes.add(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
+            progress(changes.n, len(benign))
     seen, device = torch.cat(held_out), held_out[0].device
     found = BenignFeatures(
         layer=last_tap(network),

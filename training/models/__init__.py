@@ -8,6 +8,8 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from training.errors import TrainingError
+from training.models.averaged import Averaged
 from training.models.efficientnet_lite import EfficientNetLite0
 from training.models.forms import WRITTEN, is_form
 from training.models.named import named_network
@@ -21,6 +23,7 @@ class ModelSpec(BaseModel):
 
     `arch` is a key of `ARCHS`, or a network in one of the forms of `training.models.forms`. `width` (of the first
     stage), `blocks` (residual ones, by stage) and `stem_stride` are for those of `ARCHS`; VGG-16 has a width alone.
+    With a `side` the network sees images averaged down to that many pixels (`Averaged`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +32,7 @@ class ModelSpec(BaseModel):
     width: int = Field(32, ge=4, le=256)
     blocks: tuple[int, ...] = (1, 1, 1)
     stem_stride: int = Field(1, ge=1, le=4)
+    side: int | None = Field(None, ge=8, le=512, description="pixels a side that images are averaged down to")
 
     @field_validator("arch")
     @classmethod
@@ -93,6 +97,7 @@ def build_model(
     mean: list[float],
     std: list[float],
     side: int = 32,
+    reverse: bool = False,
     kept: Path | None = None,
     layers: Mapping[str, int] | None = None,
 ) -> Network:
@@ -100,9 +105,18 @@ def build_model(
 
     `side` is the images' (square); networks that take any size only look at it to find their layers, which `layers`
     (names and channels) states if they are known. `kept` is the folder in which a bundle keeps the files of an
-    architecture that came as one. Raises `TrainingError` if a network named from outside cannot be made, or does not
-    take such images.
+    architecture that came as one, and `reverse` gives such a network BGR. Raises `TrainingError` if a network named
+    from outside cannot be made, or does not take such images, or if images are smaller than the side that they are to
+    be averaged down to.
     """
+    if spec.side is not None:
+        if spec.side > side:
+            raise TrainingError(f"images of {side} pixels a side cannot be averaged down to {spec.side}; choose fewer")
+        inner = spec.model_copy(update={"side": None})
+        low = build_model(inner, classes=classes, mean=mean, std=std, side=spec.side, kept=kept, layers=layers)
+        return Averaged(low, spec.side)
     if spec.arch in ARCHS:
         return ARCHS[spec.arch](spec, classes=classes, mean=mean, std=std, side=side)
-    return named_network(spec.arch, classes=classes, mean=mean, std=std, side=side, kept=kept, layers=layers)
+    return named_network(
+        spec.arch, classes=classes, mean=mean, std=std, side=side, reverse=reverse, kept=kept, layers=layers
+    )

@@ -33,10 +33,11 @@ class Adapted(Network):
         mean: list[float],
         std: list[float],
         side: int,
+        reverse: bool = False,
         layers: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std, reverse=reverse)
         self.body = body
         for module in body.modules():
             if hasattr(module, "inplace"):  # a tapped tensor must stay what it was

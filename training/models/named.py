@@ -19,16 +19,18 @@ def named_network(
     mean: list[float],
     std: list[float],
     side: int,
+    reverse: bool = False,
     kept: Path | None = None,
     layers: Mapping[str, int] | None = None,
 ) -> Network:
     """The network that `arch` names, its weights not loaded, for square images of `side` pixels.
 
-    A factory that returns a `Network` is taken as it is, normalisation included. `kept` is where a bundle keeps the
-    files of an architecture; `layers` are those to tap, with their channels, if they are known. Raises `TrainingError`.
+    A factory that returns a `Network` is taken as it is, normalisation included. `reverse` gives it BGR. `kept` is
+    where a bundle keeps the files of an architecture; `layers` are those to tap, with their channels, if they are
+    known. Raises `TrainingError`.
     """
     body = architecture(arch, classes=classes, side=side, kept=kept)
-    return with_taps(body, classes=classes, mean=mean, std=std, side=side, layers=layers)
+    return with_taps(body, classes=classes, mean=mean, std=std, side=side, reverse=reverse, layers=layers)
 
 
 def with_taps(
@@ -38,9 +40,10 @@ def with_taps(
     mean: list[float],
     std: list[float],
     side: int,
+    reverse: bool = False,
     layers: Mapping[str, int] | None = None,
 ) -> Network:
-    """`body` behind a normalisation, with its layers tapped; a `Network` has both of its own."""
+    """`body` behind a normalisation (and BGR if `reverse`), with its layers tapped; a `Network` has both of its own."""
     if isinstance(body, Network):
         return body
-    return Adapted(body, classes=classes, mean=mean, std=std, side=side, layers=layers)
+    return Adapted(body, classes=classes, mean=mean, std=std, side=side, reverse=reverse, layers=layers)

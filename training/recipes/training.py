@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from training.data.augment import Augmentation
 from training.data.folders import TEST_SHARE
 from training.errors import RecipeError

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, features
 
 from gateway.core.decode import decode_image
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
+from gateway.core.preprocessing import Resize
 from tests.gateway.exif_blocks import block, entry, short
 from tests.gateway.icc_files import SRGB, converted, rgb_profile
 from training.data import folders, store
@@ -207,11 +208,16 @@ def test_nearly_the_same_images_stay_together(tmp_path: Path) -> None:
     assert sum((split.y == 0).sum() for split in splits) == 16
 
 
-def test_flat_images_of_different_brightness_are_not_the_same() -> None:
+def test_flat_images_of_different_brightness_are_not_the_same(tmp_path: Path) -> None:
     x = np.full((3, 16, 16, 3), [[[[10]]], [[[200]]], [[[11]]]], np.uint8)
-    group = folders.alike(x, np.zeros(3, int), np.arange(3))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(x, paths, strict=True):
+        Image.fromarray(image).save(path)
+    thumbs = folders.thumbnails(paths)
+    group = folders.joined_groups(thumbs, np.zeros(3, int), np.arange(3))
     assert group[0] == group[2] != group[1]
-    assert len(set(folders.alike(x, np.arange(3), np.arange(3)).tolist())) == 3  # other labels are other images
+    others = folders.joined_groups(thumbs, np.arange(3), np.arange(3))  # other labels are other images
+    assert len(set(others.tolist())) == 3
 
 
 def test_training_images_that_the_test_part_has_are_left_out(parts: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training.errors import TrainingError
 from training.models.forms import timm
 from training.models.forms.offline import optional
-from training.models.forms.opened import KEPT, Asked, Normalisation, OpenedModel, Stated, digest_of
+from training.models.forms.opened import KEPT, Asked, OpenedModel, Stated, digest_of
 
 WEIGHTS = "model.safetensors"
 
@@ -68,7 +68,6 @@ def _transformers(asked: Asked, folder: Path, config: dict[str, Any]) -> OpenedM
         digest="" if asked.bare else digest_of([folder / WEIGHTS]),
         classes=_labels(config, int(settings.num_labels)),
         preprocessing=None if stated is None else Stated("huggingface", stated),
-        normalise=None if stated is None else _normalisation(stated),
         side=_side(config),
         kept=(folder / "config.json",),
     )
@@ -89,14 +88,6 @@ def _processor(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise TrainingError(f"{path}: not a readable configuration ({error})") from None
     return found if isinstance(found, dict) else None
-
-
-def _normalisation(stated: dict[str, Any]) -> Normalisation:
-    scale = stated.get("rescale_factor", 1 / 255) * 255 if stated.get("do_rescale", True) else 255.0
-    if not stated.get("do_normalize", True):
-        return [0.0] * 3, [1 / scale] * 3
-    mean, std = stated.get("image_mean") or [0.5] * 3, stated.get("image_std") or [0.5] * 3
-    return [m / scale for m in mean], [s / scale for s in std]
 
 
 def _side(config: dict[str, Any]) -> int | None:

@@ -15,8 +15,6 @@ from training.models.forms.weights import read_tensors, stated_classes
 
 KEPT = "folder:"  # before the name of a Hugging Face folder that a bundle keeps
 Normalisation = tuple[list[float], list[float]]
-IMAGENET: Normalisation = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-AS_IT_IS: Normalisation = ([0.0] * 3, [1.0] * 3)
 BYTES: Normalisation = ([0.0] * 3, [1 / 255] * 3)  # of networks that take 0 to 255
 
 
@@ -53,8 +51,9 @@ class Asked:
 class OpenedModel:
     """A network in evaluation mode: images (N, C, H, W) in the file's own convention, float32, to logits (N, K).
 
-    `classes` are the names of the answers where the file has them; `normalise` what takes pixels of [0, 1] to that
-    convention, by channel, and `preprocessing` all that it says about it; `side` is set where the network takes images
+    `classes` are the names of the answers where the file has them; `preprocessing` what it says about that
+    convention, and `normalise` the mean and deviation, of pixels in [0, 1], that lie in its weights or that its type of
+    input implies; `side` is set where the network takes images
     of one size alone; `digest` is of the weights as they came. `arch` is what a bundle records, and `kept` are the
     files that it needs to make the architecture again.
     """

@@ -15,7 +15,6 @@ from training.models.forms.offline import optional
 from training.models.forms.opened import (
     KEPT,
     Asked,
-    Normalisation,
     OpenedModel,
     Stated,
     digest_of,
@@ -74,14 +73,9 @@ def _opened(asked: Asked, name: str, weights: Path | None, config: dict[str, Any
         digest="" if weights is None else digest_of([weights]),
         classes=list(names) if names and len(names) == count else imagenet_names(count),
         preprocessing=Stated("timm", stated),
-        normalise=found or _normalisation(stated),
+        normalise=found,
         side=int(stated["input_size"][-1]) if fixed else None,
     )
-
-
-def _normalisation(stated: dict[str, Any]) -> Normalisation | None:
-    mean, std = stated.get("mean"), stated.get("std")
-    return None if mean is None or std is None else ([float(m) for m in mean], [float(s) for s in std])
 
 
 def is_timm(config: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from training.errors import TrainingError
-from training.models.forms.opened import IMAGENET, Asked, OpenedModel, Stated, digest_of, needs_weights, sized
+from training.models.forms.opened import Asked, OpenedModel, Stated, digest_of, needs_weights, sized
 from training.models.forms.weights import fill
 
 PREFIX = "torchvision:"
@@ -34,7 +34,7 @@ def opened(asked: Asked) -> OpenedModel:
         digest="" if asked.weights is None else digest_of([asked.weights]),
         classes=list(names) if names and len(names) == count else None,
         preprocessing=None if published is None else Stated("torchvision", published.transforms()),
-        normalise=found or IMAGENET,
+        normalise=found,
         side=asked.side if name.startswith("vit_") else None,
     )
 

@@ -18,7 +18,6 @@ from tests.training.models.test_adapted import Stages
 from training.errors import TrainingError
 from training.models.forms import architecture, keep, open_model
 from training.models.forms.labels import read_labels
-from training.models.forms.opened import IMAGENET
 
 SIDE = 32
 
@@ -50,7 +49,6 @@ def test_torchvision_takes_as_many_classes_as_the_weights_have(tmp_path: Path) -
     opened = open_model("torchvision:resnet18", weights=tmp_path / "weights.safetensors", classes=3)
     check(opened.body, network)
     assert opened.classes is None
-    assert opened.normalise == IMAGENET
     assert opened.preprocessing is not None
     assert opened.preprocessing.source == "torchvision"
     assert opened.preprocessing.content.crop_size == [224]
