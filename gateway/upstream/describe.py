@@ -12,6 +12,7 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.protocol2 import DTYPES
 
 _BINARY = "binary_tensor_data"
+_OURS = "palisade_onnx"
 # Of several outputs, the one that says most.
 _PREFERRED = ("logits", "probabilities", "scores", "output")
 
@@ -54,6 +55,8 @@ def describe(
     if datatype not in DTYPES:
         raise ConfigError(f"{base}: the input {tensor['name']!r} is {datatype}, not {' or '.join(DTYPES)}")
     layout, channels, size = _image(base, tensor["name"], shape)
+    if metadata.get("platform") == _OURS:  # it takes float32, too, which needs no rounding of inpainted pixels
+        layout, datatype = "nchw", "FP32"
     batch = shape[0] if shape[0] > 0 else None
     server = base[: base.index("/v2/models/")]
     protocol = Protocol2.model_validate(

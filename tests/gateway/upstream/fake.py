@@ -34,6 +34,7 @@ class Fake:
     datatype: str = "FP32"
     binary: bool = True
     max_batch: int | None = None
+    platform: str = "fake"
     output: str = "logits"
     names: list[str] = field(default_factory=lambda: ["net"])
     labels: list[str] | None = None
@@ -49,7 +50,7 @@ class Fake:
     def metadata(self) -> dict[str, Any]:
         made: dict[str, Any] = {
             "name": "net",
-            "platform": "fake",
+            "platform": self.platform,
             "inputs": [{"name": "x", "datatype": self.datatype, "shape": self.shape}],
             "outputs": [{"name": self.output, "datatype": "FP32", "shape": [-1, self.classes]}],
         }

@@ -147,3 +147,10 @@ def test_normalisation_is_that_of_networks_trained_elsewhere() -> None:
     np.testing.assert_allclose(found[:, 0], ROWS[:, 2] * 255 - 104, atol=1e-4)
     np.testing.assert_allclose(found[:, 2], (ROWS[:, 0] * 255 - 123) / 2, atol=1e-4)
     assert Normalisation().apply(ROWS) is ROWS
+
+
+def test_another_palisade_gets_float32() -> None:
+    with faked(fake_server()) as fake, Connection(timeout=5) as connection:
+        fake.shape, fake.datatype, fake.platform = [-1, SIZE, SIZE, 3], "UINT8", "palisade_onnx"
+        protocol = describe(fake.url, connection).protocol
+    assert (protocol.datatype, protocol.layout) == ("FP32", "nchw")
