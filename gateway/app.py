@@ -15,11 +15,12 @@ from gateway import __version__
 from gateway.access.auth import Auth
 from gateway.answers.latency import LatencyQuantum
 from gateway.audit.trail import Audit
+from gateway.campaigns.watch import Campaigns
 from gateway.errors import MethodNotAllowed, NotFound, PalisadeError
 from gateway.http.authentication import AuthMiddleware, describe
 from gateway.http.middleware import BodyLimitMiddleware, RequestMiddleware
 from gateway.http.problems import from_http_exception, from_validation, problem_response
-from gateway.http.routes import admin, console, report, v1
+from gateway.http.routes import admin, campaigns, console, report, v1
 from gateway.http.routes import events as audit_routes
 from gateway.http.routes import session as login
 from gateway.http.routes.oip import routes as oip
@@ -35,6 +36,7 @@ ROUTERS = (
     login.router,
     admin.router,
     audit_routes.router,
+    campaigns.router,
     report.router,
     console.samples_router,
     console.router,
@@ -69,6 +71,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.store = Store(settings.state_dir)
     app.state.auth = Auth(settings, app.state.store)
     app.state.audit = Audit(settings)
+    app.state.campaigns = Campaigns(settings)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
     app.add_middleware(AuthMiddleware, auth=app.state.auth)
     app.add_middleware(

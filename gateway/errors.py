@@ -154,6 +154,10 @@ class UnknownEvent(PalisadeError):
     status, code, title = 404, "unknown_event", "Unknown event"
 
 
+class UnknownCampaign(PalisadeError):
+    status, code, title = 404, "unknown_campaign", "Unknown campaign"
+
+
 class AuditUnavailable(PalisadeError):
     status, code, title = 503, "audit_unavailable", "Audit store unavailable"
 

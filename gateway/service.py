@@ -116,6 +116,7 @@ class Palisade:
         try:
             _patiently(self._rollout.start)
             api.state.audit.start()
+            api.state.campaigns.start()
         except PalisadeError as error:
             self._give_up(error.detail)
             return
@@ -145,6 +146,7 @@ class Palisade:
         self._closing.set()
         metrics.ready.set(0)
         api.state.dispatcher.close()
+        api.state.campaigns.close()
         api.state.audit.close()
         api.state.store.close()
 

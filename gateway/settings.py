@@ -124,6 +124,14 @@ class Settings(BaseSettings):
     audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Bytes of events that may wait for the store; near it new events lose their images, beyond it they are dropped."""
 
+    campaigns: bool = True
+    """Keep salted fingerprints of all images decided on, beside the audit trail, and look for query campaigns in them.
+    They need the trail, and `audit_privacy` other than `none`."""
+    campaign_queries: int = Field(default=1_000_000, ge=1_000, le=20_000_000)
+    """Queries that are kept and compared; one worker of all holds some 330 bytes of memory for each."""
+    campaign_max_age_days: float = Field(default=7.0, gt=0.0)
+    """Days after which the fingerprint of a query is removed; case files stay as long as events."""
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

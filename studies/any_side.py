@@ -28,6 +28,7 @@ from training.data.folders import read_images
 from training.defence.localisers import LOCALISER, localiser_named
 from training.defence.saliency import saliency_map
 from training.errors import TrainingError
+from training.evaluate.harness.shown import ranged
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
@@ -104,10 +105,10 @@ def main(
         for kind in get_args(Kind):
             for share in SHARES:
                 hits, area = covered(x, kind, share, seed=seed)
-                low, high = interval(hits, np.arange(len(hits))) or (0.0, 1.0)
+                bounds = interval(hits, np.arange(len(hits)))
                 row = {"side": side, "kind": kind, "share": share, "covered": float(hits.mean())}
-                rows.append(row | {"interval": [low, high], "window": float(area.mean())})
-                cell = f"{100 * hits.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+                rows.append(row | {"interval": bounds, "window": float(area.mean())})
+                cell = ranged(float(hits.mean()), bounds)
                 table.add_row(str(side), kind, f"{100 * share:g} %", cell, f"{100 * area.mean():.1f} %")
     spent = {side: {name: milliseconds(function, side) for name, function in PARTS.items()} for side in SIDES}
     for side, row in spent.items():

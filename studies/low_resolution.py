@@ -26,10 +26,12 @@ from training.bundling.assemble import Plan, Report, assemble
 from training.bundling.calibrate import GUARD, SCREENED_BY
 from training.bundling.networks import NETWORKS, ROLES, load_networks
 from training.bundling.provenance import made_with
+from training.bundling.samples import Effort
 from training.commands.terminal import BundlePath, JsonPath, Threads, command, progress_bars, use_threads
 from training.data.dataset import SPLITS, Dataset, Split
 from training.defence.scores import default_scores
 from training.evaluate.harness.bench import Bench
+from training.evaluate.harness.shown import ranged
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.suite import GUARD_STAGE, JOINT, carry_out, stages, stricter, union_of
 from training.evaluate.harness.systems import ALONE, Systems
@@ -46,7 +48,7 @@ from training.util.module_modes import frozen, seeded
 from training.util.statistics import interval
 
 NAME = "low-resolution-standard"
-TESTED = 2000  # test images that false-positive rates are measured on
+TESTED = 1000  # test images that false-positive rates are measured on
 TRIED = (ALONE, "confident", GUARD_STAGE, JOINT, *(f"{JOINT}, {alpha:g}" for alpha in ALPHAS))
 
 
@@ -90,6 +92,7 @@ def wrapped(
         guard=None if alone else GUARD,
         screened_by=() if alone else SCREENED_BY,
         samples=1,
+        effort=Effort(4, 10, places=1, probe_steps=1),
         seed=seed,
     )
     if not folder.is_dir():
@@ -151,10 +154,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "-"
-    low, high = cell["interval"]
-    return f"{100 * cell['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return "-" if cell is None else ranged(cell["share"], cell["interval"])
 
 
 def main(

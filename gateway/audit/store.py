@@ -162,6 +162,12 @@ class AuditStore:
             row = connection.execute(sa.select(events).where(events.c.id == event_id)).mappings().first()
         return None if row is None else _stored(row)
 
+    def pictured(self, ids: Sequence[str]) -> set[str]:
+        """Those of events `ids` whose image is kept."""
+        query = sa.select(pictures.c.event_id).where(pictures.c.event_id.in_(ids), pictures.c.kind == "input")
+        with self._database.reading() as connection:
+            return set(connection.execute(query).scalars())
+
     def stats(self, filter_: Filter) -> Stats:
         """Counts by kind and review, and the estimate of the uniform sample, over the events that match."""
         c = events.c

@@ -51,10 +51,15 @@ class _Axis(NamedTuple):
 
 
 def fitted(image: Image.Image, spec: InputSpec) -> np.ndarray:
-    """uint8 (H, W, C) of `spec` from an upright image of its colours."""
+    """uint8 (H, W, C) of `spec` from an upright image of its colours; one of the network's size is taken as it is.
+
+    So what was prepared already (by a client, or by this very function) is not scaled and cropped again.
+    """
     resize, size = spec.resize, (spec.width, spec.height)
+    if image.size == size:
+        return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
     if resize.rule == "center_crop" and resize.antialias:
-        fit = image if image.size == size else ImageOps.fit(image, size, _FILTERS[resize.filter])
+        fit = ImageOps.fit(image, size, _FILTERS[resize.filter])
         return np.asarray(fit).reshape(spec.height, spec.width, spec.channels)
     x, y = _axes(image.size, spec)
     kept = _scaled(image, x, y, resize)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from gateway.access.auth import Caller
 from gateway.audit.trail import Audit
+from gateway.campaigns.watch import Campaigns
+from gateway.core.pipeline import Decision
 from gateway.errors import NOT_READY, NotReady
 from gateway.inference.dispatch import Dispatcher, Record
 from gateway.versions.registry import Registry
+
+T = TypeVar("T")
+
+# Threads of our own: a database that hangs must not occupy those that serve /metrics.
+_threads = CapacityLimiter(4)
 
 
 def registry_of(request: Request) -> Registry:
@@ -37,11 +49,22 @@ def dispatcher_of(request: Request) -> Dispatcher:
 def recorder(request: Request, data: bytes, *, index: int = 0) -> Record:
     """A function that stores the decision on `data`, the image `index` of a request, for review."""
     audit: Audit = request.app.state.audit
+    campaigns: Campaigns = request.app.state.campaigns
     caller, request_id = caller_of(request), request.state.request_id
-    return lambda decision: audit.record(decision, caller, request_id, data, index=index)
+
+    async def record(decision: Decision) -> bool:
+        campaigns.offer(decision, caller, request_id, index=index)
+        return await audit.record(decision, caller, request_id, data, index=index)
+
+    return record
 
 
 def caller_of(request: Request) -> Caller:
     """Who sent the request (`AuthMiddleware` has let them in)."""
     caller: Caller = request.state.caller
     return caller
+
+
+async def in_store_thread(job: Callable[[], T]) -> T:
+    """Run `job`, which asks the audit database, away from the event loop."""
+    return await anyio.to_thread.run_sync(job, limiter=_threads)

@@ -84,6 +84,22 @@ audit_spool_age_seconds = Gauge(
     "Seconds that the oldest audit event has waited for the store.",
     multiprocess_mode="livemax",
 )
+campaigns_total = Counter(
+    "palisade_campaigns_total", "Query campaigns found, by the kind of attack that they resemble.", ["resembles"]
+)
+query_groups_total = Counter(
+    "palisade_query_groups_total",
+    "Groups of near-duplicate queries that are no campaign, by what they are.",
+    ["pattern"],
+)
+campaign_queries = Gauge(
+    "palisade_campaign_queries",
+    "Queries of the campaigns that went on within the last hour.",
+    multiprocess_mode="livemax",
+)
+fingerprints_total = Counter(
+    "palisade_fingerprints_total", "Decided images by whether their fingerprints were kept or left out.", ["result"]
+)
 shadow_total = Counter(
     "palisade_shadow_total",
     "Images offered to a shadow version, by how its decision compares with the answer.",

@@ -51,6 +51,7 @@ from training.models.network import Network, Normalise
 from training.served.answers import open_pipeline
 from training.util.module_modes import frozen, seeded
 from training.util.registry import Titled
+from training.util.signatures import Progress, silent
 
 
 class Report(Protocol):
@@ -148,9 +149,14 @@ def assemble(
         )
         save_networks(folder / NETWORKS, standard=standard, companion=companion, constants=constants)
         plan.keep(folder / SOURCE)
-        report.step("exporting the defence graph", 0, 1)
-        size = {"channels": spec.channels, "height": spec.height, "width": spec.width}
-        return export_defence(defence_of(constants), folder, **size)
+        return export_defence(
+            defence_of(constants),
+            folder,
+            channels=spec.channels,
+            height=spec.height,
+            width=spec.width,
+            progress=lambda done, total: report.step("exporting the defence graph", done, total),
+        )
 
     graphs = export() if kept is None else kept.graph(folder, export)
     defence = defence_of(load_constants(folder / NETWORKS))
@@ -276,9 +282,10 @@ def outputs_of(defence: DefenceGraph) -> list[str]:
 
 
 def export_defence(
-    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int
+    defence: DefenceGraph, folder: Path, *, channels: int, height: int, width: int, progress: Progress = silent
 ) -> dict[Part, GraphSpec]:
     """Write the graph's parts and their weights into `folder`; the parts as the manifest describes them."""
+    progress(0, 100)
     generator = seeded(0)
     pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
     mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
@@ -288,10 +295,13 @@ def export_defence(
             Path(temporary) / "whole.onnx",
             inputs={"pixels": pixels, "mask": mask},
             outputs=outputs_of(defence),
+            progress=lambda done, total: progress(85 * done // total, 100),
         )
     keep_blocked(model)
+    progress(95, 100)
     parts = split_parts(model)
     write_parts(parts, folder)
+    progress(100, 100)
     return graph_specs(parts)
 
 

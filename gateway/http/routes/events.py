@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -31,12 +29,11 @@ from gateway.errors import (
 )
 from gateway.http.authentication import require
 from gateway.http.bodies import StrictBody
+from gateway.http.dependencies import in_store_thread
 from gateway.http.problems import problem_docs
 from gateway.http.strict import StrictRoute
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MAX_STREAMS = 16
 """Open streams of one worker; each asks the store once a second."""
@@ -44,8 +41,6 @@ POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 _STREAM_BATCH = 100
 _NO_NUL = "^[^\\x00]*$"  # which PostgreSQL keeps in no text
-# Threads of our own: a database that hangs must not occupy those that serve /metrics.
-_threads = CapacityLimiter(4)
 _streams = 0
 
 
@@ -115,7 +110,7 @@ async def events(
 ) -> EventPage:
     """Events of flagged, changed, blocked or randomly drawn inputs, newest first."""
     store = _store(request)
-    found = await _in_thread(lambda: store.page(chosen, limit=limit + 1, before=cursor))
+    found = await in_store_thread(lambda: store.page(chosen, limit=limit + 1, before=cursor))
     page = found[:limit]
     return EventPage(events=page, next=page[-1].id if len(found) > limit else None)
 
@@ -124,7 +119,7 @@ async def events(
 async def stats(request: Request, _caller: Reviewer, chosen: Chosen) -> Stats:
     """Counts by kind and review, and the flagged share of the uniform sample."""
     store = _store(request)
-    return await _in_thread(lambda: store.stats(chosen))
+    return await in_store_thread(lambda: store.stats(chosen))
 
 
 @router.get("/stream", response_class=StreamingResponse)
@@ -135,7 +130,7 @@ async def stream(
     store = _store(request)
     if _streams >= MAX_STREAMS:
         raise Overloaded(f"{MAX_STREAMS} streams are open", headers={"Retry-After": "10"})
-    seq = last_event_id if last_event_id is not None else await _in_thread(store.last_seq)
+    seq = last_event_id if last_event_id is not None else await in_store_thread(store.last_seq)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_follow(store, seq), media_type="text/event-stream", headers=headers)
 
@@ -144,14 +139,14 @@ async def stream(
 async def event(request: Request, _caller: Reviewer, event_id: str) -> StoredEvent:
     """One event."""
     store = _store(request)
-    return _known(await _in_thread(lambda: store.get(event_id)), event_id)
+    return _known(await in_store_thread(lambda: store.get(event_id)), event_id)
 
 
 @router.get("/{event_id}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}, **_ONE})
 async def image(request: Request, _caller: Reviewer, event_id: str, kind: PictureKind = "input") -> Response:
     """A picture of an event: pixels or maps at the network's size, encoded by the gateway, never what was sent."""
     store = _store(request)
-    png = await _in_thread(lambda: store.picture(event_id, kind))
+    png = await in_store_thread(lambda: store.picture(event_id, kind))
     if png is None:
         raise UnknownEvent(f"event {event_id[:40]!r} has no picture {kind!r}, or it is no longer kept")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=300"}
@@ -165,7 +160,7 @@ async def review(request: Request, caller: Reviewer, event_id: str, body: Review
     changes = body.model_dump(exclude_unset=True)
     if not changes:
         raise BadParameter("the body has neither `review` nor `note`")
-    return _known(await _in_thread(lambda: store.review(event_id, changes, reviewer=caller.key_id)), event_id)
+    return _known(await in_store_thread(lambda: store.review(event_id, changes, reviewer=caller.key_id)), event_id)
 
 
 async def _follow(store: AuditStore, seq: int) -> AsyncIterator[str]:
@@ -176,7 +171,7 @@ async def _follow(store: AuditStore, seq: int) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
         while not _server_is_stopping():
             try:
-                found = await _in_thread(partial(store.after, seq, limit=_STREAM_BATCH))
+                found = await in_store_thread(partial(store.after, seq, limit=_STREAM_BATCH))
             except AuditUnavailable:
                 found = []
             for entry in found:
@@ -209,7 +204,3 @@ def _known(found: StoredEvent | None, event_id: str) -> StoredEvent:
     if found is None:
         raise UnknownEvent(f"no event {event_id[:40]!r}, or it is no longer kept")
     return found
-
-
-async def _in_thread(job: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(job, limiter=_threads)

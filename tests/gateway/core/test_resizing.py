@@ -22,7 +22,7 @@ from gateway.core.preprocessing import Normalisation, Resize
 from gateway.core.resizing import fitted, scaled_size
 from gateway.errors import UndecodableImage
 
-SIZES = [(61, 44), (44, 61), (32, 33), (32, 32), (20, 23), (120, 41), (8, 9)]
+SIZES = [(61, 44), (44, 61), (32, 33), (33, 33), (20, 23), (120, 41), (8, 9)]
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -74,6 +74,21 @@ def test_a_crop_beyond_the_image_is_filled() -> None:
     np.testing.assert_array_equal(fitted(image, spec(rule="shorter_side", resize_to=21)), np.asarray(theirs))
 
 
+RULES = [
+    {"rule": "shorter_side", "resize_to": 46},
+    {"rule": "stretch", "resize_to": 40},
+    {"rule": "pad", "resize_to": 20},
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_image_of_the_networks_size_is_taken_as_it_is(rule: dict[str, Any]) -> None:
+    """Else audit, samples and calibration, which hold prepared images, would see each of them prepared twice."""
+    image, wanted = picture(61, 44), spec(**rule)
+    prepared = fitted(image, wanted)
+    np.testing.assert_array_equal(fitted(Image.fromarray(prepared), wanted), prepared)
+
+
 @pytest.mark.parametrize("size", [(61, 44), (44, 61), (32, 32), (9, 31)])
 def test_pad_keeps_the_whole_image(size: tuple[int, int]) -> None:
     image = picture(*size)
@@ -108,7 +123,7 @@ def test_half_a_pixel_is_rounded_as_stated() -> None:
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos", "box"])
 def test_old_rules_keep_their_pixels(size: tuple[int, int], name: str) -> None:
     image, resample = picture(*size), getattr(Image.Resampling, name.upper())
-    cropped = image if size == (32, 32) else ImageOps.fit(image, (32, 32), resample)
+    cropped = ImageOps.fit(image, (32, 32), resample)
     np.testing.assert_array_equal(fitted(image, spec(rule="center_crop", filter=name)), np.asarray(cropped))
     stretched = np.asarray(image.resize((32, 32), resample))
     np.testing.assert_array_equal(fitted(image, spec(rule="stretch", filter=name)), stretched)

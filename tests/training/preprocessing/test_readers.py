@@ -30,7 +30,7 @@ from training.preprocessing import (
 )
 from training.preprocessing.huggingface import PROCESSORS
 
-SIZES = [(75, 52), (52, 75), (40, 41), (32, 32), (24, 30), (90, 61)]
+SIZES = [(75, 52), (52, 75), (40, 41), (33, 33), (24, 30), (90, 61)]
 SMALL = {"height": 32, "width": 32}
 
 

@@ -71,6 +71,8 @@ function query(values) {
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
+export const campaigns = (values) => request(`v1/campaigns${query(values)}`);
+export const campaign = (id) => request(`v1/campaigns/${part(id)}`);
 export const models = () => request("v1/models");
 export const model = (name) => request(`v1/models/${part(name)}`);
 export const reportAddress = (name) => address(`v1/models/${part(name)}/report`);

@@ -3,6 +3,7 @@ import { fill, h, icon } from "./dom.js";
 import { change, load, may, needsLogIn, signOut, state, subscribe } from "./state.js";
 import { themeButton } from "./theme.js";
 import { failure, loading } from "./parts/notices.js";
+import { campaignsView } from "./views/campaigns.js";
 import { eventsView } from "./views/events.js";
 import { inspectView } from "./views/inspect.js";
 import { modelView } from "./views/model.js";
@@ -11,6 +12,7 @@ import { sessionView } from "./views/session.js";
 const VIEWS = {
   inspect: { title: "Inspect", make: inspectView },
   events: { title: "Flagged inputs", make: eventsView },
+  campaigns: { title: "Campaigns", make: campaignsView },
   model: { title: "Model", make: modelView },
   session: { title: "Session", make: sessionView },
 };
@@ -45,7 +47,7 @@ function show() {
 
 function drawHeader() {
   const current = needsLogIn() ? "session" : route().name;
-  const links = needsLogIn() ? [] : ["inspect", may("reviewer") && "events", "model"].filter(Boolean);
+  const links = needsLogIn() ? [] : ["inspect", may("reviewer") && "events", may("reviewer") && "campaigns", "model"].filter(Boolean);
   fill(
     document.getElementById("nav"),
     links.map((name) =>

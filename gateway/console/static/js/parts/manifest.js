@@ -38,7 +38,8 @@ export function manifestSection(model) {
 function factsOf(model) {
   const { input, policy, created, classes, companion, scores } = model.manifest;
   const colours = input.channels === 1 ? "grey" : "RGB";
-  const resize = `resized by ${input.resize?.rule ?? "the manifest's rule"} (${input.resize?.filter ?? "–"})`;
+  const { rule = "the manifest's rule", filter = "–", resize_to: to, antialias = true } = input.resize ?? {};
+  const resize = `resized by ${rule}${to ? ` to ${to}` : ""} (${filter}${antialias ? "" : ", not antialiased"})`;
   return [
     ["Created", created],
     ["Input", `${input.width} × ${input.height}, ${colours}; ${resize}`],

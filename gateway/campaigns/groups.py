@@ -1,0 +1,204 @@
+"""One group of near-duplicate queries: counts, the newest different images, and what they look like."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from gateway.campaigns.behaviour import WINDOW, Pattern, Resembles, Shape, looks, moved, resembles, shape_of
+from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, Case, Step
+from gateway.ids import new_id
+
+CONFIRM = 4
+"""Further different images for which a group must go on to look like a search before it is a campaign."""
+RETRIES = 3
+STUCK = 20
+"""Repetitions of an image from which its sender is stuck; fewer, within RETRY_SECONDS, are retries."""
+RETRY_SECONDS = 120.0
+PARENTS = 8
+"""Images that others were found to be most like, the newest, which a query is compared with beside the window."""
+MEANS = 6
+"""Means of full windows that are remembered, to see whether the images move."""
+NOBODY = "(none)"
+OTHERS = "(others)"
+_STEPS_BY_LABEL = 12
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One query as a group sees it; `time` in seconds since the epoch."""
+
+    number: int
+    time: float
+    request: str
+    key: str | None
+    label: str
+    p_value: float
+    flagged: bool
+
+
+@dataclass
+class Group:
+    """Queries whose images are near-duplicates of an earlier one in the group."""
+
+    model: str
+    first: float = 0.0
+    last: float = 0.0
+    queries: int = 0
+    different: int = 0
+    repeats: int = 0
+    flagged: int = 0
+    label_flips: int = 0
+    lowest_p: float = 2.0
+    keys: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
+    means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MEANS))
+    flips: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    path: list[Step] = field(default_factory=list)
+    id: str | None = None
+    pattern: Pattern | None = None
+    kind: Resembles | None = None
+    shape: Shape | None = None
+    streak: int = 0
+    known_after: int | None = None
+    last_request: str = ""
+
+    def join(self, other: Group) -> None:
+        """Take in a smaller group, whose images turned out to be alike; the path and the pattern stay this one's."""
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+        self.queries += other.queries
+        self.different += other.different
+        self.repeats += other.repeats
+        self.flagged += other.flagged
+        self.label_flips += other.label_flips
+        self.lowest_p = min(self.lowest_p, other.lowest_p)
+        for name, n in other.keys.items():
+            _count(self.keys, name, MAX_KEYS, n)
+        for name, n in other.labels.items():
+            _count(self.labels, name, MAX_LABELS, n)
+        self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
+        self.flips = deque([*other.flips, *self.flips], maxlen=WINDOW)
+
+    @property
+    def flip_share(self) -> float:
+        """Share of label changes along the newest links."""
+        return sum(self.flips) / max(len(self.flips), 1)
+
+    def add(self, seen: Seen, *, identical: bool, flip: bool) -> None:
+        """Count a query; `identical` to an image that the group has, or else with another label than its nearest."""
+        if not self.queries:
+            self.first = seen.time
+        self.last, self.last_request = max(self.last, seen.time), seen.request
+        self.queries += 1
+        self.flagged += seen.flagged
+        _count(self.keys, NOBODY if seen.key is None else seen.key, MAX_KEYS)
+        _count(self.labels, seen.label, MAX_LABELS)
+        self._follow(seen, flip=flip)
+        if identical:
+            self.repeats += 1
+            self._name_repeats()
+            return
+        self.different += 1
+        self.window.append(seen.number)
+        if self.different > 1:
+            self.flips.append(flip)
+            self.label_flips += flip
+
+    def judge(self, details: np.ndarray, contrasts: np.ndarray) -> None:
+        """Take the images of the window into account, by details (n, DETAIL) and contrasts (n,); a search stays one."""
+        self.shape = shape = shape_of(details, contrasts)
+        found = looks(shape, self.flip_share, moved(details, self.means[0]) if self.means else 0.0)
+        if self.different % WINDOW == 0:
+            self.means.append(details.mean(0))
+        if found is None:
+            return
+        if found == "search":
+            self.streak += 1
+            if self.streak > CONFIRM and self.pattern != "search":
+                self._name("search")
+        else:
+            self.streak = 0
+            if self.pattern != "search":
+                self._name(found)
+        if self.pattern == "search":
+            self.kind = resembles(shape, self.label_flips / max(self.different - 1, 1))
+
+    def adopt(self, case: Case) -> None:
+        """Go on where the case file of this group ends, which another process wrote."""
+        self.id, self.pattern, self.kind, self.known_after = case.id, case.pattern, case.resembles, case.known_after
+        self.first, self.last = case.first_seen.timestamp(), case.last_seen.timestamp()
+        self.queries, self.different, self.flagged = case.queries, case.different, case.flagged
+        self.label_flips, self.lowest_p = case.label_flips, case.lowest_p_value
+        self.keys, self.labels, self.path = Counter(case.keys), Counter(case.labels), list(case.path)
+
+    def case(self) -> Case:
+        """The case file; `ValueError` for a group that looks like nothing yet."""
+        if self.pattern is None or self.id is None:
+            raise ValueError("the group has no pattern")
+        return Case(
+            id=self.id,
+            pattern=self.pattern,
+            resembles=self.kind if self.pattern == "search" else None,
+            model=self.model,
+            first_seen=_utc(self.first),
+            last_seen=_utc(self.last),
+            queries=self.queries,
+            different=self.different,
+            flagged=self.flagged,
+            label_flips=self.label_flips,
+            lowest_p_value=min(self.lowest_p, 1.0),
+            keys=dict(self.keys),
+            labels=dict(self.labels),
+            dimension=None if self.shape is None else self.shape.dimension,
+            step=None if self.shape is None else self.shape.step,
+            known_after=self.known_after,
+            path=list(self.path),
+            last_request=self.last_request,
+        )
+
+    def _name(self, pattern: Pattern) -> None:
+        if self.pattern != pattern:
+            self.known_after = self.queries
+        self.id = self.id or new_id()
+        self.pattern = pattern
+
+    def _name_repeats(self) -> None:
+        if self.pattern in ("search", "video", "still_camera"):
+            return
+        if self.repeats >= STUCK:
+            self._name("stuck_camera")
+        elif self.repeats >= RETRIES and self.last - self.first <= RETRY_SECONDS:
+            self._name("retries")
+
+    def _follow(self, seen: Seen, *, flip: bool) -> None:
+        """Keep the query as a step of the path, if it tells more than those before it."""
+        lower = seen.p_value < self.lowest_p
+        self.lowest_p = min(self.lowest_p, seen.p_value)
+        flips = sum(a.label != b.label for a, b in zip(self.path, self.path[1:], strict=False))
+        if not (self.queries == 1 or lower or (flip and flips < _STEPS_BY_LABEL)):
+            return
+        self.path.append(
+            Step(
+                number=self.queries,
+                request=seen.request,
+                time=_utc(seen.time),
+                label=seen.label,
+                p_value=seen.p_value,
+                flagged=seen.flagged,
+            )
+        )
+        if len(self.path) > MAX_STEPS:
+            del self.path[len(self.path) // 2]  # the beginning and the end tell most
+
+
+def _count(counts: Counter[str], name: str, most: int, n: int = 1) -> None:
+    counts[name if name in counts or len(counts) < most else OTHERS] += n
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,77 @@
+"""The bytes of a batch of decided images, as workers write them to the store: fixed records, nothing pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gateway.campaigns.fingerprint import COARSE, DETAIL, Fingerprint
+
+RECORD = np.dtype(
+    [
+        ("time", "<f8"),  # seconds since the epoch
+        ("request", "S30"),
+        ("exact", "<u8"),
+        ("coarse", "i1", (COARSE,)),
+        ("detail", "<f2", (DETAIL,)),
+        ("contrast", "<f4"),
+        ("model", "<u2"),  # number of the name in the batch's list
+        ("key", "<u2"),  # the same; number 0 is nobody
+        ("label", "<u2"),  # the same
+        ("p_value", "<f4"),
+        ("flagged", "?"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is known of one decided image, beside its fingerprint; `time` in seconds since the epoch."""
+
+    time: float
+    request: str
+    model: str
+    key: str | None
+    label: str
+    p_value: float
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records (n,) of `RECORD`, the names that they number, and the number of the batch (0 before it is stored)."""
+
+    records: np.ndarray
+    models: list[str]
+    keys: list[str | None]
+    labels: list[str]
+    seq: int = 0
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The names, as JSON holds them."""
+        return {"models": self.models, "keys": self.keys, "labels": self.labels}
+
+
+def pack(queries: Sequence[tuple[Query, Fingerprint]]) -> Batch:
+    """The records of decided images, in their order."""
+    records = np.zeros(len(queries), RECORD)
+    models: dict[str, int] = {}
+    keys: dict[str | None, int] = {None: 0}
+    labels: dict[str, int] = {}
+    for record, (query, found) in zip(records, queries, strict=True):
+        record["time"], record["request"] = query.time, query.request.encode("ascii", "replace")
+        record["exact"], record["coarse"], record["detail"] = found.exact, found.coarse, found.detail
+        record["contrast"], record["p_value"], record["flagged"] = found.contrast, query.p_value, query.flagged
+        record["model"] = models.setdefault(query.model, len(models))
+        record["key"] = keys.setdefault(query.key, len(keys))
+        record["label"] = labels.setdefault(query.label, len(labels))
+    return Batch(records, list(models), list(keys), list(labels))
+
+
+def unpack(payload: bytes, names: dict[str, Any], seq: int) -> Batch:
+    """The batch that was stored; `ValueError` for bytes that are not whole records."""
+    return Batch(np.frombuffer(payload, RECORD), list(names["models"]), list(names["keys"]), list(names["labels"]), seq)

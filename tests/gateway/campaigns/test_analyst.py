@@ -1,0 +1,116 @@
+"""What groups of queries are called: searches, and everything that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gateway.campaigns import analyst as analysts
+from gateway.campaigns.analyst import Analyst
+from gateway.campaigns.case import MAX_KEYS, MAX_STEPS
+from tests.gateway.campaigns.sequences import (
+    SALT,
+    ask,
+    base,
+    eight_bit,
+    estimates,
+    noisy,
+    pan,
+    squares,
+    zoom,
+)
+
+CAPACITY = 4096
+Images = Callable[[int, int], np.ndarray]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keys", [("alice",), tuple(f"key-{i}" for i in range(10))])
+@pytest.mark.parametrize(("search", "within"), [(estimates, 120), (squares, 50)])
+def test_a_search_is_a_campaign(search: Images, within: int, keys: tuple[str, ...], seed: int) -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), search(seed, 120), keys=keys)
+    assert (case.pattern, case.resembles, case.model) == ("search", "score_based", "signs")
+    assert case.known_after is not None
+    assert case.known_after <= within
+    assert set(case.keys) == set(keys)
+    assert case.queries == 120
+    assert case.lowest_p_value == pytest.approx(1 / 121, rel=1e-4)
+
+
+def test_label_changes_are_a_search_for_the_boundary() -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), noisy(0, 60, sigma=2.0), labels=("stop", "stop", "yield", "stop"))
+    assert (case.pattern, case.resembles) == ("search", "decision_based")
+    assert case.label_flips > 5
+    assert set(case.labels) == {"stop", "yield"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("motion", [pan, zoom])
+def test_a_camera_that_moves_is_a_video(motion: Images, seed: int) -> None:
+    cases = ask(Analyst(SALT, CAPACITY), motion(seed, 60))
+    assert {case.pattern for case in cases} == {"video"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_camera_that_stands_still(seed: int) -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), noisy(seed, 300))
+    assert case.pattern == "still_camera"
+
+
+def test_a_stuck_camera() -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), eight_bit([base(0)] * 2000))
+    assert (case.pattern, case.queries, case.different) == ("stuck_camera", 2000, 1)
+
+
+def test_retries() -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), eight_bit([base(0)] * 5), seconds=2.0)
+    assert (case.pattern, case.queries) == ("retries", 5)
+    assert not ask(Analyst(SALT, CAPACITY), eight_bit([base(0)] * 5), seconds=3600.0)
+
+
+def test_unlike_images_are_no_group() -> None:
+    assert not ask(Analyst(SALT, CAPACITY), eight_bit([base(i) for i in range(60)]))
+
+
+def test_a_search_among_other_traffic_is_found() -> None:
+    rng = np.random.default_rng(0)
+    others = eight_bit([base(1000 + i) for i in range(100)])
+    images = np.concatenate([others, squares(0, 60)])
+    order = rng.permutation(len(images))
+    mixed = images[np.argsort(np.argsort(order))]
+    cases = [case for case in ask(Analyst(SALT, CAPACITY), mixed, keys=("a", "b", "c")) if case.pattern == "search"]
+    assert len(cases) == 1
+    assert cases[0].queries >= 55
+
+
+def test_a_case_goes_on_in_another_process() -> None:
+    images = squares(0, 120)
+    first, second = Analyst(SALT, CAPACITY), Analyst(SALT, CAPACITY)
+    (before,) = ask(first, images[:60])
+    second.restore([before])
+    ask(second, images[:60])
+    second.written()
+    (after,) = ask(second, images[60:], start=60.0, name="later")
+    assert (after.id, after.queries, after.first_seen) == (before.id, 120, before.first_seen)
+
+
+def test_what_is_kept_of_a_case_is_bounded() -> None:
+    keys, labels = tuple(f"key-{i}" for i in range(200)), tuple(f"label-{i}" for i in range(50))
+    (case,) = ask(Analyst(SALT, CAPACITY), squares(0, 400), keys=keys, labels=labels)
+    assert len(case.path) <= MAX_STEPS
+    assert len(case.keys) <= MAX_KEYS + 1
+    assert sum(case.keys.values()) == case.queries == 400
+    assert case.path[0].number == 1
+    assert case.path[-1].request == "q399"
+
+
+def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysts, "MAX_GROUPS", 10)
+    monkeypatch.setattr(analysts, "MAX_CALLERS", 5)
+    analyst = Analyst(SALT, CAPACITY)
+    pairs = eight_bit([base(i // 2) + i % 2 for i in range(60)])
+    ask(analyst, pairs, keys=tuple(f"key-{i}" for i in range(40)))
+    assert len(analyst._groups) <= 10
+    assert len(analyst._own) <= 5

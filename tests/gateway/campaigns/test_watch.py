@@ -1,0 +1,154 @@
+"""From decisions to case files: off the path of the answer, over workers, through the end of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.access.auth import Caller
+from gateway.audit.database import sqlite_url
+from gateway.campaigns import watch
+from gateway.campaigns.follow import LEASE_SECONDS, Follower
+from gateway.campaigns.store import CampaignStore, Limits
+from gateway.campaigns.watch import Campaigns
+from gateway.core.pipeline import Decision, Pipeline
+from gateway.errors import AuditUnavailable
+from gateway.settings import Settings
+from tests.gateway.campaigns.sequences import squares
+from tests.gateway.tiny import clean_image
+
+ALICE = Caller(key_id="alice", role="client", disclosure="label")
+LIMITS = Limits(10_000, timedelta(days=7), timedelta(days=30))
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait until they are told to end: tests call what they would."""
+    monkeypatch.setattr(watch, "INTERVAL", 3600.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CampaignStore]:
+    store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
+    store.prepare()
+    yield store
+    store.close()
+
+
+def decisions(pipeline: Pipeline, n: int) -> list[Decision]:
+    """Decisions as a search would get them, on images at another size than the tiny bundle's."""
+    (decision,) = pipeline.decide_images([np.asarray(clean_image())], explain=False)
+    images = squares(0, n).astype(np.float32) / np.float32(255)
+    return [replace(decision, pixels=image) for image in images]
+
+
+def count(result: str) -> float:
+    return REGISTRY.get_sample_value("palisade_fingerprints_total", {"result": result}) or 0.0
+
+
+def settings(folder: Path, **fields: Any) -> Settings:
+    return Settings(data_dir=folder, **fields)
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_campaign_over_two_workers(tmp_path: Path, pipeline: Pipeline) -> None:
+    before = REGISTRY.get_sample_value("palisade_campaigns_total", {"resembles": "score_based"}) or 0.0
+    workers = [Campaigns(settings(tmp_path)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for i, decision in enumerate(decisions(pipeline, 80)):
+        workers[i % 2].offer(decision, ALICE, f"request-{i}")
+    for worker in workers:
+        worker.close()
+    store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
+    assert store.queries() == 80
+    # A worker that ends does not rebuild what the one before it knew: the next one goes on.
+    follower = Follower(store, LIMITS)
+    follower.prepare(store.prepare())
+    follower.follow(datetime.now(UTC))
+    (case,) = store.cases("search", limit=9)
+    assert (case.keys, case.queries, case.model) == ({"alice": 80}, 80, "tiny")
+    assert REGISTRY.get_sample_value("palisade_campaigns_total", {"resembles": "score_based"}) == before + 1
+    store.close()
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_store_that_is_away_loses_nothing(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Campaigns(settings(tmp_path))
+    worker.start()
+    store = worker.store
+    assert store is not None
+    worker.offer(decisions(pipeline, 1)[0], None, "one")
+
+    def away(*_: object, **__: object) -> None:
+        raise AuditUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", away)
+        with pytest.raises(AuditUnavailable):
+            worker.flush()
+    worker.flush()
+    assert [bytes(record["request"]) for record in store.after(0, limit=1)[0].records] == [b"one"]
+    worker.close()
+
+
+@pytest.mark.usefixtures("idle")
+def test_what_waits_is_bounded(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = decisions(pipeline, 10)
+    monkeypatch.setattr(watch, "WAITING_BYTES", 4 * found[0].pixels.nbytes)
+    worker, before = Campaigns(settings(tmp_path)), count("left_out")
+    worker.start()
+    for i, decision in enumerate(found):
+        worker.offer(decision, None, f"r{i}")
+    assert count("left_out") == before + 6
+    worker.flush()
+    assert worker.store is not None
+    assert worker.store.queries() == 4
+    worker.close()
+
+
+@pytest.mark.parametrize("off", [{"campaigns": False}, {"audit": False}, {"audit_privacy": "none"}])
+def test_off(tmp_path: Path, pipeline: Pipeline, off: dict[str, Any]) -> None:
+    worker = Campaigns(settings(tmp_path, **off))
+    worker.start()
+    worker.offer(decisions(pipeline, 1)[0], None, "r")
+    worker.close()
+    assert worker.store is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipeline: Pipeline, tmp_path: Path) -> None:
+    """As by kill -9: the first neither writes nor gives its lease back."""
+    worker = Campaigns(settings(tmp_path))
+    worker._salt, worker.store = store.prepare(), store
+    found = decisions(pipeline, 120)
+
+    def ask(part: list[Decision]) -> None:
+        for decision in part:
+            worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
+            worker._bytes += decision.pixels.nbytes
+        worker.flush()
+
+    first, second = (Follower(store, LIMITS) for _ in range(2))
+    for follower in (first, second):
+        follower.prepare(store.prepare())
+    ask(found[:60])
+    now = datetime.now(UTC)
+    first.follow(now)
+    (before,) = store.cases("search", limit=9)
+    second.follow(now)
+    ask(found[60:])
+    second.follow(now + timedelta(seconds=LEASE_SECONDS + 1))
+    (after,) = store.cases("search", limit=9)
+    assert (before.queries, after.id, after.queries) == (60, before.id, 120)
+    first.follow(now + timedelta(seconds=LEASE_SECONDS + 2))  # no longer its business
+    assert store.cases("search", limit=9) == [after]
