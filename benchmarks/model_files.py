@@ -25,7 +25,7 @@ from benchmarks.cost import in_turns
 from benchmarks.model_cases import CASES, CLASSES, SIDE
 from benchmarks.record import record
 from benchmarks.subgraph import macs
-from gateway.core.engine import Engine, _open
+from gateway.core.engine import Engine, open_session
 from gateway.core.manifest import GraphSpec, InputSpec, Part
 from training.bundling.assemble import export_defence
 from training.defence.constants import Constants
@@ -33,7 +33,7 @@ from training.defence.graph import DefenceGraph
 from training.export.fold import folded
 from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
-from training.models.forms.opened import AS_IT_IS
+from training.models.forms.opened import IMAGENET
 from training.models.named import with_taps
 from training.models.network import Network
 from training.util.module_modes import seeded
@@ -68,7 +68,7 @@ def one(title: str, folder: Path) -> dict[str, Any]:
     given = CASES[title](folder)
     start = time.process_time()
     opened = open_model(given.model, weights=given.weights, classes=CLASSES, side=SIDE)
-    mean, std = opened.normalise or AS_IT_IS
+    mean, std = opened.normalise or IMAGENET
     network = with_taps(opened.body, classes=CLASSES, mean=mean, std=std, side=SIDE).eval()
     read = time.process_time() - start
     defence = DefenceGraph(folded(network, side=SIDE), None, constants(network)).eval()
@@ -103,7 +103,7 @@ def compared(defence: DefenceGraph, network: Network, bundle: Path, graphs: dict
     whole = onnx.load(str(bundle / graphs["full"].file))
     forward_only = cut(whole, ["logits"])
     onnx.save(forward_only, str(bundle / "forward.onnx"))
-    forward = _open(bundle / "forward.onnx", "cpu", 1)
+    forward = open_session(bundle / "forward.onnx", "cpu", 1)
     pixels = x[:1].numpy()
     times = in_turns(
         {

@@ -189,9 +189,7 @@ def test_answers_that_differ_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD])
     file = read_onnx(path)
     write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD], constants={"w": 1.01 * WEIGHT})
-    with pytest.raises(
-        TrainingError, match=r"its answers differ from ONNX Runtime's by [\d.]+e-0\d of"
-    ):
+    with pytest.raises(TrainingError, match=r"its answers differ from ONNX Runtime's by [\d.]+e-0\d of"):
         onnx_body(path, file, SIDE)
 
 
