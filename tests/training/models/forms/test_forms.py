@@ -165,8 +165,9 @@ def test_hugging_face_folders(tmp_path: Path, made: Callable[[Path], nn.Module])
     check(opened.body, network)
     assert opened.classes == ["cat", "dog", "cat (2)"]
     assert opened.side == SIDE
-    assert opened.normalise is not None
-    assert opened.normalise[0] == pytest.approx([0.1] * 3)
+    assert opened.preprocessing is not None
+    stated = opened.preprocessing.content
+    assert stated.get("mean", stated.get("image_mean")) == [0.1] * 3
     keep(opened, tmp_path / "bundle")
     bare = architecture(opened.arch, classes=3, side=SIDE, kept=tmp_path / "bundle")
     bare.load_state_dict(opened.body.state_dict())
