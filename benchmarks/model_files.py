@@ -34,10 +34,6 @@ from training.defence.graph import DefenceGraph
 from training.export.fold import folded
 from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
-<<<<<<< HEAD
-=======
-from training.models.forms.opened import IMAGENET
->>>>>>> forms
 from training.models.named import with_taps
 from training.models.network import Network
 from training.util.module_modes import seeded
@@ -72,11 +68,7 @@ def one(title: str, folder: Path) -> dict[str, Any]:
     given = CASES[title](folder)
     start = time.process_time()
     opened = open_model(given.model, weights=given.weights, classes=CLASSES, side=SIDE)
-<<<<<<< HEAD
     mean, std = Wanted().of(opened, SIDE).normalise.of_unit_pixels()
-=======
-    mean, std = opened.normalise or IMAGENET
->>>>>>> forms
     network = with_taps(opened.body, classes=CLASSES, mean=mean, std=std, side=SIDE).eval()
     read = time.process_time() - start
     defence = DefenceGraph(folded(network, side=SIDE), None, constants(network)).eval()
