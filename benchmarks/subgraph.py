@@ -21,8 +21,10 @@ STAGES = {
 INPAINTING = "inpainting"
 
 
-def macs(model: onnx.ModelProto, batch: int) -> int:
+def macs(model: onnx.ModelProto, batch: int, *, products: bool = False) -> int:
     """Multiply-accumulates of every Conv, ConvTranspose and Gemm at a batch size, from ONNX shape inference.
+
+    With `products` of every MatMul as well: in transformers they are the work.
 
     Raises `ValueError` when a shape that is needed cannot be inferred.
     """
@@ -36,7 +38,17 @@ def macs(model: onnx.ModelProto, batch: int) -> int:
     shapes = {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
     for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    return sum(_node_macs(node, shapes) for node in inferred.graph.node)
+    found = sum(_node_macs(node, shapes) for node in inferred.graph.node)
+    return found + (sum(_product_macs(node, shapes) for node in inferred.graph.node) if products else 0)
+
+
+def _product_macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    if node.op_type != "MatMul":
+        return 0
+    inputs, output = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
+    if not inputs or not output or 0 in [*inputs, *output]:
+        raise ValueError(f"MatMul {node.name!r}: shapes {inputs}, {output} were not inferred")
+    return prod(output) * inputs[-1]
 
 
 def _node_macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:

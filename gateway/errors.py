@@ -29,7 +29,7 @@ class PalisadeError(Exception):
         return body
 
 
-NOT_READY = "not every worker has loaded its models"
+NOT_READY = "not every worker has loaded its models, or an upstream does not answer"
 
 
 class BundleError(PalisadeError):
@@ -52,6 +52,22 @@ class EngineError(PalisadeError):
 
     code = "internal_error"
     title = "Engine failure"
+
+
+class UpstreamUnavailable(PalisadeError):
+    """The model server behind `palisade guard` cannot be reached, refuses, or has failed too often just now."""
+
+    status, code, title = 503, "upstream_unavailable", "Upstream unavailable"
+
+
+class UpstreamTimeout(PalisadeError):
+    status, code, title = 504, "upstream_timeout", "Upstream timed out"
+
+
+class UpstreamInvalid(PalisadeError):
+    """The model server behind `palisade guard` answered something that is no answer of the calibrated model."""
+
+    status, code, title = 502, "upstream_invalid", "Invalid answer of the upstream"
 
 
 class BadRequest(PalisadeError):

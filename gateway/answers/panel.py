@@ -94,7 +94,10 @@ def _header(draw: ImageDraw.ImageDraw, decision: Decision, width: int) -> None:
     verdict, served = decision.raw.verdict, decision.served.prediction
     _text(draw, (_GAP, 10), f"{served.label}  {served.probability:.1%}", width - 2 * _GAP, size=20)
     state, colour = ("flagged as anomalous", _ALERT) if verdict.flagged else ("not flagged", _CALM)
-    detail = f"{state}: p = {verdict.p_value:.4f}, alpha = {verdict.alpha:g}"
+    relation = "<=" if verdict.flagged else ">"
+    detail = (
+        f"{state}: p = {verdict.p_value:.4f} {relation} {verdict.p_cutoff:.4f}, the cutoff at alpha = {verdict.alpha:g}"
+    )
     if decision.serve_neutralized:
         detail += "; served from the neutralised image"
     _text(draw, (_GAP, 36), detail, width - 2 * _GAP, size=14, fill=colour)

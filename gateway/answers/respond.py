@@ -61,6 +61,7 @@ def model_detail(pipeline: Pipeline, *, default: bool) -> schemas.ModelDetail:
         **model_summary(pipeline, default=default).model_dump(),
         manifest=manifest.model_dump(mode="json"),
         card=pipeline.bundle.card(),
+        smallest_p=pipeline.judge.smallest_p,
         layer_band={layer.name: float(band) for layer, band in zip(manifest.layers, pipeline.layer_band, strict=True)},
     )
 

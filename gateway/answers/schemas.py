@@ -187,6 +187,7 @@ class ModelList(_Response):
 class ModelDetail(ModelSummary):
     manifest: dict[str, Any]
     card: dict[str, Any] | None
+    smallest_p: float = Field(description="The p-value of an image beyond every benign one in every score.")
     layer_band: dict[str, float] = Field(description="Deviation that 95 % of benign images stay under, by layer.")
 
 

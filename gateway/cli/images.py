@@ -182,10 +182,16 @@ def table_cells(body: Body) -> list[str]:
     return [
         plain(prediction["label"]),
         f"{prediction['probability']:.1%}" if "probability" in prediction else "-",
-        f"{verdict['p_value']:.4f}" if "p_value" in verdict else "-",
+        _against_cutoff(verdict) if "p_value" in verdict else "-",
         flagged,
         plain(before["label"]) if before else "",
     ]
+
+
+def _against_cutoff(verdict: Body) -> str:
+    """The p-value, and the cutoff that decides on it where the gateway discloses that."""
+    p = f"{verdict['p_value']:.4f}"
+    return f"{p} {'<=' if verdict['flagged'] else '>'} {verdict['p_cutoff']:.4f}" if "p_cutoff" in verdict else p
 
 
 def _write_picture(folder: Path, file: ImageFile, picture: bytes) -> None:

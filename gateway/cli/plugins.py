@@ -1,6 +1,7 @@
 """Commands that other packages add to `palisade`, found by the entry point group `palisade.commands`.
 
-An entry point of that group names a mapping from a command's name to its `Plugin`. The mapping is read to list the
+An entry point of that group names a mapping from a command's name to its `Plugin`; a name of two words is a command of
+the group `palisade <first word>`. The mapping is read to list the
 commands; the module behind a command is imported only when the command is run, since it may import torch.
 """
 
@@ -13,6 +14,9 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
+
+from gateway.cli.terminal import fail
 
 GROUP = "palisade.commands"
 
@@ -22,6 +26,34 @@ class Plugin(NamedTuple):
 
     target: str
     help: str
+
+
+class Commands(TyperGroup):
+    """A group's own commands and those that other packages add to it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *self._added()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        added = self._added().get(cmd_name)
+        return super().get_command(ctx, cmd_name) if added is None else placeholder(added)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = self._added().get(args[0])
+        if name is None:
+            return super().resolve_command(ctx, args)
+        try:
+            return args[0], load(name), args[1:]
+        except ImportError as error:
+            fail(f"{name} needs the training extra ({error}): pip install 'palisade-gateway[training]'")
+
+    def _added(self) -> dict[str, str]:
+        """The plugins' names by the word that calls them here."""
+        ours = [name for name in plugins() if name.rpartition(" ")[0] == self.group_of_plugins]
+        return {name.rpartition(" ")[2]: name for name in ours}
+
+    group_of_plugins = ""
+    """First word of the names of this group's plugins; empty of the whole command's."""
 
 
 @cache
@@ -37,7 +69,7 @@ def plugins() -> Mapping[str, Plugin]:
 def placeholder(name: str) -> Any:
     """A command that only shows the help line of the added command `name`."""
     stub = typer.Typer(add_completion=False)
-    stub.command(name, help=plugins()[name].help)(lambda: None)
+    stub.command(name.rpartition(" ")[2], help=plugins()[name].help)(lambda: None)
     return typer.main.get_command(stub)
 
 

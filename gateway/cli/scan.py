@@ -159,11 +159,11 @@ def _judge(ready: Sequence[_Prepared], source: Source, setup: Setup) -> list[Row
 def _row(prepared: _Prepared, answer: Body | PalisadeError, setup: Setup) -> Row:
     row: Row = {"path": str(prepared.file.path), "size": prepared.size, "mtime": prepared.mtime}
     row |= {"sha256": prepared.sha256, **setup._asdict()}
-    row |= dict.fromkeys(("label", "probability", "flagged", "p_value", "neutralized", "error", "detail"))
+    row |= dict.fromkeys(("label", "probability", "flagged", "p_value", "p_cutoff", "neutralized", "error", "detail"))
     if not isinstance(answer, PalisadeError):
         verdict, neutralization = answer.get("verdict") or {}, answer.get("neutralization") or {}
         row |= {name: answer["prediction"].get(name) for name in ("label", "probability")}
-        row |= {name: verdict.get(name) for name in ("flagged", "p_value")}
+        row |= {name: verdict.get(name) for name in ("flagged", "p_value", "p_cutoff")}
         return row | {"neutralized": neutralization.get("served")}
     if answer.code == "blocked_by_policy":
         return row | {"flagged": True}

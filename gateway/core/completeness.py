@@ -85,17 +85,35 @@ def load_png(data: bytes, raw_mode: str | None = None) -> ImageFile.ImageFile:
     raise UndecodableImage("the data end before the image does")
 
 
-def load_jpeg(jpeg: Jpeg) -> ImageFile.ImageFile:
-    """The pixels of a JPEG file; where rows are decoded in order, every row must be there."""
+def load_jpeg(jpeg: Jpeg, enough: tuple[int, int] | None = None) -> ImageFile.ImageFile:
+    """The pixels of a JPEG file; where rows are decoded in order, every row must be there.
+
+    With `enough` (width, height), at the smallest of 1, 1/2, 1/4 and 1/8 of the size that is whole and has as many
+    pixels a side: libjpeg then computes no others.
+    """
     for mark in _MARKS:
         image = _Jpeg(io.BytesIO(jpeg.file if jpeg.sequential else jpeg.file + _END))
         if image.size != jpeg.size:
             raise UndecodableImage("JPEG of more than one size")
+        if enough is not None:
+            image.draft(None, _fraction(image.size, enough))
         image.mark, image.sequential = mark, jpeg.sequential
         image.load()
         if image.whole:
             return image
     raise UndecodableImage("the data end before the image does")
+
+
+def _fraction(size: tuple[int, int], enough: tuple[int, int]) -> tuple[int, int]:
+    """`size` divided by 8, 4 or 2 where that leaves no rest and `enough`, else as it is.
+
+    With a rest the last pixel would stand for fewer than the others, and the image would be shifted against them.
+    """
+    width, height = size
+    for by in (8, 4, 2):
+        if width % by == height % by == 0 and width // by >= enough[0] and height // by >= enough[1]:
+            return width // by, height // by
+    return size
 
 
 def _last_of_png(width: int, height: int, *, interlaced: bool) -> tuple[int, int]:

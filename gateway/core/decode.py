@@ -15,24 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, WebPImagePlugin
 
 from gateway.core.colour_profiles import to_srgb
 from gateway.core.completeness import load_jpeg
 from gateway.core.jpeg_segments import read_jpeg
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
 from gateway.core.orientation import orientation, swaps_sides, upright
 from gateway.core.png_chunks import SIGNATURE, read_png
 from gateway.core.png_pixels import pixels_of
+from gateway.core.resizing import fitted, wanted_size
 from gateway.errors import EmptyBody, ImageTooLarge, UndecodableImage, UnsupportedMediaType
 
 FORMATS = "PNG, JPEG, WebP or BMP"
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
 
 
 @dataclass(frozen=True)
@@ -64,10 +59,13 @@ def recognized(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file whose header is read: its size as stored, what it states about its pixels, and how to decode them."""
+    """A file whose header is read: its size as stored, what it states about its pixels, and how to decode them.
+
+    `load` takes the (width, height) as stored that is enough: a JPEG is then decoded at a fraction of its size.
+    """
 
     size: tuple[int, int]
-    load: Callable[[], Image.Image]
+    load: Callable[[tuple[int, int] | None], Image.Image]
     orientation: int = 1
     profile: bytes | None = None
 
@@ -79,8 +77,11 @@ class Picture:
 
     def fitted(self, spec: InputSpec) -> np.ndarray:
         """Decode to uint8 (H, W, C) of `spec`: in sRGB, on white, upright, resized, in this order."""
-        image = upright(_opaque(to_srgb(_eight_bit(self.load()), self.profile), spec.channels), self.orientation)
-        return np.asarray(_fit(image, spec)).reshape(spec.height, spec.width, spec.channels)
+        enough = wanted_size(self.upright_size, spec)
+        if enough is not None and swaps_sides(self.orientation):
+            enough = enough[::-1]
+        image = _opaque(to_srgb(_eight_bit(self.load(enough)), self.profile), spec.channels)
+        return fitted(upright(image, self.orientation), spec)
 
 
 def open_image(data: bytes, limits: Limits = Limits()) -> Picture:
@@ -144,13 +145,13 @@ def _sniff(data: bytes) -> Callable[[bytes, Limits], Picture]:
 def _png(data: bytes, limits: Limits) -> Picture:
     png = read_png(data)
     _check_pixels((png.width, png.height), limits)
-    return Picture((png.width, png.height), lambda: pixels_of(png), orientation(png.exif), png.profile)
+    return Picture((png.width, png.height), lambda _enough: pixels_of(png), orientation(png.exif), png.profile)
 
 
 def _jpeg(data: bytes, limits: Limits) -> Picture:
     jpeg = read_jpeg(data)
     _check_pixels(jpeg.size, limits)
-    return Picture(jpeg.size, lambda: load_jpeg(jpeg), orientation(jpeg.exif), jpeg.profile)
+    return Picture(jpeg.size, lambda enough: load_jpeg(jpeg, enough), orientation(jpeg.exif), jpeg.profile)
 
 
 def _webp(data: bytes, limits: Limits) -> Picture:
@@ -167,7 +168,7 @@ def described(image: ImageFile.ImageFile, limits: Limits) -> Picture:
     """An image that Pillow has opened, with the orientation and the profile that it has found."""
     _check_pixels(image.size, limits)
 
-    def load() -> Image.Image:
+    def load(_enough: tuple[int, int] | None) -> Image.Image:
         image.load()
         return image
 
@@ -209,20 +210,6 @@ def _opaque(image: Image.Image, channels: int) -> Image.Image:
         white = Image.new("RGBA", colour.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, colour)
     return image.convert("RGB" if channels == 3 else "L")
-
-
-def _fit(image: Image.Image, spec: InputSpec) -> Image.Image:
-    size = (spec.width, spec.height)
-    if image.size == size:
-        return image
-    return _resized(image, size, spec.resize)
-
-
-def _resized(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
-    resample = _FILTERS[resize.filter]
-    if resize.rule == "center_crop":
-        return ImageOps.fit(image, size, resample)
-    return image.resize(size, resample)
 
 
 def _reason(error: Exception) -> str:

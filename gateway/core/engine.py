@@ -14,7 +14,7 @@ from gateway.core.cores import threads_per_worker
 from gateway.core.loading import Bundle
 from gateway.core.manifest import BUCKETS, GraphSpec, InputSpec, Part, Precision, TensorSpec
 from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs, names_of, outputs_of
-from gateway.errors import BundleError, ConfigError
+from gateway.errors import BundleError, ConfigError, EngineError, PalisadeError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -118,10 +118,22 @@ class Engine:
         `buckets`. Raises `ValueError` for a wrong shape, type or part, or for a mask where the part (`screen`) takes
         none. `Outputs.finite` marks an image whose outputs are not finite; the others do not fail.
         """
-        if part not in self._parts:
-            raise ValueError(f"part {part!r}: the bundle has {', '.join(self._parts)}")
+        if part not in self.parts:
+            raise ValueError(f"part {part!r}: the bundle has {', '.join(self.parts)}")
+        return self._outputs(part, self._checked(pixels), mask)
+
+    def failure(self, model: str) -> PalisadeError:
+        """The error of an image whose outputs are not finite."""
+        return EngineError(f"{model}: the graph gave logits that are not finite")
+
+    @property
+    def problem(self) -> str | None:
+        """Why no image can be answered at present; None while images can be."""
+        return None
+
+    def _outputs(self, part: Part, pixels: np.ndarray, mask: np.ndarray | None) -> PartOutputs:
         opened = self._parts[part]
-        inputs = {"pixels": self._checked(pixels)}
+        inputs = {"pixels": pixels}
         if "mask" in opened.inputs:
             inputs["mask"] = self._mask(mask, len(pixels))
         elif mask is not None:
@@ -172,7 +184,7 @@ class _Part:
 
     def __init__(self, part: Part, path: Path, graph: GraphSpec, provider: Provider, threads: int) -> None:
         self.path = path
-        self.session = _open(path, provider, threads)
+        self.session = open_session(path, provider, threads)
         active = self.session.get_providers()
         if _PROVIDERS[provider] not in active:
             raise ConfigError(f"{path}: ONNX Runtime did not start {provider}, only {', '.join(active)}")
@@ -229,7 +241,8 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _open(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, provider: str, threads: int) -> ort.InferenceSession:
+    """A session of the graph in `path` on `provider`; `BundleError` if ONNX Runtime refuses it."""
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads

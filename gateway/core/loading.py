@@ -136,10 +136,12 @@ def _card(path: Path) -> dict[str, Any] | None:
 def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {
         "components": (calibration.n_select, len(manifest.scores)),
-        "fisher": (calibration.n_select,),
+        "fisher": (calibration.n_tails or calibration.n_select,),
         "fused": (calibration.n,),
         "layers": (calibration.n_select, len(manifest.layers)),
     }
+    if calibration.n_tails is not None:
+        shapes["guard"] = (calibration.n_tails,)
     if calibration.cascade:
         shapes["cascade"] = (calibration.cascade.n_on,)
     arrays = {}

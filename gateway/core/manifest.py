@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from gateway.core.preprocessing import Normalisation, Resize
+from gateway.core.upstream import UPSTREAM_FILES, Upstream
+
 SCHEMA_VERSION = 3
 
 MANIFEST = "manifest.json"
@@ -43,20 +46,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Resize(_Strict):
-    """How an image of another size becomes the network's: `stretch` both sides, or scale and `center_crop`."""
-
-    rule: Literal["stretch", "center_crop"] = "stretch"
-    filter: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear"
-
-
 class InputSpec(_Strict):
-    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey."""
+    """The image the graph takes: float32 (N, C, H, W), pixels in [0, 1], RGB or grey, and how one becomes it."""
 
     height: int = Field(ge=8, le=1024)
     width: int = Field(ge=8, le=1024)
     channels: Literal[1, 3] = 3
     resize: Resize = Resize()
+    normalise: Normalisation | None = None
+    """What the graph does to the pixels for its answering network; None: it is not recorded."""
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> InputSpec:
+        if self.normalise and len(self.normalise.mean) != self.channels:
+            raise ValueError(f"normalise has {len(self.normalise.mean)} means for {self.channels} channel(s)")
+        return self
 
 
 class TensorSpec(_Strict):
@@ -139,7 +143,9 @@ class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
     The arrays are in `file` under `<provider>-<precision>/<array>`, all ascending along their first axis: `components`
-    (n_select, S), `fisher` (n_select,), `layers` (n_select, L), `fused` (n,) and, with a cascade, `cascade` (n_on,).
+    (n_select, S), `layers` (n_select, L), `fused` (n,), `fisher` (n_tails,), with a guard `guard` (n_tails,) and, with
+    a cascade, `cascade` (n_on,). `n_select` images give components' p-values: those of the calibrate split or, in
+    older bundles, of the select split.
     """
 
     provider: Literal["cpu", "cuda"]
@@ -153,6 +159,10 @@ class Calibration(_Strict):
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
     n_select: int = Field(ge=20)
+    n_tails: int | None = Field(None, ge=20)
+    """Images of the select split behind `fisher` and `guard`; None: `fisher` is (n_select,) and there is no `guard`."""
+    smallest_p: float | None = Field(None, gt=0, le=1)
+    """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
     design_effect: float = Field(ge=1.0)
     roa_threshold: float
     recovery: Recovery | None = None
@@ -187,7 +197,9 @@ class Manifest(_Strict):
     created: date
     classes: list[str] = Field(min_length=2)
     input: InputSpec
-    graphs: dict[Part, GraphSpec]
+    graphs: dict[Part, GraphSpec] = {}
+    upstream: Upstream | None = None
+    """The server whose answers are judged (`palisade guard`); such a bundle has no graph of a network."""
     variants: dict[Literal["fp16"], dict[Part, GraphSpec]] = {}
     buckets: list[Annotated[int, Field(ge=1, le=1024)]] = Field(list(BUCKETS), min_length=1)
     scores: list[str] = Field(min_length=1)
@@ -200,8 +212,12 @@ class Manifest(_Strict):
     """What people read in place of the names of scores and localiser; a name without a title is read as it is."""
     meanings: dict[str, str] = {}
     """A sentence on each of them."""
-    layers: list[MonitoredLayer] = Field(min_length=1)
+    layers: list[MonitoredLayer]
+    """At least one, but of a network that an upstream runs: its layers are not seen."""
     companion: bool
+    companion_disagrees: float | None = Field(
+        None, ge=0, le=1, description="share of clean calibrate images that the companion answers otherwise"
+    )
     calibrations: list[Calibration] = Field(min_length=1)
     policy: Policy = Policy()
     training: dict[str, Any] = {}
@@ -220,8 +236,13 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if missing := {"verdict", "full"} - set(self.graphs):
-            raise ValueError(f"graphs lacks the part {min(missing)!r}")
+        if self.upstream is not None:
+            self._check_upstream()
+        else:
+            if missing := {"verdict", "full"} - set(self.graphs):
+                raise ValueError(f"graphs lacks the part {min(missing)!r}")
+            if not self.layers:
+                raise ValueError("layers is empty")
         self._check_graphs("fp32")
         for precision in self.variants:
             self._check_graphs(precision)
@@ -239,8 +260,14 @@ class Manifest(_Strict):
         """The parts in that precision; none if the bundle has no such variant."""
         return self.graphs if precision == "fp32" else self.variants.get(precision, {})
 
+    def _check_upstream(self) -> None:
+        if self.graphs or self.variants or self.layers or self.companion:
+            raise ValueError("a bundle with an upstream has neither graphs of a network, nor layers, nor a companion")
+        if missing := set(UPSTREAM_FILES) - set(self.files):
+            raise ValueError(f"files lacks {min(missing)}")
+
     def _check_calibration(self, calibration: Calibration) -> None:
-        if not self.graphs_of(calibration.precision):
+        if self.upstream is None and not self.graphs_of(calibration.precision):
             raise ValueError(f"calibration {calibration.key}: variants lacks {calibration.precision}")
         unknown = set(calibration.heard) - set(self.scores)
         if unknown:
@@ -318,6 +345,6 @@ def variant_file(file: str, precision: Precision) -> str:
 
 def graphs_sha256(files: dict[str, str], precision: Precision = "fp32") -> str:
     """One digest of the hashes of all files of the graphs and their weights; what a calibration is bound to."""
-    wanted = {variant_file(name, precision) for name in (*PART_FILES.values(), WEIGHTS)}
+    wanted = {variant_file(name, precision) for name in (*PART_FILES.values(), *UPSTREAM_FILES, WEIGHTS)}
     names = sorted(name for name in files if name in wanted)
     return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in names).encode()).hexdigest()

@@ -19,7 +19,7 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs
 from gateway.core.verdict import Judge, Verdict, lead
-from gateway.errors import EngineError, PalisadeError
+from gateway.errors import PalisadeError
 
 Action = Literal["observe", "sanitize", "block"]
 Region = Literal["roa", "roa_minus_roi"]
@@ -253,9 +253,7 @@ class Pipeline:
             verdicts = self.judge.judge(outputs.scores, outputs.layer_deviation, cascade=composite)
         name = self.bundle.name
         return [
-            self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i]))
-            if finite
-            else EngineError(f"{name}: the graph gave logits that are not finite")
+            self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i])) if finite else self.engine.failure(name)
             for i, finite in enumerate(outputs.finite)
         ]
 

@@ -3,7 +3,7 @@
 A score s of an input becomes p = (1 + #{benign >= s}) / (n + 1) (Vovk et al. 2005, conformal p-value). The p-values of
 the fused scores are combined by Fisher's statistic -2 sum log p, and the guard's is set beside it, so that no other
 score pays for its objection (`Fusion`). As the scores depend on one another the result has no known law; it is made
-conformal again on benign images that were not used for the first step.
+conformal again, on the same benign images (`Fusion.own`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,23 @@ def conformal_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.asarray((1.0 + at_least) / (len(benign) + 1.0))
 
 
+def own_p(benign: np.ndarray) -> np.ndarray:
+    """Column-wise share, of n + 1, of benign scores (n, S) at or above each of them, itself included -> (n, S).
+
+    Full conformal prediction ranks a benign image among the others and the input; that can only add one to its count,
+    so these are at most its p-values, whatever the input is.
+    """
+    ascending = np.sort(benign, axis=0)
+    below = [np.searchsorted(ascending[:, s], benign[:, s], side="left") for s in range(benign.shape[1])]
+    return np.asarray((len(benign) - np.stack(below, axis=1)) / (len(benign) + 1.0))
+
+
 def component_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Column-wise `conformal_p`: benign (n, S) ascending by column, scores (N, S) -> (N, S)."""
-    return np.stack([conformal_p(benign[:, s], scores[:, s]) for s in range(scores.shape[1])], axis=1)
+    p = np.empty(scores.shape)
+    for s in range(scores.shape[1]):
+        p[:, s] = conformal_p(benign[:, s], scores[:, s])
+    return p
 
 
 def fisher(p: np.ndarray) -> np.ndarray:
@@ -56,24 +70,39 @@ def lead(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fusion:
-    """From the scores of an image to one statistic, against benign images of the select split.
+    """From the scores of an image to one statistic, against benign images.
 
-    `components` (n_select, S) and `fisher` (n_select,) ascend; `columns` are the fused scores, `objecting` is the
-    guard's column.
+    `components` (n, S), `fisher` (m,) and `objections` (m,), the guard's scores, ascend; `columns` are the fused
+    scores, `objecting` is the guard's. The last two arrays are of other images than `components` where there is a
+    guard: a level that is the lower one of two keeps its validity only if both are set beforehand.
     """
 
     components: np.ndarray
     fisher: np.ndarray
     columns: list[int]
-    guard: Guard | None = None
-    objecting: int = -1
+    guard: Guard | None
+    objecting: int
+    objections: np.ndarray
 
     @classmethod
-    def fit(cls, benign: np.ndarray, names: Sequence[str], fused: Sequence[str], guard: Guard | None = None) -> Fusion:
-        """The fusion whose benign images have the scores `benign` (n_select, S), in any order, of these `names`."""
+    def fit(
+        cls,
+        benign: np.ndarray,
+        names: Sequence[str],
+        fused: Sequence[str],
+        guard: Guard | None = None,
+        *,
+        tails: np.ndarray | None = None,
+    ) -> Fusion:
+        """The fusion whose benign images have the scores `benign` (n, S), in any order, of these `names`.
+
+        `tails` (m, S) are scores of other benign images, from which the tails come; default: of the same.
+        """
         columns = [names.index(name) for name in fused]
-        combined = fisher(component_p(np.sort(benign[:, columns], axis=0), benign[:, columns]))
-        return cls.of(np.sort(benign.astype(np.float64), axis=0), np.sort(combined), names, fused, guard)
+        seen = (benign if tails is None else tails).astype(np.float64)
+        combined = np.sort(_below_top(fisher(own_p(seen[:, columns])), len(seen), len(columns)))
+        objections = None if guard is None else np.sort(seen[:, names.index(guard.score)])
+        return cls.of(np.sort(benign.astype(np.float64), axis=0), combined, names, fused, guard, objections)
 
     @classmethod
     def of(
@@ -83,10 +112,17 @@ class Fusion:
         names: Sequence[str],
         fused: Sequence[str],
         guard: Guard | None = None,
+        objections: np.ndarray | None = None,
     ) -> Fusion:
-        """The fusion of ascending benign `components` and Fisher statistics `combined`."""
+        """The fusion of ascending benign `components`, Fisher statistics `combined` and guard scores `objections`.
+
+        Without `objections` they are the guard's column of `components`.
+        """
         columns = [names.index(name) for name in fused]
-        return cls(components, combined, columns, guard, -1 if guard is None else names.index(guard.score))
+        objecting = -1 if guard is None else names.index(guard.score)
+        if objections is None:
+            objections = components[:, objecting]
+        return cls(components, combined, columns, guard, objecting, objections)
 
     def statistic(self, scores: np.ndarray) -> np.ndarray:
         """-T (N,) of graph scores (N, S), larger is more unusual.
@@ -94,9 +130,28 @@ class Fusion:
         T is the lowest level whose budget, as the guard's shares divide it, the fused p-value or the guard's exhausts.
         Fisher's statistic adds evidence up, so that calm scores pay for an objection of the guard; a minimum does not.
         """
-        level = tail_p(self.fisher, fisher(component_p(self.components[:, self.columns], scores[:, self.columns])))
+        return self._combined(fisher(component_p(self.components[:, self.columns], scores[:, self.columns])), scores)
+
+    def own(self, benign: np.ndarray) -> np.ndarray:
+        """Statistics (n,) of the images `benign` (n, S) that `components` are of, among which inputs are ranked.
+
+        Each is at least what it is in full conformal prediction, where the input counts among the images that the
+        p-values are of; an input's statistic is the same there. Its conformal p-value against these is thus at least
+        the exact one, so that no more than a share p of benign inputs have p or less (tests: `test_cross_fitting`).
+        An input beyond every benign image in every score comes before the image that tops all others in each.
+        """
+        statistic = fisher(own_p(benign[:, self.columns]))
+        return self._combined(_below_top(statistic, len(benign), len(self.columns)), benign)
+
+    @property
+    def beyond(self) -> float:
+        """The statistic of an input beyond every benign image in every score."""
+        return float(self.statistic(np.full((1, self.components.shape[1]), np.inf))[0])
+
+    def _combined(self, statistic: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        level = tail_p(self.fisher, statistic)
         if self.guard is not None:
-            g, objection = self.guard, tail_p(self.components[:, self.objecting], scores[:, self.objecting])
+            g, objection = self.guard, tail_p(self.objections, scores[:, self.objecting])
             level = np.minimum(
                 _level(level, 1 - g.share_below, 1 - g.share, g.knee), _level(objection, g.share_below, g.share, g.knee)
             )
@@ -108,7 +163,16 @@ class Fusion:
             return _score_at(self.fisher, level), np.inf
         low, high = min(level, self.guard.knee), max(level - self.guard.knee, 0.0)
         objection = self.guard.share_below * low + self.guard.share * high
-        return _score_at(self.fisher, level - objection), _score_at(self.components[:, self.objecting], objection)
+        return _score_at(self.fisher, level - objection), _score_at(self.objections, objection)
+
+
+def _below_top(statistic: np.ndarray, n: int, columns: int) -> np.ndarray:
+    """Fisher statistics (N,) of n benign images, those that top all others in every column by a hair less.
+
+    An input beyond them all has that highest statistic, too; ranked among n + 1 it alone would have it.
+    """
+    top = 2.0 * columns * np.log(n + 1.0)
+    return np.asarray(np.minimum(statistic, top * (1 - 1e-9)))
 
 
 def _level(p: np.ndarray, below: float, above: float, knee: float) -> np.ndarray:
@@ -150,7 +214,12 @@ class Judge:
         self.calibration = calibration
         self.alpha = manifest.policy.alpha if alpha is None else alpha
         self.fusion = Fusion.of(
-            array("components"), array("fisher"), manifest.scores, calibration.fused, calibration.guard
+            array("components"),
+            array("fisher"),
+            manifest.scores,
+            calibration.fused,
+            calibration.guard,
+            None if calibration.n_tails is None else array("guard"),
         )
         self._names = manifest.scores
         self._layers = [layer.name for layer in manifest.layers]
@@ -179,6 +248,11 @@ class Judge:
         if self.calibration.cascade is None:
             raise ValueError(f"calibration {self.calibration.key} has no cascade")
         return self.calibration.cascade
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
+        return float(conformal_p(self._fused, np.array([self.fusion.beyond]))[0])
 
     def level(self, alpha: float) -> float:
         """The T (see `Fusion`) above which an image is not flagged at `alpha`."""

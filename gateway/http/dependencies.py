@@ -33,6 +33,9 @@ def registry_of(request: Request) -> Registry:
 
 def check_ready(request: Request) -> None:
     """Raises `NotReady` unless the server is ready; `/readyz` and `/v2/health/ready` both use it."""
+    registry: Registry | None = request.app.state.registry
+    if registry is not None and registry.problem is not None:
+        raise NotReady(registry.problem, headers={"Retry-After": "1"})
     if not request.app.state.ready():
         raise NotReady(NOT_READY, headers={"Retry-After": "1"})
 

@@ -12,10 +12,21 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from gateway.errors import BadParameter, BlockedByPolicy, MethodNotAllowed, NotFound, PalisadeError
+from gateway.errors import (
+    BadParameter,
+    BlockedByPolicy,
+    MethodNotAllowed,
+    NotFound,
+    PalisadeError,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from gateway.telemetry import metrics
 
 MEDIA_TYPE = "application/problem+json"
+UPSTREAM = (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid)
+"""Errors of models whose network another server runs."""
 
 
 class Problem(BaseModel):

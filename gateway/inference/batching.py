@@ -165,6 +165,8 @@ class MicroBatcher:
             outcome: Sequence[R | PalisadeError] | None = None
             try:
                 outcome = lane.run([item.value for item in batch])
+            except PalisadeError as error:  # what every image of the batch has met: none of them is run again
+                outcome = [error] * len(batch)
             except Exception:
                 log.exception("a batch of %d failed", len(batch))
             loop.call_soon_threadsafe(self._finish, lane, batch, outcome, started, time.monotonic() - started)

@@ -11,7 +11,7 @@ import random
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway.core.pipeline import Decision, Pipeline
-from gateway.errors import PalisadeError
+from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
 
 # Before the first metric is created, which opens its file.
@@ -105,6 +105,19 @@ shadow_total = Counter(
     "Images offered to a shadow version, by how its decision compares with the answer.",
     ["model", "version", "agreement"],
 )
+upstream_seconds = Histogram(
+    "palisade_upstream_seconds", "Seconds that the upstream took for the rows of a batch.", ["model"], buckets=_SECONDS
+)
+upstream_rows_total = Counter("palisade_upstream_rows_total", "Images that the upstream classified.", ["model"])
+upstream_failures_total = Counter(
+    "palisade_upstream_failures_total", "Batches that the upstream did not answer soundly, by error.", ["model", "code"]
+)
+upstream_up = Gauge(
+    "palisade_upstream_up",
+    "1 while the upstream answers as it did when it was calibrated.",
+    ["model"],
+    multiprocess_mode="livemin",
+)
 ready = Gauge("palisade_ready", "Workers that are ready.", multiprocess_mode="livesum")
 model_info = Gauge(
     "palisade_model_info",
@@ -135,6 +148,10 @@ def announce(pipeline: Pipeline) -> None:
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
     p_value.labels(model)
+    if pipeline.bundle.manifest.upstream is not None:
+        for failure in (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid):
+            upstream_failures_total.labels(model, failure.code)
+        upstream_up.labels(model).set(pipeline.engine.problem is None)
     for evidence in pipeline.judge.calibration.heard:
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from gateway.core.cores import threads_per_worker
 from gateway.core.decode import Limits
-from gateway.core.engine import Engine
 from gateway.core.loading import Bundle, load_bundle
 from gateway.core.pipeline import Pipeline
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 from gateway.settings import DEFAULT_MODEL, Settings
+from gateway.upstream.engine import UpstreamEngine
+from gateway.upstream.opening import open_engine
 from gateway.versions.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,12 @@ class Registry:
         self._models = {**self._models, name: served}
 
     @property
+    def problem(self) -> str | None:
+        """Why a model cannot answer at present, as while its upstream is gone; None while all can."""
+        found = ((pipeline.bundle.name, pipeline.engine.problem) for pipeline in self)
+        return next((f"{name}: {problem}" for name, problem in found if problem is not None), None)
+
+    @property
     def loaded(self) -> Loaded:
         """Every pipeline."""
         return {(n, v): pipeline for n, served in self._models.items() for v, pipeline in served.pipelines.items()}
@@ -129,7 +136,17 @@ def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
 def opened(bundle: Bundle, settings: Settings) -> Pipeline:
     """The pipeline of a checked bundle, its graphs open but not yet run; raises as `load_pipeline` does."""
     threads = threads_per_worker(settings.threads, settings.workers)
-    engine = Engine.open(bundle, device=settings.device, precision=settings.precision, threads=threads)
+    engine = open_engine(
+        bundle,
+        device=settings.device,
+        precision=settings.precision,
+        threads=threads,
+        url=settings.upstream,
+        token=settings.upstream_token,
+        timeout=settings.upstream_timeout,
+        failures=settings.upstream_failures,
+        pause=settings.upstream_pause,
+    )
     limits = Limits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
     try:
         pipeline = Pipeline.on(engine, bundle, alpha=settings.alpha, action=settings.policy, limits=limits)
@@ -149,6 +166,8 @@ def warmed(bundle: Bundle, settings: Settings) -> Pipeline:
     """As `opened`, and every graph was run once at every batch size."""
     pipeline = opened(bundle, settings)
     seconds, key = pipeline.engine.warm_up(), pipeline.judge.calibration.key
+    if isinstance(pipeline.engine, UpstreamEngine):
+        pipeline.engine.watch(bundle.name, seconds=settings.upstream_pause)
     log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, key, seconds * 1e3)
     return pipeline
 

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import example, given
 
 from gateway.core.decode import Limits, decode_image
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
+from gateway.core.preprocessing import Resize
 from gateway.errors import EmptyBody, ImageTooLarge, UndecodableImage, UnsupportedMediaType
 from tests.fuzz.hostile import UNUSUAL, uploads
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks.loadgen import Tally, drive, request_bytes
-from benchmarks.serving import png_images
+from benchmarks.serving import images_to_send
 from tests.gateway.server import ROOT, Server, served
 
 pytestmark = pytest.mark.load
@@ -28,7 +28,7 @@ MODEL = ROOT / "models" / "gtsrb"
 def load(
     server: Server, *, clients: int, seconds: float, path: str = "/v1/predict", rate: float | None = None
 ) -> Tally:
-    requests = [request_bytes(server.url + path, image) for image in png_images()]
+    requests = [request_bytes(server.url + path, image) for image in images_to_send(None)]
     return asyncio.run(drive(server.url, requests, clients=clients, seconds=seconds, rate=rate))
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from training.imaging.blur import gaussian_blur
+from training.imaging.blur import broad_blur
 from training.models.network import Network
 from training.util.module_modes import frozen
 
@@ -23,7 +23,7 @@ def without_detail(x: Tensor, baseline: Baseline) -> Tensor:
     """What deleted pixels become: the image blurred by an eighth of its side, or its mean colour."""
     if baseline == "mean":
         return x.mean((2, 3), keepdim=True).expand_as(x)
-    return gaussian_blur(x, min(x.shape[2:]) / 8)
+    return broad_blur(x, 1 / 8)
 
 
 def ranks(maps: Tensor, generator: torch.Generator) -> Tensor:

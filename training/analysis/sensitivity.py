@@ -18,8 +18,8 @@ from training.analysis.responses import responses
 from training.attacks.pgd import pgd
 from training.errors import TrainingError
 from training.losses.sns import channel_change, relative_change, select_sensitive
-from training.models.layers import as_map
 from training.models.network import Network
+from training.models.probe import as_map
 from training.util.module_modes import frozen, seeded
 
 BATCH, RESAMPLES, LEVEL = 250, 500, 0.95

@@ -1,12 +1,14 @@
 """Calibration: benign scores of held-out images, taken through the served path, become p-values and cutoffs.
 
-Component p-values come from the select split, the fused ones from the calibrate split (images not used for fusing).
+Constants are fitted on the select split; all p-values, of components and fused, come of the calibrate split, which no
+constant has seen (`Fusion.own` on why both may). A guard's tails are set on the select split.
 Images of one group (a physical sign's track, a patient, a camera) are alike, so n images are worth fewer independent
 ones; the design effect is measured by a bootstrap over groups and the Beta bound uses the effective n.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -19,12 +21,12 @@ from scipy.stats import beta
 
 from gateway.core.engine import Engine, Provider
 from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
-from gateway.core.outputs import VerdictOutputs
-from gateway.core.verdict import Fusion, component_p, fisher, lead
+from gateway.core.verdict import Fusion, conformal_p, fisher, lead, own_p
+from training.bundling.kept import Kept
 from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
 from training.errors import TrainingError
-from training.served.scoring import run_images
+from training.served.scoring import run_batches, run_images
 from training.util.signatures import StepProgress
 
 CALIBRATION = "calibration.npz"
@@ -36,6 +38,8 @@ GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
 SCREENED_BY = ("companion_margin",)
+TRUSTED = 0.25
+"""Share of clean images that a companion may answer otherwise than the network before its guard is left out."""
 
 
 class Benign(BaseModel):
@@ -64,37 +68,76 @@ class Benign(BaseModel):
 
 @dataclass(frozen=True)
 class BenignScores:
-    """Outputs of the select and calibrate splits; groups and labels of the latter, and its answers without a region.
+    """What calibration reads of N images of the calibrate split; `tails` are the scores (M, S) of the select split.
 
-    `hidden(rows)` are the logits (M, K) of those calibrate images with their region of attack inpainted.
+    `hidden(rows)` are the logits (R, K) of those calibrate images with their region of attack inpainted.
     """
 
-    select: VerdictOutputs
-    calibrate: VerdictOutputs
-    groups: np.ndarray
-    labels: np.ndarray
+    scores: np.ndarray  # (N, S)
+    layer_deviation: np.ndarray  # (N, L)
+    roa_score: np.ndarray  # (N,)
+    answers: np.ndarray  # (N,) the network's labels
+    groups: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,) the true ones
     hidden: Callable[[np.ndarray], np.ndarray]
+    tails: np.ndarray | None = None
+    objects: np.ndarray | None = None  # (N,) whether the companion, where there is one, answers otherwise
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of images that the companion answers otherwise than the network does; None without a companion."""
+        return None if self.objects is None else float(self.objects.mean())
 
 
 def benign_scores(
-    engine: Engine, spec: InputSpec, data: Dataset, progress: StepProgress, *, benign: Benign = Benign(), seed: int = 0
+    engine: Engine,
+    spec: InputSpec,
+    data: Dataset,
+    progress: StepProgress,
+    *,
+    benign: Benign = Benign(),
+    guarded: bool = True,
+    seed: int = 0,
+    kept: Kept | None = None,
 ) -> BenignScores:
-    """Both splits, as `benign` has them, through decoder and session in batches of a size that is served."""
-    batch = engine.buckets[-1]
-    seen = {
-        name: benign.images(split.x, seed=seed + number)
-        for number, (name, split) in enumerate({"select": data.select, "calibrate": data.calibrate}.items())
-    }
-    select, calibrated = (
-        run_images(engine, images, spec, part="verdict", batch=batch, progress=partial(progress, name))
-        for name, images in seen.items()
-    )
+    """The calibrate split, as `benign` has it, through decoder and session in batches of a size that is served.
+
+    The select split goes the same way if a guard's tails are needed (`guarded`). Of outputs as large as images only the
+    regions of attack are kept, as bits. What a stopped run left is taken from `kept`.
+    """
+    batch, images = engine.buckets[-1], benign.images(data.calibrate.x, seed=seed + 1)
+
+    def look() -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = defaultdict(list)
+        for run in run_batches(engine, images, spec, batch=batch, progress=partial(progress, "calibrate")):
+            for name in ("scores", "layer_deviation", "roa_score"):
+                parts[name].append(getattr(run, name))
+            parts["answers"].append(run.logits.argmax(1))
+            parts["regions"].append(np.packbits(run.roa > 0.5, axis=2))
+            if run.companion_logits is not None:
+                parts["objects"].append(run.companion_logits.argmax(1) != parts["answers"][-1])
+        if guarded:
+            others, tell = benign.images(data.select.x, seed=seed), partial(progress, "select")
+            parts["tails"] = [run.scores for run in run_batches(engine, others, spec, batch=batch, progress=tell)]
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    found = look() if kept is None else kept.arrays(look)
 
     def hidden(rows: np.ndarray) -> np.ndarray:
-        images, masks = seen["calibrate"][rows], calibrated.roa[rows]
-        return run_images(engine, images, spec, masks=masks, part="verdict", batch=batch).logits
+        masks = np.unpackbits(found["regions"][rows], axis=2, count=spec.width).astype(np.float32)
+        return run_images(engine, images[rows], spec, masks=masks, part="verdict", batch=batch).logits
 
-    return BenignScores(select, calibrated, data.calibrate.group, data.calibrate.y, hidden)
+    return BenignScores(
+        found["scores"],
+        found["layer_deviation"],
+        found["roa_score"],
+        found["answers"],
+        data.calibrate.group,
+        data.calibrate.y,
+        hidden,
+        found.get("tails"),
+        found.get("objects"),
+    )
 
 
 def calibrate(
@@ -119,22 +162,25 @@ def calibrate(
     share `goes_on` of benign images off. Not `evaluated`: the card's figures are those of another calibration. Raises
     `TrainingError` with fewer than 20 images or 2 groups.
     """
-    select, benign = (split.scores.astype(np.float64) for split in (scores.select, scores.calibrate))
+    benign = scores.scores.astype(np.float64)
     n, groups = len(scores.groups), len(np.unique(scores.groups))
-    _enough(len(select), n, groups)
-    fusion = Fusion.fit(select, names, fused, guard)
-    statistic = fusion.statistic(benign)
+    tails = scores.tails if guard is not None else None
+    _enough(n if tails is None else len(tails), n, groups)
+    fusion = Fusion.fit(benign, names, fused, guard, tails=tails)
+    statistic = fusion.own(benign)
     effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
     arrays = {
         "components": fusion.components,
         "fisher": fusion.fisher,
         "fused": np.sort(statistic),
-        "layers": np.sort(scores.select.layer_deviation.astype(np.float64), axis=0),
+        "layers": np.sort(scores.layer_deviation.astype(np.float64), axis=0),
     }
+    if tails is not None:
+        arrays["guard"] = fusion.objections
     cascade = None
     if screened_by:
         screened = [names.index(name) for name in screened_by]
-        screen = fisher(component_p(fusion.components[:, screened], benign[:, screened]))
+        screen = fisher(own_p(benign[:, screened]))
         threshold = float(np.quantile(screen, 1 - goes_on, method="higher"))
         on = screen >= threshold
         composite = design_effect(np.where(on, statistic, -np.inf), scores.groups, alpha=0.05, seed=seed)
@@ -146,7 +192,6 @@ def calibrate(
             n_on=int(on.sum()),
             cutoffs=_cutoffs(n, composite),
         )
-    concentration = scores.calibrate.roa_score
     gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
     key = f"{provider}-{precision}"
     made = {f"{key}/{name}": array for name, array in arrays.items()}
@@ -162,9 +207,11 @@ def calibrate(
             "cascade": cascade,
             "n": n,
             "groups": groups,
-            "n_select": len(select),
+            "n_select": n,
+            "n_tails": None if tails is None else len(tails),
+            "smallest_p": float(conformal_p(arrays["fused"], np.array([fusion.beyond]))[0]),
             "design_effect": effect,
-            "roa_threshold": float(np.quantile(concentration, ROA_QUANTILE)),
+            "roa_threshold": float(np.quantile(scores.roa_score, ROA_QUANTILE)),
             "recovery": _recovery(scores, gated, allowed=allowed_count(n, n / effect, share=COST)),
             "date": today or datetime.now(UTC).date(),
             "evaluated": evaluated,
@@ -188,8 +235,8 @@ def _enough(select: int, calibrate: int, groups: int) -> None:
 def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recovery | None:
     """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go."""
     labels, after = scores.labels[gated], scores.hidden(gated)
-    lost = (scores.calibrate.logits[gated].argmax(1) == labels).astype(int) - (after.argmax(1) == labels)
-    contrast = scores.calibrate.roa_score[gated].astype(np.float64)
+    lost = (scores.answers[gated] == labels).astype(int) - (after.argmax(1) == labels)
+    contrast = scores.roa_score[gated].astype(np.float64)
     return fit_recovery(contrast, lead(after), lost, allowed=allowed)
 
 

@@ -29,6 +29,7 @@ from training.models import ModelSpec, build_model
 from training.models.network import Network
 
 NETWORKS = "networks.safetensors"
+SOURCE = "source"  # files of a bundle that an architecture is made of which came as one
 ROLES = ("standard", "companion")
 SMALL = 256  # elements; smaller tensors stay as they are
 
@@ -71,8 +72,9 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
     with _rebuilding(path):
         roles = ROLES if manifest.companion else ROLES[:1]
         models = {role: ModelSpec.model_validate(manifest.training[role]["model"]) for role in roles}
-        networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input)
-        constants = Constants.of(_below(_read(path), "constants/"))
+        layers = {"standard": {layer.name: layer.channels for layer in manifest.layers}}
+        networks = load_networks(path, models, classes=len(manifest.classes), spec=manifest.input, layers=layers)
+        constants = load_constants(path)
         return defence_graph(
             networks,
             constants,
@@ -80,6 +82,11 @@ def load_defence(bundle: Bundle) -> DefenceGraph:
             scores=manifest.scores,
             localiser=manifest.localiser,
         )
+
+
+def load_constants(path: Path) -> Constants:
+    """The constants in a bundle's file of networks."""
+    return Constants.of(_below(_read(path), "constants/"))
 
 
 def defence_graph(
@@ -101,14 +108,35 @@ def defence_graph(
     )
 
 
-def load_networks(path: Path, models: Mapping[str, ModelSpec], *, classes: int, spec: InputSpec) -> dict[str, Network]:
-    """The networks of a bundle's file, by role, BatchNorm included; `TrainingError` if they are not such `models`."""
+def load_networks(
+    path: Path,
+    models: Mapping[str, ModelSpec],
+    *,
+    classes: int,
+    spec: InputSpec,
+    layers: Mapping[str, Mapping[str, int]] = {},
+) -> dict[str, Network]:
+    """The networks of a bundle's file, by role, BatchNorm included; `TrainingError` if they are not such `models`.
+
+    `layers` are those to tap, by role, where the manifest has them.
+    """
+    kept = path.parent / SOURCE
     networks = {}
     with _rebuilding(path):
         tensors = _read(path)
         mean, std = [0.0] * spec.channels, [1.0] * spec.channels
+        reverse = spec.normalise is not None and spec.normalise.channel_order == "bgr"
         for role, model in models.items():
-            network = build_model(model, classes=classes, mean=mean, std=std, side=spec.height)
+            network = build_model(
+                model,
+                classes=classes,
+                mean=mean,
+                std=std,
+                side=spec.height,
+                reverse=reverse and role == ROLES[0],
+                kept=kept if kept.is_dir() else None,
+                layers=layers.get(role),
+            )
             network.load_state_dict(_below(tensors, role + "/"))
             networks[role] = network.eval()
     return networks

@@ -7,6 +7,9 @@ import json
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.core.loading import Bundle
+from training.bundling.answered import answered
+from training.bundling.calibrate import enough_to_calibrate
+from training.bundling.networks import load_defence
 from training.data.dataset import Dataset, load_dataset
 from training.errors import TrainingError
 from training.models import ModelSpec
@@ -26,8 +29,10 @@ class Wrapped(BaseModel):
     model: ModelSpec
 
 
-def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent) -> Dataset:
-    """The data set that a recipe names, split as it states."""
+def load_data(
+    recipe: Recipe | Wrapped, progress: StepProgress = silent, *, unread: bool = False, grouped: bool = True
+) -> Dataset:
+    """The data set that a recipe names, split as it states; `unread` and `grouped` as in `load_dataset`."""
     spec = recipe.data
     return load_dataset(
         spec.source,
@@ -39,8 +44,19 @@ def load_data(recipe: Recipe | Wrapped, progress: StepProgress = silent) -> Data
         resize=spec.resize,
         images_per_class=spec.images_per_class,
         held_out=spec.held_out,
+        test_share=spec.test_share,
+        pool_scarce=spec.pool_scarce,
+        unread=unread,
+        grouped=grouped,
         progress=progress,
     )
+
+
+def enough_images(recipe: Recipe | Wrapped) -> Dataset:
+    """The data set with images that are counted but not read; `TrainingError` if they are too few."""
+    data = load_data(recipe, unread=True, grouped=False)
+    enough_to_calibrate(data)
+    return data
 
 
 def recipe_of(bundle: Bundle) -> tuple[Recipe | Wrapped, Evaluation]:
@@ -67,4 +83,6 @@ def made_with(bundle: Bundle) -> tuple[Dataset, Evaluation]:
             raise TrainingError(
                 f"{data.name}: the {split} split is not the one that {bundle.name} {bundle.version} was made with"
             )
+    if not data.labelled:
+        data = answered(data, load_defence(bundle).network)
     return data, evaluation

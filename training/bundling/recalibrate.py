@@ -91,6 +91,7 @@ def _calibrate(
         data,
         lambda name, done, total: progress(f"calibrating: {name}", done, total),
         benign=Benign.model_validate(manifest.training.get("benign", {})),
+        guarded=like.guard is not None,
         seed=seed,
     )
     return calibrate(

@@ -3,61 +3,97 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gateway.core.loading import Bundle
-from training.attacks.patch import patch_attack
+from gateway.core.pipeline import Pipeline
+from training.attacks.patch import patch_attack, patch_side
 from training.attacks.pgd import pgd
-from training.bundling.networks import load_defence
-from training.data.dataset import Dataset
+from training.data.dataset import Split
 from training.defence.constants import batch_of
 from training.imaging.pixels import to_tensor
-from training.served.answers import open_pipeline
 from training.served.scoring import png, to_uint8
 from training.util.module_modes import seeded
+from training.util.signatures import StepProgress
 
-POOL = 120
+SAMPLED = ("attacked", "patched")
+TITLES = {
+    "pgd_4": "PGD 4/255",
+    "attacked": "PGD 8/255",
+    "patched": "noisy patch of 5 %",
+    "sticker": "sticker of 5 % (a few colours)",
+}
 
 
-def write_samples(bundle: Bundle, data: Dataset, *, seed: int, count: int, pool: int = POOL, steps: int = 50) -> None:
-    """Write `samples/*.png` and `samples/answers.json` into the bundle's folder.
+@dataclass(frozen=True)
+class Effort:
+    """The first `tried` test images are attacked with `steps` steps; patches try `places` first, with `probe_steps`."""
+
+    tried: int = 120
+    steps: int = 50
+    places: int = 6
+    probe_steps: int = 8
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """M images uint8 (M, H, W, C) of one kind, and by image whether the answer was right clean, and wrong now."""
+
+    images: np.ndarray
+    right: np.ndarray
+    fooled: np.ndarray
+
+
+def attacked_images(
+    network: nn.Module, split: Split, kinds: Sequence[str], effort: Effort, *, seed: int, progress: StepProgress
+) -> dict[str, Attacked]:
+    """The first images of `split` under attacks of the `kinds` (`TITLES`) on `network`, as files carry them."""
+    pool = split.take(np.arange(min(effort.tried, len(split))))
+    x, y = to_tensor(pool.x), torch.from_numpy(pool.y)
+    batch = batch_of(x.shape[2], x.shape[3])
+    right = torch.cat([_labels(network, some) for some in x.split(batch)]) == y
+    made = {}
+    for kind in kinds:
+        attack, done = _attack(kind, x.shape[2], effort, seed), []
+        for some, labels in zip(x.split(batch), y.split(batch), strict=True):
+            images = to_uint8(attack(network, some, labels).numpy())
+            done.append((images, _labels(network, to_tensor(images)) != labels))
+            progress(f"attacking samples: {TITLES[kind]}", min(len(done) * batch, len(x)), len(x))
+        fooled = right & torch.cat([wrong for _, wrong in done])
+        made[kind] = Attacked(np.concatenate([images for images, _ in done]), right.numpy(), fooled.numpy())
+    return made
+
+
+def write_samples(
+    folder: Path, pipeline: Pipeline, test: Split, made: dict[str, Attacked], *, classes: Sequence[str], count: int
+) -> None:
+    """Write `*.png` and `answers.json` into `folder`, `count` of each kind.
 
     The rule: clean are the first test images of distinct classes; attacked (PGD, 8/255) and patched (about 5 % of the
     image) are the first of distinct classes, in test order, that the answering network gets right clean and wrong
-    attacked. The first `pool` test images are tried, with `steps` steps.
+    attacked.
     """
-    defence, pipeline = load_defence(bundle), open_pipeline(bundle)
-    folder = bundle.path / "samples"
     folder.mkdir(exist_ok=True)
-    test = data.test.take(np.arange(min(pool, len(data.test))))
-    x, y = to_tensor(test.x), torch.from_numpy(test.y)
-    side = round(0.22 * x.shape[2])
-    batch, generators = batch_of(x.shape[2], x.shape[3]), (seeded(seed, 8), seeded(seed, side))
-    pairs = list(zip(x.split(batch), y.split(batch), strict=True))
-    attacked = torch.cat(
-        [pgd(defence.network, a, b, eps=8 / 255, steps=steps, generator=generators[0]) for a, b in pairs]
-    )
-    patched = torch.cat(
-        [patch_attack(defence.network, a, b, side=side, steps=steps, generator=generators[1])[0] for a, b in pairs]
-    )
+    tried = made[SAMPLED[0]]
+    clean = Attacked(test.x[: len(tried.images)], tried.right, tried.right)
     answers: dict[str, Any] = {}
-    for kind, pixels in (("clean", x), ("attacked", attacked), ("patched", patched)):
-        images = to_uint8(pixels.numpy())
-        right = _labels(defence.network, x) == y
-        fooled = _labels(defence.network, to_tensor(images)) != y
-        chosen = first_of_classes(test.y, (right if kind == "clean" else right & fooled).numpy(), count)
+    for kind, attacked in {"clean": clean, **{kind: made[kind] for kind in SAMPLED}}.items():
+        chosen = first_of_classes(test.y[: len(attacked.fooled)], attacked.fooled, count)
         for number, index in enumerate(chosen):
-            data_png = png(images[index])
+            data_png = png(attacked.images[index])
             name = f"{kind}_{number}.png"
             (folder / name).write_bytes(data_png)
             decision = pipeline.decide(data_png)
             answers[name] = {
                 "test_index": int(index),
-                "truth": data.classes[test.y[index]],
+                "truth": classes[test.y[index]],
                 "label": decision.served.prediction.label,
                 "before": decision.raw.prediction.label,
                 "after": decision.neutralized.result.prediction.label if decision.neutralized else None,
@@ -78,6 +114,28 @@ def first_of_classes(labels: np.ndarray, eligible: np.ndarray, count: int) -> li
     return chosen
 
 
+def _attack(kind: str, side: int, effort: Effort, seed: int) -> partial[Tensor]:
+    """The attack of that kind as a function of network, pixels and labels."""
+    if kind in ("pgd_4", "attacked"):
+        eps = 4 if kind == "pgd_4" else 8
+        return partial(pgd, eps=eps / 255, steps=effort.steps, generator=seeded(seed, eps))
+    patch = patch_side(side)
+    found = partial(
+        patch_attack,
+        side=patch,
+        kind="noisy" if kind == "patched" else "low_frequency",
+        places=effort.places,
+        probe_steps=effort.probe_steps,
+        steps=effort.steps,
+        generator=seeded(seed, patch) if kind == "patched" else seeded(seed, patch, 1),
+    )
+    return partial(_first, found)
+
+
+def _first(attack: partial[tuple[Tensor, Tensor]], network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return attack(network, x, y)[0]
+
+
 @torch.no_grad()
-def _labels(network: torch.nn.Module, x: Tensor) -> Tensor:
+def _labels(network: nn.Module, x: Tensor) -> Tensor:
     return network(x).argmax(1)

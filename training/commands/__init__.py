@@ -12,6 +12,8 @@ COMMANDS = {
     "build": Plugin("training.commands.build:build", "Build a bundle from data, in one command."),
     "wrap": Plugin("training.commands.wrap:wrap", "Defend a trained network as it is: calibrate and export."),
     "harden": Plugin("training.commands.wrap:harden", "Train a network and a companion on an image folder."),
+    "companion": Plugin("training.commands.companion:companion", "Train a companion for a model that stays as it is."),
+    "guard calibrate": Plugin("training.commands.guard:calibrate", "Calibrate for the model of another server."),
     "calibrate": Plugin("training.commands.calibrate:calibrate", "Calibrate a bundle where it will be served."),
     "evaluate": Plugin("training.commands.evaluate:evaluate", "Attack the system as it is served and write its card."),
     "verify": Plugin("training.commands.evaluate:verify", "Compute the headline figures again, against their bounds."),

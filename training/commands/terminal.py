@@ -83,8 +83,9 @@ class Bars:
 
     def training(self, run: str, event: dict[str, Any]) -> None:
         if "batch" in event:
-            text = f"{run}: {event['stage']}, loss {event['loss']:.3f}"
-            self._set(run, text, event["batch"], event["batches"])
+            text = f"{run}: {event['stage']}, epoch {event['epoch']}/{event['epochs']}, loss {event['loss']:.3f}"
+            done = (event["epoch"] - 1) * event["batches"] + event["batch"]  # of the whole run, as is the time left
+            self._set(run, text, done, event["epochs"] * event["batches"])
         else:
             terms = ", ".join(f"{k} {v:.4f}" for k, v in event.items() if isinstance(v, float))
             self._progress.console.print(f"{run}: epoch {event['epoch']}/{event['epochs']} ({event['stage']}): {terms}")
@@ -96,7 +97,7 @@ class Bars:
         if key not in self._tasks:
             for task in self._progress.tasks:  # steps follow one another: what came before is done
                 self._progress.update(task.id, completed=task.total)
-            self._tasks[key] = self._progress.add_task(text)
+            self._tasks[key] = self._progress.add_task(text, completed=max(done - 1, 0), total=total)
             if not self._progress.console.is_terminal:  # bars are not drawn into a log file; print the step
                 self._progress.console.print(text)
         self._progress.update(self._tasks[key], description=text, completed=done, total=total)
@@ -111,7 +112,7 @@ def progress_bars(*, shown: bool = True) -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors if shown else Console(quiet=True)) as progress:
+    with Progress(*columns, speed_estimate_period=600, console=errors if shown else Console(quiet=True)) as progress:
         yield Bars(progress)
 
 

@@ -1,10 +1,9 @@
-"""Data sets as arrays in memory, and splits that are disjoint by group.
+"""Data sets as arrays, and splits that are disjoint by group.
 
-Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional group_train, or track_train
-within the class; no pickled objects),
-`torchvision:CIFAR10` (downloads itself) and `folder:PATH` (PATH/train/<class>/* and PATH/test/<class>/*, or
-PATH/<class>/*; `training.data.folders`). Relative paths are looked up here, and below the folder that the environment
-variable PALISADE_DATA names (default `data/`).
+Sources: `npz:NAME` (NAME.npz with x_train, y_train, x_test, y_test and optional group_train, or track_train within the
+class; no pickled objects), `torchvision:CIFAR10` (downloads itself) and `folder:PATH` (`training.data.layouts`).
+Relative paths are looked up here, and below the folder that the environment variable PALISADE_DATA names (default
+`data/`).
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gateway.core.manifest import Resize
-from training.data.folders import TEST_SHARE, Files, alike, classes_of, has_test_part, list_files, read_images
+from gateway.core.preprocessing import Resize
+from training.data.deal import deal, scarce
+from training.data.folders import TEST_SHARE, joined_groups, read_images, thumbnails
+from training.data.layouts import Files, classes_of, has_test_part, list_files
+from training.data.store import let_go, taken
 from training.errors import DataError
 from training.util.signatures import StepProgress, silent
 
@@ -30,17 +31,19 @@ TORCHVISION = {"CIFAR10": "CIFAR10", "CIFAR100": "CIFAR100"}
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, H, W, C) in 0..255, labels int64 (N,), group ids int64 (N,)."""
+    """Images uint8 (N, H, W, C) in 0..255, labels int64 (N,), group ids int64 (N,), and their `files` (N,) if any."""
 
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: np.ndarray) -> Split:
-        return Split(self.x[index], self.y[index], self.group[index])
+        files = None if self.files is None else self.files[index]
+        return Split(taken(self.x, index), self.y[index], self.group[index], files)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,21 @@ class Dataset:
     calibrate: Split
     test: Split
     notes: tuple[str, ...] = ()
+    described: dict[str, object] | None = None
+    """What `describe` answers if these are not the data as they were loaded: that of those."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label; those without have -1."""
+        return all((getattr(self, name).y >= 0).all() for name in SPLITS)
 
     def describe(self) -> dict[str, object]:
         """Sizes, groups and SHA-256 (of images, labels and group ids) of each split, for manifests and run folders.
 
         A source's folders are left out of the name: manifests are published, the layout of a training machine is not.
         """
+        if self.described is not None:
+            return self.described
         splits: dict[str, object] = {
             name: {
                 "n": len(split),
@@ -88,12 +100,20 @@ class _Options:
     size: int | None
     resize: Resize
     images_per_class: int | None
+    test_share: float
+    pool_scarce: bool
+    classes: list[str] | None
+    unread: bool
+    grouped: bool
     seed: int
     progress: StepProgress
 
 
 def _digest(split: Split) -> str:
-    digest = hashlib.sha256(split.x.tobytes())
+    digest = hashlib.sha256()
+    for first in range(0, len(split), 256):
+        digest.update(split.x[first : first + 256].tobytes())
+        let_go(split.x)
     for array in (split.y, split.group):
         digest.update(array.astype(np.int64).tobytes())
     return digest.hexdigest()
@@ -120,17 +140,27 @@ def load_dataset(
     resize: Resize = Resize(),
     images_per_class: int | None = None,
     held_out: bool = False,
+    test_share: float = TEST_SHARE,
+    pool_scarce: bool = False,
+    unread: bool = False,
+    grouped: bool = True,
     progress: StepProgress = silent,
 ) -> Dataset:
     """Load `source` and split its training part by group into train, select and calibrate (`fractions`).
 
-    Image folders are resized to `size`, as the gateway would, and at most `images_per_class` files of each are read.
     `held_out`: a network has seen the whole training part already, so it stays train, and the test part is split into
     test, select and calibrate. `per_class` keeps at most that many groups of each class in training and images of each
-    class in test (smoke runs). Raises `DataError` with the way to get what is missing.
+    class in test (smoke runs). Of image folders: of one without a test part `test_share` of the groups become it;
+    images are resized to `size`, as the gateway would, and at most `images_per_class` files of each class are read;
+    with `classes` it may lack some of them, and labels; with `pool_scarce` classes of too few images for every split
+    are dealt together; `unread` images have no pixels, and unless they are `grouped` nothing is looked at but names.
+    The splits depend on the files alone, not on how they are resized. Raises `DataError` with the way to get
+    what is missing.
     """
     kind, _, name = source.partition(":")
-    options = _Options(size, resize, images_per_class, seed, progress)
+    options = _Options(
+        size, resize, images_per_class, test_share, pool_scarce, classes, unread, grouped, seed, progress
+    )
     loaders = {
         "npz": lambda: _load_npz(name),
         "torchvision": lambda: _load_torchvision(name),
@@ -144,45 +174,16 @@ def load_dataset(
         raise DataError(f"{source}: training images are {official.x.shape[1:]}, test images {test.x.shape[1:]} in size")
     count = int(max(official.y.max(), test.y.max())) + 1
     classes = classes or found or [str(i) for i in range(count)]
-    if len(classes) != count:
+    if len(classes) < count or (len(classes) > count and kind != "folder"):
         raise DataError(f"{source}: {count} classes in the labels, {len(classes)} class names")
     if per_class is not None:
         official = official.take(_few_groups(official, per_class))
         test = test.take(_few_images(test, per_class))
     seen = test if held_out else official
-    parts = deal(seen.y, seen.group, fractions=fractions, seed=seed, names=classes)
+    parts = deal(seen.y, seen.group, fractions=fractions, seed=seed, names=classes, pool=pool_scarce)
     first, select, calibrate = (seen.take(part) for part in parts)
     train, test = (official, first) if held_out else (first, test)
     return Dataset(source, classes, train, select, calibrate, test, loaded.notes)
-
-
-def deal(
-    y: np.ndarray, group: np.ndarray, *, fractions: Sequence[float], seed: int, names: Sequence[str] | None = None
-) -> list[np.ndarray]:
-    """Index arrays of as many parts as `fractions`: whole groups, stratified by class, each class in every part.
-
-    Raises `DataError` if a class has fewer groups than parts, or a group more than one class: it would be dealt twice.
-    """
-    rng = np.random.default_rng(seed)
-    parts: list[list[int]] = [[] for _ in fractions]
-    if len(np.unique(np.stack([group, y]), axis=1).T) > len(np.unique(group)):
-        raise DataError("a group has images of two classes; groups must be of one class each")
-    for label in np.unique(y):
-        groups = rng.permutation(np.unique(group[y == label]))
-        if len(groups) < len(parts):
-            name = label if names is None else repr(names[label])
-            raise DataError(
-                f"class {name} has {len(groups)} group(s) of images (a track, or images that are nearly the same, are "
-                f"one); {len(parts)} are needed for disjoint splits"
-            )
-        counts = [max(1, round(fraction * len(groups))) for fraction in fractions[1:]]
-        while sum(counts) >= len(groups):  # rounding of few groups must leave one for the first part
-            largest = max(counts)
-            counts[len(counts) - 1 - counts[::-1].index(largest)] -= 1
-        cuts = len(groups) - np.cumsum(counts[::-1])[::-1]
-        for part, members in zip(parts, np.split(groups, cuts), strict=True):
-            part.extend(members.tolist())
-    return [np.flatnonzero(np.isin(group, part)) for part in parts]
 
 
 def _few_groups(split: Split, per_class: int) -> np.ndarray:
@@ -244,27 +245,39 @@ def _load_torchvision(name: str) -> _Loaded:
 
 
 def _load_folder(name: str, options: _Options) -> _Loaded:
-    root = folder_at(name)
-    classes = classes_of(root)
+    root, known = folder_at(name), options.classes
+    classes = classes_of(root, known)
 
     def read(part: Path) -> tuple[np.ndarray, Files]:
-        files = list_files(part, classes, per_class=options.images_per_class)
+        files = list_files(part, classes, per_class=options.images_per_class, some=known is not None)
+        if options.unread:
+            return np.empty((len(files.paths), 0, 0, 3), np.uint8), files
         return read_images(files.paths, size=options.size, resize=options.resize, progress=options.progress), files
+
+    def joined(files: list[Files], group: np.ndarray) -> np.ndarray:
+        if not options.grouped:
+            return group
+        thumbs = thumbnails([path for each in files for path in each.paths])
+        return joined_groups(thumbs, np.concatenate([each.labels for each in files]), group)
 
     if not has_test_part(root):
         x, files = read(root)
-        return _carved(Split(x, files.labels, alike(x, files.labels, _groups(files))), classes, options.seed)
+        return _carved(_split(x, files, joined([files], _groups(files))), classes, options)
     (x_train, train), (x_test, test) = read(root / "train"), read(root / "test")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(f"{root}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]} in size")
     n = len(x_train)
     group = np.concatenate([_groups(train), _groups(test) + _groups(train).max() + 1])
-    group = alike(np.concatenate([x_train, x_test]), np.concatenate([train.labels, test.labels]), group)
+    group = joined([train, test], group)
     fresh = ~np.isin(group[:n], group[n:])
     notes = [f"{(~fresh).sum()} training images are left out, as the test part has nearly the same"]
-    official = Split(x_train, train.labels, group[:n]).take(np.flatnonzero(fresh))
-    held = _shuffled(Split(x_test, test.labels, group[n:]), options.seed)
+    official = _split(x_train, train, group[:n]).take(np.flatnonzero(fresh))
+    held = _shuffled(_split(x_test, test, group[n:]), options.seed)
     return _Loaded(official, held, classes, () if fresh.all() else tuple(notes))
+
+
+def _split(x: np.ndarray, files: Files, group: np.ndarray) -> Split:
+    return Split(x, files.labels, group, np.array([str(path) for path in files.paths], object))
 
 
 def _groups(files: Files) -> np.ndarray:
@@ -272,10 +285,16 @@ def _groups(files: Files) -> np.ndarray:
     return np.arange(len(files.labels)) if files.track is None else files.labels * 10_000_000 + files.track
 
 
-def _carved(split: Split, classes: list[str], seed: int) -> _Loaded:
-    """`split` with a fifth of its groups as the test part."""
-    rest, test = deal(split.y, split.group, fractions=(1 - TEST_SHARE, TEST_SHARE), seed=seed, names=classes)
-    return _Loaded(split.take(rest), _shuffled(split.take(test), seed), classes)
+def _carved(split: Split, classes: list[str], options: _Options) -> _Loaded:
+    """`split` with a share of its groups as the test part."""
+    shares = (1 - options.test_share, options.test_share)
+    rest, test = deal(
+        split.y, split.group, fractions=shares, seed=options.seed, names=classes, pool=options.pool_scarce
+    )
+    few, notes = scarce(split.y, split.group, shares) if options.pool_scarce else (), list[str]()
+    if len(few) and split.y.min() >= 0:
+        notes = [f"{len(few)} of {len(np.unique(split.y))} classes have too few images for every split: dealt together"]
+    return _Loaded(split.take(rest), _shuffled(split.take(test), options.seed), classes, tuple(notes))
 
 
 def _shuffled(split: Split, seed: int) -> Split:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from training.data.dataset import Split
-from training.defence.scores import SCORES
+from training.defence.scores import SCORES, score_named
 from training.defence.scores.context import BenignFeatures
 from training.defence.signals.deviation import view_change
 from training.defence.signals.views import reference_views
@@ -17,6 +17,7 @@ from training.imaging.pixels import to_tensor
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.models.network import Network
 from training.util.module_modes import frozen
+from training.util.signatures import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,68 @@ class Constants:
         return cls(tensors["change_mean"], tensors["change_std"], fitted)
 
 
-@torch.no_grad()
-def fit_constants(network: Network, fit: Split, benign: Split, *, classes: int) -> Constants:
-    """Normalisers from `benign` (the select split), and what every score fits on it and on `fit` (training images).
+class _Moments:
+    """Mean and deviation (C,) of rows that come in batches, in float64 (Chan et al. 1983, "Algorithms for computing the
+    sample variance"): all rows of many images would not fit into memory.
+    """
 
-    Means fitted on training images and normalisers on others keep the scores of the calibrate split exchangeable with
-    test scores: nothing here has seen the calibrate split.
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows (N, C) into account."""
+        rows, m, n = rows.double(), len(rows), self.n + len(rows)
+        mean = rows.mean(0)
+        off = mean - self.mean
+        self._squares = self._squares + (rows - mean).pow(2).sum(0) + off.pow(2) * self.n * m / n
+        self.mean, self.n = self.mean + off * m / n, n
+
+    def std(self) -> Tensor:
+        """The unbiased one."""
+        return (self._squares / max(self.n - 1, 1)).sqrt()
+
+
+@torch.no_grad()
+def fit_constants(
+    network: Network,
+    fit: Split,
+    benign: Split,
+    *,
+    classes: int,
+    scores: Iterable[str] | None = None,
+    progress: Progress = silent,
+) -> Constants:
+    """Normalisers from `benign` (the select split), and what `scores` (default: all) fit on it and on `fit`.
+
+    `fit` are training images; where there are none, scores fit on `benign` alone. Means fitted on training images and
+    normalisers on others keep the scores of the calibrate split exchangeable with test scores: nothing here has seen
+    the calibrate split.
     """
     with frozen(network):
-        features = torch.cat([network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)])
-        held_out, changes = [], []
+        features = [network.taps(x)[1][last_tap(network)].mean((2, 3)) for x in _batches(network, fit)]
+        held_out, changes = [], _Moments()
         for x in _batches(network, benign):
             taps, views = network.taps(x)[1], network.taps(reference_views(x))[1]
             held_out.append(taps[last_tap(network)].mean((2, 3)))
-            changes.append(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
-    change = torch.cat(changes)
+            changes.add(torch.cat([view_change(taps[name], views[name]) for name in taps], 1))
+            progress(changes.n, len(benign))
+    seen, device = torch.cat(held_out), held_out[0].device
     found = BenignFeatures(
         layer=last_tap(network),
         classes=classes,
-        fit=features,
-        fit_y=torch.from_numpy(fit.y).to(features.device),
-        held_out=torch.cat(held_out),
-        held_out_y=torch.from_numpy(benign.y).to(features.device),
+        fit=torch.cat(features) if features else seen,
+        fit_y=torch.from_numpy(fit.y if features else benign.y).to(device),
+        held_out=seen,
+        held_out_y=torch.from_numpy(benign.y).to(device),
+        same=not features,
     )
     fitted: dict[str, Tensor] = {}
-    for score in SCORES.values():
+    for score in SCORES.values() if scores is None else map(score_named, scores):
         made = score.fit(found)
         if set(made) != set(score.constants) or set(made) & {"change_mean", "change_std", *fitted}:
             raise ValueError(f"the score {score.name} fitted {sorted(made)}, but states {sorted(score.constants)}")
         fitted |= made
-    return Constants(change.mean(0), change.std(0).clamp_min(1e-6), fitted)
+    return Constants(changes.mean.float(), changes.std().float().clamp_min(1e-6), fitted)
 
 
 def sensitive_neurons(network: Network, x: Tensor, adversarial: Tensor, *, share: float = 0.1) -> dict[str, list[int]]:

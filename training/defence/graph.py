@@ -113,8 +113,8 @@ class DefenceGraph(nn.Module):
             cam = gradient_activation_map(taps[self.layers[-1]], own[0], size)
         else:
             companion_logits, cam = companion_map(self.companion, x, label)
-        roa, roa_score = self.localiser.locate(x)
         context = self.context(x, logits, taps, companion_logits)
+        roa, roa_score = context.region
         by_name = {score.name: score(context) for score in self.scores}
         screen = [by_name[name] for name in self.screen_names]
         return DefenceOutputs(
@@ -144,6 +144,7 @@ class DefenceGraph(nn.Module):
             change_mean=self.change_mean,
             change_std=self.change_std,
             constants=self.constants.fitted,
+            localiser=self.localiser,
         )
 
     def detector_scores(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import relu
 
-from training.imaging.blur import gaussian_blur
+from training.imaging.blur import broad_blur
 
 BASELINE_SHARE = 1 / 8
 SMOOTHING_SHARE = 1.5 / 32
@@ -19,7 +19,6 @@ SMOOTHING_SHARE = 1.5 / 32
 
 def saliency_map(pixels: Tensor, gradient: Tensor) -> Tensor:
     """Saliency (N, H, W) in [0, 1] of pixels (N, C, H, W) and the margin's gradient; zero if nothing supports it."""
-    side = int(min(pixels.shape[2:]))
-    attribution = relu((gradient * (pixels - gaussian_blur(pixels, BASELINE_SHARE * side))).sum(1, keepdim=True))
-    smooth = gaussian_blur(attribution, SMOOTHING_SHARE * side)[:, 0]
+    attribution = relu((gradient * (pixels - broad_blur(pixels, BASELINE_SHARE))).sum(1, keepdim=True))
+    smooth = broad_blur(attribution, SMOOTHING_SHARE)[:, 0]
     return smooth / smooth.amax((1, 2), keepdim=True).clamp_min(1e-12)

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from training.models.averaged import Averaged
 from training.models.network import Network
 from training.models.resnet import Block, SmallResNet
 
@@ -25,6 +26,8 @@ def folded(network: Network, *, side: int = 32) -> Network:
     Of a network that is not ours, the BatchNorms are folded that read what one convolution gives, if the network still
     answers alike afterwards (images of `side` pixels are tried); else it is left as it is.
     """
+    if isinstance(network, Averaged):
+        return Averaged(folded(network.network, side=network.side), network.side).eval().requires_grad_(False)
     for module, hook in _normalisations(network):  # computed anew in each forward; only leaves can be copied
         setattr(module, hook.name, getattr(module, hook.name).detach())
     network = copy.deepcopy(network).eval().requires_grad_(False)

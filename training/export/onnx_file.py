@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from training.errors import ExportError
 from training.export.rewrite import pool_globally, skip_inpainting
+from training.export.simplify import simplify
 from training.export.trace import trace
+from training.util.signatures import Progress, silent
 
 OPSET = 20
 # Sizes that coincide share one symbol while tracing, so the example's batch must differ from every other size.
@@ -25,7 +27,13 @@ EXAMPLE_BATCH = 11
 
 
 def export_module(
-    module: nn.Module, path: Path, *, inputs: dict[str, Tensor], outputs: list[str], meta: dict[str, str] | None = None
+    module: nn.Module,
+    path: Path,
+    *,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    meta: dict[str, str] | None = None,
+    progress: Progress = silent,
 ) -> onnx.ModelProto:
     """Trace `module` and write it to `path`; returns the checked model.
 
@@ -36,7 +44,7 @@ def export_module(
     if any(tensor.shape[0] != EXAMPLE_BATCH for tensor in example):
         raise ValueError(f"examples must have a batch of {EXAMPLE_BATCH}")
     try:
-        program = _program(module, example, list(inputs), outputs)
+        program = _program(module, example, list(inputs), outputs, progress)
     except Exception as error:  # noqa: BLE001  # tracing runs the user's network, which may raise anything
         raise ExportError(f"the defence graph cannot be exported: {_why(error)}") from None
     made = program.model
@@ -56,16 +64,27 @@ def export_module(
 
 
 def _program(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], progress: Progress
 ) -> torch.onnx.ONNXProgram:
-    traced = trace(module, example)
+    traced = trace(module, example, lambda done: progress(done, 5))
     batch = torch.export.Dim("N", min=1, max=4096)
     with _quiet():
         exported = torch.export.export(traced, example, dynamic_shapes=tuple({0: batch} for _ in example))
+        progress(3, 5)
         program = torch.onnx.export(
-            exported, (), dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+            exported,
+            (),
+            dynamo=True,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        progress(4, 5)
+        simplify(program.model)
+        progress(5, 5)
     return program
 
 

@@ -20,6 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from training.export.free_batch import with_free_batch
+from training.util.signatures import silent
+
+MORE = 2  # images in the second of two traces
+
 
 def convolution_backward(
     gradient: Tensor,
@@ -187,15 +192,25 @@ def _pooling(input: Tensor, output_size: Any) -> tuple[Tensor, Any]:  # noqa: A0
     return input, output_size
 
 
-def trace(module: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
-    """`module` as a graph of core operators, gradients included; sizes stay symbolic where torch.export wants it."""
+def _traced(module: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
+    tracer = make_fx(module, decomposition_table=decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)
+    return tracer(*example)
+
+
+def trace(module: nn.Module, example: tuple[Tensor, ...], traced: Callable[[int], object] = silent) -> GraphModule:
+    """`module` as a graph of core operators, gradients included, for any batch: the first axis of every example.
+
+    `traced` is told how many of two traces are done.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), PooledToOne():
-            traced = make_fx(
-                module, decomposition_table=decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
-            )
-            return traced(*example)
+            more = tuple(torch.cat([tensor, tensor[:MORE]]) for tensor in example)
+            graphs = []
+            for number, images in enumerate((example, more), 1):
+                graphs.append(_traced(module, images))
+                traced(number)
+            return with_free_batch(graphs[0], graphs[1], (len(example[0]), len(more[0])))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -2,6 +2,7 @@
 
 Normalised convolution (Knutsson and Westin 1993) on an image pyramid: every level is the mean of the known pixels of
 the level below, so that a hole of any size is filled from its surroundings in log2(side) steps, at any resolution.
+Large images are filled at `working_size` and only the result is carried up to the pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.imaging.resize import double_nearest
+from training.imaging.resize import area_average, double_nearest, resize_bilinear, working_size
+
+_WHOLE = 1 - 1e-4  # of a cell's pixels, below which it counts as hidden in part (weights are rounded)
 
 
 def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
@@ -20,11 +23,14 @@ def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
     """
     hole = mask[:, None] > 0.5
     known = (~hole).to(pixels.dtype)
-    filled = _pull_push(pixels * known, known)
+    size, cells = (int(pixels.shape[2]), int(pixels.shape[3])), working_size(*pixels.shape[2:])
+    weight = area_average(known, cells)
+    filled = _pull_push(area_average(pixels * known, cells), weight)
+    hidden = weight < _WHOLE
     for _ in range(smooth):
         average = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        filled = torch.where(hole, average, filled)
-    return torch.where(hole, filled, pixels)
+        filled = torch.where(hidden, average, filled)
+    return torch.where(hole, filled if cells == size else resize_bilinear(filled, size), pixels)
 
 
 def _pull_push(value: Tensor, weight: Tensor) -> Tensor:

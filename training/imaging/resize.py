@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WORKING = 48
+"""Fewest cells of the shorter side at which regions and all that is smooth are computed."""
+
 
 def double_nearest(x: Tensor) -> Tensor:
     """Every pixel of (N, C, H, W) repeated twice in both directions: (N, C, 2 H, 2 W)."""
@@ -23,6 +26,43 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear interpolation (half-pixel centres, no antialiasing) of (N, C, h, w) to `size` as two matrix products."""
     rows, columns = _matrix(x.shape[2], size[0]), _matrix(x.shape[3], size[1])
     return rows.to(x) @ x @ columns.to(x).T
+
+
+def area_average(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Means over areas: (N, C, H, W) averaged down to `size`, at most H x W; of that size already: `x` itself.
+
+    As two matrix products, so that its gradient is stock ONNX too. A pixel that lies across a border counts on either
+    side by its share; weights are never negative, and those of each output sum to 1.
+    """
+    inputs = (int(x.shape[2]), int(x.shape[3]))
+    if inputs == size:
+        return x
+    rows, columns = (_area_matrix(i, o) for i, o in zip(inputs, size, strict=True))
+    return rows.to(x) @ x @ columns.to(x).T
+
+
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """Cells (rows, columns) at which regions, fills and broad blurs of images of that size are computed.
+
+    Images of fewer than 96 pixels on the shorter side keep their own size. Larger ones are divided by an integer that
+    leaves 48 to 95 cells, one that divides both sides where there is such a one, so that the cost of what follows does
+    not grow with the image and every share of the side means the same.
+    """
+    height, width = int(height), int(width)
+    shorter = min(height, width)
+    largest = max(1, shorter // WORKING)
+    factors = [f for f in range(largest, shorter // (2 * WORKING), -1) if height % f == width % f == 0]
+    factor = factors[0] if factors else largest
+    return -(-height // factor), -(-width // factor)
+
+
+def _area_matrix(inputs: int, outputs: int) -> Tensor:
+    """(outputs, inputs) shares of each input in each output's stretch; rows sum to 1."""
+    low = np.arange(outputs)[:, None] * inputs / outputs
+    high = low + inputs / outputs
+    pixels = np.arange(inputs)[None]
+    shares = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None)
+    return torch.from_numpy((shares / shares.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _matrix(inputs: int, outputs: int) -> Tensor:

@@ -7,6 +7,7 @@
 | `checkpoint.json`, `checkpoint-<epoch>.safetensors` | the last finished epoch, from which a run resumes |
 | `metrics.csv`, `tensorboard/` | metrics by epoch |
 | `outcome.json` | epochs trained, the epoch whose weights were kept, its metrics |
+| `lock` | the process that trains; it is deleted at the end |
 | `weights.safetensors` | the averaged network; it is written last: a run that has it is finished |
 """
 
@@ -32,7 +33,7 @@ from training.recipes.training import Recipe
 from training.util.checkpoint import load_weights, write_text
 from training.util.precision import machine_precision, say_once
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, LOCK = "weights.safetensors", "lock"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "safetensors")
 
 
@@ -119,20 +120,27 @@ def load_run(folder: Path, data: Dataset) -> tuple[Recipe, Network]:
 
     Other data or other splits would let a network, or the one it starts from, have seen what it is calibrated on.
     """
-    path = folder / "recipe.json"
-    if not (folder / WEIGHTS).is_file() or not path.is_file():
+    if not (folder / WEIGHTS).is_file():
         raise TrainingError(f"{folder} is not a finished run; train it first (`palisade train`)")
     trained_on = folder / "data.json"
     if trained_on.is_file() and _known("data", trained_on) != data.describe():
         raise TrainingError(f"{folder} was trained on other data or splits than {data.name}; train it again")
-    try:
-        recipe = Recipe.model_validate_json(path.read_text("utf-8"))
-    except ValueError:
-        raise TrainingError(f"{path} is not a recipe of this version; train it again") from None
+    recipe = recipe_at(folder)
     side, channels = data.train.x.shape[2:]
     model = build_model(recipe.model, classes=len(data.classes), mean=[0.0] * channels, std=[1.0] * channels, side=side)
     load_weights(folder / WEIGHTS, model)
     return recipe, model.eval()
+
+
+def recipe_at(folder: Path) -> Recipe:
+    """The recipe of a run folder; `TrainingError` if it holds none, or one of another version."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise TrainingError(f"{folder} is not a finished run; train it first (`palisade train`)")
+    try:
+        return Recipe.model_validate_json(path.read_text("utf-8"))
+    except ValueError:
+        raise TrainingError(f"{path} is not a recipe of this version; train it again") from None
 
 
 def _now() -> str:

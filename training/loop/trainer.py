@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 
 from training.attacks.early import pgd_until_fooled
 from training.data.augment import augment, mask_windows
+from training.data.averaged import averaged
 from training.data.dataset import Dataset, Split
 from training.errors import RecipeError, TrainingError
 from training.imaging.pixels import to_tensor
@@ -30,7 +31,7 @@ from training.loop.awp import perturbed_weights
 from training.loop.early_stopping import best_epoch, exhausted
 from training.loop.logs import log_epoch, open_tensorboard, write_metrics
 from training.loop.penalties import penalties, rank_neurons, teacher_maps
-from training.loop.runs import WEIGHTS, claim_folder, note_outcome, note_start, settled
+from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_outcome, note_start, settled
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
 from training.models import build_model
 from training.models.memory_format import arranged
@@ -38,6 +39,7 @@ from training.models.network import Network
 from training.recipes.training import Recipe, Stage
 from training.util.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from training.util.distributed import average_, share_batchnorm
+from training.util.locks import locked
 from training.util.module_modes import denormals_flushed, freeze_batchnorm, frozen, seeded
 from training.util.processes import chosen_device, open_fabric
 from training.util.random_draws import shared
@@ -65,6 +67,8 @@ class Trainer:
     ) -> None:
         if recipe.precision == "auto":
             recipe = settled(recipe, out, device=fabric.device.type if fabric else chosen_device("auto"))
+        if recipe.model.side is not None:
+            data = averaged(data, recipe.model.side)
         self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
         assert recipe.precision != "auto"
         self.fabric = fabric or open_fabric(precision=recipe.precision)
@@ -102,7 +106,8 @@ class Trainer:
         With early stopping, the averaged network of the best epoch. It is returned on the CPU. `report` gets a dict for
         every batch and epoch. Raises `TrainingError` when the loss is not finite, or the disk or the memory full.
         """
-        with denormals_flushed():
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out / LOCK, self.out) if self.fabric.is_global_zero else nullcontext(), denormals_flushed():
             return self._run(report)
 
     def _run(self, report: Report) -> Network:
@@ -240,6 +245,8 @@ class Trainer:
                 {
                     "batch": batch + 1,
                     "batches": batches,
+                    "epoch": number + 1,
+                    "epochs": self.recipe.epochs,
                     "stage": stage.name,
                     "loss": sums["loss"] * batches / (batch + 1),
                 }

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.imaging.blur import gaussian_blur
+from training.imaging.bumps import bumps
 from training.util.signatures import Predict
 
 
@@ -18,15 +19,8 @@ def perturbation_saliency(predict: Predict, x: Tensor, *, grid: int = 8, sigma: 
     """Saliency (N, grid, grid) of pixels (N, C, H, W): grid * grid forwards of the batch."""
     n, _, h, w = x.shape
     clean, blurred = predict(x), gaussian_blur(x, sigma)
-    rows, columns = (torch.arange(extent, dtype=x.dtype, device=x.device) for extent in (h, w))
-    radius = 0.5 * max(h, w) / grid
-    out = x.new_zeros(n, grid, grid)
-    for i in range(grid):
-        for j in range(grid):
-            cy, cx = (i + 0.5) * h / grid - 0.5, (j + 0.5) * w / grid - 0.5
-            bump = torch.exp(-((rows - cy)[:, None] ** 2 + (columns - cx)[None] ** 2) / (2 * radius**2))
-            out[:, i, j] = 0.5 * (clean - predict(x + (blurred - x) * bump)).pow(2).sum(1)
-    return out
+    moved = [0.5 * (clean - predict(x + (blurred - x) * bump)).pow(2).sum(1) for bump in bumps(grid, (h, w), like=x)]
+    return torch.stack(moved, 1).reshape(n, grid, grid)
 
 
 def important_mask(saliency: Tensor, *, size: tuple[int, int], mass: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.layers import as_map, tapped_layers
+from training.models.layers import tapped_layers
 from training.models.network import Network, Normalise
+from training.models.probe import as_map
 
 
 class Adapted(Network):
@@ -20,16 +22,29 @@ class Adapted(Network):
     resolution (`layer1` to `layer4` of a ResNet); where the resolution never falls (transformers), evenly spaced blocks
     of the longest container of blocks. Tokens (N, T, C) of a square grid become maps (N, C, h, w), the class token
     dropped. The last block of a transformer with a class token is not tapped: its other tokens reach no answer.
+    `layers`, with their channels, are tapped without a probe where they are known.
     """
 
-    def __init__(self, body: nn.Module, *, classes: int, mean: list[float], std: list[float], side: int) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        classes: int,
+        mean: list[float],
+        std: list[float],
+        side: int,
+        reverse: bool = False,
+        layers: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std, reverse=reverse)
         self.body = body
         for module in body.modules():
             if hasattr(module, "inplace"):  # a tapped tensor must stay what it was
                 setattr(module, "inplace", False)  # noqa: B010
-        self._layers = tapped_layers(body, classes=classes, channels=len(mean), side=side)
+        if layers is None:
+            layers = tapped_layers(body, classes=classes, channels=len(mean), side=side)
+        self._layers = dict(layers)
 
     @property
     def tap_channels(self) -> dict[str, int]:

@@ -1,25 +1,11 @@
-"""Which layers of a network that was not written for Palisade are tapped: maps of the batch, found by a probe.
-
-Two images of different content go through the network, then the same two in the other order. A layer gives a map of the
-batch: its first axis is the batch, it depends on the images, and it follows their order. Weights (of parametrisations),
-tables of positions, windows of attention and what merely repeats its input (dropout, padding, permutations) are none.
-"""
+"""Which layers of a network that was not written for Palisade are tapped: the last at each resolution, or blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from training.errors import TrainingError
-from training.util.module_modes import frozen, seeded
+from training.models.probe import Seen, probe
 
 LAYERS = 5  # tapped at most where the resolution falls
 BLOCKS = 4  # tapped where it does not
@@ -27,52 +13,14 @@ PROBE_SIDE = 64  # smaller images would leave the last stages of most networks a
 WAY_OUT = "return it from a module that is called once, with the batch as its first axis"
 
 
-def as_map(output: object) -> Tensor | None:
-    """A module's output as a map (N, C, h, w); None if it is none.
-
-    Channels are last where the first two of three sizes alone agree, as images are square here; tokens (N, T, C) are a
-    map if T is a square, or one more than one: a class token comes first.
-    """
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        return None
-    if output.ndim == 4:
-        _, first, second, third = output.shape
-        return output.permute(0, 3, 1, 2) if first == second != third else output
-    if output.ndim == 3:
-        tokens = output.shape[1]
-        grid = int(tokens**0.5)
-        if grid > 1 and tokens - grid * grid in (0, 1):
-            return output[:, tokens - grid * grid :].transpose(1, 2).unflatten(2, (grid, grid))
-    return None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A module's output in the probe: the tensor itself, a copy of its map, and how often it had been written to."""
-
-    name: str
-    output: Tensor
-    map: Tensor
-    version: int
-    class_token: bool
-
-    @property
-    def channels(self) -> int:
-        return self.map.shape[1]
-
-    @property
-    def height(self) -> int:
-        return self.map.shape[2]
-
-
 def tapped_layers(body: nn.Module, *, classes: int, channels: int, side: int) -> dict[str, int]:
     """Names and channels of the layers to tap, in order; `TrainingError` if `body` does not give logits of images."""
     sides = sorted({max(side, PROBE_SIDE), side}, reverse=True)
     for number, probed in enumerate(sides):
         try:
-            chosen = _chosen(body, _probe(body, classes, channels, probed))
+            chosen = _chosen(body, probe(body, classes, channels, probed))
             known = (
-                {layer.name for layer in _probe(body, classes, channels, side, small=True)} if probed != side else None
+                {layer.name for layer in probe(body, classes, channels, side, small=True)} if probed != side else None
             )
         except Exception as error:  # a network of images of one size alone may raise anything
             if number + 1 < len(sides):
@@ -88,135 +36,54 @@ def tapped_layers(body: nn.Module, *, classes: int, channels: int, side: int) ->
     )
 
 
-def _chosen(body: nn.Module, seen: list[_Seen]) -> list[_Seen]:
-    by_height: dict[int, _Seen] = {}
+def _chosen(body: nn.Module, seen: list[Seen]) -> list[Seen]:
+    """The last layer at each resolution where there are three at least, else evenly spaced blocks."""
+    last = {layer.height: layer for layer in _between_stages(seen)}
+    falling: list[Seen] = []
+    for layer in (layer for layer in seen if last.get(layer.height) is layer):
+        if not falling or layer.height < falling[-1].height:  # what is larger again is no image: attention of tokens
+            falling.append(layer)
+    return falling[-LAYERS:] if len(falling) >= 3 else _spaced(_blocks(body, seen) or seen, BLOCKS)
+
+
+def _between_stages(seen: list[Seen]) -> list[Seen]:
+    """`seen` without what lies inside a block that reduces the resolution, at the resolution before it.
+
+    A module is such a block if layers of two resolutions lie inside; one of more is a whole network's trunk.
+    """
+    heights: dict[str, set[int]] = {}
     for layer in seen:
-        known = by_height.get(layer.height)
-        if known is None or known.output is layer.output or layer.name.count(".") <= known.name.count("."):
-            by_height[layer.height] = layer
-    if len(by_height) >= 3:
-        order = [layer.name for layer in seen]
-        return sorted(by_height.values(), key=lambda layer: order.index(layer.name))[-LAYERS:]
-    return _spaced(_blocks(body, seen) or seen, BLOCKS)
+        for parent in _parents(layer.name):
+            heights.setdefault(parent, set()).add(layer.height)
+    reduced = {layer.name: layer.height for layer in seen if len(heights.get(layer.name, ())) <= 2}
+    return [
+        layer
+        for layer in seen
+        if not any(reduced.get(parent, layer.height) < layer.height for parent in _parents(layer.name))
+    ]
 
 
-def _probe(body: nn.Module, classes: int, channels: int, side: int, *, small: bool = False) -> list[_Seen]:
-    """Maps of the batch, of modules that are called once, in the order of their ends; of one pixel only if `small`."""
-    seen: dict[str, _Seen] = {}
-    alike: set[str] = set()
-    calls: dict[str, int] = {}
-
-    def look(name: str, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        made = _map_of_batch(output)
-        if made is None or (made.shape[2] == 1 and not small):
-            return
-        if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or _repeats(
-            output, (*inputs, *named.values())
-        ):
-            return
-        class_token = output.ndim == 3 and output.shape[1] != made.shape[2] * made.shape[3]
-        seen[name] = _Seen(name, output, made.detach().clone(), _writes(output), class_token)
-
-    def compare(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        made, first = as_map(output), seen.get(name)
-        if made is not None and first is not None and made.shape == first.map.shape:
-            scale = float(first.map.abs().max())
-            if torch.allclose(made.detach().flip(0), first.map, rtol=1e-3, atol=1e-4 * (1 + scale)):
-                alike.add(name)
-
-    parameter = next(body.parameters(), torch.zeros(()))
-    x = _two_images(channels, side).to(parameter)
-    names = [(name, module) for name, module in body.named_modules() if name and not _of_weights(body, name)]
-    with frozen(body), torch.enable_grad():
-        # Computed from a leaf: what depends on the images is known by its gradient, and may be written to.
-        images = x.requires_grad_(True) * 1
-        with _hooked(m.register_forward_hook(partial(look, name), with_kwargs=True) for name, m in names):
-            logits = body(images)
-        _check_logits(logits, classes)
-        kept = [layer for layer in seen.values() if _writes(layer.output) == layer.version and calls[layer.name] == 1]
-        with torch.no_grad(), _hooked(m.register_forward_hook(partial(compare, name)) for name, m in names):
-            body(x.detach().flip(0))
-    return [layer for layer in kept if layer.name in alike]
-
-
-def _two_images(channels: int, side: int) -> Tensor:
-    """Two images (2, C, side, side) of noise over a ramp of different direction."""
-    ramp = torch.linspace(-1, 1, side)
-    ramps = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side)])
-    return ramps[:, None] + torch.randn(2, channels, side, side, generator=seeded(7))
-
-
-def _map_of_batch(output: object) -> Tensor | None:
-    """A module's output for two images as a square map (2, C, h, h) that depends on them; None if it is none."""
-    made = as_map(output)
-    if made is None or len(made) != 2 or made.shape[2] != made.shape[3] or not made.requires_grad:
-        return None
-    first, second = made.detach()
-    return None if torch.equal(first, second) and bool(first.min() < first.max()) else made
-
-
-def _repeats(output: Tensor, inputs: tuple[Any, ...]) -> bool:
-    """Whether a module returns its input: the same values, in another order or with a border around them."""
-    output = output.detach()
-    for given in (each.detach() for each in inputs if isinstance(each, Tensor) and each.dtype == output.dtype):
-        if given.numel() == output.numel():
-            alike = given.max() == output.max() and given.min() == output.min()
-            if alike and torch.equal(given.flatten().sort().values, output.flatten().sort().values):
-                return True
-        elif given.ndim == output.ndim == 4 and given.shape[:2] == output.shape[:2]:
-            height, width = given.shape[2:]
-            for top in range(output.shape[2] - height + 1):
-                for left in range(output.shape[3] - width + 1):
-                    if torch.equal(output[:, :, top : top + height, left : left + width], given):
-                        return True
-    return False
-
-
-def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written to: what is changed after its module gave it (`x += y`) is not that layer's."""
-    return tensor._version  # noqa: SLF001  # torch has no public name for it
-
-
-def _of_weights(body: nn.Module, name: str) -> bool:
-    """Whether the module `name` computes a weight: it is part of a parametrisation."""
+def _parents(name: str) -> list[str]:
     parts = name.split(".")
-    return any(isinstance(body.get_submodule(".".join(parts[: n + 1])), ParametrizationList) for n in range(len(parts)))
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def _check_logits(logits: object, classes: int) -> None:
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        returned = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise TrainingError(f"the network answers two images with {returned}, not with logits (2, {classes})")
-
-
-@contextmanager
-def _hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    placed = list(hooks)
-    try:
-        yield
-    finally:
-        for hook in placed:
-            hook.remove()
-
-
-def _blocks(body: nn.Module, seen: list[_Seen]) -> list[_Seen]:
-    """The children of the longest list of modules, less the last where there is a class token.
+def _blocks(body: nn.Module, seen: list[Seen]) -> list[Seen]:
+    """The children of the longest list of modules.
 
     Lists with less than half of the largest one's weights are parts of a block, however many modules they have.
     """
-    containers: dict[str, list[_Seen]] = {}
+    containers: dict[str, list[Seen]] = {}
     for layer in seen:
-        parent, dot, _ = layer.name.rpartition(".")
-        if dot and isinstance(body.get_submodule(parent), nn.Sequential | nn.ModuleList):
+        parent = layer.name.rpartition(".")[0]
+        if isinstance(body.get_submodule(parent), nn.Sequential | nn.ModuleList):
             containers.setdefault(parent, []).append(layer)
     weights = {name: sum(p.numel() for p in body.get_submodule(name).parameters()) for name in containers}
     large = [name for name in containers if 2 * weights[name] >= max(weights.values())]
-    blocks = max((containers[name] for name in large), key=len, default=[])
-    return blocks[:-1] if blocks and blocks[-1].class_token else blocks
+    return max((containers[name] for name in large), key=len, default=[])
 
 
-def _spaced(layers: list[_Seen], count: int) -> list[_Seen]:
+def _spaced(layers: list[Seen], count: int) -> list[Seen]:
     """`count` of `layers`, evenly spaced, the last among them."""
     picked = {round((i + 1) * len(layers) / count) - 1 for i in range(count)} if layers else set()
     return [layers[i] for i in sorted(picked) if i >= 0]

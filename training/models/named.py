@@ -1,150 +1,49 @@
-"""Architectures named from outside: `torchvision:NAME`, and `MODULE:FACTORY` or `FILE.py:FACTORY` for your own code."""
+"""Networks named from outside, in whatever form they come (`training.models.forms`), as networks with taps."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
-from training.errors import TrainingError
 from training.models.adapted import Adapted
+from training.models.forms import architecture
 from training.models.network import Network
 
-TORCHVISION = "torchvision"
 
+def named_network(
+    arch: str,
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int,
+    reverse: bool = False,
+    kept: Path | None = None,
+    layers: Mapping[str, int] | None = None,
+) -> Network:
+    """The network that `arch` names, its weights not loaded, for square images of `side` pixels.
 
-def named_network(arch: str, *, classes: int, mean: list[float], std: list[float], side: int) -> Network:
-    """The network that `arch` names, with random weights, for square images of `side` pixels.
-
-    A factory that returns a `Network` is taken as it is, normalisation included. Raises `TrainingError` with the cause.
+    A factory that returns a `Network` is taken as it is, normalisation included. `reverse` gives it BGR. `kept` is
+    where a bundle keeps the files of an architecture; `layers` are those to tap, with their channels, if they are
+    known. Raises `TrainingError`.
     """
-    source, _, name = arch.rpartition(":")
-    body = _torchvision(name, classes, side) if source == TORCHVISION else _own(source, name, classes)
+    body = architecture(arch, classes=classes, side=side, kept=kept)
+    return with_taps(body, classes=classes, mean=mean, std=std, side=side, reverse=reverse, layers=layers)
+
+
+def with_taps(
+    body: nn.Module,
+    *,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    side: int,
+    reverse: bool = False,
+    layers: Mapping[str, int] | None = None,
+) -> Network:
+    """`body` behind a normalisation (and BGR if `reverse`), with its layers tapped; a `Network` has both of its own."""
     if isinstance(body, Network):
         return body
-    return Adapted(body, classes=classes, mean=mean, std=std, side=side)
-
-
-def _torchvision(name: str, classes: int, side: int) -> nn.Module:
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
-        raise TrainingError(f"torchvision has no network {name!r}{hint}")
-    # Vision transformers know positions of one size of image.
-    sized = {"image_size": side} if name.startswith("vit_") else {}
-    try:
-        return models.get_model(name, weights=None, num_classes=classes, **sized)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise TrainingError(f"torchvision:{name} cannot be made for images of {side} x {side}: {error}") from None
-
-
-def _own(source: str, factory: str, classes: int) -> nn.Module:
-    """The network that `factory` of `source`, a module's name or a .py file, returns."""
-    arch = f"{source}:{factory}"
-    module = _from_file(arch, Path(source)) if source.endswith(".py") else _imported(arch, source)
-    try:
-        found = getattr(module, factory)
-    except AttributeError:
-        raise TrainingError(f"{arch}: the module {source!r} has no {factory!r}") from None
-    try:
-        wanted = {"num_classes": classes} if _takes(found, "num_classes") else {}
-        network = found(**wanted)
-    except Exception as error:  # noqa: BLE001
-        raise TrainingError(f"{arch}: calling {factory} raised {_described(error)}") from None
-    if not isinstance(network, nn.Module):
-        raise TrainingError(f"{arch} gave a {type(network).__name__}, not a torch.nn.Module")
-    return network
-
-
-def _imported(arch: str, name: str) -> ModuleType:
-    """The module `name`, found from the working directory or in this environment."""
-    here = Path.cwd()
-    _look_in(here)
-    mine = _file_of(here, name)
-    try:
-        with _import_errors(arch, f"is found from {here} or in this environment"):
-            module = importlib.import_module(name)
-    except TrainingError as error:
-        # Such as the user's training/nets.py, which our own package `training` hides.
-        raise _hidden(arch, name, mine) if mine and _is_hidden(name, here) else error from None
-    if mine and module.__file__ and Path(module.__file__).resolve() != mine.resolve():
-        raise _hidden(arch, name, mine)
-    return module
-
-
-def _from_file(arch: str, path: Path) -> ModuleType:
-    """The module in the file `path`, whatever its name; its neighbours can be imported from it."""
-    if not path.is_file():
-        raise TrainingError(f"{arch}: no file {path} is found from {Path.cwd()}")
-    _look_in(path.resolve().parent)
-    name = f"palisade_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look themselves up
-    with _import_errors(arch, f"is found from {path.parent} or in this environment"):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _import_errors(arch: str, where: str) -> Iterator[None]:
-    """Reports what a user's module raises as it is imported, in one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise TrainingError(f"{arch}: no module {error.name!r} {where}") from None
-    except SystemExit as error:
-        raise TrainingError(f"{arch}: importing it called exit({error.code})") from None
-    except Exception as error:  # noqa: BLE001
-        raise TrainingError(f"{arch}: importing it raised {_described(error)}") from None
-
-
-def _look_in(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _file_of(folder: Path, name: str) -> Path | None:
-    """The file below `folder` that the module `name` would be."""
-    place = folder.joinpath(*name.split("."))
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
-
-
-def _is_hidden(name: str, folder: Path) -> bool:
-    """Whether Python has imported another package of the name of the one below `folder`."""
-    package = sys.modules.get(name.partition(".")[0])
-    places = [Path(place).resolve() for place in getattr(package, "__path__", [])]
-    return bool(places) and (folder / name.partition(".")[0]).resolve() not in places
-
-
-def _hidden(arch: str, name: str, mine: Path) -> TrainingError:
-    package, file, factory = name.partition(".")[0], os.path.relpath(mine), arch.rpartition(":")[2]
-    return TrainingError(
-        f"{arch}: another package is called {package!r} and hides {file}; name the file: {file}:{factory}"
-    )
-
-
-def _takes(factory: object, name: str) -> bool:
-    if not callable(factory):
-        raise TypeError(f"a {type(factory).__name__} cannot be called")
-    parameters = inspect.signature(factory).parameters.values()
-    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return Adapted(body, classes=classes, mean=mean, std=std, side=side, reverse=reverse, layers=layers)

@@ -9,18 +9,22 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std by channel, so that everything outside the network uses pixels in [0, 1]."""
+    """(x - mean) / std by channel, so that everything outside the network uses pixels in [0, 1] and RGB.
+
+    `reverse` gives the network BGR; `mean` and `std` are in its order, of pixels in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: list[float], std: list[float]) -> None:
+    def __init__(self, mean: list[float], std: list[float], *, reverse: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.reverse = reverse
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return ((x.flip(1) if self.reverse else x) - self.mean) / self.std
 
 
 class Network(nn.Module, ABC):

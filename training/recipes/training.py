@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gateway.core.manifest import Resize
+from gateway.core.preprocessing import Resize
 from training.data.augment import Augmentation
+from training.data.folders import TEST_SHARE
 from training.errors import RecipeError
 from training.losses.settings import Terms
 from training.losses.term import Term
@@ -27,7 +28,8 @@ class DataSpec(_Strict):
     """Source (`training.data.dataset.load_dataset`), split seed and fractions of train, select, calibrate.
 
     `size` (pixels a side), `resize` and `images_per_class` are for image folders; `held_out` keeps the training part
-    whole and takes select and calibrate from the test part.
+    whole and takes select and calibrate from the test part. Of a folder without a test part `test_share` becomes it.
+    `pool_scarce` deals classes of few images together.
     """
 
     source: str
@@ -39,6 +41,8 @@ class DataSpec(_Strict):
     resize: Resize = Resize()
     images_per_class: int | None = Field(None, ge=4)
     held_out: bool = False
+    test_share: float = Field(TEST_SHARE, gt=0, lt=1)
+    pool_scarce: bool = False
 
 
 class Adversary(_Strict):

@@ -64,12 +64,31 @@ def run_images(
     progress: Progress = silent,
 ) -> PartOutputs:
     """Graph outputs of uint8 images (N, H, W, C), decoded as the gateway decodes them, without `masks` (N, H, W)."""
-    done = []
-    for start, some in enumerate(batches(images, batch)):
-        hidden = None if masks is None else masks[start * batch : (start + 1) * batch]
-        done.append(engine.run(as_decoded(some, spec), hidden, part=part))
-        progress(min(len(done) * batch, len(images)), len(images))
-    return concatenated(done)
+    return concatenated(list(_run(engine, images, spec, masks, part, batch, progress)))
+
+
+def run_batches(
+    engine: Engine, images: np.ndarray, spec: InputSpec, *, batch: int = 64, progress: Progress = silent
+) -> Iterator[VerdictOutputs]:
+    """Outputs of the part `verdict`, batch after batch: those of many images would not fit into memory together."""
+    for outputs in _run(engine, images, spec, None, "verdict", batch, progress):
+        assert isinstance(outputs, VerdictOutputs)
+        yield outputs
+
+
+def _run(
+    engine: Engine,
+    images: np.ndarray,
+    spec: InputSpec,
+    masks: np.ndarray | None,
+    part: Part,
+    batch: int,
+    progress: Progress,
+) -> Iterator[PartOutputs]:
+    for first in range(0, len(images), batch):
+        hidden = None if masks is None else masks[first : first + batch]
+        yield engine.run(as_decoded(images[first : first + batch], spec), hidden, part=part)
+        progress(min(first + batch, len(images)), len(images))
 
 
 def batches(array: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -32,7 +32,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.http.dependencies import caller_of, dispatcher_of, recorder, registry_of
-from gateway.http.problems import problem_docs
+from gateway.http.problems import UPSTREAM, problem_docs
 from gateway.http.strict import StrictRoute, query_names
 from gateway.names import nearest, unknown
 from gateway.telemetry import metrics
@@ -66,6 +66,7 @@ _ERRORS = problem_docs(
     RateLimited,
     Overloaded,
     NotReady,
+    *UPSTREAM,
 )
 
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]

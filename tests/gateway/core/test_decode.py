@@ -12,7 +12,8 @@ from PIL import Image, features
 
 from gateway.core.decode import Limits, check_content_type, decode_image, to_image, to_pixels
 from gateway.core.jpeg_segments import MAX_SCANS, read_jpeg
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
+from gateway.core.preprocessing import Resize
 from gateway.errors import EmptyBody, ImageTooLarge, PalisadeError, UndecodableImage, UnsupportedMediaType
 from tests.gateway.tiny import encode
 

@@ -189,8 +189,8 @@ def test_a_failed_build_leaves_nothing(folder, monkeypatch):
             shutil.copy(folder / "out" / name, draft)
         return graphs
 
-    def full(bundle, *_, **__):
-        assert {*files, MANIFEST} <= {path.name for path in bundle.path.iterdir()}
+    def full(samples, *_, **__):
+        assert {*files, MANIFEST} <= {path.name for path in samples.parent.iterdir()}
         raise OSError("disk full")
 
     monkeypatch.setattr("training.bundling.assemble.export_defence", taken)

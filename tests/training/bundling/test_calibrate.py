@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from gateway.core.manifest import Guard
 from gateway.core.outputs import VerdictOutputs
-from gateway.core.verdict import Fusion, component_p, conformal_p, fisher, tail_p
+from gateway.core.verdict import Fusion, conformal_p, fisher, own_p, tail_p
 from training.bundling.calibrate import ALPHAS, BenignScores, calibrate, design_effect, fit_recovery, p_cutoff
 from training.errors import TrainingError
 
@@ -103,7 +103,22 @@ def outputs(n: int, seed: int) -> VerdictOutputs:
 
 def benign(select: VerdictOutputs, calibrated: VerdictOutputs, groups: np.ndarray) -> BenignScores:
     """Labels are the first answers, and hiding a region changes none."""
-    return BenignScores(select, calibrated, groups, calibrated.logits.argmax(1), lambda rows: calibrated.logits[rows])
+    return seen(select, calibrated, groups, calibrated.logits.argmax(1), calibrated.logits)
+
+
+def seen(
+    select: VerdictOutputs, calibrated: VerdictOutputs, groups: np.ndarray, labels: np.ndarray, after: np.ndarray
+) -> BenignScores:
+    return BenignScores(
+        calibrated.scores,
+        calibrated.layer_deviation,
+        calibrated.roa_score,
+        calibrated.logits.argmax(1),
+        groups,
+        labels,
+        lambda rows: after[rows],
+        select.scores,
+    )
 
 
 def entry(scores: BenignScores, out: Path, **changes):
@@ -120,7 +135,8 @@ def entry(scores: BenignScores, out: Path, **changes):
 def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     scores = benign(outputs(200, 0), outputs(400, 1), np.arange(400))
     made = entry(scores, tmp_path)
-    assert (made.n, made.groups, made.n_select, made.fused) == (400, 400, 200, ["a", "c"])
+    assert (made.n, made.groups, made.n_select, made.n_tails, made.fused) == (400, 400, 400, None, ["a", "c"])
+    assert made.smallest_p == pytest.approx(1 / 401)
     assert [c.alpha for c in made.cutoffs] == list(ALPHAS)
     for cutoff in made.cutoffs:
         assert cutoff.p_cutoff == p_cutoff(400, 400 / made.design_effect, alpha=cutoff.alpha)
@@ -130,12 +146,23 @@ def test_calibration_entry_and_its_arrays(tmp_path: Path) -> None:
     with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
         arrays = dict(file)
     assert sorted(arrays) == [f"cpu-fp32/{name}" for name in ("components", "fisher", "fused", "layers")]
-    assert scores.select.scores is not None
-    assert scores.calibrate.scores is not None
-    assert np.array_equal(arrays["cpu-fp32/components"], np.sort(scores.select.scores.astype(np.float64), axis=0))
-    p = component_p(arrays["cpu-fp32/components"][:, [0, 2]], scores.calibrate.scores[:, [0, 2]].astype(np.float64))
-    assert np.array_equal(arrays["cpu-fp32/fused"], np.sort(-tail_p(arrays["cpu-fp32/fisher"], fisher(p))))
-    assert arrays["cpu-fp32/layers"].shape == (200, 4)
+    assert np.array_equal(arrays["cpu-fp32/components"], np.sort(scores.scores.astype(np.float64), axis=0))
+    statistic = fisher(own_p(scores.scores[:, [0, 2]].astype(np.float64)))
+    np.testing.assert_allclose(arrays["cpu-fp32/fisher"], np.sort(statistic), rtol=1e-8)
+    np.testing.assert_allclose(arrays["cpu-fp32/fused"], np.sort(-tail_p(np.sort(statistic), statistic)), rtol=1e-6)
+    assert arrays["cpu-fp32/layers"].shape == (400, 4)
+
+
+def test_a_guards_tails_are_of_the_select_split(tmp_path: Path) -> None:
+    scores = benign(outputs(200, 0), outputs(400, 1), np.arange(400))
+    guard = Guard(score="b", share_below=0.2, share=0.9, knee=0.005)
+    made = entry(scores, tmp_path, guard=guard)
+    assert (made.n_select, made.n_tails) == (400, 200)
+    assert made.smallest_p == pytest.approx(1 / 401)
+    with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
+        assert scores.tails is not None
+        assert np.array_equal(file["cpu-fp32/guard"], np.sort(scores.tails[:, 1].astype(np.float64)))
+        assert len(file["cpu-fp32/fisher"]) == 200
 
 
 def test_fused_p_values_of_benign_images_are_uniform() -> None:
@@ -166,8 +193,9 @@ def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
 )
 def test_too_little_to_calibrate_on(tmp_path: Path, select: int, images: int, groups: int) -> None:
     scores = benign(outputs(select, 0), outputs(images, 1), np.arange(images) % groups)
+    guard = Guard(score="b", share_below=0.2, share=0.9, knee=0.005)
     with pytest.raises(TrainingError, match="20 each, in 2 groups, are needed"):
-        entry(scores, tmp_path)
+        entry(scores, tmp_path, guard=guard)
     assert not (tmp_path / "calibration.npz").exists()
 
 
@@ -201,12 +229,12 @@ def test_recovery_keeps_to_what_may_be_lost() -> None:
 
 
 def test_recovery_counts_right_answers_that_hiding_the_region_takes_or_gives(tmp_path: Path) -> None:
-    seen = outputs(400, 1)
-    first = seen.logits.argmax(1)
+    calibrated = outputs(400, 1)
+    first = calibrated.logits.argmax(1)
 
     def rule(labels: np.ndarray, after: np.ndarray) -> float:
         logits = 3.0 * np.eye(3)[after]
-        made = entry(BenignScores(outputs(200, 0), seen, np.arange(400), labels, lambda rows: logits[rows]), tmp_path)
+        made = entry(seen(outputs(200, 0), calibrated, np.arange(400), labels, logits), tmp_path)
         return np.inf if made.recovery is None else made.recovery.threshold
 
     spoilt, mended = (first + 1) % 3, first

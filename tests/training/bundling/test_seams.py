@@ -18,6 +18,7 @@ from tests.training.toy import SIDE, SPEC, random_network
 from training.bundling.assemble import Plan, Silent, assemble
 from training.bundling.networks import load_defence
 from training.bundling.recipe import load_bundle_recipe
+from training.bundling.samples import Effort
 from training.data.dataset import Dataset
 from training.defence.scores import default_scores
 from training.errors import RecipeError, TrainingError
@@ -47,8 +48,7 @@ def bundle(seams: None, trained: SmallResNet, toy: Dataset, tmp_path_factory: py
         screened_by=["feature_norm"],
         localiser="brightest",
         samples=1,
-        tried=16,
-        steps=2,
+        effort=Effort(tried=16, steps=2),
     )
     assemble(folder, plan, {"standard": trained, "companion": random_network(1)}, toy, Silent())
     return load_bundle(folder)

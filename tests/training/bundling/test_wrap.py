@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.app import create_api
 from gateway.core.loading import load_bundle
+from gateway.core.preprocessing import Resize
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline
@@ -29,7 +31,7 @@ from tests.training.models.test_adapted import Stages
 from tests.training.toy import CLASSES, SIDE, gratings
 from training.bundling.networks import load_defence
 from training.bundling.provenance import made_with
-from training.bundling.wrap import normalisation, recipes_for, slug
+from training.bundling.wrap import recipes_for, slug
 from training.commands.main import app
 from training.data.dataset import Split
 from training.errors import TrainingError
@@ -71,7 +73,6 @@ def run(*arguments: object) -> Result:
 
 def wrap(given: Path, out: Path, **changes: object) -> Result:
     options = {
-        "model": MODEL,
         "weights": given / "weights.safetensors",
         "data": given / "photos",
         "out": out,
@@ -79,7 +80,9 @@ def wrap(given: Path, out: Path, **changes: object) -> Result:
         "normalise": "0.5,0.5,0.5/0.15,0.15,0.15",
         "threads": 1,
     } | changes
-    return run("wrap", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
+    model = options.pop("model", MODEL)
+    given_options = ((f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None)
+    return run("wrap", model, *(part for option in given_options for part in option))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,7 @@ def changed_folder(given: Path, tmp_path: Path, case: str) -> Path:
         ({"model": "resnet18"}, "unknown architecture; use"),
         ({"model": "tests.training.nowhere:network"}, "no module 'tests.training.nowhere'"),
         ({"companion": "runs/none-such"}, "not a finished run"),
-        ({"normalise": "0.5"}, "expected imagenet, none, or"),
+        ({"normalise": "0.5"}, "expected imagenet, half, none, or"),
         ({"version": "one"}, "expected three numbers"),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
@@ -219,14 +222,10 @@ def test_an_existing_bundle_is_not_replaced_unasked(given: Path, bundle: Path) -
     assert "pass --force" in failed.stderr
 
 
-def test_names_and_normalisation() -> None:
+def test_names() -> None:
     assert slug("torchvision:ResNet18") == "resnet18"
     assert slug("my nets/Ä") == "my-nets"
-    assert normalisation(None, "torchvision:resnet18")[0][0] == 0.485
-    assert normalisation(None, "module:factory") == ([0.0] * 3, [1.0] * 3)
-    assert normalisation("0,0,0/1,2,3", "module:factory")[1] == [1.0, 2.0, 3.0]
-    with pytest.raises(TrainingError):
-        normalisation("0,0,0/1,2,0", "module:factory")
+    assert slug("nets/Mine.onnx") == "mine"
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
@@ -235,14 +234,13 @@ def test_recipes_to_start_from(side: int) -> None:
     recipes = recipes_for("photos", "torchvision:resnet18", "small_resnet", data, epochs=2, batch=64)
     assert [recipe.epochs for recipe in recipes.values()] == [2, 2]
     assert recipes["standard"].model.arch == "torchvision:resnet18"
-    assert recipes["companion"].model.stem_stride == {32: 1, 64: 2, 224: 4}[side]
+    assert recipes["companion"].model.side == {32: None, 64: 32, 224: 32}[side]
     assert recipes["standard"].data == recipes["companion"].data
 
 
 def test_too_few_images_to_calibrate_on_are_said_before_anything_is_trained(given: Path, tmp_path: Path) -> None:
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--data",
         given / "photos",
@@ -264,7 +262,6 @@ def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> 
     photos = write_folder(tmp_path / "photos", gratings(400, seed=6))
     made = run(
         "harden",
-        "--model",
         MODEL,
         "--companion-model",
         MODEL,
@@ -292,3 +289,105 @@ def test_a_network_and_its_companion_are_trained_on_a_folder(tmp_path: Path) -> 
         "toy-standard",
         "toy-companion",
     }
+
+
+def test_a_stopped_wrap_goes_on_where_it_was(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graph and scores are taken from the stopped run; a finished one leaves nothing but the bundle."""
+    with monkeypatch.context() as patch:
+        patch.setattr("training.bundling.assemble.attacked_images", stopped)
+        assert wrap(given, tmp_path / "toy").exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.kept.part"]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.bundling.assemble.fit_constants", stopped)
+        patch.setattr("training.bundling.assemble.export_defence", stopped)
+        patch.setattr("training.bundling.calibrate.run_batches", stopped)
+        made = wrap(given, tmp_path / "toy")
+    assert made.exit_code == 0, made.output
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    with monkeypatch.context() as patch:  # other splits: nothing is taken
+        patch.setattr("training.bundling.assemble.attacked_images", stopped)
+        assert wrap(given, tmp_path / "other").exit_code == 130
+        patch.setattr("training.bundling.assemble.fit_constants", broken)
+        assert "anew" in wrap(given, tmp_path / "other", seed=1).stderr
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def broken(*_: object, **__: object) -> None:
+    raise TrainingError("anew")
+
+
+def test_a_bundle_says_what_it_flags_of_its_own_samples(given: Path, bundle: Path) -> None:
+    trial = load_bundle(bundle).manifest.training["trial"]
+    assert [row["title"] for row in trial["attacks"]] == [
+        "PGD 4/255",
+        "PGD 8/255",
+        "noisy patch of 5 %",
+        "sticker of 5 % (a few colours)",
+    ]
+    strong = trial["attacks"][1]
+    assert strong["fooled"] > 0
+    assert strong["flagged"]["0.05"] >= strong["flagged"]["0.01"]
+    assert trial["clean"] == 36
+    assert set(trial["clean_flagged"]) == {"0.005", "0.01", "0.02", "0.05", "0.1"}
+
+
+def test_images_without_labels_are_answered_by_the_network(given: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted((given / "photos").glob("*/*")):
+        shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
+    (tmp_path / "labels.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
+    done = wrap(given, tmp_path / "toy", data=flat, labels=tmp_path / "labels.txt", samples=1)
+    assert done.exit_code == 0, done.output
+    assert "its accuracy is not known" in " ".join(done.stdout.split())
+    made = load_bundle(tmp_path / "toy")
+    assert made.manifest.classes == [f"class {i}" for i in range(CLASSES)]
+    assert "class_distance" in made.manifest.scores
+    data, _ = made_with(made)
+    assert data.labelled
+    assert len(np.unique(data.select.y)) == CLASSES
+
+
+def test_a_network_of_bgr_bytes_is_served_as_it_was_trained(given: Path, tmp_path: Path) -> None:
+    mean, std = [103.0, 116.0, 123.0], [57.0, 58.0, 59.0]
+    options = {"channels": "bgr", "scale": "byte", "filter": "bicubic"}
+    text = "/".join(",".join(map(str, values)) for values in (mean, std))
+    made = wrap(given, tmp_path / "toy", normalise=text, resize=f"shorter_side:{SIDE + 2}", samples=1, **options)
+    assert made.exit_code == 0, made.output
+    assert "BGR of 0..255" in made.stdout
+    bundle = load_bundle(tmp_path / "toy")
+    spec = bundle.manifest.input
+    assert spec.resize == Resize(rule="shorter_side", resize_to=SIDE + 2, filter="bicubic", reduced=True)
+    assert spec.normalise is not None
+    assert spec.normalise.model_dump() == {"channel_order": "bgr", "scale": "byte", "mean": mean, "std": std}
+    network = Stages(CLASSES)
+    network.load_state_dict(load_file(given / "weights.safetensors"))
+    x = to_tensor(made_with(bundle)[0].test.x[:4])
+    theirs = (255 * x.flip(1) - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    expected = network.eval()(theirs)
+    torch.testing.assert_close(load_defence(bundle).network(x), expected, atol=1e-4, rtol=1e-4)
+    served = load_pipeline(tmp_path / "toy", Settings(threads=1)).engine.run(x.numpy(), part="verdict")
+    np.testing.assert_allclose(served.logits, expected.detach().numpy(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_preprocessing_is_found_on_the_select_split(given: Path, tmp_path: Path) -> None:
+    made = wrap(given, tmp_path / "toy", normalise=None, preprocessing="find", samples=1)
+    assert made.exit_code == 0, made.output
+    assert "mean confidence" in made.stdout
+    bundle = load_bundle(tmp_path / "toy")
+    select = made_with(bundle)[0].select
+    assert f"on {len(select)} images of the select split" in made.stdout
+    assert bundle.manifest.input.normalise is not None
+
+
+def test_too_few_images_are_refused_before_one_is_read(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "few", gratings(40, seed=5))
+    monkeypatch.setattr("training.data.dataset.read_images", stopped)
+    made = wrap(given, tmp_path / "toy", data=tmp_path / "few")
+    assert made.exit_code == 2
+    assert "too few images to calibrate on" in made.stderr

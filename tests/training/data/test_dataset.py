@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data.dataset import deal, load_dataset
+from training.data.dataset import load_dataset
+from training.data.deal import deal
 from training.errors import DataError
 
 FRACTIONS = (0.6, 0.2, 0.2)

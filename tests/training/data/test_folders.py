@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
 from gateway.core.decode import decode_image
-from gateway.core.manifest import InputSpec, Resize
+from gateway.core.manifest import InputSpec
+from gateway.core.preprocessing import Resize
 from tests.gateway.exif_blocks import block, entry, short
 from tests.gateway.icc_files import SRGB, converted, rgb_profile
-from training.data import folders
+from training.data import folders, store
 from training.data.dataset import Dataset, load_dataset
 from training.errors import DataError
 
@@ -206,11 +208,16 @@ def test_nearly_the_same_images_stay_together(tmp_path: Path) -> None:
     assert sum((split.y == 0).sum() for split in splits) == 16
 
 
-def test_flat_images_of_different_brightness_are_not_the_same() -> None:
+def test_flat_images_of_different_brightness_are_not_the_same(tmp_path: Path) -> None:
     x = np.full((3, 16, 16, 3), [[[[10]]], [[[200]]], [[[11]]]], np.uint8)
-    group = folders.alike(x, np.zeros(3, int), np.arange(3))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(x, paths, strict=True):
+        Image.fromarray(image).save(path)
+    thumbs = folders.thumbnails(paths)
+    group = folders.joined_groups(thumbs, np.zeros(3, int), np.arange(3))
     assert group[0] == group[2] != group[1]
-    assert len(set(folders.alike(x, np.arange(3), np.arange(3)).tolist())) == 3  # other labels are other images
+    others = folders.joined_groups(thumbs, np.arange(3), np.arange(3))  # other labels are other images
+    assert len(set(others.tolist())) == 3
 
 
 def test_training_images_that_the_test_part_has_are_left_out(parts: Path) -> None:
@@ -276,6 +283,7 @@ def test_what_is_wrong_is_named(parts: Path, case: str) -> None:
 def test_images_that_would_not_fit_are_refused_before_they_are_read(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "available_memory", lambda: 1000)
-    with pytest.raises(DataError, match=r"GB of memory.*--size"):
+    monkeypatch.setattr(store, "IN_MEMORY", 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"GB are free.*--size"):
         load(parts, size=16)

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.training.toy import square
+from training.attacks.patch import Kind, random_patches
 from training.defence.localisers import LOCALISER, LOCALISERS
 from training.defence.localisers.texture_colour import colourfulness, median_3x3, texture
 from training.defence.localisers.windows import contrasts, standardised, window_sides
 from training.imaging.inpaint import inpaint
+from training.imaging.resize import working_size
 from training.util.module_modes import seeded
 
 locate = LOCALISERS[LOCALISER].locate
@@ -70,10 +72,11 @@ def test_planted_patches_of_several_sides_are_found(size: int) -> None:
     truth = torch.stack([square(size, *corner) for corner in corners])
     x = torch.where(truth[:, None] > 0, torch.rand(x.shape, generator=seeded(2)), x)
     found, score = locate(x)
-    assert {float(area) ** 0.5 for area in found.sum((1, 2))} <= set(map(float, sides))
+    cells = working_size(size, size)[0]
+    assert found.amax(1).sum(1).amax() <= (window_sides(cells, cells)[-1] + 2) * size / cells
     overlap = (found * truth).sum((1, 2)) / torch.maximum(found, truth).sum((1, 2))
-    assert overlap.mean() > 0.7
-    assert overlap.min() > 0.4
+    assert overlap.mean() > (0.7 if cells == size else 0.5)  # windows of cells reach beyond a patch
+    assert overlap.min() > (0.4 if cells == size else 0.25)
     # Without the region nothing stands out as much.
     assert (locate(inpaint(x, found))[1] < 0.7 * score).all()
 
@@ -84,3 +87,27 @@ def test_a_window_of_a_wide_grey_image() -> None:
     found, _ = locate(x)
     assert found.shape == (1, 20, 32)
     assert found[0, 12:18, 3:9].mean() > 0.6
+
+
+@pytest.mark.parametrize("size", [32, 64, 224, 384])
+@pytest.mark.parametrize("share", [0.02, 0.05])
+@pytest.mark.parametrize("kind", ["noisy", "low_frequency"])
+def test_patches_of_a_share_of_the_image_are_found_at_any_size(size: int, share: float, kind: Kind) -> None:
+    """On smooth images with the fine grain of a camera; of noise nothing may be left over."""
+    n, generator = 6, seeded(0)
+    x = F.interpolate(0.5 * torch.rand(n, 3, 3, 3, generator=generator), size=(size, size), mode="bicubic")
+    x = (x + 0.2 + 0.02 * torch.randn(n, 3, size, size, generator=generator)).clamp(0, 1)
+    patches = random_patches(x, round(share**0.5 * size), kind, generator)
+    truth, (found, _) = patches.mask(x), locate(patches.on(x))
+    covered = (found * truth).sum((1, 2)) / truth.sum((1, 2))
+    assert covered.min() > (0.9 if kind == "noisy" else 0.3)
+    assert found.mean() < 0.15
+
+
+@pytest.mark.parametrize("size", [(96, 96), (100, 151), (224, 224)])
+def test_the_soft_window_of_a_large_image_follows_the_hard_one(size: tuple[int, int]) -> None:
+    x = F.interpolate(torch.rand(2, 3, 3, 3, generator=seeded(3)), size=size, mode="bilinear")
+    patches = random_patches(x, 30, "noisy", seeded(4))
+    mask, soft = locate(patches.on(x))[0], LOCALISERS[LOCALISER].soft(patches.on(x))
+    assert soft.shape == mask.shape == (2, *size)
+    assert ((soft * mask).sum((1, 2)) > 0.5 * soft.sum((1, 2))).all()

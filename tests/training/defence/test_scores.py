@@ -19,7 +19,7 @@ from training.attacks.joint import Only, _Run, look
 from training.data.dataset import Dataset
 from training.defence.constants import Constants, fit_constants
 from training.defence.graph import DefenceGraph
-from training.defence.scores import SCORES, chosen, default_scores, screening
+from training.defence.scores import SCORES, chosen, default_scores, of_answers, screening
 from training.defence.scores.context import ScoreContext
 from training.defence.scores.score import Score
 from training.errors import TrainingError
@@ -45,7 +45,8 @@ def test_the_lists_follow_from_what_scores_state() -> None:
     )
     assert default_scores(companion=False) == ("margin_drop", "neuron_sensitivity", "class_distance")
     assert screening() == ("class_distance", "companion_margin")
-    assert chosen(["companion_strict"], companion=True) == tuple(SCORES)
+    assert chosen(["companion_strict"], companion=True) == (*default_scores(companion=True), "companion_strict")
+    assert [score.name for score in of_answers()] == ["margin_drop", "filter_drop", "window_drop"]
     assert chosen(["class_distance"], companion=False) == default_scores(companion=False)
     with pytest.raises(TrainingError, match="no score 'luck'"):
         chosen(["luck"], companion=True)
@@ -91,7 +92,7 @@ def test_the_order_of_the_list_changes_no_fused_value(toy: Dataset, order: tuple
 
     def judged() -> tuple[dict[str, Tensor], np.ndarray, list[str], np.ndarray]:
         constants = fit_constants(network, toy.train, toy.select, classes=CLASSES)
-        names = chosen([GUARD.score], companion=True)
+        names = chosen(SCORES, companion=True)
         defence = DefenceGraph(network, companion, constants, scores=names)
         benign, seen = (
             defence(pixels_of(n, SIDE, n), torch.zeros(n, SIDE, SIDE)).scores.numpy().astype(np.float64)
@@ -110,7 +111,8 @@ def test_the_order_of_the_list_changes_no_fused_value(toy: Dataset, order: tuple
         columns, statistic, calm, objection = judged()
     with scores_in_order(order):
         moved, again, still_calm, objecting = judged()
-    assert list(moved) == [score.name for score in order]
+    assert list(moved) == [score.name for score in order if score.name in columns]
+    assert set(moved) == set(columns)
     for name, values in columns.items():
         assert torch.equal(moved[name], values), name
     np.testing.assert_allclose(again, statistic, rtol=1e-9)

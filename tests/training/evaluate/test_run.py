@@ -17,6 +17,7 @@ from tests.training.evaluate.conftest import TINY
 from training.bundling.assemble import Plan, Silent
 from training.bundling.assemble import assemble as assemble_bundle
 from training.bundling.networks import NETWORKS, load_networks
+from training.bundling.samples import Effort
 from training.data.dataset import Dataset
 from training.defence.scores import default_scores
 from training.errors import TrainingError
@@ -209,7 +210,7 @@ def test_a_bundle_without_a_companion(bundle: Bundle, data: Dataset, tmp_path: P
     networks = load_networks(bundle.path / NETWORKS, models, classes=len(data.classes), spec=spec)
     (tmp_path / "alone").mkdir()
     fused = default_scores(companion=False)
-    alone = Plan(name="alone", version="1.0.0", training=training, fused=fused, samples=1, tried=8, steps=2)
+    alone = Plan(name="alone", version="1.0.0", training=training, fused=fused, samples=1, effort=Effort(8, 2))
     assemble_bundle(tmp_path / "alone", alone, networks, data, Silent())
     settings = TINY.model_copy(update={"bounds": TINY.bounds[:1]})
     bench = Bench(load_bundle(tmp_path / "alone"), data, settings, Store(tmp_path / "work"))

@@ -9,7 +9,8 @@ from torchvision.models import VisionTransformer
 
 from training.errors import TrainingError
 from training.models.adapted import Adapted
-from training.models.layers import as_map, tapped_layers
+from training.models.layers import tapped_layers
+from training.models.probe import as_map
 
 
 class Stages(nn.Module):

@@ -15,6 +15,7 @@ from torchvision import models
 from training.errors import TrainingError
 from training.export.fold import folded
 from training.models.adapted import Adapted
+from training.models.forms import architecture
 from training.models.layers import tapped_layers
 
 SIDE = 16
@@ -220,3 +221,33 @@ def test_a_layer_that_gives_no_map_of_other_images_is_told() -> None:
     body[1] = nn.Flatten()
     with pytest.raises(TrainingError, match=r"the layer 1 gave \(2, 2048\) for 2 images of 16 x 16"):
         network.taps(torch.rand(2, 3, SIDE, SIDE))
+
+
+NETWORKS = {
+    "torchvision:resnet18": ["relu", "layer1", "layer2", "layer3", "layer4"],
+    "torchvision:resnet50": ["relu", "layer1", "layer2", "layer3", "layer4"],
+    "torchvision:vgg16": ["features.8", "features.15", "features.22", "features.29", "features"],
+    "torchvision:mobilenet_v3_large": ["features.1", "features.3", "features.6", "features.12", "features"],
+    "torchvision:efficientnet_b0": ["features.1", "features.2", "features.3", "features.5", "features"],
+    "torchvision:convnext_tiny": ["features.1", "features.3", "features.5", "features"],
+    "torchvision:vit_b_16": [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 7, 10)],
+    "torchvision:swin_t": ["features.1", "features.3", "features.5", "norm"],
+    "torchvision:swin_v2_t": ["features.1", "features.3", "features.5", "norm"],
+    "timm:deit_tiny_patch16_224": [f"blocks.{i}" for i in (2, 5, 7, 10)],
+    "timm:swin_tiny_patch4_window7_224": ["layers.0", "layers.1", "layers.2", "norm"],
+    "timm:efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"],
+    "efficientnet_lite_pytorch": ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.10", "_bn1"],
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_of_real_networks(name: str) -> None:
+    """At 224 pixels, spread over the depth: no bias table, dropout, padding or attention among them."""
+    if name == "efficientnet_lite_pytorch":
+        body = pytest.importorskip(name).EfficientNet.from_name("efficientnet-lite0")
+    else:
+        if name.startswith("timm:"):
+            pytest.importorskip("timm")
+        body = architecture(name, classes=1000, side=224)
+    assert list(tapped_layers(body.eval(), classes=1000, channels=3, side=224)) == NETWORKS[name]

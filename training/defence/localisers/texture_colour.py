@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.defence.localisers.windows import WindowLocaliser, together
+from training.defence.localisers.windows import WindowLocaliser, in_cells, standardised, together
+from training.imaging.resize import area_average
+
+COARSE = (32, 16)
+"""Pixels of the shorter side at which the texture of larger images is looked at, too."""
 
 
 class TextureColour(WindowLocaliser):
@@ -17,7 +21,26 @@ class TextureColour(WindowLocaliser):
     meaning = "the window most like a patch"
 
     def pixel_map(self, pixels: Tensor) -> Tensor:
-        return together(texture(pixels), colourfulness(pixels))
+        size = (int(pixels.shape[2]), int(pixels.shape[3]))
+        return together(scaled_texture(pixels), in_cells(colourfulness(pixels), size))
+
+
+def scaled_texture(pixels: Tensor) -> Tensor:
+    """`texture` in the cells of `working_size`: of images below 64 pixels as they are; of larger ones at three scales.
+
+    Their pixels show noise, which is gone at 32 pixels a side; what a patch has of coarser colours shows at 32 and 16
+    pixels alone, where it is as in a small image. Each cell counts at the scale at which it stands out most.
+    """
+    size = (int(pixels.shape[2]), int(pixels.shape[3]))
+    if min(size) < 2 * COARSE[0]:
+        return in_cells(texture(pixels), size)
+    scales = [pixels, *(area_average(pixels, _shrunk(size, side)) for side in COARSE)]
+    return torch.stack([standardised(in_cells(texture(each), size)) for each in scales]).amax(0)
+
+
+def _shrunk(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """`size` with `side` pixels on the shorter side."""
+    return round(side * size[0] / min(size)), round(side * size[1] / min(size))
 
 
 def texture(pixels: Tensor) -> Tensor:

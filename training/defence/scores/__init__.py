@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from training.defence.scores.class_distance import ClassDistance
 from training.defence.scores.companion_margin import CompanionMargin
 from training.defence.scores.companion_strict import CompanionStrict
+from training.defence.scores.filter_drop import FilterDrop
 from training.defence.scores.margin_drop import MarginDrop
 from training.defence.scores.neuron_sensitivity import NeuronSensitivity
-from training.defence.scores.score import Score
+from training.defence.scores.score import AnswerScore, Score
+from training.defence.scores.window_drop import WindowDrop
 from training.errors import TrainingError
 from training.util.registry import by_name
 
 SCORES: dict[str, Score] = by_name(
     MarginDrop(),
+    FilterDrop(),
+    WindowDrop(),
     NeuronSensitivity(),
     ClassDistance(),
     CompanionMargin(),
@@ -50,6 +54,11 @@ def chosen(asked: Iterable[str], *, companion: bool) -> tuple[str, ...]:
 def screening() -> tuple[str, ...]:
     """Those that a screen computes."""
     return tuple(score.name for score in SCORES.values() if score.screens)
+
+
+def of_answers() -> tuple[AnswerScore, ...]:
+    """Those that can be computed for a network that another server runs."""
+    return tuple(score for score in SCORES.values() if isinstance(score, AnswerScore))
 
 
 def _possible(score: Score, *, companion: bool) -> bool:

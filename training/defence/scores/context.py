@@ -5,16 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from training.defence.localisers import LOCALISER, localiser_named
+from training.defence.localisers.localiser import Localiser
+from training.defence.localisers.texture_colour import median_3x3
 from training.defence.signals.deviation import normalised, top_mean, view_change
 from training.defence.signals.margins import served_one_hot
 from training.defence.signals.views import SHIFTS, reference_views
+from training.imaging.inpaint import inpaint
 from training.models.network import Network
 
 Taps = dict[str, Tensor]
+
+
+class Answers(Protocol):
+    """The answering network's logits of N images and of their variants; K classes, V reference views."""
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, K)."""
+
+    @property
+    def label(self) -> Tensor:
+        """The served label, one-hot (N, K)."""
+
+    @property
+    def view_logits(self) -> Tensor:
+        """(V N, K) of the reference views, view-major."""
+
+    @property
+    def view_labels(self) -> Tensor:
+        """The served label (V N, K) beside `view_logits`."""
+
+    @property
+    def filtered_logits(self) -> Tensor:
+        """(N, K) of the images through a 3 x 3 median."""
+
+    @property
+    def hidden_logits(self) -> Tensor:
+        """(N, K) of the images with their region of attack inpainted."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,7 @@ class ScoreContext:
     change_mean: Tensor  # (C,) benign mean of the neurons' change under the views
     change_std: Tensor  # (C,)
     constants: Mapping[str, Tensor]  # what scores fitted for themselves (`Score.fit`)
+    localiser: Localiser = localiser_named(LOCALISER)
 
     @cached_property
     def label(self) -> Tensor:
@@ -54,6 +88,21 @@ class ScoreContext:
     def view_logits(self) -> Tensor:
         """Logits (V N, K) of the V reference views, view-major."""
         return self._views[0]
+
+    @cached_property
+    def region(self) -> tuple[Tensor, Tensor]:
+        """The region of attack (N, H, W) and by how much it stands out (N,)."""
+        return self.localiser.locate(self.x)
+
+    @cached_property
+    def filtered_logits(self) -> Tensor:
+        """Logits (N, K) of the images through a 3 x 3 median."""
+        return self.network(median_3x3(self.x))
+
+    @cached_property
+    def hidden_logits(self) -> Tensor:
+        """Logits (N, K) of the images with their region of attack inpainted."""
+        return self.network(inpaint(self.x, self.region[0]))
 
     @property
     def view_taps(self) -> Taps:
@@ -87,7 +136,8 @@ class BenignFeatures:
     """Benign images as a score may fit its constants on them: spatial means of the last tapped layer.
 
     `fit` (N, F) of training images with labels `fit_y` (N,); `held_out` (M, F) of images that no network was trained
-    on, with `held_out_y` (M,). Neither holds an image of the calibrate split.
+    on, with `held_out_y` (M,). Where there are no training images both are the held-out ones (`same`). Neither holds an
+    image of the calibrate split.
     """
 
     layer: str
@@ -96,3 +146,4 @@ class BenignFeatures:
     fit_y: Tensor
     held_out: Tensor
     held_out_y: Tensor
+    same: bool = False

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
-from training.defence.scores.context import BenignFeatures, ScoreContext
+from training.defence.scores.context import Answers, BenignFeatures, ScoreContext
 
-Need = Literal["views", "companion", "gradient"]
+Need = Literal["views", "filtered", "hidden", "companion", "gradient"]
 
 
 class Score(ABC):
@@ -23,8 +24,9 @@ class Score(ABC):
     meaning: ClassVar[str]
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """Beside the answering network's first look: the reference `views`; the `companion`, without which the score is
-    left out; an input `gradient` of its own."""
+    """Beside the answering network's first look: its answers to the reference `views`, to the `filtered` image, and to
+    the image with its most suspicious window `hidden`; the `companion`, without which the score is left out; an input
+    `gradient` of its own."""
 
     screens: ClassVar[bool] = False
     """Whether the cascade's screen computes it, too: it must be cheap and read no view."""
@@ -47,13 +49,25 @@ class Score(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.screens and "views" in cls.needs:
+        if cls.screens and {"views", "filtered", "hidden"} & cls.needs:
             raise TypeError(f"{cls.__name__}: a screen reads no views")
 
     def fit(self, benign: BenignFeatures) -> dict[str, Tensor]:  # noqa: ARG002  # most scores fit nothing
         """The score's constants by name (`constants`)."""
         return {}
 
+    def lacks(self, fit: np.ndarray, held_out: np.ndarray) -> str | None:  # noqa: ARG002
+        """Why the score's constants cannot be fitted on images of these labels, (N,) and (M,) as `fit` has them."""
+        return None
+
     @abstractmethod
     def __call__(self, context: ScoreContext) -> Tensor:
         """The score (N,) in operators that trace to plain ONNX (docs/architecture.md, "Defence graph")."""
+
+
+class AnswerScore(Score):
+    """A score of the network's answers alone: it can be computed for a network that another server runs."""
+
+    @abstractmethod
+    def __call__(self, context: Answers) -> Tensor:
+        """The score (N,)."""

@@ -37,7 +37,7 @@ from gateway.errors import (
 )
 from gateway.http.bodies import StrictBody
 from gateway.http.dependencies import caller_of, check_ready, dispatcher_of, recorder, registry_of
-from gateway.http.problems import OipProblem, problem_docs
+from gateway.http.problems import UPSTREAM, OipProblem, problem_docs
 from gateway.http.routes.oip.images import read_images
 from gateway.http.routes.oip.outputs import OUTPUTS, parameters_of, shape_of, values_of, visible, wanted
 from gateway.http.routes.oip.tensors import (
@@ -137,6 +137,7 @@ _INFER: dict[str, Any] = {
             RateLimited,
             Overloaded,
             NotReady,
+            *UPSTREAM,
             PalisadeError,
             schema=OipProblem,
         ),
@@ -182,7 +183,10 @@ def ready(request: Request) -> Ready:
 @probes.get("/models/{model}/versions/{version}/ready", responses=_READ_ERRORS)
 async def model_ready(request: Request, model: str, version: str | None = None) -> ModelReady:
     """Whether a model is ready."""
-    return ModelReady(name=_pipeline(request, model, version).bundle.name)
+    pipeline = _pipeline(request, model, version)
+    if pipeline.engine.problem is not None:
+        raise NotReady(pipeline.engine.problem, headers={"Retry-After": "1"})
+    return ModelReady(name=pipeline.bundle.name)
 
 
 @router.get("/models/{model}", responses=_READ_ERRORS, response_model_exclude_none=True)

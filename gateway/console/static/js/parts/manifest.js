@@ -38,7 +38,8 @@ export function manifestSection(model) {
 function factsOf(model) {
   const { input, policy, created, classes, companion, scores } = model.manifest;
   const colours = input.channels === 1 ? "grey" : "RGB";
-  const resize = `resized by ${input.resize?.rule ?? "the manifest's rule"} (${input.resize?.filter ?? "–"})`;
+  const { rule = "the manifest's rule", filter = "–", resize_to: to, antialias = true } = input.resize ?? {};
+  const resize = `resized by ${rule}${to ? ` to ${to}` : ""} (${filter}${antialias ? "" : ", not antialiased"})`;
   return [
     ["Created", created],
     ["Input", `${input.width} × ${input.height}, ${colours}; ${resize}`],
@@ -71,7 +72,7 @@ function calibration(made) {
     h(
       "p",
       { class: "hint" },
-      `${count(made.n)} benign images in ${count(made.groups)} groups, design effect ${decimal(made.design_effect, 1)}, ${made.date}`,
+      `${count(made.n)} benign images in ${count(made.groups)} groups, design effect ${decimal(made.design_effect, 1)}, ${made.date}${made.smallest_p ? `; no image can have a p-value below ${pValue(made.smallest_p)}` : ""}`,
     ),
     table(
       title,

@@ -14,7 +14,8 @@ export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, s
     return `More anomalous than ${fine(1 - p)} of benign images.${threshold} Evidence, not proof.`;
   }
   const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";
-  return `${fine(p)} of benign images look at least as unusual.${screened} That nothing was flagged does not prove that the image is clean.`;
+  const above = cutoff === undefined ? "" : ` That is above the threshold, p ≤ ${pValue(cutoff)}.`;
+  return `${fine(p)} of benign images look at least as unusual.${above}${screened} That nothing was flagged does not prove that the image is clean.`;
 }
 
 /** What neutralisation did, from { applied, served, region, area, before, after, changed, p_value }. */

@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.models.adapted import Adapted
-from training.models.network import Network
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # of networks saved from inside a wrapper
 # Of wrapped parts inside a network (compiled, in parallel, sharded, with checkpoints of activations).
@@ -19,20 +17,40 @@ INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", 
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the network
 
 
-def fill(network: Network, path: Path, *, classes: int) -> None:
-    """Load the safetensors file `path` into `network`, or into the network inside it; in float32.
+def fill(body: nn.Module, path: Path, *, classes: int | None) -> tuple[list[float], list[float]] | None:
+    """Load the safetensors file `path` into `body`, in float32; mean and deviation if the file has them as well.
 
-    Raises `TrainingError` if the file is missing or none, or of another architecture or number of classes.
+    It has them if it is of a run of ours. Raises `TrainingError` if the file is missing or none, of another
+    architecture, or of another number of classes than `classes`.
     """
-    found = _read(path)
-    modules: list[nn.Module] = [network.body, network] if isinstance(network, Adapted) else [network]
-    # The network inside, unless the file has more of the whole one: it was trained here.
-    fits = [(unwrapped(found, module.state_dict()), module) for module in modules]
-    tensors, module = max(fits, key=lambda fit: len(fit[0].keys() & fit[1].state_dict().keys()))
-    wanted = module.state_dict()
-    tensors = {name: t.to(wanted[name].dtype) if name in wanted else t for name, t in tensors.items()}
+    wanted = body.state_dict()
+    found, normalise = _of_our_runs(unwrapped(read_tensors(path), wanted), wanted)
+    tensors = {name: t.to(wanted[name].dtype) if name in wanted else t for name, t in found.items()}
     _check(path, tensors, wanted, classes)
-    module.load_state_dict(tensors, strict=False)  # `_check` was strict
+    body.load_state_dict(tensors, strict=False)  # `_check` was strict
+    return normalise
+
+
+def stated_classes(tensors: dict[str, Tensor], wanted: dict[str, Tensor], guess: int) -> int:
+    """How many classes the weights answer with, where a network of `guess` classes has the tensors `wanted`."""
+    found = _of_our_runs(unwrapped(tensors, wanted), wanted)[0]
+    other = [
+        len(tensor)
+        for name, tensor in found.items()
+        if name in wanted and tensor.shape != wanted[name].shape and wanted[name].ndim and len(wanted[name]) == guess
+    ]
+    return other[0] if other and len(set(other)) == 1 else guess
+
+
+def _of_our_runs(
+    tensors: dict[str, Tensor], wanted: Collection[str]
+) -> tuple[dict[str, Tensor], tuple[list[float], list[float]] | None]:
+    """Tensors of the network inside one of ours, and that one's mean and deviation."""
+    mean, std = tensors.get("normalise.mean"), tensors.get("normalise.std")
+    if mean is None or std is None or "normalise.mean" in wanted:
+        return tensors, None
+    inside = {name.removeprefix("body."): tensor for name, tensor in tensors.items() if name.startswith("body.")}
+    return inside, (mean.flatten().tolist(), std.flatten().tolist())
 
 
 def unwrapped(tensors: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
@@ -54,7 +72,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TrainingError(f"{path}: no such file")
     try:
@@ -66,7 +84,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _check(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor], classes: int) -> None:
+def _check(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor], classes: int | None) -> None:
     missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     # Older files lack these counters, which nothing here reads.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -77,7 +95,7 @@ def _check(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor], cl
     for name, tensor in tensors.items():
         if tensor.shape == wanted[name].shape:
             continue
-        if tensor.shape[1:] == wanted[name].shape[1:] and len(wanted[name]) == classes:
+        if classes is not None and tensor.shape[1:] == wanted[name].shape[1:] and len(wanted[name]) == classes:
             raise TrainingError(f"{path} answers with {len(tensor)} classes ({name}), the data have {classes}")
         raise TrainingError(
             f"{path} is not of this architecture: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"

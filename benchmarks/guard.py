@@ -1,0 +1,327 @@
+"""`palisade guard` before a real model server: equal verdicts, what it adds to the extra rows, and the server killed.
+
+`python -m benchmarks.guard --peer mlserver --command PATH/TO/mlserver` serves the answering network of a bundle by
+MLServer (`pip install mlserver onnxruntime` in an environment of its own); `--peer palisade` serves the bundle by a
+second gateway. In turns, the gateway's answer to one image is timed, and a plain request of as many rows. The bundle
+that verdicts are compared with has the same network inside, and the same scores.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+import numpy as np
+import psutil
+import torch
+import typer
+
+from benchmarks.peers.servers import mlserver, second_palisade
+from benchmarks.record import record
+from benchmarks.serving import Server, palisade
+from gateway.core.decode import to_pixels
+from gateway.core.loading import Bundle, load_bundle
+from gateway.core.preprocessing import Resize
+from gateway.core.upstream import Protocol2
+from gateway.settings import Settings
+from gateway.upstream.connection import Connection
+from gateway.upstream.protocol2 import Protocol2Peer
+from gateway.versions.registry import load_pipeline
+from training.attacks.patch import patch_attack
+from training.attacks.pgd import pgd
+from training.bundling.assemble import Plan, Silent, assemble
+from training.bundling.guard import FRACTIONS, find_upstream, guard
+from training.bundling.networks import NETWORKS, load_networks
+from training.bundling.provenance import load_data, recipe_of
+from training.bundling.samples import Effort
+from training.bundling.wrap import image_folder
+from training.data.dataset import Dataset, load_dataset
+from training.defence.scores import of_answers
+from training.defence.upstream import ROWS
+from training.models import ModelSpec
+from training.models.network import Network
+from training.recipes.training import DataSpec
+from training.served.scoring import png, to_uint8
+from training.util.atomic import draft_of
+from training.util.module_modes import seeded
+
+CLIENTS, KILLED_AFTER, AWAY = 8, 4.0, 4.0
+WARM = 50
+Part = Literal["verdicts", "latency", "killed"]
+PARTS: tuple[Part, ...] = ("verdicts", "latency", "killed")
+
+
+@dataclass
+class Seen:
+    """What clients met while the peer was killed and came back."""
+
+    answers: list[tuple[float, float, int, bool, str]] = field(default_factory=list)
+    """When it was sent, seconds, status, flagged, request id."""
+
+
+def main(
+    peer: Annotated[Literal["mlserver", "palisade"], typer.Option(help="What serves the network.")] = "palisade",
+    command: Annotated[Path | None, typer.Option(help="The executable `mlserver`.")] = None,
+    bundle: Annotated[Path, typer.Option(help="Bundle whose answering network is served.")] = Path("models/gtsrb"),
+    folder: Annotated[Path | None, typer.Option(help="Folder for the two bundles, kept for the next run.")] = None,
+    images: Annotated[
+        int, typer.Option(help="Test images whose verdicts are compared, clean and attacked each.")
+    ] = 200,
+    rounds: Annotated[int, typer.Option(help="Answers timed.")] = 400,
+    per_class: Annotated[int, typer.Option(help="Images of each class, of the bundle's test images.")] = 40,
+    only: Annotated[Part | None, typer.Option(help="What is measured (default: all).")] = None,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    torch.set_num_threads(1)
+    parts = PARTS if only is None else (only,)
+    if peer == "mlserver" and command is None:
+        raise typer.BadParameter("--peer mlserver needs --command, the executable `mlserver`")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        original = load_bundle(bundle)
+        classes = len(original.manifest.classes)
+        network = _network(original)
+
+        def start(again: str = "") -> AbstractContextManager[Server]:
+            if peer == "palisade":
+                return second_palisade(bundle, place / f"second{again}")
+            assert command is not None
+            return mlserver(command, network, original.manifest.input, classes, place / f"mlserver{again}")
+
+        with start() as server:
+            model = f"{server.url}/v2/models/{'net' if peer == 'mlserver' else original.name}"
+            made = place / f"guarded-{peer}"
+            spec = _photos(place / "photos", original, per_class)
+            data = _calibrated(model, spec, made)
+            figures: dict[str, Any] = {
+                "peer": peer,
+                "bundle": f"{original.name} {original.version}",
+                "rows_per_image": ROWS,
+                "seed": seed,
+            }
+            if "verdicts" in parts:
+                inside = _wrapped(place / "wrapped", network, data, spec, original)
+                figures["verdicts"] = _verdicts(made, inside, model, network, data, images, seed=seed)
+            if "latency" in parts:
+                with palisade(made, path="/v1/predict", threads=1, upstream=model) as gateway:
+                    figures["latency_ms"] = _latency(gateway, made, model, data, rounds)
+        if "killed" in parts:
+            figures["killed"] = _killed(start, made, model, network, data, place)
+        print(json.dumps(figures, indent=1))
+        if out is not None:
+            record(out, "palisade guard before a model server", figures)
+
+
+def _photos(folder: Path, original: Bundle, per_class: int) -> DataSpec:
+    """`folder`/<class>/*.png of the original's test images, which no network has seen, as a user would have them."""
+    recipe, _ = recipe_of(original)
+    if not folder.is_dir():
+        test = load_data(recipe).test
+        for label in np.unique(test.y):
+            place = folder / f"{label:03d}"
+            place.mkdir(parents=True)
+            for number, image in enumerate(test.x[test.y == label][:per_class]):
+                (place / f"image{number}.png").write_bytes(png(image))
+    spec = image_folder(folder, size=original.manifest.input.height, resize=Resize(), seen=True)
+    return spec.model_copy(update={"fractions": FRACTIONS})
+
+
+def _network(bundle: Bundle) -> Network:
+    """The answering network as it was trained."""
+    manifest = bundle.manifest
+    models = {"standard": ModelSpec.model_validate(manifest.training["standard"]["model"])}
+    file = bundle.path / NETWORKS
+    return load_networks(file, models, classes=len(manifest.classes), spec=manifest.input)["standard"]
+
+
+def _calibrated(model: str, spec: DataSpec, out: Path) -> Dataset:
+    """The guard's bundle in `out`, unless an earlier run has made it; its data."""
+    if out.is_dir():
+        return load_dataset(
+            spec.source, seed=spec.split_seed, fractions=spec.fractions, size=spec.size, resize=spec.resize
+        )
+    with Connection(timeout=30) as connection:
+        asked = find_upstream(model, connection, output_name="logits")
+    start = time.perf_counter()
+    done = guard(asked, spec, out, force=True, report=Silent())
+    print(
+        f"calibrated in {time.perf_counter() - start:.0f} s: accuracy {done.accuracy}, "
+        f"flagged {done.flagged} of {done.tested} benign test images"
+    )
+    return done.data
+
+
+def _wrapped(out: Path, network: Network, data: Dataset, spec: DataSpec, original: Bundle) -> Bundle:
+    """The bundle with the network inside, made as `palisade wrap` does, with the guard's scores alone fused."""
+    if not out.is_dir():
+        recipe, evaluation = recipe_of(original)
+        standard = recipe.model_copy(update={"data": spec}).model_dump(mode="json")
+        training = {"standard": standard, "evaluation": evaluation.model_dump(mode="json")}
+        fused = [score.name for score in of_answers()]
+        plan = Plan("wrapped", "1.0.0", training, fused, resize=spec.resize, samples=1, effort=Effort(8, 5))
+        with draft_of(out) as draft:
+            assemble(draft, plan, {"standard": network}, data, Silent())
+    return load_bundle(out)
+
+
+def _verdicts(
+    made: Path, inside: Bundle, model: str, network: Network, data: Dataset, count: int, *, seed: int
+) -> dict[str, Any]:
+    """Both pipelines on clean, attacked and patched test images."""
+    settings = Settings(threads=1, upstream=model)
+    ours, theirs = load_pipeline(made, settings), load_pipeline(inside.path, settings)
+    found: dict[str, Any] = {}
+    for kind, pictures in _pictures(network, data, count, seed=seed).items():
+        a, b = (
+            pipeline.decide_images([pipeline.decode(png(image)) for image in pictures], explain=False)
+            for pipeline in (ours, theirs)
+        )
+        apart = [abs(x.raw.verdict.p_value - y.raw.verdict.p_value) for x, y in zip(a, b, strict=True)]
+        found[kind] = {
+            "n": len(pictures),
+            "largest_difference_of_p": max(apart),
+            "same_flag": sum(x.flagged == y.flagged for x, y in zip(a, b, strict=True)),
+            "same_answer": sum(
+                x.served.prediction.index == y.served.prediction.index for x, y in zip(a, b, strict=True)
+            ),
+            "flagged": sum(x.flagged for x in a),
+        }
+    return found
+
+
+def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict[str, np.ndarray]:
+    """uint8 (N, H, W, C): clean, attacked (PGD, 8/255) and patched (5 %) test images."""
+    test = data.test.take(np.arange(min(count, len(data.test))))
+    x, y = torch.from_numpy(to_pixels(test.x)), torch.from_numpy(test.y)
+    side = round(0.22 * x.shape[2])
+    attacked = pgd(network, x, y, eps=8 / 255, steps=20, generator=seeded(seed, 8))
+    patched, _ = patch_attack(network, x, y, side=side, steps=50, generator=seeded(seed, side))
+    return {"clean": test.x, "attacked": to_uint8(attacked.numpy()), "patched": to_uint8(patched.numpy())}
+
+
+def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int) -> dict[str, Any]:
+    """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, as it sends them.
+
+    `in_process` is the same answer without the gateway's own HTTP. Beside the times of the wall stand the processor's,
+    which other processes of a busy machine hardly change: of the gateway for an answer, and of this process for what it
+    does to send those rows.
+    """
+    bundle = load_bundle(made)
+    upstream = bundle.manifest.upstream
+    assert upstream is not None
+    assert isinstance(upstream.protocol, Protocol2)
+    inside = load_pipeline(made, Settings(threads=1, upstream=model))
+    times: dict[str, list[float]] = {"guard": [], "in_process": [], "as_many_rows": [], "one_row": []}
+    images = data.test.x[:64]
+    with Connection(timeout=30) as connection, httpx.Client(timeout=30) as client:
+        direct = Protocol2Peer(upstream.protocol.model_copy(update={"url": model}), connection)
+        busy, own = 0.0, 0.0
+        for i in range(rounds + WARM):
+            if i == WARM:
+                busy = gateway.cpu_seconds()
+            image = images[i % len(images)]
+            body, rows = png(image), np.repeat(to_pixels(image), ROWS, axis=0)
+            took = {}
+            start = time.perf_counter()
+            answer = client.post(f"{gateway.url}/v1/predict", content=body)
+            took["guard"] = time.perf_counter() - start
+            assert answer.status_code == 200, answer.text
+            gated = answer.json()["neutralization"]["applied"]
+            start = time.perf_counter()
+            inside.decide_images([inside.decode(body)], explain=False)
+            took["in_process"] = time.perf_counter() - start
+            for name, sent in (("as_many_rows", rows), ("one_row", rows[:1])):
+                start, mine = time.perf_counter(), time.process_time()
+                direct.values(sent)
+                took[name] = time.perf_counter() - start
+                own += (time.process_time() - mine) * (name == "as_many_rows" and i >= WARM)
+            if i >= WARM and not gated:  # a second pass is rows once more
+                for name, seconds in took.items():
+                    times[name].append(seconds * 1e3)
+        busy = gateway.cpu_seconds() - busy
+    figures: dict[str, Any] = {
+        name: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)} for name, values in times.items()
+    }
+    return figures | {
+        "n": len(times["guard"]),
+        "added_p50": round(figures["guard"]["p50"] - figures["as_many_rows"]["p50"], 3),
+        "added_p50_in_process": round(figures["in_process"]["p50"] - figures["as_many_rows"]["p50"], 3),
+        "processor_ms_an_answer": {"gateway": round(busy / rounds * 1e3, 3), "rows_sent": round(own / rounds * 1e3, 3)},
+    }
+
+
+def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset, place: Path) -> dict[str, Any]:
+    """Clients send attacked images while the peer is killed (SIGKILL); every flagged answer must have its event."""
+    bodies = [png(image) for image in _pictures(network, data, 64, seed=1)["patched"]]
+    with start("-killed") as peer:
+        upstream = peer.url + model[model.index("/v2") :]
+        with palisade(
+            made,
+            path="/v1/predict",
+            threads=1,
+            upstream=upstream,
+            audit_sample=0.0,
+            data_dir=place / "data",
+            upstream_timeout=2.0,
+        ) as gateway:
+            seen, end = Seen(), time.monotonic() + KILLED_AFTER + AWAY
+            with ThreadPoolExecutor(CLIENTS + 1) as pool:
+                jobs = [pool.submit(_client, gateway.url, bodies, k, end, seen) for k in range(CLIENTS)]
+                time.sleep(KILLED_AFTER)
+                killed = time.monotonic()
+                root = psutil.Process(peer.process.pid)
+                for process in [root, *root.children(recursive=True)]:
+                    process.kill()
+                for job in jobs:
+                    job.result()
+            ready = httpx.get(f"{gateway.url}/readyz").status_code
+            flagged = {identifier for *_, yes, identifier in seen.answers if yes}
+            events = _events(gateway.url, flagged)
+    return {
+        "clients": CLIENTS,
+        "answers_before": dict(Counter(str(a[2]) for a in seen.answers if a[0] < killed)),
+        "answers_after": dict(Counter(str(a[2]) for a in seen.answers if a[0] >= killed)),
+        "longest_answer_s": round(max(a[1] for a in seen.answers), 3),
+        "readyz_without_peer": ready,
+        "flagged_answers": len(flagged),
+        "events_lost": len(flagged - events),
+    }
+
+
+def _client(url: str, bodies: list[bytes], number: int, end: float, seen: Seen) -> None:
+    with httpx.Client(timeout=60) as client:
+        i = number
+        while time.monotonic() < end:
+            sent = time.monotonic()
+            answer = client.post(f"{url}/v1/predict", content=bodies[i % len(bodies)])
+            flagged = answer.status_code == 200 and answer.json()["verdict"]["flagged"]
+            seen.answers.append(
+                (sent, time.monotonic() - sent, answer.status_code, flagged, answer.headers["x-request-id"])
+            )
+            if answer.status_code != 200:
+                time.sleep(0.05)
+            i += 1
+
+
+def _events(url: str, wanted: set[str]) -> set[str]:
+    """Those of the ids `wanted` that the audit trail has, once it has all that it is going to have."""
+    deadline, found = time.monotonic() + 20, set[str]()
+    while found != wanted and time.monotonic() < deadline:
+        for identifier in wanted - found:
+            if httpx.get(f"{url}/v1/events/{identifier}").status_code == 200:
+                found.add(identifier)
+        time.sleep(0.5)
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

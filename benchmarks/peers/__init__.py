@@ -1,0 +1,1 @@
+"""Model servers that `benchmarks.guard` puts behind the gateway."""

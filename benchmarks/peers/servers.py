@@ -1,0 +1,59 @@
+"""Starting the peers: MLServer with a network as ONNX, and a second Palisade with a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.serving import Server, free_port, palisade, running
+from gateway.core.manifest import InputSpec
+from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.models.network import Network
+
+RUNTIME = Path(__file__).parent / "mlserver_onnx.py"
+
+
+@contextmanager
+def mlserver(command: Path, network: Network, spec: InputSpec, classes: int, folder: Path) -> Iterator[Server]:
+    """`mlserver start` (the executable `command`) with the network alone, as `net`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model = folder / "net"
+    model.mkdir(parents=True)
+    pixels = torch.rand(EXAMPLE_BATCH, spec.channels, spec.height, spec.width)
+    export_module(network, model / "net.onnx", inputs={"pixels": pixels}, outputs=["logits"])
+    shutil.copy(RUNTIME, model / "runtime.py")
+    (model / "model-settings.json").write_text(
+        json.dumps(
+            {
+                "name": "net",
+                "implementation": "runtime.OnnxModel",
+                "inputs": [
+                    {"name": "pixels", "datatype": "FP32", "shape": [-1, spec.channels, spec.height, spec.width]}
+                ],
+                "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, classes]}],
+            }
+        )
+    )
+    port = free_port()
+    settings: dict[str, Any] = {"host": "127.0.0.1", "http_port": port, "parallel_workers": 0}
+    settings |= {"grpc_port": free_port(), "metrics_port": free_port(), "debug": False}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    with running(
+        [str(command), "start", str(folder)], environment, path="/v2", ready="/v2/models/net/ready", port=port
+    ) as server:
+        yield server
+
+
+@contextmanager
+def second_palisade(bundle: Path, folder: Path) -> Iterator[Server]:
+    """A gateway with `bundle` that serves its first answers (`observe`), so that its logits are the network's."""
+    with palisade(bundle, path="/v2", threads=1, policy="observe", audit=False, state_dir=folder / "state") as server:
+        yield server

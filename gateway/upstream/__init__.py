@@ -1,0 +1,1 @@
+"""`palisade guard`: an engine whose forward passes are those of another server."""

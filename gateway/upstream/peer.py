@@ -1,0 +1,114 @@
+"""The upstream's classifier: rows to logits, with circuit breaker, bounds, checks and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gateway.core.upstream import PlainHttp, Upstream, probe_image
+from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamUnavailable
+from gateway.telemetry import metrics
+from gateway.upstream.breaker import Breaker
+from gateway.upstream.connection import Connection
+from gateway.upstream.plain import PlainPeer
+from gateway.upstream.protocol2 import Protocol2Peer
+
+# Probabilities of the same model on other hardware differ by less; those of other weights by far more.
+PROBE_TOLERANCE = 0.02
+# float32's smallest: a probability of zero is one that was rounded to it.
+_LEAST = 1.2e-38
+
+
+class Peer(Protocol):
+    """A way to ask for the numbers (M, K) of rows (M, C, H, W)."""
+
+    def values(self, rows: np.ndarray, *, deadline: float) -> np.ndarray: ...
+
+
+class Classifier:
+    """The network that the upstream serves, as a function of rows; used from several threads."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        classes: Sequence[str],
+        *,
+        model: str,
+        timeout: float,
+        token: str | None = None,
+        failures: int = 5,
+        pause: float = 2.0,
+    ) -> None:
+        self.upstream = upstream
+        self.url = upstream.protocol.url
+        self.breaker = Breaker(failures=failures, pause=pause)
+        self._classes = len(classes)
+        self._model = model
+        self._timeout = timeout
+        self._connection = Connection(timeout=timeout, token=token)
+        protocol = upstream.protocol
+        self._peer: Peer = (
+            PlainPeer(protocol, classes, self._connection)
+            if isinstance(protocol, PlainHttp)
+            else Protocol2Peer(protocol, self._connection)
+        )
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Logits (M, K) of `rows` float32 (M, C, H, W) in [0, 1]; of probabilities their logarithms.
+
+        A row for which the upstream gives no finite numbers is NaN. Raises `UpstreamUnavailable`, at once while the
+        breaker is open, `UpstreamTimeout` when all of it takes longer than the timeout, and `UpstreamInvalid`.
+        """
+        if not self.breaker.admit():
+            wait = max(1, round(self.breaker.wait))
+            raise UpstreamUnavailable(
+                "the upstream has failed too often just now; it is tried again", headers={"Retry-After": str(wait)}
+            )
+        try:
+            made = self._asked(rows)
+        except PalisadeError as error:
+            self.breaker.failed()
+            metrics.upstream_failures_total.labels(self._model, error.code).inc()
+            raise
+        except BaseException:
+            self.breaker.failed()
+            raise
+        self.breaker.succeeded()
+        return made
+
+    def probe(self, *, channels: int, height: int, width: int) -> None:
+        """Ask for the answer to `probe_image`; raises as `logits` does, and `UpstreamInvalid` if it is another one."""
+        logits = self.logits(probe_image(channels, height, width))[0].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise UpstreamInvalid("the upstream gave numbers that are not finite")
+        found = np.exp(logits - np.logaddexp.reduce(logits))
+        if not np.abs(found - np.asarray(self.upstream.probe)).max() <= PROBE_TOLERANCE:
+            raise UpstreamInvalid(
+                "the upstream does not serve the model that was calibrated: run `palisade guard calibrate` again"
+            )
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._connection.close()
+
+    def _asked(self, rows: np.ndarray) -> np.ndarray:
+        start = time.monotonic()
+        prepared, most = self.upstream.normalise.apply(rows), self.upstream.max_rows
+        parts = [
+            self._peer.values(prepared[first : first + most], deadline=start + self._timeout)
+            for first in range(0, len(rows), most)
+        ]
+        metrics.upstream_seconds.labels(self._model).observe(time.monotonic() - start)
+        metrics.upstream_rows_total.labels(self._model).inc(len(rows))
+        values = np.concatenate(parts)
+        if values.shape[1] != self._classes:
+            raise UpstreamInvalid(f"the upstream gave {values.shape[1]} classes, {self._classes} were calibrated")
+        values[~np.isfinite(values).all(1)] = np.nan
+        if self.upstream.values == "logits":
+            return values
+        if (values < -1e-3).any() or (values > 1 + 1e-3).any():
+            raise UpstreamInvalid("the upstream gave probabilities outside 0 to 1")
+        return np.asarray(np.log(np.maximum(values, np.float32(_LEAST))))

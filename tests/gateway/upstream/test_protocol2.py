@@ -1,0 +1,156 @@
+"""Rows on the wire and answers off it, sound and hostile."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+
+from gateway.core.preprocessing import Normalisation
+from gateway.core.upstream import Protocol2, Upstream, checked_url
+from gateway.errors import ConfigError, UpstreamInvalid
+from gateway.upstream.connection import Answer, Connection
+from gateway.upstream.describe import describe
+from gateway.upstream.opening import moved
+from gateway.upstream.protocol2 import output_of, request_of
+from tests.gateway.tiny import SIZE
+from tests.gateway.upstream.fake import LENGTH, faked
+from tests.gateway.upstream.tiny_guard import fake_server
+
+SPEC = Protocol2(url="http://host/v2/models/net", input="x", output="y")
+ROWS = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2) / 255
+
+
+def answer(body: object, *, blob: bytes = b"", length: object = None) -> Answer:
+    head = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {} if not blob and length is None else {LENGTH: str(len(head) if length is None else length)}
+    return Answer(head + blob, httpx.Headers(headers))
+
+
+def output(**fields: object) -> dict[str, object]:
+    return {"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6], **fields}]}
+
+
+def test_json_and_binary_tensors_carry_the_same_numbers() -> None:
+    body, _ = request_of(SPEC, ROWS)
+    plain = json.loads(body)["inputs"][0]
+    assert plain["shape"] == [2, 3, 2, 2]
+    np.testing.assert_allclose(np.array(plain["data"], np.float32), ROWS.ravel())
+    body, headers = request_of(SPEC.model_copy(update={"binary": True}), ROWS)
+    end = int(headers[LENGTH])
+    assert json.loads(body[:end])["inputs"][0]["parameters"] == {"binary_data_size": ROWS.nbytes}
+    np.testing.assert_array_equal(np.frombuffer(body[end:], "<f4"), ROWS.ravel())
+
+
+def test_bytes_with_channels_last() -> None:
+    body, _ = request_of(SPEC.model_copy(update={"datatype": "UINT8", "layout": "nhwc"}), ROWS)
+    tensor = json.loads(body)["inputs"][0]
+    assert tensor["shape"] == [2, 2, 2, 3]
+    assert tensor["data"][:3] == [0, 4, 8]
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        answer(output()),
+        answer(output(data=[[1, 2, 3], [4, 5, 6]])),
+        answer(output(shape=[2, 3, 1, 1])),
+        answer(output(datatype="FP64", data=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
+        answer(
+            {
+                "outputs": [
+                    {"name": "z", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}},
+                    {"name": "y", "shape": [2, 3], "datatype": "FP16", "parameters": {"binary_data_size": 12}},
+                ]
+            },
+            blob=b"12345" + np.arange(1, 7, dtype="<f2").tobytes(),
+        ),
+    ],
+)
+def test_a_sound_answer(sound: Answer) -> None:
+    np.testing.assert_array_equal(output_of("y", 2, sound), np.arange(1, 7, dtype=np.float32).reshape(2, 3))
+
+
+def test_null_is_no_number() -> None:
+    assert np.isnan(output_of("y", 2, answer(output(data=[None, 2, 3, 4, 5, 6])))[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (answer(b"<html>"), "not JSON"),
+        (answer(b"[" * 100_000), "not JSON"),
+        (answer([]), "no list of outputs"),
+        (answer({"outputs": {"y": 1}}), "no list of outputs"),
+        (answer({"outputs": []}), "no output 'y'"),
+        (answer(output(name="other")), "no output 'y'"),
+        (answer(output(shape=None)), "states no shape"),
+        (answer(output(shape=[2, "3"])), "states no shape"),
+        (answer(output(shape=[3, 2])), "has the shape"),
+        (answer(output(shape=[2, 3, 2])), "has the shape"),
+        (answer(output(shape=[2, 10**12])), "has not the numbers"),
+        (answer(output(datatype="BYTES")), "is BYTES"),
+        (answer(output(data=[1, 2])), "has not the numbers"),
+        (answer(output(data="text")), "has not the numbers"),
+        (answer(output(data=[True, 2, 3, 4, 5, 6])), "has not the numbers"),
+        (answer(output(data=[10**400, 2, 3, 4, 5, 6])), "has not the numbers"),
+        (answer(output(parameters={"binary_data_size": 24})), "binary_data_size is 24, 0 bytes follow"),
+        (answer(output(parameters={"binary_data_size": -1}), blob=b"1234"), "binary_data_size is -1"),
+        (answer(output(parameters={"binary_data_size": 4}), blob=b"1234"), "has not the numbers"),
+        (answer(output(), length=10**9), LENGTH),
+        (answer(output(), length="-1"), LENGTH),
+    ],
+)
+def test_a_hostile_answer_is_named(body: Answer, reason: str) -> None:
+    with pytest.raises(UpstreamInvalid, match=reason) as caught:
+        output_of("y", 2, body)
+    assert len(caught.value.detail) < 200
+
+
+def test_a_server_describes_its_model() -> None:
+    with faked(fake_server(max_batch=8)) as fake, Connection(timeout=5) as connection:
+        found = describe(fake.url, connection)
+        assert found.protocol == Protocol2(url=f"{fake.url}/v2/models/net", input="x", output="logits", binary=True)
+        assert (found.size, found.channels, found.max_rows) == ((SIZE, SIZE), 3, 8)
+        assert describe(f"{fake.url}/v2/models/net", connection) == found
+        fake.shape, fake.binary, fake.max_batch = [4, -1, -1, 3], False, None
+        other = describe(fake.url, connection)
+        assert (other.protocol.layout, other.protocol.batch, other.protocol.binary) == ("nhwc", 4, False)
+        assert (other.size, other.max_rows) == (None, 4)
+        fake.shape = [-1, 7]
+        with pytest.raises(ConfigError, match="state the shape where the server is configured"):
+            describe(fake.url, connection)
+        fake.shape, fake.datatype = [-1, 3, 8, 8], "BYTES"
+        with pytest.raises(ConfigError, match="is BYTES, not FP32"):
+            describe(fake.url, connection)
+
+
+def test_a_bundle_moves_with_its_server() -> None:
+    upstream = Upstream(protocol=SPEC, values="logits", rows=5, maps=4, probe=[0.5, 0.5])
+    for url, place in {
+        "http://other:8000": "http://other:8000/v2/models/net",
+        "http://other:8000/prefix/": "http://other:8000/prefix/v2/models/net",
+        "http://other/v2/models/net2/versions/3": "http://other/v2/models/net2/versions/3",
+    }.items():
+        assert moved(upstream, url).protocol.url == place
+    with pytest.raises(ConfigError, match="PALISADE_UPSTREAM='ftp://x'"):
+        moved(upstream, "ftp://x")
+    with pytest.raises(ValueError, match="PALISADE_UPSTREAM_TOKEN"):
+        checked_url("http://user@host")
+
+
+def test_normalisation_is_that_of_networks_trained_elsewhere() -> None:
+    steps = Normalisation(channel_order="bgr", scale="byte", mean=[104, 117, 123], std=[1, 1, 2])
+    found = steps.apply(ROWS)
+    np.testing.assert_allclose(found[:, 0], ROWS[:, 2] * 255 - 104, atol=1e-4)
+    np.testing.assert_allclose(found[:, 2], (ROWS[:, 0] * 255 - 123) / 2, atol=1e-4)
+    assert Normalisation().apply(ROWS) is ROWS
+
+
+def test_another_palisade_gets_float32() -> None:
+    with faked(fake_server()) as fake, Connection(timeout=5) as connection:
+        fake.shape, fake.datatype, fake.platform = [-1, SIZE, SIZE, 3], "UINT8", "palisade_onnx"
+        protocol = describe(fake.url, connection).protocol
+    assert (protocol.datatype, protocol.layout) == ("FP32", "nchw")
