@@ -16,6 +16,8 @@ from gateway.campaigns.records import Batch
 MAX_GROUPS = 20_000
 """Groups that are followed at once; beyond it the one that was quiet for longest is forgotten."""
 MAX_CALLERS = 10_000
+_LATER = 8
+"""A campaign's shape is looked at again with every eighth image; it stays a campaign."""
 _OWN = 4
 """Newest queries of the same caller that a query is always compared with."""
 
@@ -85,7 +87,7 @@ class Analyst:
         case = self._known.pop(seen.request, None)
         if case is not None:
             group.adopt(case)
-        if same is None and group.different >= EARLY:
+        if same is None and group.different >= EARLY and (group.pattern != "search" or group.different % _LATER == 0):
             self._judge(group)
         if group.pattern is not None:
             self._changed[at] = group

@@ -1,10 +1,11 @@
 """Fingerprints of decided images: salted random projections, from which near-duplicates are found and compared.
 
-A fingerprint has three parts, each of which needs the salt. `exact` is a keyed hash of the pixels. `coarse` is a
-projection of the means of 8 x 8 cells, normalised in brightness and contrast, so that it survives re-encoding, noise
-and a shift of a pixel; neighbours are looked up by it. `detail` is a projection of pixels at secret places, normalised
-alike, so that distances between two images, pixel for pixel, can be estimated (Johnson and Lindenstrauss 1984; 64
-signs give a distance within about 9 %). Whoever lacks the salt cannot choose images by their fingerprints.
+A fingerprint has three parts, each of which needs the salt. `exact` is a keyed hash of pixels at secret places and of
+the means of cells: equal for one image sent twice. `coarse` is a projection of the means of 8 x 8 cells, normalised in
+brightness and contrast, so that it survives re-encoding, noise and a shift of a pixel; neighbours are looked up by it.
+`detail` is a projection of pixels at secret places, normalised alike, so that distances between two images, pixel for
+pixel, can be estimated (Johnson and Lindenstrauss 1984; 64 signs give a distance within about 9 %). Whoever lacks the
+salt cannot choose images by their fingerprints.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ class Fingerprinter:
         """The fingerprint of float32 pixels (C, H, W) in [0, 1]; `ValueError` for another shape."""
         if pixels.shape != self._shape:
             raise ValueError(f"pixels are {pixels.shape}, expected {self._shape}")
-        levels = np.rint(pixels * np.float32(255)).astype(np.uint8)
-        exact = hashlib.blake2b(levels.tobytes(), digest_size=8, key=self._key).digest()
         cells = (self._rows @ pixels @ self._columns).ravel()
+        places = pixels.reshape(-1)[self._places]
+        levels = np.rint(places * 255).astype(np.uint8).tobytes() + np.rint(cells * 65_535).astype(np.uint16).tobytes()
+        exact = hashlib.blake2b(levels, digest_size=8, key=self._key).digest()
         coarse = _normalised(cells)[0] @ self._coarse
-        sample, contrast = _normalised(pixels.reshape(-1)[self._places])
+        sample, contrast = _normalised(places)
         return Fingerprint(
             exact=int.from_bytes(exact, "little"),
             coarse=np.clip(np.rint(coarse / COARSE_UNIT), -127, 127).astype(np.int8),
