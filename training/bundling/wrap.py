@@ -77,6 +77,7 @@ def wrap(
     wanted: Wanted = Wanted(),
     labels: Path | None = None,
     version: str = "1.0.0",
+    description: str = "",
     companion: Path | None = None,
     samples: int = 2,
     force: bool = False,
@@ -121,7 +122,7 @@ def wrap(
         right = accuracy(network, images.select, batch=batch_of(*images.select.x.shape[1:3]))
     plan = _plan(slug(out.name), version, training, data.resize, images, samples=samples, alone=companion is None)
     normalise = None if opened.arch in ARCHS else chosen.normalise  # ours have it in their weights
-    plan = replace(plan, keep=partial(keep, opened), normalise=normalise)
+    plan = replace(plan, description=description, keep=partial(keep, opened), normalise=normalise)
     return Wrap(_bundled(out, plan, networks, images, report), images, right, chosen, found)
 
 
