@@ -33,9 +33,9 @@ from training.defence.graph import DefenceGraph
 from training.export.fold import folded
 from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
-from training.models.forms.opened import IMAGENET
 from training.models.named import with_taps
 from training.models.network import Network
+from training.preprocessing.values import IMAGENET
 from training.util.module_modes import seeded
 
 IMAGES = 2
