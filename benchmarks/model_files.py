@@ -36,6 +36,7 @@ from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
 from training.models.named import with_taps
 from training.models.network import Network
+from training.preprocessing.values import IMAGENET
 from training.util.module_modes import seeded
 
 IMAGES = 2
@@ -151,7 +152,7 @@ def in_a_process(title: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.model_files", "--one", title, "--out", str(result)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  # our own module
         if done.returncode or not result.is_file():
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = " ".join(done.stderr.rpartition("Error: ")[2].split()) or "no message"
             return {"file": title, "error": reason[:300]}
         return json.loads(result.read_text())
 

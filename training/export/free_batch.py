@@ -22,6 +22,8 @@ def with_free_batch(first: GraphModule, second: GraphModule, sizes: tuple[int, i
 
     Changes `first`. Raises `ExportError` if the two differ in more than numbers that are linear in the batch.
     """
+    for traced in (first, second):
+        traced.graph.eliminate_dead_code()  # such as gradients of weights, which are means over the batch
     graph, pairs = first.graph, list(zip(first.graph.nodes, second.graph.nodes, strict=False))
     if len(first.graph.nodes) != len(second.graph.nodes):
         raise ExportError("the network computes something else for another number of images")

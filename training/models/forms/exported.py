@@ -28,6 +28,9 @@ def opened(asked: Asked) -> OpenedModel:
     if isinstance(shape[0], int):
         raise TrainingError(f"{path}: is made for batches of {shape[0]} alone; {FREE}")
     body = torch.export.unflatten(program)
+    for module in body.modules():  # the notes of the export, whose tensors of symbolic sizes cannot be copied
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.clear()
     return OpenedModel(
         body.requires_grad_(False),
         path.stem,

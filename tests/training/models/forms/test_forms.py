@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def test_exported_programs(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(network, (x,), dynamic_shapes=({0: batch},)), tmp_path / "mine.pt2")
     opened = open_model(str(tmp_path / "mine.pt2"))
     check(opened.body, network)
+    check(copy.deepcopy(opened.body), network)
     assert opened.side == SIDE
     torch.export.save(torch.export.export(network, (x,)), tmp_path / "fixed.pt2")
     with pytest.raises(TrainingError, match=r"batches of 2 alone; export it with dynamic_shapes"):
