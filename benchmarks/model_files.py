@@ -36,7 +36,6 @@ from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
 from training.models.named import with_taps
 from training.models.network import Network
-from training.preprocessing.values import IMAGENET
 from training.util.module_modes import seeded
 
 IMAGES = 2
