@@ -159,8 +159,11 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
     return arrays
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` (atomically) with the hashes of the files that lie in `folder` now."""
+def write_manifest(folder: Path, manifest: Manifest, *, as_read: bool = False) -> None:
+    """Write `manifest.json` (atomically) with the hashes of the files that lie in `folder` now.
+
+    `as_read`: of a manifest that was read from a file, what that did not state is not stated now either.
+    """
     manifest = manifest.model_copy(update={"files": hash_files(folder)})
     Manifest.model_validate(manifest.model_dump())
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude_unset=as_read) + "\n")

@@ -37,6 +37,6 @@ def rewrite(path: Path) -> dict[str, Any]:
     new = titled(card | {"detector": detector_rows(bundle.manifest)})
     with draft_of(path, copy=True) as draft:
         write_card(draft, new, drawn)
-        write_manifest(draft, bundle.manifest)
+        write_manifest(draft, bundle.manifest, as_read=True)
         load_bundle(draft)
     return new

@@ -245,8 +245,8 @@ class Trainer:
                 {
                     "batch": batch + 1,
                     "batches": batches,
-                    "epoch": number + 1,
-                    "epochs": self.recipe.epochs,
+                    "of_epoch": number + 1,
+                    "of_epochs": self.recipe.epochs,
                     "stage": stage.name,
                     "loss": sums["loss"] * batches / (batch + 1),
                 }

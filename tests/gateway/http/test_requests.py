@@ -59,7 +59,7 @@ def refused(response: httpx.Response, status: int = 422, code: str = "bad_parame
 
 
 def filled(route: APIRoute) -> str:
-    return route.path.format(model="tiny", version="1.0.0", name="tiny", file="0.png", event_id="x")
+    return route.path.format(model="tiny", version="1.0.0", name="tiny", file="0.png", event_id="x", campaign_id="x")
 
 
 def test_names_are_matched_by_what_was_probably_meant() -> None:

@@ -24,10 +24,11 @@ def bundle_at(folder: Path, *, classes: int = CLASSES, model: dict[str, object] 
     manifest = SimpleNamespace(
         training={"standard": spec, "companion": spec},
         companion=True,
-        input=SimpleNamespace(channels=3, height=SIDE),
+        input=SimpleNamespace(channels=3, height=SIDE, normalise=None),
         classes=[str(k) for k in range(classes)],
         scores=list(default_scores(companion=True)),
         localiser=LOCALISER,
+        layers=[],
     )
     return Bundle(path=folder, manifest=cast(Manifest, manifest), arrays={})
 

@@ -34,7 +34,7 @@ def card_of(path: Path) -> dict[str, Any]:
 
 def put(path: Path, card: dict[str, Any]) -> None:
     (path / "card.json").write_text(json.dumps(card))
-    write_manifest(path, read_manifest(path))
+    write_manifest(path, read_manifest(path), as_read=True)
 
 
 def test_a_card_of_schema_3_gets_titles_and_keeps_its_measurements(own: Path) -> None:
