@@ -46,7 +46,7 @@ def _product_macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     if node.op_type != "MatMul":
         return 0
     inputs, output = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
-    if not inputs or not output or 0 in [*inputs, *output]:
+    if not inputs or not output or 0 in [inputs[-1], *output]:
         raise ValueError(f"MatMul {node.name!r}: shapes {inputs}, {output} were not inferred")
     return prod(output) * inputs[-1]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.core.preprocessing import Preprocessing
 from training.data.dataset import folder_at
-from training.data.layouts import classes_of
+from training.data.layouts import classes_of, names_classes
 from training.errors import DataError, TrainingError
 from training.models import ARCHS, ModelSpec, build_model
 from training.models.forms import open_model
@@ -23,13 +24,18 @@ def open_named(model: str, *, weights: Path | None, labels: Path | None, data: D
     """The network `model`: an architecture of ours, or of any form in `training.models.forms`.
 
     The number of its classes, where its form leaves that open, is that of `labels`, else of the folder of `data`; the
-    side of its images is then `side`.
-    Raises `TrainingError`.
+    side of its images is then `side`. Where neither the file nor the folder names classes they are named by their
+    numbers. Raises `TrainingError`.
     """
     names = None if labels is None else read_labels(labels)
     count = _classes_of_folder(data) if names is None else len(names)
     if model not in ARCHS:
-        return open_model(model, weights=weights, classes=count, labels=labels, side=side)
+        opened = open_model(model, weights=weights, classes=count, labels=labels, side=side)
+        root = folder_at(data.source.removeprefix("folder:"))
+        if opened.classes is None and root.is_dir() and not names_classes(root):
+            logits = answers(opened.body, channels=3, side=opened.side or side)
+            return replace(opened, classes=[str(index) for index in range(logits)])
+        return opened
     if weights is None:
         raise TrainingError(f"{model} names an architecture; pass its weights: --weights FILE.safetensors")
     if not weights.is_file():

@@ -71,6 +71,14 @@ def classes_of(root: Path, known: Sequence[str] | None = None) -> list[str]:
     return names
 
 
+def names_classes(root: Path) -> bool:
+    """Whether the folder `root` names its classes: by folders, or by `class` in its table; numbers are no names."""
+    inside = parts_of(root)[0]
+    if (inside / LABELS).is_file():
+        return "class" in _rows(inside / LABELS)[0]
+    return bool(_folders(inside))
+
+
 def list_files(root: Path, classes: Sequence[str], *, per_class: int | None = None, some: bool = False) -> Files:
     """The files of every class below `root`, in order, at most `per_class` of each, evenly spaced.
 
