@@ -92,7 +92,7 @@ def compared(found: Preprocessing, reference: Reference, paths: list[Path], netw
         data = path.read_bytes()
         ours = decode_image(data, spec)
         theirs = reference(Image.open(io.BytesIO(data)).convert("RGB"))
-        differences.append(float(np.abs(ours - theirs).mean()))
+        differences.append(float(np.abs(ours.astype(float) - theirs).mean()))
         exact = np.rint(theirs).clip(0, 255).astype(np.uint8)
         if np.array_equal(ours, exact):
             equal += 1
