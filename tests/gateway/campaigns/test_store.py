@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,14 +20,6 @@ from tests.gateway.campaigns.sequences import SALT, ask, squares
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LIMITS = Limits(1000, timedelta(days=7), timedelta(days=30))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[CampaignStore]:
-    store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
-    store.prepare()
-    yield store
-    store.close()
 
 
 def batch(n: int) -> Batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,14 +31,6 @@ LIMITS = Limits(10_000, timedelta(days=7), timedelta(days=30))
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that wait until they are told to end: tests call what they would."""
     monkeypatch.setattr(watch, "INTERVAL", 3600.0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[CampaignStore]:
-    store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
-    store.prepare()
-    yield store
-    store.close()
 
 
 def decisions(pipeline: Pipeline, n: int) -> list[Decision]:
