@@ -16,7 +16,7 @@ const NAMES = {
 };
 const HINTS = {
   saliency: "what the answer depends on",
-  roi: "where the companion looks",
+  roi: "where the class is seen",
   roa: "where a patch is likeliest",
   mask: "what was replaced",
   neutral: "the image after inpainting",
