@@ -146,8 +146,9 @@ def test_shipped_cards_have_a_title_for_everything(path: Path) -> None:
     assert card["schema_version"] == 4
     assert set(titles["figures"]) >= {*card["figures"], *(bound["figure"] for bound in card["settings"]["bounds"])}
     assert set(titles["attacks"]) >= set(card["unaware"])
-    assert set(titles["systems"]) == set(card["systems"]["eps_8"])
-    assert set(titles["shifts"]) == {name for name, row in card["shifts"].items() if isinstance(row, dict)}
+    # An incomplete card has not every section.
+    assert set(titles.get("systems", {})) == set(card.get("systems", {}).get("eps_8", {}))
+    assert set(titles.get("shifts", {})) == {n for n, row in card.get("shifts", {}).items() if isinstance(row, dict)}
     assert all(section["question"] in QUESTIONS for section in titles["sections"].values())
     assert all(section["title"] and section["text"] for section in titles["sections"].values())
 
