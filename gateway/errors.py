@@ -40,6 +40,18 @@ class BundleError(PalisadeError):
     title = "Bundle refused"
 
 
+class UntrustedBundle(BundleError):
+    """A bundle without a signature by a trusted key, or one that differs from what was signed."""
+
+    code, title = "untrusted_bundle", "Bundle not trusted"
+
+
+class CardRefused(BundleError):
+    """A bundle whose robustness card is missing, incomplete, too old, or shows a check that failed."""
+
+    code, title = "card_refused", "Robustness card refused"
+
+
 class ConfigError(PalisadeError):
     """A setting, or a combination of settings and bundles, with which the gateway must not start."""
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import ConfigError
+from gateway.trust.admission import Demands
 
 DEFAULT_MODEL = "gtsrb"
 
@@ -35,6 +36,12 @@ class Settings(BaseSettings):
     """False-positive rate of the flag, in place of every bundle's own; must have been calibrated."""
     policy: Literal["observe", "sanitize", "block"] | None = None
     """Action on flagged inputs, in place of every bundle's own."""
+
+    trust: Annotated[list[Path], NoDecode] = Field(default_factory=list)
+    """Public keys or root certificates (PEM files, separated like PATH), one of which must have signed every bundle;
+    unset: bundles need no signature. Needs the extra `trust`."""
+    require_card: int | None = Field(default=None, ge=0)
+    """Serve only bundles with a complete robustness card whose checks passed, at most this many days old."""
 
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
     # Above its own bound Pillow would warn, and from twice that refuse, by itself.
@@ -132,12 +139,25 @@ class Settings(BaseSettings):
     campaign_max_age_days: float = Field(default=7.0, gt=0.0)
     """Days after which the fingerprint of a query is removed; case files stay as long as events."""
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "trust", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return [part for part in value.split(os.pathsep) if part]
         return value
+
+    @field_validator("trust")
+    @classmethod
+    def _readable(cls, value: list[Path]) -> list[Path]:
+        for path in value:
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file")
+        return [path.absolute() for path in value]
+
+    @property
+    def demands(self) -> Demands:
+        """What is asked of a bundle beyond soundness."""
+        return Demands(tuple(self.trust), self.require_card)
 
     @field_validator("keys_file", "state_dir", "data_dir")
     @classmethod

@@ -25,6 +25,9 @@ WEIGHTS = "weights.bin"
 CARD = "card.json"
 REPORT = "report.html"
 
+SIGNATURE = "model.sig"
+"""Signature of every other file, the manifest among them; the manifest cannot list it."""
+
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 Part = Literal["screen", "verdict", "full"]
