@@ -52,6 +52,12 @@ class CardRefused(BundleError):
     code, title = "card_refused", "Robustness card refused"
 
 
+class PullFailed(PalisadeError):
+    """A place that a bundle is fetched from does not answer, or sends something else than it states."""
+
+    status, code, title = 502, "pull_failed", "Bundle could not be fetched"
+
+
 class ConfigError(PalisadeError):
     """A setting, or a combination of settings and bundles, with which the gateway must not start."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import ConfigError
 from gateway.trust.admission import Demands
 
 DEFAULT_MODEL = "gtsrb"
+_ADDRESS = re.compile(r"^[a-z][a-z0-9+]*://")
 
 
 def shipped_models() -> list[Path]:
@@ -29,7 +32,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PALISADE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
-    """Folders of bundles, or single bundles, separated like PATH."""
+    """Folders of bundles, or single bundles, separated like PATH. Addresses (`s3://...`, `oci://...`; then separated by
+    commas) are fetched at the start (docs/trust.md); here they stand as the folders that they are fetched to."""
+    cache_dir: Path | None = None
+    """Folder that bundles are fetched to; unset: `palisade` below the user's folder for caches."""
     default_model: str | None = None
     """Model of requests that name none; unset: `gtsrb` if it is served, else the first by name."""
     alpha: float | None = Field(default=None, gt=0.0, lt=1.0)
@@ -139,12 +145,34 @@ class Settings(BaseSettings):
     campaign_max_age_days: float = Field(default=7.0, gt=0.0)
     """Days after which the fingerprint of a query is removed; case files stay as long as events."""
 
-    @field_validator("models", "trust", mode="before")
+    _sources: dict[str, Path] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part for part in value.split(os.pathsep) if part]
-        return value
+    def _fetched_to(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Put the folder in the place of each address among the models."""
+        addresses: list[str] = []
+        if isinstance(values, dict) and "models" in values:
+            given = values["models"]
+            parts = _split(given) if isinstance(given, str) else list(given)
+            addresses = [part for part in parts if isinstance(part, str) and _ADDRESS.match(part)]
+            root = Path(values.get("cache_dir") or _caches())
+            values = values | {"models": [_below(root, part) if part in addresses else part for part in parts]}
+        made = handler(values)
+        made._sources.update(
+            {address: _below(made.cache_dir or _caches(), address).absolute() for address in addresses}
+        )
+        return made
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """Of the entries of `models` that were addresses: the folder that each is fetched to."""
+        return dict(self._sources)
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
 
     @field_validator("trust")
     @classmethod
@@ -159,7 +187,7 @@ class Settings(BaseSettings):
         """What is asked of a bundle beyond soundness."""
         return Demands(tuple(self.trust), self.require_card)
 
-    @field_validator("keys_file", "state_dir", "data_dir")
+    @field_validator("keys_file", "state_dir", "data_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # At once: BentoML changes the working directory.
@@ -167,6 +195,20 @@ class Settings(BaseSettings):
             return None if value is None else value.expanduser().absolute()
         except RuntimeError as error:  # ~ cannot be expanded: the user has no home folder
             raise ValueError(str(error)) from None
+
+
+def _split(text: str) -> list[str]:
+    """Entries separated as those of PATH are, or by commas where one is an address, which has colons of its own."""
+    return [part.strip() for part in text.split("," if "://" in text else os.pathsep) if part.strip()]
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "palisade"
+
+
+def _below(root: Path, address: str) -> Path:
+    """The folder of the bundles that were fetched from `address`."""
+    return root / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
 def load_settings(**overrides: object) -> Settings:

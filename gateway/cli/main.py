@@ -13,6 +13,7 @@ from gateway.cli.bundles import app as bundle_app
 from gateway.cli.keys import app as keys_app
 from gateway.cli.models import app as models_app
 from gateway.cli.plugins import Commands
+from gateway.cli.pull import pull
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bundle_app, name="bundle")
@@ -20,6 +21,7 @@ app.command()(serving.serve)
 app.add_typer(serving.guard_app, name="guard")
 app.command()(images_cli.predict)
 app.command()(images_cli.scan)
+app.command()(pull)
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 
