@@ -159,9 +159,8 @@ class Settings(BaseSettings):
             root = Path(values.get("cache_dir") or _caches())
             values = values | {"models": [_below(root, part) if part in addresses else part for part in parts]}
         made = handler(values)
-        made._sources.update(
-            {address: _below(made.cache_dir or _caches(), address).absolute() for address in addresses}
-        )
+        root = made.cache_dir or _caches()
+        made._sources |= {address: _below(root, address).absolute() for address in addresses}  # noqa: SLF001
         return made
 
     @property

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gateway.errors import PullFailed
@@ -35,9 +35,9 @@ def running(command: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
         for _ in range(300):
             assert process.poll() is None, command
             try:
-                urllib.request.urlopen(url, timeout=1).close()
+                httpx.get(url, timeout=1)
                 break
-            except OSError:
+            except httpx.TransportError:
                 time.sleep(0.1)
         yield process
     finally:
