@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from gateway.core.certificate import LEADS, Certificate, CertificateWanted, certify
 from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
@@ -93,6 +94,14 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Pixels (C, H, W) whose label is asked for while what `mask` (H, W) marks is inpainted: one forward pass."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds by stage; `queue` is waiting for a batch, `engine` the batches that the image was in."""
 
@@ -125,6 +134,7 @@ class Decision:
     audited: bool
     timing: Timing
     labels: tuple[str, ...]
+    certificate: Certificate | None = None
 
     @property
     def served(self) -> Pass:
@@ -256,6 +266,40 @@ class Pipeline:
             self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i])) if finite else self.engine.failure(name)
             for i, finite in enumerate(outputs.finite)
         ]
+
+    def certifying(
+        self, decision: Decision, wanted: CertificateWanted
+    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
+        """The certificate of a decision's served label: yields masked images, and is sent the logits (K,) of each."""
+        pixels, whole = decision.pixels, decision.raw.whole
+        first = None if whole is None else whole.roi
+        steps = certify(decision.served.prediction.index, wanted, LEADS[self.engine.precision], first)
+        try:
+            masks = next(steps)
+            while True:
+                logits = yield [Masked(pixels, mask) for mask in masks]
+                masks = steps.send(np.stack(logits))
+        except StopIteration as stop:
+            certificate: Certificate = stop.value
+            return certificate
+
+    def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
+        """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
+        steps, most = self.certifying(decision, wanted), self.engine.buckets[-1]
+        try:
+            asked = next(steps)
+            while True:
+                found = [each for i in range(0, len(asked), most) for each in self.answer(asked[i : i + most])]
+                if failed := next((each for each in found if isinstance(each, PalisadeError)), None):
+                    raise failed
+                asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
+        except StopIteration as stop:
+            return replace(decision, certificate=stop.value)
+
+    def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
+        """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""
+        logits = self.engine.answer(np.stack([each.pixels for each in batch]), np.stack([each.mask for each in batch]))
+        return [row if np.isfinite(row).all() else self.engine.failure(self.bundle.name) for row in logits]
 
     def steps(self, image: np.ndarray, *, explain: bool, screening: Screening) -> Generator[Work, Pass, Decision]:
         """The passes that one image needs, in turn: send the result of each; the generator returns the decision.
