@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     policy: Literal["observe", "sanitize", "block"] | None = None
     """Action on flagged inputs, in place of every bundle's own."""
 
+    require: Literal["agreed", "proved"] | None = None
+    """Level of certificate below which no answer is given (403 `not_certified`); every image is then certified."""
+    certify_share: float = Field(default=0.02, gt=0.0, le=0.25)
+    """Share of the image under the square patch that certificates are about, where a request names no size."""
+
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
     # Above its own bound Pillow would warn, and from twice that refuse, by itself.
     max_pixels: int = Field(default=16_000_000, ge=64, le=89_000_000)

@@ -33,13 +33,14 @@ _CHUNKS = (8, 8, 16, 32)
 class CertificateWanted:
     """A certificate for a square patch of side `patch`, tried up to `level`.
 
-    `require`: an answer below that level is refused. `thorough`: every mask of a round is run although one of them has
-    failed, and after a failure the second round, too, so that the time discloses nothing and every vote is known.
+    `require`: an answer below that level is refused. `votes`: every mask of the first round is run although one of
+    them has failed. `thorough`: so are all masks of both rounds, so that the time discloses nothing.
     """
 
     masks: MaskSet
     level: Wanted = "proved"
     require: Wanted | None = None
+    votes: bool = False
     thorough: bool = False
 
     @property
@@ -68,6 +69,11 @@ class Certificate:
     lead: float
     votes: tuple[Vote | None, ...]
 
+    @property
+    def complete(self) -> bool:
+        """Whether every mask of the rounds that were to be tried was run."""
+        return self.forwards == (self.masks.forwards if self.tried == "proved" else len(self.masks))
+
     def reaches(self, level: Wanted | None) -> bool:
         """Whether this is at least `level`; always so for None."""
         return level is None or RANK[self.level] >= RANK[level]
@@ -90,7 +96,7 @@ def certify(
     margins = np.full(len(masks), -np.inf)
     forwards, holds = 0, True
     for some in _chunks(order):
-        if not (holds or wanted.thorough):
+        if not (holds or wanted.votes or wanted.thorough):
             break
         logits = yield [singles[i] for i in some]
         forwards += len(some)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from gateway.core.certificate import LEADS, Certificate, CertificateWanted, certify
+from gateway.core.certificate import LEADS, Certificate, CertificateWanted, Wanted, certify
 from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
@@ -135,6 +135,8 @@ class Decision:
     timing: Timing
     labels: tuple[str, ...]
     certificate: Certificate | None = None
+    required: Wanted | None = None
+    """The level of certificate below which the decision is not answered."""
 
     @property
     def served(self) -> Pass:
@@ -158,6 +160,16 @@ class Decision:
     @property
     def blocked(self) -> bool:
         return self.flagged and self.action == "block"
+
+    @property
+    def uncertified(self) -> bool:
+        """Whether a certificate is required that the answer has not."""
+        return self.required is not None and not (self.certificate and self.certificate.reaches(self.required))
+
+    @property
+    def withheld(self) -> bool:
+        """Whether there is no answer."""
+        return self.blocked or self.uncertified
 
     @property
     def evidence(self) -> list[tuple[str, float]]:
@@ -294,7 +306,7 @@ class Pipeline:
                     raise failed
                 asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
         except StopIteration as stop:
-            return replace(decision, certificate=stop.value)
+            return replace(decision, certificate=stop.value, required=wanted.require)
 
     def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
         """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""

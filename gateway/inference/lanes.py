@@ -77,7 +77,7 @@ class Lanes:
             try:
                 asked = steps.send([each.value for each in done])
             except StopIteration as stop:
-                return replace(decision, certificate=stop.value, timing=timing)
+                return replace(decision, certificate=stop.value, required=wanted.require, timing=timing)
 
     def _lane(self, pipeline: Pipeline, work: Work) -> Lane[Work, Pass]:
         lanes = self._of.setdefault(pipeline, {})
