@@ -283,9 +283,24 @@ class Pipeline:
         self, decision: Decision, wanted: CertificateWanted
     ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
         """The certificate of a decision's served label: yields masked images, and is sent the logits (K,) of each."""
-        pixels, whole = decision.pixels, decision.raw.whole
+        whole = decision.raw.whole
         first = None if whole is None else whole.roi
-        steps = certify(decision.served.prediction.index, wanted, LEADS[self.engine.precision], first)
+        index, lead = decision.served.prediction.index, LEADS[self.engine.precision]
+        return self._masked(decision.pixels, certify(index, wanted, lead, first))
+
+    def certified_label(self, pixels: np.ndarray, index: int, wanted: CertificateWanted, *, lead: float) -> Certificate:
+        """The certificate of a label for `pixels` (C, H, W), whichever would be served; raises `EngineError`."""
+        return self._certificate(self._masked(pixels, certify(index, wanted, lead)))
+
+    def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
+        """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
+        certificate = self._certificate(self.certifying(decision, wanted))
+        return replace(decision, certificate=certificate, required=wanted.require)
+
+    @staticmethod
+    def _masked(
+        pixels: np.ndarray, steps: Generator[Sequence[np.ndarray], np.ndarray, Certificate]
+    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
         try:
             masks = next(steps)
             while True:
@@ -295,9 +310,8 @@ class Pipeline:
             certificate: Certificate = stop.value
             return certificate
 
-    def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
-        """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
-        steps, most = self.certifying(decision, wanted), self.engine.buckets[-1]
+    def _certificate(self, steps: Generator[list[Masked], list[np.ndarray], Certificate]) -> Certificate:
+        most = self.engine.buckets[-1]
         try:
             asked = next(steps)
             while True:
@@ -306,7 +320,8 @@ class Pipeline:
                     raise failed
                 asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
         except StopIteration as stop:
-            return replace(decision, certificate=stop.value, required=wanted.require)
+            certificate: Certificate = stop.value
+            return certificate
 
     def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
         """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""
