@@ -61,7 +61,7 @@ class Lanes:
     ) -> Decision:
         """The decision with its certificate, its masked images in batches shared with others; raises as `run` does."""
         if pipeline not in self._masked:
-            self._masked[pipeline] = Lane(_weakly(pipeline, Pipeline.answer), pipeline.engine.buckets, MASKED_COST)
+            self._masked[pipeline] = Lane(_weakly(pipeline, lambda alive, batch: alive.answer(batch)), pipeline.engine.buckets, MASKED_COST)
         lane, steps, timing = self._masked[pipeline], pipeline.certifying(decision, wanted), decision.timing
         asked = next(steps)
         while True:
@@ -83,7 +83,7 @@ class Lanes:
         lanes = self._of.setdefault(pipeline, {})
         key = (work.part, work.composite)
         if key not in lanes:
-            lanes[key] = Lane(_weakly(pipeline, Pipeline.run), pipeline.engine.buckets)
+            lanes[key] = Lane(_weakly(pipeline, lambda alive, batch: alive.run(batch)), pipeline.engine.buckets)
         return lanes[key]
 
 
