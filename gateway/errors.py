@@ -148,6 +148,12 @@ class BlockedByPolicy(PalisadeError):
     status, code, title = 403, "blocked_by_policy", "Blocked by policy"
 
 
+class NotCertified(PalisadeError):
+    """The answer has not reached the certificate that the request or the gateway requires."""
+
+    status, code, title = 403, "not_certified", "Not certified"
+
+
 class Unauthorized(PalisadeError):
     status, code, title = 401, "unauthorized", "Unauthorized"
 

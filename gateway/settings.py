@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     unset: bundles need no signature. Needs the extra `trust`."""
     require_card: int | None = Field(default=None, ge=0)
     """Serve only bundles with a complete robustness card whose checks passed, at most this many days old."""
+    require: Literal["agreed", "proved"] | None = None
+    """Level of certificate below which no answer is given (403 `not_certified`); every image is then certified."""
+    certify_share: float = Field(default=0.02, gt=0.0, le=0.25)
+    """Share of the image under the square patch that certificates are about, where a request names no size."""
 
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
     # Above its own bound Pillow would warn, and from twice that refuse, by itself.

@@ -50,6 +50,7 @@ def disclose(response: schemas.PredictResponse, disclosure: Disclosure) -> schem
             applied=neutralization.applied, served=neutralization.served, changed=neutralization.changed
         ),
         explanation=None if explanation is None else explanation.model_copy(update={"companion": None}),
+        certificate=response.certificate,
     )
 
 

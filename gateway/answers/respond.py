@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from gateway.answers import schemas
+from gateway.answers.certificate import certificate_body
 from gateway.answers.render import image_png, map_png
 from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Neutralized, Pipeline, Prediction
@@ -28,6 +29,7 @@ def predict_response(
         verdict=_verdict(decision, pipeline),
         neutralization=_neutralization(decision),
         explanation=None if explain == "none" else _explanation(decision, full=explain == "all"),
+        certificate=certificate_body(decision, pipeline, votes=explain == "all"),
         timing_ms=schemas.TimingMs(
             decode=round(timing.decode * 1e3, 3),
             queue=round(timing.queue * 1e3, 3),

@@ -10,6 +10,7 @@ from gateway import __version__
 from gateway.cli import images as images_cli
 from gateway.cli import serving
 from gateway.cli.bundles import app as bundle_app
+from gateway.cli.certificate import app as certificate_app
 from gateway.cli.keys import app as keys_app
 from gateway.cli.models import app as models_app
 from gateway.cli.plugins import Commands
@@ -22,6 +23,7 @@ app.add_typer(serving.guard_app, name="guard")
 app.command()(images_cli.predict)
 app.command()(images_cli.scan)
 app.command()(pull)
+app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 

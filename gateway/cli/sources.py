@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gateway.answers.certificate_request import Asked, CertificatePolicy, uncertified, wanted
 from gateway.answers.respond import Explain, predict_response
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError
@@ -43,8 +44,11 @@ class Source(Protocol):
     @property
     def setup(self) -> Setup: ...
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
-        """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
+    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
+        """The answer to a file's bytes, with the picture of `/v1/explain` and a certificate on request.
+
+        Raises `PalisadeError`.
+        """
 
     def prepare(self, data: bytes) -> Any:
         """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
@@ -56,18 +60,24 @@ class Source(Protocol):
 class Local:
     """A bundle's pipeline in this process."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, policy: CertificatePolicy = CertificatePolicy()) -> None:
         self._pipeline = pipeline
+        self._policy = policy
 
     @property
     def setup(self) -> Setup:
         bundle = self._pipeline.bundle
         return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action)
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
         from gateway.answers.panel import panel_png
 
+        certify = wanted(asked, self._pipeline, self._policy, "full", votes=explain == "all")
         decision = self._pipeline.decide(data)
+        if certify is not None and not decision.blocked:
+            decision = self._pipeline.certified(decision, certify)
+        if decision.uncertified:
+            raise uncertified(decision, "full")
         return Answer(self._body(decision, explain), panel_png(decision) if picture else None)
 
     def prepare(self, data: bytes) -> np.ndarray:
@@ -93,4 +103,5 @@ def open_local(models: list[str] | None, model: str | None) -> Local:
 
     settings = load_settings(**({"models": models} if models else {}))
     fetch_sources(settings)
-    return Local(load_registry(settings, load=opened).get(model))
+    policy = CertificatePolicy(settings.require, settings.certify_share)
+    return Local(load_registry(settings, load=opened).get(model), policy)

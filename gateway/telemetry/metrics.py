@@ -10,6 +10,7 @@ import random
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from gateway.core.certificate import RANK
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
@@ -52,6 +53,12 @@ cascade_missed_total = Counter(
     "palisade_cascade_missed_total",
     "Audited images that the screen lets through and the whole verdict flags.",
     ["model"],
+)
+certificates_total = Counter(
+    "palisade_certificates_total", "Certificates against patches, by the level that was reached.", ["model", "level"]
+)
+certificate_forwards_total = Counter(
+    "palisade_certificate_forwards_total", "Forward passes of masked images, for certificates.", ["model"]
 )
 companion_total = Counter(
     "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
@@ -159,6 +166,9 @@ def announce(pipeline: Pipeline) -> None:
     for stage in ("screen", "verdict", "audit"):
         cascade_total.labels(model, stage)
     cascade_missed_total.labels(model)
+    for level in RANK:
+        certificates_total.labels(model, level)
+    certificate_forwards_total.labels(model)
     for yes in ("true", "false"):
         neutralized_total.labels(model, yes)
         companion_total.labels(model, yes)
@@ -181,7 +191,7 @@ def _info(pipeline: Pipeline) -> Gauge:
 def observe(decision: Decision, pipeline: Pipeline) -> None:
     """Count one decision, which `pipeline` made."""
     model, verdict = decision.model, decision.raw.verdict
-    outcome = "blocked" if decision.blocked else "flagged" if decision.flagged else "ok"
+    outcome = "blocked" if decision.withheld else "flagged" if decision.flagged else "ok"
     requests_total.labels(model, outcome).inc()
     p_value.labels(model).observe(_uniform_p(decision, pipeline))
     if (whole := decision.raw.whole) is not None:
@@ -195,8 +205,11 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         cascade_missed_total.labels(model).inc()
     if decision.flagged:
         flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
-    if not decision.blocked:
+    if not decision.withheld:
         predictions_total.labels(model, decision.served.prediction.label).inc()
+    if decision.certificate is not None:
+        certificates_total.labels(model, decision.certificate.level).inc()
+        certificate_forwards_total.labels(model).inc(decision.certificate.forwards)
     if decision.neutralized is not None:
         changed = decision.neutralized.result.prediction.index != decision.raw.prediction.index
         neutralized_total.labels(model, str(changed).lower()).inc()
