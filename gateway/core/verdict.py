@@ -9,12 +9,14 @@ conformal again, on the same benign images (`Fusion.own`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gateway.core.kinds import Kind, Kinds
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
+from gateway.core.outputs import VerdictOutputs
 
 TAIL = 0.05
 
@@ -191,7 +193,10 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score."""
+    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score.
+
+    `kind` and its two p-values are None where the bundle has no rule for them, and of images that a screen let through.
+    """
 
     p_value: float
     alpha: float
@@ -200,6 +205,9 @@ class Verdict:
     gated: bool
     evidence: dict[str, float]
     layers: dict[str, float]
+    kind: Kind | None = None
+    p_unfamiliar: float | None = None
+    p_attacked: float | None = None
 
 
 class Judge:
@@ -227,6 +235,8 @@ class Judge:
         self._layer_scores = array("layers")
         self._gate_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
+        rule = calibration.kinds
+        self._kinds = rule and Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
         cascade = calibration.cascade
         if cascade:
             self._on = array("cascade")
@@ -297,3 +307,10 @@ class Judge:
             )
             for i in range(len(p))
         ]
+
+    def with_kinds(self, verdicts: Sequence[Verdict], outputs: VerdictOutputs) -> list[Verdict]:
+        """The verdicts of a batch with the kinds of anomaly of its `outputs`, where the bundle tells them apart."""
+        if self._kinds is None:
+            return list(verdicts)
+        found = self._kinds.judge(outputs, np.array([verdict.flagged for verdict in verdicts]), self.alpha)
+        return [replace(verdict, **vars(kind)) for verdict, kind in zip(verdicts, found, strict=True)]

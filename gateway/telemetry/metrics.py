@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import product
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from gateway.core.kinds import KINDS
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
@@ -26,6 +28,11 @@ requests_total = Counter("palisade_requests_total", "Requests for a prediction, 
 predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
 flagged_total = Counter(
     "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
+)
+kinds_total = Counter(
+    "palisade_kinds_total",
+    "Inputs by kind of anomaly (ordinary, unfamiliar, attacked, both), of bundles that tell them apart.",
+    ["model", "kind", "flagged"],
 )
 neutralized_total = Counter(
     "palisade_neutralized_total", "Neutralised inputs, by whether the label changed.", ["model", "changed"]
@@ -159,9 +166,18 @@ def announce(pipeline: Pipeline) -> None:
     for stage in ("screen", "verdict", "audit"):
         cascade_total.labels(model, stage)
     cascade_missed_total.labels(model)
+    _announce_kinds(pipeline)
     for yes in ("true", "false"):
         neutralized_total.labels(model, yes)
         companion_total.labels(model, yes)
+
+
+def _announce_kinds(pipeline: Pipeline) -> None:
+    if pipeline.judge.calibration.kinds is None:
+        return
+    for kind, flagged in product(KINDS, ("true", "false")):
+        if (kind, flagged) != ("ordinary", "true"):  # what is flagged has a kind
+            kinds_total.labels(pipeline.bundle.name, kind, flagged)
 
 
 def _codes(error: type[PalisadeError]) -> set[str]:
@@ -195,6 +211,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         cascade_missed_total.labels(model).inc()
     if decision.flagged:
         flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
+    if verdict.kind is not None:
+        kinds_total.labels(model, verdict.kind, str(decision.flagged).lower()).inc()
     if not decision.blocked:
         predictions_total.labels(model, decision.served.prediction.label).inc()
     if decision.neutralized is not None:
