@@ -46,12 +46,18 @@ class Kinds:
     def log_odds(self, outputs: VerdictOutputs) -> np.ndarray:
         """Log-odds (N, 2) of a batch: unfamiliar, attacked."""
         by_name = readings(outputs, self._scores)
-        x = standard(np.stack([by_name[name] for name in self.rule.readings], 1), self._mean, self._std)
-        return log_odds(x @ self._weights.T + self._bias)
+        return self.of_readings(np.stack([by_name[name] for name in self.rule.readings], 1))
+
+    def of_readings(self, values: np.ndarray) -> np.ndarray:
+        """Log-odds (N, 2) from the rule's readings (N, R)."""
+        return log_odds(standard(values, self._mean, self._std) @ self._weights.T + self._bias)
 
     def p_values(self, outputs: VerdictOutputs) -> np.ndarray:
         """Conformal p-values (N, 2) of a batch: unfamiliar, attacked."""
-        odds = self.log_odds(outputs)
+        return self.p_of_odds(self.log_odds(outputs))
+
+    def p_of_odds(self, odds: np.ndarray) -> np.ndarray:
+        """Conformal p-values (N, 2) of log-odds (N, 2)."""
         return np.stack([benign.p_values(odds[:, k]) for k, benign in enumerate(self._benign)], 1)
 
     def judge(self, outputs: VerdictOutputs, flagged: np.ndarray, alpha: float) -> list[KindFound]:

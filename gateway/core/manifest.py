@@ -155,7 +155,7 @@ class KindRule(_Strict):
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
     fitted: dict[str, int] = {}
-    """Images that it was fitted on, by what they are; all from the select split, or from other data sets."""
+    """Images that it was fitted on, by what they are; all made of the select split."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> KindRule:

@@ -1,7 +1,7 @@
 """The rule that tells kinds of anomaly apart, fitted and calibrated for a bundle: `gateway.core.kinds`.
 
-The softmax regression sees ordinary images of the select split, the same images made strange or foreign ones of other
-data sets, and the same images attacked, each kind with the same weight in total. Its p-values come of the calibrate
+The softmax regression sees ordinary images of the select split, the same images made strange, and the same images
+attacked, each kind with the same weight in total. No other data set is needed. Its p-values come of the calibrate
 split, averaged over its groups.
 """
 
@@ -16,11 +16,12 @@ import numpy as np
 from pydantic import ValidationError
 from scipy.optimize import minimize
 
+from gateway.core.decode import decode_image
 from gateway.core.engine import Engine
 from gateway.core.grouped import group_weights
 from gateway.core.kinds import log_odds, reading_names, readings, standard
 from gateway.core.loading import Bundle, load_bundle, write_manifest
-from gateway.core.manifest import Calibration, KindRule, Manifest
+from gateway.core.manifest import KindRule, Manifest
 from training.bundling.calibrate import CALIBRATION
 from training.bundling.networks import load_defence
 from training.bundling.provenance import made_with
@@ -38,7 +39,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Seen:
-    """Readings (N, R) of images by what they are: `ordinary`, or the name of a change, a data set, an attack."""
+    """Readings (N, R) of images by what they are: `ordinary`, or the name of a change or of an attack."""
 
     ordinary: np.ndarray
     unfamiliar: Mapping[str, np.ndarray]
@@ -109,6 +110,10 @@ class Reader:
         self._manifest, self._progress = manifest, progress
         self._engine = Engine.open(bundle, device="cpu", precision="fp32", threads=threads)
 
+    def decode(self, data: bytes) -> np.ndarray:
+        """The image of a file, uint8 (H, W, C) at the network's size; raises the decoder's errors."""
+        return decode_image(data, self._manifest.input)
+
     def __call__(self, name: str, images: np.ndarray) -> np.ndarray:
         """Readings (N, R) of uint8 images (N, H, W, C); `name` is what progress calls them."""
         rows = [np.empty((0, len(self.names)))]
@@ -129,17 +134,16 @@ def look(
     read: Reader,
     select: Split,
     *,
-    foreign: Mapping[str, np.ndarray],
     effort: Effort,
     seed: int,
     progress: StepProgress = silent,
 ) -> Seen:
-    """Readings of the `select` images, of some made strange, of `foreign` ones by name, and of attacks that fool."""
+    """Readings of the `select` images, of the first of them made strange, and of those that fool once attacked."""
     made = attacked_images(load_defence(bundle).network, select, tuple(TITLES), effort, seed=seed, progress=progress)
     strange = strangers(select.x[: effort.tried], seed=seed)
     return Seen(
         ordinary=read("select", select.x),
-        unfamiliar={name: read(name, some) for name, some in (strange | dict(foreign)).items()},
+        unfamiliar={name: read(name, some) for name, some in strange.items()},
         attacked={name: read(name, some.images[some.fooled]) for name, some in made.items()},
     )
 
@@ -149,52 +153,45 @@ def with_kinds(
     out: Path,
     *,
     version: str | None = None,
-    foreign: Mapping[str, np.ndarray] | None = None,
     effort: Effort = EFFORT,
     threads: int = 0,
     progress: StepProgress = silent,
 ) -> Bundle:
     """Write to `out` the bundle in `path`, with a rule for kinds beside its CPU calibration in fp32.
 
-    Scores, p-values, cutoffs and flags stay as they are, so that the version may, too. `foreign` images by name, uint8
-    of the network's size, join the strange ones that are made of the select split (`training.data.strangers`); of that
-    split, in an order drawn by the bundle's seed, `effort.tried` images are made strange and attacked. Raises
+    Scores, p-values, cutoffs and flags stay as they are, so that the version may, too. Of the select
+    split, in an order drawn by the bundle's seed, `effort.tried` images are made strange (`training.data.strangers`)
+    and attacked. Raises
     `TrainingError` where `out` exists, or the data are not those that the bundle was made with.
     """
     bundle = load_bundle(path)
     if out.exists():
         raise TrainingError(f"{out} exists; choose another --out")
+    try:
+        stated = bundle.manifest.model_dump(exclude_unset=True)
+        manifest = Manifest.model_validate(stated | {"version": version or bundle.version})
+    except ValidationError:
+        raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
     calibration = bundle.calibration("cpu", "fp32")
     data, evaluation = made_with(bundle)
     read, seed = Reader(bundle, progress, threads=threads), evaluation.seed
     select = data.select.take(np.random.default_rng([seed, 7]).permutation(len(data.select)))
-    seen = look(bundle, read, select, foreign=foreign or {}, effort=effort, seed=seed, progress=progress)
+    seen = look(bundle, read, select, effort=effort, seed=seed, progress=progress)
     groups = data.calibrate.group
     rule = fit_rule(seen, read.names, n=len(groups), groups=len(np.unique(groups)))
     arrays = benign_odds(rule, read("calibrate", data.calibrate.x), groups)
-    return _written(bundle, out, calibration, rule, arrays, version=version or bundle.version)
+    return _written(bundle.path, out, manifest, calibration.key, rule, arrays)
 
 
 def _written(
-    bundle: Bundle,
-    out: Path,
-    calibration: Calibration,
-    rule: KindRule,
-    arrays: Mapping[str, np.ndarray],
-    *,
-    version: str,
+    path: Path, out: Path, manifest: Manifest, key: str, rule: KindRule, arrays: Mapping[str, np.ndarray]
 ) -> Bundle:
-    """The bundle with the rule and its arrays, in `out`."""
-    key = calibration.key
-    try:
-        manifest = Manifest.model_validate(bundle.manifest.model_dump(exclude_unset=True) | {"version": version})
-    except ValidationError:
-        raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
+    """The bundle in `path` with `manifest`, and the rule and its arrays beside the calibration `key`, in `out`."""
     calibrations = [
         each.model_copy(update={"kinds": rule}) if each.key == key else each for each in manifest.calibrations
     ]
     with draft_of(out) as draft:
-        shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+        shutil.copytree(path, draft, dirs_exist_ok=True)
         with np.load(draft / CALIBRATION, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
         kept |= {f"{key}/{name}": array for name, array in arrays.items()}

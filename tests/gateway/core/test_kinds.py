@@ -24,7 +24,7 @@ WEIGHTS = [[0.0, 0.0], [0.0, 4.0], [4.0, 0.0]]
 
 
 def tell_apart(source: Path, folder: Path, *, n: int = 200, groups: int = 20) -> Path:
-    """A copy in `folder` of the tiny bundle with a rule; benign images have few saturated pixels and energies of about -4.7."""
+    """A copy in `folder` of the tiny bundle, with a rule."""
     shutil.copytree(source, folder)
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     rng = np.random.default_rng(5)
