@@ -17,14 +17,19 @@ class GroupedScores:
     """Benign scores (n,) in ascending order with their weights (n,): 1 over the images of their group."""
 
     def __init__(self, scores: np.ndarray, weights: np.ndarray, groups: int) -> None:
-        self.scores = scores
+        self._scores = scores
         self._groups = groups
         self._at_least = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """p-values (N,) of `scores` (N,), larger is more unusual; NaN is more unusual than any number."""
-        first = np.searchsorted(self.scores, scores, side="left")
+        first = np.searchsorted(self._scores, scores, side="left")
         return np.asarray(np.minimum((1.0 + self._at_least[first]) / (self._groups + 1.0), 1.0))
+
+    def level(self, p: float) -> float:
+        """The benign score above which, and only above which, inputs have the p-value `p` or less."""
+        fits = 1.0 + self._at_least[1:] <= p * (self._groups + 1.0) * (1 + 1e-12)
+        return float(self._scores[int(np.argmax(fits))]) if fits.any() else np.inf
 
 
 def group_weights(groups: np.ndarray) -> np.ndarray:

@@ -144,6 +144,10 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
         shapes["guard"] = (calibration.n_tails,)
     if calibration.cascade:
         shapes["cascade"] = (calibration.cascade.n_on,)
+    if calibration.counted == "groups":
+        shapes["fused_weights"] = (calibration.n,)
+        if calibration.cascade:
+            shapes["cascade_weights"] = (calibration.cascade.n_on,)
     if calibration.kinds:
         shapes |= {"kinds": (calibration.kinds.n, 2), "kind_weights": (calibration.kinds.n, 2)}
     arrays = {}
@@ -153,7 +157,7 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
                 array = file[f"{calibration.key}/{name}"]
                 if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
                     raise BundleError(f"{path}: array {name!r} is not finite float of shape {shape}")
-                if name == "kind_weights":
+                if name.endswith("_weights"):
                     if (array <= 0).any() or (array > 1).any():
                         raise BundleError(f"{path}: array {name!r} is not in (0, 1]")
                 elif (np.diff(array, axis=0) < 0).any():

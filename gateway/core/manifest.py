@@ -88,11 +88,14 @@ class MonitoredLayer(_Strict):
 
 
 class Cutoff(_Strict):
-    """Flag when p <= `p_cutoff`; at confidence `confidence` the false-positive rate is then at most `alpha`."""
+    """Flag when p <= `p_cutoff`; at confidence `confidence` the false-positive rate is then at most `alpha`.
+
+    `confidence` None: it is alpha on average over calibrations, and `p_cutoff` is alpha itself.
+    """
 
     alpha: Probability
     p_cutoff: float = Field(ge=0.0, le=1.0)
-    confidence: Probability
+    confidence: Probability | None = None
 
 
 class Guard(_Strict):
@@ -186,6 +189,9 @@ class Calibration(_Strict):
     n_select: int = Field(ge=20)
     n_tails: int | None = Field(None, ge=20)
     """Images of the select split behind `fisher` and `guard`; None: `fisher` is (n_select,) and there is no `guard`."""
+    counted: Literal["images", "groups"] = "images"
+    """What p-values count: benign images, with cutoffs that allow for likeness within groups, or groups of them, with
+    the arrays `fused_weights` (n,) and `cascade_weights` (n_on,); an input is then flagged exactly when p <= alpha."""
     smallest_p: float | None = Field(None, gt=0, le=1)
     """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
     design_effect: float = Field(ge=1.0)

@@ -105,6 +105,16 @@ def test_p_values_by_group_stay_valid_where_images_of_a_group_are_copies() -> No
     assert np.mean(rates) <= 0.1 + 3 * np.std(rates) / np.sqrt(len(rates))
 
 
+@pytest.mark.parametrize("groups", [400, 20])
+def test_above_the_level_and_only_there_inputs_have_the_p_value_or_less(groups: int) -> None:
+    scores = np.sort(np.random.default_rng(4).normal(size=400))
+    benign = GroupedScores(scores, np.full(400, groups / 400), groups)
+    level = benign.level(0.1)
+    at, above = benign.p_values(np.array([level, np.nextafter(level, np.inf)]))
+    assert above <= 0.1 * (1 + 1e-12) < at
+    assert benign.level(0.5 / (groups + 1)) == np.inf
+
+
 def test_a_bundle_without_a_rule_states_no_kind(bundle_folder: Path) -> None:
     (decision,) = opened(bundle_folder).decide_images([patched_image()])
     verdict = decision.raw.verdict
