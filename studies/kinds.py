@@ -76,13 +76,17 @@ def fooling(
 ) -> dict[str, np.ndarray]:
     """Images that each attack on the answering network alone turns from rightly to wrongly answered, uint8.
 
-    They are kept in the folder `work`, if there is one, and taken from there.
+    Of the attacks in `counts`, each on so many images. They are kept in the folder `work`, if there is one, and taken
+    from there.
     """
     if work is not None and (file := work / ATTACKED_FILE).is_file():
         with np.load(file, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
+            if set(counts) <= set(kept.files):
+                return {name: kept[name] for name in counts}
     network, found = defence.network, {}
     for number, name in enumerate(ATTACKED):
+        if name not in counts:
+            continue
         some = pool.take(np.arange(min(counts[name], len(pool))))
         x, y = to_tensor(some.x), torch.from_numpy(some.y)
         scene, made = Scene(network, Effort(), list, seeded(seed, 11, number)), []

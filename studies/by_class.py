@@ -1,4 +1,4 @@
-"""Scales of the statistic by answered class, drawn towards that of all: one false-alarm rate for every class.
+"""Scales of the statistic by answered class, drawn towards that of all (a part of `studies.honest`).
 
 Of benign images -log of the level T (`gateway.core.verdict.Fusion`) is nearly exponential; in a class whose signs are
 hard to see it is larger throughout. It is divided by the mean of its class. A class has few calibration groups, so its
