@@ -20,6 +20,7 @@ from gateway.inference.lanes import Lanes
 from gateway.inference.shadow import Shadow
 from gateway.settings import Settings
 from gateway.telemetry import metrics
+from gateway.telemetry.drift import DriftWatches
 from gateway.telemetry.tracing import trace_stages
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Dispatcher:
         self._places = settings.max_waiting + settings.decode_threads
         self._timeout = settings.request_timeout
         self._cascade, self._audit = settings.cascade, settings.cascade_audit
+        self._drift = DriftWatches(settings.audit_sample, workers=settings.workers)
         self._images = 0
         self._abandoned = 0
 
@@ -105,6 +107,7 @@ class Dispatcher:
         steps = pipeline.steps(image, explain=explain, screening=screening)
         decision = await self._lanes.run(pipeline, steps, deadline=deadline, decode_seconds=decode_seconds)
         metrics.observe(decision, pipeline)
+        metrics.compare(decision, pipeline, self._drift)
         trace_stages(decision)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)

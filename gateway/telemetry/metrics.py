@@ -5,6 +5,7 @@ Label values are bounded: names of loaded models, their classes, scores and laye
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from itertools import product
@@ -15,6 +16,7 @@ from gateway.core.kinds import KINDS
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
+from gateway.telemetry.drift import DriftWatches
 
 # Before the first metric is created, which opens its file.
 worker_metrics.use_folder()
@@ -132,6 +134,17 @@ model_info = Gauge(
     ["model", "version", "provider", "precision"],
     multiprocess_mode="livemax",
 )
+drift_evidence = Gauge(
+    "palisade_drift_evidence",
+    "log10 of the evidence against the calibration over its limit: at 0 or above, calibrate again.",
+    ["model"],
+    multiprocess_mode="livemax",
+)
+drift_images_total = Counter(
+    "palisade_drift_images_total",
+    "Images drawn at random whose p-values were compared with the calibration.",
+    ["model"],
+)
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
     "Largest share of benign inputs that is flagged (alpha).",
@@ -152,6 +165,8 @@ def announce(pipeline: Pipeline) -> None:
         store_failures_total.labels(operation)
     _info(pipeline).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    drift_images_total.labels(model)
+    drift_evidence.labels(model).set(-math.inf)  # of the version before, if there was one
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
     p_value.labels(model)
@@ -220,6 +235,14 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         neutralized_total.labels(model, str(changed).lower()).inc()
     for stage in ("decode", "queue", "engine"):
         stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+
+
+def compare(decision: Decision, pipeline: Pipeline, watches: DriftWatches) -> None:
+    """Let the watch on drift look at a decision, if it draws it."""
+    found = watches.note(decision.model, decision.version, pipeline.judge.calibration, _uniform_p(decision, pipeline))
+    if found is not None:
+        drift_images_total.labels(decision.model).inc()
+        drift_evidence.labels(decision.model).set(found)
 
 
 def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:
