@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     audit_url: str | None = Field(default=None, repr=False)
     """`postgresql://user:password@host/name`, one database for several gateways; unset: SQLite in `data_dir`."""
     audit_sample: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Probability with which any request is drawn into the uniform sample."""
+    """Probability with which any request is drawn into the uniform sample, and its p-value into the watch on drift."""
     audit_privacy: Literal["none", "hash", "image"] = "image"
     """What is kept of an image: nothing, the SHA-256 of the bytes sent, or also pixels and maps."""
     audit_max_events: int = Field(default=50_000, ge=1)

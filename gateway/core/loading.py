@@ -152,6 +152,12 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
         shapes["guard"] = (calibration.n_tails,)
     if calibration.cascade:
         shapes["cascade"] = (calibration.cascade.n_on,)
+    if calibration.counted == "groups":
+        shapes["fused_weights"] = (calibration.n,)
+        if calibration.cascade:
+            shapes["cascade_weights"] = (calibration.cascade.n_on,)
+    if calibration.kinds:
+        shapes |= {"kinds": (calibration.kinds.n, 2), "kind_weights": (calibration.kinds.n, 2)}
     arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -159,7 +165,10 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
                 array = file[f"{calibration.key}/{name}"]
                 if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
                     raise BundleError(f"{path}: array {name!r} is not finite float of shape {shape}")
-                if (np.diff(array, axis=0) < 0).any():
+                if name.endswith("_weights"):
+                    if (array <= 0).any() or (array > 1).any():
+                        raise BundleError(f"{path}: array {name!r} is not in (0, 1]")
+                elif (np.diff(array, axis=0) < 0).any():
                     raise BundleError(f"{path}: array {name!r} is not ascending")
                 arrays[f"{calibration.key}/{name}"] = array
     except (OSError, ValueError, KeyError) as error:

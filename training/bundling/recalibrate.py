@@ -104,6 +104,7 @@ def _calibrate(
         precision=engine.precision,
         graphs_sha256=graphs_sha256(hash_files(draft), engine.precision),
         out=draft,
+        counted=like.counted,
         evaluated=False,
     )
 
