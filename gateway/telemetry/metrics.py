@@ -128,6 +128,11 @@ upstream_rows_total = Counter("palisade_upstream_rows_total", "Images that the u
 upstream_failures_total = Counter(
     "palisade_upstream_failures_total", "Batches that the upstream did not answer soundly, by error.", ["model", "code"]
 )
+upstream_breaker_opened_total = Counter(
+    "palisade_upstream_breaker_opened_total",
+    "Times that the upstream was left alone for a while, after failures in a row or a trial that failed.",
+    ["model"],
+)
 upstream_up = Gauge(
     "palisade_upstream_up",
     "1 while the upstream answers as it did when it was calibrated.",
@@ -180,6 +185,8 @@ def announce(pipeline: Pipeline) -> None:
     if pipeline.bundle.manifest.upstream is not None:
         for failure in (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid):
             upstream_failures_total.labels(model, failure.code)
+        upstream_breaker_opened_total.labels(model)
+        upstream_seconds.labels(model)
         upstream_up.labels(model).set(pipeline.engine.problem is None)
     for evidence in pipeline.judge.calibration.heard:
         flagged_total.labels(model, evidence, pipeline.action)
