@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.false_campaigns import SALT, moved, named, patterns, test_tracks, training_tracks
+from benchmarks.false_campaigns import SALT, held_out_tracks, moved, named, patterns, training_tracks
 from benchmarks.record import record
 from benchmarks.searches import SEARCHES, Search
 from gateway.campaigns.analyst import Analyst
@@ -185,7 +185,7 @@ def main(
         frames_of = np.load(data / "gtsrb32_full.npz")
         if frames:
             figures["training_tracks"] = training_tracks(engine, frames_of, frames)
-            figures["test_tracks"] = test_tracks(engine, frames_of, frames, rng)
+            figures["test_tracks"] = held_out_tracks(engine, frames_of, frames, rng)
             console.print(figures["training_tracks"], figures["test_tracks"])
         figures["photographs"] = moved(engine, data, 60, photographs, rng)
     console.print(figures)

@@ -1,4 +1,4 @@
-"""What is mistaken for a query campaign: frames of tracks, photographs that move, cameras that stand still or are stuck."""
+"""What is mistaken for a query campaign: frames of tracks, photographs that move, cameras that are noisy or stuck."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answered(engine: Engine, images: np.ndarray) -> Answers:
 
 
 def named(images: Iterable[np.ndarray], answers: Answers | None = None, *, seconds: float) -> list[Case]:
-    """What an analyst calls images (C, H, W) uint8 that one caller sends in this order; one sure label without answers."""
+    """What an analyst calls images (C, H, W) uint8 of one caller, in this order; all of one sure label by default."""
     analyst, maker = Analyst(SALT, 1 << 16), None
     cases: dict[str, Case] = {}
     for i, image in enumerate(images):
@@ -67,7 +67,7 @@ def training_tracks(engine: Engine, data: np.lib.npyio.NpzFile, limit: int) -> d
     return {"frames": len(images), "patterns": patterns(named(images, answered(engine, images), seconds=0.1))}
 
 
-def test_tracks(engine: Engine, data: np.lib.npyio.NpzFile, limit: int, rng: np.random.Generator) -> dict[str, Any]:
+def held_out_tracks(engine: Engine, data: np.lib.npyio.NpzFile, limit: int, rng: np.random.Generator) -> dict[str, Any]:
     """The test frames by inferred track, whose order is not published: from each to the most alike, and at random."""
     x, y = data["x_test"][:limit], data["y_test"][:limit]
     track = inferred_tracks(x, y, frames=FRAMES)

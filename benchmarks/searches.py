@@ -2,8 +2,8 @@
 
 Plain versions, written to see how their queries look and not to be the strongest of their kind: `square` (score-based,
 Andriushchenko et al. 2020), `nes` (score-based, Ilyas et al. 2018), `boundary` (decision-based, Brendel et al. 2018),
-`hopskipjump` (decision-based, Chen et al. 2020) and `rays` (decision-based, Chen and Gu 2020). Every image is a multiple
-of 1/255. A search ends when an image with another label lies within its norm's radius.
+`hopskipjump` (decision-based, Chen et al. 2020) and `rays` (decision-based, Chen and Gu 2020). Every image is a
+multiple of 1/255. A search ends when an image with another label lies within its norm's radius.
 """
 
 from __future__ import annotations
