@@ -9,7 +9,6 @@ changes. Results agree to float rounding.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from training.export.draft import Draft, Swaps, make, plain
@@ -22,9 +21,9 @@ BLOCK = 16
 STEEP = np.float32(2.0**126)
 
 
-def keep_blocked(model: onnx.ModelProto) -> int:
+def keep_blocked(model: ir.Model) -> int:
     """Rewrite `model` in place; returns how many places were changed."""
-    draft = Draft(ir.from_proto(model))
+    draft = Draft(model)
     split_off_axis(draft)
     fold_uniform(draft)
     broadcast_late(draft)
@@ -34,7 +33,6 @@ def keep_blocked(model: onnx.ModelProto) -> int:
     filters_as_products(draft, BLOCK)
     if draft.changes:
         draft.finish()
-        model.CopyFrom(ir.to_proto(draft.model))
     return draft.changes
 
 

@@ -14,9 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from tests.training.exported import Exported, open_session
+from tests.training.exported import Exported, keep_blocked, open_session
 from tests.training.toy import SIDE, random_network
-from training.export.blocked import keep_blocked
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.util.module_modes import seeded
