@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +17,11 @@ from training.bundling.recalibrate import card_measured
 from training.bundling.recipe import load_bundle_recipe
 from training.commands.terminal import BundlePath, Threads, command, console, errors, progress_bars, use_threads
 from training.errors import TrainingError
-from training.evaluate.card import assemble, drawn, write_card
+from training.evaluate.card import REPORT, assemble, drawn, extended, write_card
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.unit import LEVELS
+from training.evaluate.presentation.kept import kept_of
 from training.evaluate.rewrite import rewrite
 from training.evaluate.run import duration, plan, run_units
 from training.evaluate.summary import summary
@@ -61,6 +63,9 @@ def evaluate(
         bool | None,
         typer.Option(help="Write the card into the bundle; default: only a card without missing or reduced units."),
     ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Put what is measured now into the bundle's card, and keep the rest of it.")
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the units and how long each may take.")] = False,
     anew: Annotated[
         bool,
@@ -88,7 +93,9 @@ def evaluate(
         bench.progress = bars.step
         failed = run_units(bench, names, log=lambda line: errors.print(line, markup=False, highlight=False))
         card = assemble(bench)
-    _write(bundle, bench, card, install=install)
+    if add:
+        card, install = _added(bench, card), True
+    _write(bundle, bench, card, install=install, kept=add)
     if failed:
         raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
     if card["status"] == "failed":
@@ -174,11 +181,21 @@ def _ablation(path: Path | None, source: str) -> dict[str, Any] | None:
     return table if path or table["study"]["base"]["data"]["source"] == source else None
 
 
-def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | None) -> None:
-    write_card(bench.store.folder, card, drawn(bench))
+def _added(bench: Bench, fresh: dict[str, Any]) -> dict[str, Any]:
+    card = bench.bundle.card()
+    if card is None:
+        raise TrainingError(f"{bench.bundle.path}: no card to add to; leave --add out")
+    return extended(card, fresh)
+
+
+def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | None, kept: bool) -> None:
+    shown, report = drawn(bench), path / REPORT
+    if kept and report.is_file():
+        shown = replace(shown, kept=kept_of(report.read_text("utf-8")))
+    write_card(bench.store.folder, card, shown)
     if install or (install is None and not card["missing"] and not card["reduced"]):
         with draft_of(path, copy=True) as draft:
-            write_card(draft, card, drawn(bench))
+            write_card(draft, card, shown)
             manifest = card_measured(bench.bundle.manifest, bench.bundle.calibration("cpu"))
             stated = manifest.training | {"evaluation": card["settings"]}
             write_manifest(draft, manifest.model_copy(update={"training": stated}))

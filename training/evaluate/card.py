@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import tempfile
@@ -98,9 +99,48 @@ def assemble(bench: Bench) -> dict[str, Any]:
     card["outcomes"] = [
         {"name": key, **recorded} for found in results.values() for key, recorded in found["outcomes"].items()
     ]
-    failed = any(row["passed"] is False for row in card["checks"])
-    card["status"] = "failed" if failed else "incomplete" if card["missing"] or card["reduced"] else "complete"
+    card["status"] = _status(card)
     return titled(card)
+
+
+def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """`card` with what `fresh` measured in the place of, or beside, what it has; everything else as it stands.
+
+    Both are cards of one bundle under the same settings; `TrainingError` if they are not. Self-checks that `fresh` could
+    not make stay those of `card`.
+    """
+    for key in ("bundle", "version", "settings"):
+        if card[key] != fresh[key]:
+            raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
+    now = {row["unit"] for row in fresh["units"]}
+    units = [*(row for row in card["units"] if row["unit"] not in now), *fresh["units"]]
+    new = copy.deepcopy(dict(card)) | {key: fresh[key] for key in ("schema_version", "detector", "samples")}
+    _place(new, (), _sections(fresh))
+    order = list(UNITS)
+    new["units"] = sorted(units, key=lambda row: order.index(row["unit"]) if row["unit"] in order else len(order))
+    have = {row["unit"] for row in units}
+    new["missing"] = [name for name in fresh["missing"] if name not in have]
+    new["reduced"] = [name for name in card["reduced"] if name not in now] + list(fresh["reduced"])
+    new["date"] = max(card["date"], fresh["date"])
+    made = {row["check"]: row for row in fresh["checks"] if row["passed"] is not None}
+    new["checks"] = [made.get(row["check"], row) for row in card["checks"]]
+    new["figures"] = card["figures"] | fresh["figures"]
+    outcomes = {row["name"]: row for row in [*card["outcomes"], *fresh["outcomes"]]}
+    new["outcomes"] = list(outcomes.values())
+    new["status"] = _status(new)
+    return titled(new)
+
+
+def _status(card: Mapping[str, Any]) -> str:
+    if any(row["passed"] is False for row in card["checks"]):
+        return "failed"
+    return "incomplete" if card["missing"] or card["reduced"] else "complete"
+
+
+def _sections(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What units found, without the rows about the card itself."""
+    places = {place.key for place in places_of(UNITS.values())} | {unit.path[0] for unit in UNITS.values() if unit.path}
+    return {key: value for key, value in card.items() if key in places}
 
 
 def titled(card: Mapping[str, Any]) -> dict[str, Any]:

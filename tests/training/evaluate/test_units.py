@@ -17,15 +17,16 @@ from torch import Tensor
 from training.attacks.listed import ATTACKS
 from training.attacks.unaware import Attack, Made, Scene, by_name
 from training.errors import RecipeError, TrainingError
-from training.evaluate.card import assemble, check, page_of
+from training.evaluate.card import assemble, check, extended, page_of
 from training.evaluate.harness.bench import Bench
-from training.evaluate.harness.found import Figure, Found
+from training.evaluate.harness.found import Figure, Found, unpack
 from training.evaluate.harness.section import Section
 from training.evaluate.harness.shown import Body
 from training.evaluate.harness.unit import LEVELS, QUESTIONS, Place, Unit, places_of
 from training.evaluate.measurements.unaware import unit_of
 from training.evaluate.run import finished, run_units
 from training.evaluate.units import UNITS, known_figures
+from training.evaluate.verify import contradictions
 from training.recipes.evaluation import Bound, Evaluation
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,6 +103,26 @@ def test_a_toy_attack_reaches_card_page_and_titles(fresh: Fresh, monkeypatch: py
     assert {"detected_snow_0.01", "detected_snow_0.05"} <= set(card["titles"]["figures"])
     assert card["titles"]["figures"]["detected_snow_0.05"].startswith("snow storm: detected")
     assert "| snow storm | 8 |" in page_of(card, [])
+
+
+def test_a_card_is_extended_by_what_is_measured_later(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole card measured at once, and in two runs of different folders, states the same."""
+    monkeypatch.setitem(UNITS, "dark", TOY)
+    first, second, both = fresh(), fresh(), fresh()
+    assert run_units(first, ["gradients"]) == run_units(second, ["dark", "control"]) == {}
+    assert run_units(both, ["dark", "control", "gradients"]) == {}
+    old, whole = assemble(first), assemble(both)
+    before = json.dumps(old)
+    new = extended(old, assemble(second))
+    assert json.dumps(old) == before
+    for key in ("missing", "reduced", "status", "figures", "titles", "dark", "gradients", "control", "settings"):
+        assert new[key] == whole[key], key
+    assert [row["unit"] for row in new["units"]] == [row["unit"] for row in whole["units"]]
+    assert contradictions(new, {row["name"]: unpack(row) for row in new["outcomes"]}) == []
+    again = extended(new, assemble(second))
+    assert {**again, "date": ""} == {**new, "date": ""}
+    with pytest.raises(TrainingError, match="version"):
+        extended(old | {"version": "9.9.9"}, assemble(second))
 
 
 def test_names_of_attacks_are_unique() -> None:
