@@ -142,3 +142,8 @@ CASES: dict[str, Callable[[Path], Given]] = {
     "deit_tiny transformers folder": lambda folder: transformers_folder("deit_tiny", folder),
     "resnet18 onnx": lambda folder: onnx_file("torchvision:resnet18", folder),
 }
+
+
+def made(title: str, folder: Path) -> Given:
+    """The file `title`, in `folder`."""
+    return CASES[title](folder)

@@ -1,6 +1,7 @@
 """Model files in every form, opened and exported at 224 pixels: `python -m benchmarks.model_files --out FILE.json`.
 
-Each is done in a process of its own, whose peak memory and processor time are its own. A forward is the forward-only
+Each is made in a process of its own and opened and exported in another, whose largest memory at that point and
+processor time are stated. A forward is the forward-only
 graph cut out of the exported one; it, the verdict and the verdict with its explanation run in turns. `run` is how many
 forwards the multiply-accumulates of a graph amount to. Weights and images are random: the export is what is measured.
 """
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +25,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.cost import in_turns
-from benchmarks.model_cases import CASES, CLASSES, SIDE
-from benchmarks.record import record
+from benchmarks.model_cases import CASES, CLASSES, SIDE, made
+from benchmarks.record import origin, record
 from benchmarks.subgraph import macs
 from gateway.core.engine import Engine, open_session
 from gateway.core.manifest import GraphSpec, InputSpec, Part
@@ -65,7 +68,8 @@ def constants(network: Network) -> Constants:
 
 def one(title: str, folder: Path) -> dict[str, Any]:
     """The figures of one file."""
-    given = CASES[title](folder)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+        given = maker.submit(made, title, folder).result()
     start = time.process_time()
     opened = open_model(given.model, weights=given.weights, classes=CLASSES, side=SIDE)
     mean, std = Wanted().of(opened, SIDE).normalise.of_unit_pixels()
@@ -100,7 +104,7 @@ def compared(defence: DefenceGraph, network: Network, bundle: Path, graphs: dict
     saliency = defence(x, torch.zeros(IMAGES, SIDE, SIDE)).saliency.flatten(1)
     assert found.saliency is not None
     served = torch.from_numpy(found.saliency).flatten(1)
-    whole = onnx.load(str(bundle / graphs["full"].file))
+    whole = onnx.load(str(bundle / graphs["full"].file), load_external_data=False)  # they stay in their file
     forward_only = cut(whole, ["logits"])
     onnx.save(forward_only, str(bundle / "forward.onnx"))
     forward = open_session(bundle / "forward.onnx", "cpu", 1)
@@ -171,7 +175,7 @@ def main(
     for title in CASES:
         if only and not any(part in title for part in only):
             continue
-        known[title] = in_a_process(title)
+        known[title] = in_a_process(title) | {"measured": origin()}  # other rows may be of other runs and machines
         console.print(line(known[title]), markup=False)
         rows = [known[name] for name in CASES if name in known]
         record(out, "model files opened and exported at 224 pixels", {"images": IMAGES, "seed": 0, "files": rows})

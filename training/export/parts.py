@@ -86,7 +86,8 @@ class _Weights:
 
     def put(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """The place of a weight, which is written unless it is there."""
-        content = memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))
+        array = np.ascontiguousarray(tensor.numpy())
+        content = array.reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(content).digest()
         if name not in self._places:
             self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
@@ -95,7 +96,8 @@ class _Weights:
         offset, known = self._places[name]
         if known != digest:
             raise ValueError(f"tensor {name!r} differs between parts")
-        return ir.ExternalTensor(self._location, offset, len(content), tensor.dtype, shape=tensor.shape, name=name)
+        shape = ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor(self._location, offset, len(content), tensor.dtype, shape=shape, name=name)
 
 
 def graph_specs(parts: Mapping[Part, ir.Model], precision: Precision = "fp32") -> dict[Part, GraphSpec]:

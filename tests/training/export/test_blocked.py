@@ -144,9 +144,10 @@ def clip_masked(channels: int, top: float = 6.0, bottom: float = 0.0) -> onnx.Mo
 def test_masks_of_clipping_are_exact(top: float) -> None:
     x = noise(3, 32, 4, 4) * np.float32(top)
     edge = np.float32(top)
-    x[0, 0, 0] = [edge, np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(np.inf)), edge * 2]
+    beside = [float(np.nextafter(edge, np.float32(other))) for other in (0, np.inf)]
+    x[0, 0, 0] = [top, *beside, 2 * top]
     x[0, 0, 1] = [0.0, -0.0, 1e-25, -1e-25]
-    x[0, 0, 2] = [3e38, -3e38, edge / 2, -edge]
+    x[0, 0, 2] = [3e38, -3e38, top / 2, -top]
     model = clip_masked(32, top)
     before = run(model, x)
     assert keep_blocked(model) == 1

@@ -30,3 +30,15 @@ def test_deeper_network_with_a_strided_stem() -> None:
     assert network.training
     torch.testing.assert_close(fold(x), network.eval()(x), atol=1e-5, rtol=1e-4)
     assert not any(p.requires_grad for p in fold.parameters())
+
+
+def test_what_no_folding_changes_is_not_copied() -> None:
+    network = random_network(0)
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    places = {parameter.data_ptr() for parameter in network.parameters()}
+    fold = folded(network)
+    shared = [parameter.data_ptr() in places for parameter in fold.parameters()]
+    assert any(shared)  # the head
+    assert not all(shared)  # the convolutions before BatchNorm
+    assert [parameter.requires_grad for parameter in network.parameters()] == trained
+    assert not any(parameter.requires_grad for parameter in fold.parameters())

@@ -17,7 +17,7 @@ from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE
 from training.defence.graph import DefenceGraph, DefenceOutputs
 from training.errors import ExportError
-from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.export.onnx_file import EXAMPLE_BATCH, export_graph, export_module
 from training.export.parts import tensor_specs
 from training.util.module_modes import seeded
 
@@ -162,6 +162,15 @@ def test_example_of_another_batch_is_refused(defence: DefenceGraph, tmp_path: Pa
     inputs = {"pixels": torch.rand(2, 3, SIDE, SIDE), "mask": torch.zeros(2, SIDE, SIDE)}
     with pytest.raises(ValueError, match="batch of"):
         export_module(defence, tmp_path / "g.onnx", inputs=inputs, outputs=list(DefenceOutputs._fields))
+
+
+def test_the_graph_holds_the_networks_own_weights() -> None:
+    """Large networks fit into memory because nothing is copied before it is written."""
+    network = nn.Linear(96, 32).eval().requires_grad_(False)
+    model = export_graph(network, inputs={"x": torch.rand(EXAMPLE_BATCH, 96)}, outputs=["y"])
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    places = {tensor.numpy().__array_interface__["data"][0] for tensor in tensors if tensor is not None}
+    assert network.weight.data_ptr() in places
 
 
 class Odd(nn.Module):
