@@ -181,7 +181,7 @@ def _verdicts(
     made: Path, inside: Bundle, model: str, network: Network, data: Dataset, count: int, *, seed: int
 ) -> dict[str, Any]:
     """Both pipelines on clean, attacked and patched test images."""
-    settings = Settings(threads=1, upstream=model)
+    settings = Settings(threads=1, upstream=model, upstream_timeout=300)
     ours, theirs = load_pipeline(made, settings), load_pipeline(inside.path, settings)
     found: dict[str, Any] = {}
     for kind, pictures in _pictures(network, data, count, seed=seed).items():
