@@ -13,6 +13,7 @@ from starlette.routing import Match
 
 from gateway import __version__
 from gateway.access.auth import Auth
+from gateway.answers.certificate_request import CertificatePolicy
 from gateway.answers.latency import LatencyQuantum
 from gateway.audit.trail import Audit
 from gateway.campaigns.watch import Campaigns
@@ -72,6 +73,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.auth = Auth(settings, app.state.store)
     app.state.audit = Audit(settings)
     app.state.campaigns = Campaigns(settings)
+    app.state.certificates = CertificatePolicy(settings.require, settings.certify_share)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
     app.add_middleware(AuthMiddleware, auth=app.state.auth)
     app.add_middleware(

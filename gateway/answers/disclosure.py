@@ -44,12 +44,16 @@ def disclose(response: schemas.PredictResponse, disclosure: Disclosure) -> schem
         prediction=prediction,
         top=response.top,
         verdict=schemas.PlainVerdict(
-            flagged=verdict.flagged, p_value=coarse_p_value(verdict.p_value), action=verdict.action
+            flagged=verdict.flagged,
+            p_value=coarse_p_value(verdict.p_value),
+            action=verdict.action,
+            kind=verdict.kind,
         ),
         neutralization=schemas.PlainNeutralization(
             applied=neutralization.applied, served=neutralization.served, changed=neutralization.changed
         ),
         explanation=None if explanation is None else explanation.model_copy(update={"companion": None}),
+        certificate=response.certificate,
     )
 
 

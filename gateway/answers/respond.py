@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from gateway.answers import schemas
+from gateway.answers.certificate import certificate_body
 from gateway.answers.render import image_png, map_png
 from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Decision, Neutralized, Pipeline, Prediction
@@ -28,6 +29,7 @@ def predict_response(
         verdict=_verdict(decision, pipeline),
         neutralization=_neutralization(decision),
         explanation=None if explain == "none" else _explanation(decision, full=explain == "all"),
+        certificate=certificate_body(decision, pipeline, votes=explain == "all"),
         timing_ms=schemas.TimingMs(
             decode=round(timing.decode * 1e3, 3),
             queue=round(timing.queue * 1e3, 3),
@@ -84,6 +86,9 @@ def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
         alpha=verdict.alpha,
         p_cutoff=verdict.p_cutoff,
         action=decision.action,
+        kind=verdict.kind,
+        p_unfamiliar=verdict.p_unfamiliar,
+        p_attacked=verdict.p_attacked,
         evidence=[
             schemas.Evidence(name=name, p_value=p, layer=strongest if name in about_layers else None)
             for name, p in decision.evidence

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.access.keys import Disclosure, Role
+from gateway.core.certificate import Level, Wanted
+from gateway.core.kinds import Kind
 from gateway.core.manifest import Precision
 from gateway.core.pipeline import Action, Region, Stage
 
@@ -53,6 +55,13 @@ class VerdictBody(_Response):
     alpha: float
     p_cutoff: float
     action: Action
+    kind: Kind | None = Field(
+        default=None,
+        description="`unfamiliar`: unlike the training data; `attacked`: like them, but unstable; `both`; `ordinary`. "
+        "Null where the bundle does not tell kinds apart, and at stage `screen`.",
+    )
+    p_unfamiliar: float | None = Field(default=None, description="Conformal p-value of being unlike the training data.")
+    p_attacked: float | None = Field(default=None, description="Conformal p-value of being unstable as attacks are.")
     evidence: list[Evidence]
     layers: list[Layer]
 
@@ -98,6 +107,53 @@ class Explanation(_Response):
     companion: CompanionOpinion | None = None
 
 
+class CertifiedPatch(_Response):
+    """The square patch that a certificate is about: its side in pixels of the network's input, its share of them."""
+
+    side: int
+    share: float
+
+
+class CertificateRecord(_Response):
+    """What `palisade certificate check` repeats a certificate from."""
+
+    masks_per_axis: int
+    lead: float = Field(description="By how much (of logits) the label had to lead under every mask.")
+    provider: str
+    precision: Precision
+    graphs_sha256: str
+    pixels_sha256: str = Field(description="Of the image as the network saw it: float32 (C, H, W), little-endian.")
+
+
+class MaskVote(_Response):
+    """The label under one mask of the first round, in pixels of the network's input; null if it was not run."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    label: str | None
+    index: int | None
+
+
+class CertificateBody(_Response):
+    """What was shown against a square patch anywhere in the image; `none` is no sign of an attack.
+
+    `agreed`: the label is the same under every mask, of which one hides the whole patch. `proved`: also under every two
+    masks, so that double masking gives the unpatched image this label.
+    """
+
+    level: Level
+    label: str
+    index: int
+    patch: CertifiedPatch
+    masks: int
+    tried: Wanted = Field(description="The highest level that was tried.")
+    forwards: int = Field(description="Forward passes that were run.")
+    record: CertificateRecord
+    votes: list[MaskVote] | None = Field(default=None, description="With `explain=all`: the label under each mask.")
+
+
 class TimingMs(_Response):
     decode: float
     queue: float
@@ -113,6 +169,7 @@ class PredictResponse(_Response):
     verdict: VerdictBody
     neutralization: Neutralization
     explanation: Explanation | None
+    certificate: CertificateBody | None = None
     timing_ms: TimingMs
 
 
@@ -122,6 +179,7 @@ class PlainVerdict(_Response):
     flagged: bool
     p_value: float
     action: Action
+    kind: Kind | None = None
 
 
 class PlainNeutralization(_Response):
@@ -140,6 +198,7 @@ class VerdictResponse(_Response):
     verdict: PlainVerdict
     neutralization: PlainNeutralization
     explanation: Explanation | None
+    certificate: CertificateBody | None = None
 
 
 class ModelName(_Response):

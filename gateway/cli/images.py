@@ -28,7 +28,8 @@ INTERRUPTED = 130
 
 Model = Annotated[str | None, typer.Option(help="Name of the model.")]
 Models = Annotated[
-    list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
+    list[str] | None,
+    typer.Option("--models", "-m", help="Folder of bundles, bundle, or address (s3://, oci://); may be repeated."),
 ]
 Url = Annotated[str | None, typer.Option(help="Address of a running gateway that answers in place of this process.")]
 Key = Annotated[
@@ -53,11 +54,26 @@ def predict(
     ] = False,
     explain: Annotated[Literal["none", "saliency", "all"], typer.Option(help="Which maps the JSON contains.")] = "none",
     panel: Annotated[Path | None, typer.Option(help="Folder that receives a picture of each decision.")] = None,
+    certify: Annotated[
+        Literal["none", "patch"], typer.Option(help="Certify each label against a square patch anywhere in the image.")
+    ] = "none",
+    patch_side: Annotated[
+        int | None, typer.Option(min=1, help="Side of that patch in pixels of the network's input (default: by share).")
+    ] = None,
+    certify_level: Annotated[
+        Literal["agreed", "proved"] | None, typer.Option(help="Highest level of certificate that is tried.")
+    ] = None,
+    require: Annotated[
+        Literal["agreed", "proved"] | None, typer.Option(help="Refuse answers below this level of certificate.")
+    ] = None,
 ) -> None:
     """Classify and judge images; the exit code is 1 if one of them got no answer."""
+    from gateway.answers.certificate_request import Asked
     from gateway.cli.files import find_images
     from gateway.cli.sources import SourceFailed
 
+    asked = Asked(certify, patch_side, certify_level, require)
+    asked.check()
     files = find_images(paths)
     source = _source(url, key, model, models)
     table = Table(
@@ -67,12 +83,13 @@ def predict(
         "p-value",
         "flagged",
         "before neutralisation",
+        *(["certificate"] if certify != "none" else []),
         box=None,
     )
     failed = False
     for file in files:
         try:
-            answer = source.answer(file.read(), explain=explain, picture=panel is not None)
+            answer = source.answer(file.read(), explain=explain, picture=panel is not None, asked=asked)
         except SourceFailed:
             raise
         except PalisadeError as error:
@@ -161,7 +178,7 @@ def scan(
         raise typer.Exit(1)
 
 
-def _source(url: str | None, key: str | None, model: str | None, models: list[Path] | None) -> Source:
+def _source(url: str | None, key: str | None, model: str | None, models: list[str] | None) -> Source:
     if url is None:
         from gateway.cli.sources import open_local
 
@@ -177,6 +194,7 @@ def _source(url: str | None, key: str | None, model: str | None, models: list[Pa
 def table_cells(body: Body) -> list[str]:
     """A row of the table; a dash stands for what the gateway does not disclose."""
     prediction, verdict, neutralization = (body.get(part) or {} for part in ("prediction", "verdict", "neutralization"))
+    certificate = [f"{made['level']} ({made['patch']['side']} px)"] if (made := body.get("certificate")) else []
     before = neutralization.get("before") if neutralization.get("served") else None
     flagged = "-" if "flagged" not in verdict else "[bold red]yes[/]" if verdict["flagged"] else "no"
     return [
@@ -185,6 +203,7 @@ def table_cells(body: Body) -> list[str]:
         _against_cutoff(verdict) if "p_value" in verdict else "-",
         flagged,
         plain(before["label"]) if before else "",
+        *certificate,
     ]
 
 

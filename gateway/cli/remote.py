@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 
+from gateway.answers.certificate_request import Asked
 from gateway.answers.respond import Explain
 from gateway.cli.sources import Answer, Body, Setup, SourceFailed
 from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable, Patience
@@ -29,9 +31,11 @@ class Remote:
         self._query = {} if model is None else {"model": model}
         self.setup = self._setup(model)
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
         """See `gateway.cli.sources.Source`."""
-        body = self._predict(data, {"explain": explain})
+        certificate = asdict(asked) if asked.certify != "none" else {}
+        query = {"explain": explain, **{name: value for name, value in certificate.items() if value is not None}}
+        body = self._predict(data, query)
         return Answer(body, self._post("/v1/explain", data, {}, "image/png").content if picture else None)
 
     def prepare(self, data: bytes) -> Body:
@@ -73,7 +77,7 @@ class Remote:
                 timeout=_ANSWER_SECONDS,
             )
         except GatewayAnswer as error:
-            if error.status in _OF_THE_IMAGE or error.code == "blocked_by_policy":
+            if error.status in _OF_THE_IMAGE or error.code in ("blocked_by_policy", "not_certified"):
                 raise
             raise SourceFailed(f"{self._gateway.url}: {error.detail}") from None
         except GatewayUnreachable as error:

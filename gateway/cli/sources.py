@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gateway.answers.certificate_request import Asked, CertificatePolicy, uncertified, wanted
 from gateway.answers.respond import Explain, predict_response
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError
@@ -44,8 +44,11 @@ class Source(Protocol):
     @property
     def setup(self) -> Setup: ...
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
-        """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
+    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
+        """The answer to a file's bytes, with the picture of `/v1/explain` and a certificate on request.
+
+        Raises `PalisadeError`.
+        """
 
     def prepare(self, data: bytes) -> Any:
         """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
@@ -57,18 +60,24 @@ class Source(Protocol):
 class Local:
     """A bundle's pipeline in this process."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, policy: CertificatePolicy = CertificatePolicy()) -> None:
         self._pipeline = pipeline
+        self._policy = policy
 
     @property
     def setup(self) -> Setup:
         bundle = self._pipeline.bundle
         return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action)
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
         from gateway.answers.panel import panel_png
 
+        certify = wanted(asked, self._pipeline, self._policy, "full", votes=explain == "all")
         decision = self._pipeline.decide(data)
+        if certify is not None and not decision.blocked:
+            decision = self._pipeline.certified(decision, certify)
+        if decision.uncertified:
+            raise uncertified(decision, "full")
         return Answer(self._body(decision, explain), panel_png(decision) if picture else None)
 
     def prepare(self, data: bytes) -> np.ndarray:
@@ -86,10 +95,13 @@ class Local:
         return body.model_dump(mode="json")
 
 
-def open_local(models: list[Path] | None, model: str | None) -> Local:
+def open_local(models: list[str] | None, model: str | None) -> Local:
     """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
+    from gateway.pulling.cache import fetch_sources
     from gateway.settings import load_settings
     from gateway.versions.registry import load_registry, opened
 
     settings = load_settings(**({"models": models} if models else {}))
-    return Local(load_registry(settings, load=opened).get(model))
+    fetch_sources(settings)
+    policy = CertificatePolicy(settings.require, settings.certify_share)
+    return Local(load_registry(settings, load=opened).get(model), policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from gateway.core.cores import threads_per_worker
+from gateway.core.graph_cut import cut_to
 from gateway.core.loading import Bundle
 from gateway.core.manifest import BUCKETS, GraphSpec, InputSpec, Part, Precision, TensorSpec
 from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs, names_of, outputs_of
@@ -48,7 +50,7 @@ class Engine:
         `threads` 0 means every core that this process may use. `binding` (default: on CUDA) hands tensors over by
         IO binding. Raises `BundleError` naming the file, or `ConfigError` when ONNX Runtime does not give the provider.
         """
-        self._spec = spec
+        self.spec = spec
         self._folder = folder
         self.provider: Provider = provider
         self.precision: Precision = precision
@@ -58,6 +60,8 @@ class Engine:
         self._parts = {
             part: _Part(part, folder / graph.file, graph, provider, self.threads) for part, graph in graphs.items()
         }
+        self._answering: ort.InferenceSession | None = None
+        self._opening = threading.Lock()
 
     @classmethod
     def open(
@@ -122,6 +126,50 @@ class Engine:
             raise ValueError(f"part {part!r}: the bundle has {', '.join(self.parts)}")
         return self._outputs(part, self._checked(pixels), mask)
 
+    def answer(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits (N, K) of the answering network alone, where `mask` (N, H, W) in {0, 1} of `pixels` is inpainted.
+
+        Those of `run` but for rounding, at the cost of one forward pass; numbers that are not finite are returned, too.
+        The first call opens a further session. Raises `ValueError` for a wrong shape, `BundleError` if the graph of the
+        part `verdict` cannot be cut down to its logits.
+        """
+        return self._answers(self._checked(pixels), self._mask(mask, len(pixels)))
+
+    def _answers(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        inputs, n = {"pixels": pixels, "mask": mask}, len(pixels)
+        if self.provider == "cuda":
+            inputs = {name: _padded(value, self.buckets) for name, value in inputs.items()}
+        (logits,) = self._answering_session().run(["logits"], inputs)
+        return np.asarray(logits)[:n]
+
+    def _answering_session(self) -> ort.InferenceSession:
+        with self._opening:
+            if self._answering is None:
+                path = self._parts["verdict"].path
+                try:
+                    model = cut_to(path.read_bytes(), "logits")
+                except (OSError, ValueError) as error:
+                    raise BundleError(f"{path}: {error}") from None
+                session = open_session(path, self.provider, self.threads, model=model)
+                self._check_answering(path, session)
+                self._answering = session
+            return self._answering
+
+    def _check_answering(self, path: Path, session: ort.InferenceSession) -> None:
+        """`BundleError` unless it answers as the part does, also if the files were changed since that was opened.
+
+        And unless its fill leaves alone what the mask hides: a certificate would state nothing otherwise.
+        """
+        shape = (1, self.spec.channels, self.spec.height, self.spec.width)
+        pixels, mask = np.random.default_rng(0).random(shape, np.float32), np.zeros((1, *shape[2:]), np.float32)
+        mask[:, : shape[2] // 2] = 1.0
+        (logits,) = session.run(["logits"], {"pixels": pixels, "mask": mask})
+        if not np.allclose(logits, self.run(pixels, mask, part="verdict").logits, rtol=1e-3, atol=1e-3):
+            raise BundleError(f"{path}: cut down to its logits, the graph answers otherwise")
+        hidden = np.where(mask[:, None] > 0, 1 - pixels, pixels)
+        if not np.array_equal(session.run(["logits"], {"pixels": hidden, "mask": mask})[0], logits):
+            raise BundleError(f"{path}: what the mask hides changes the logits")
+
     def failure(self, model: str) -> PalisadeError:
         """The error of an image whose outputs are not finite."""
         return EngineError(f"{model}: the graph gave logits that are not finite")
@@ -145,13 +193,13 @@ class Engine:
         return outputs_of(part, {name: value[:n] for name, value in zip(opened.outputs, values, strict=True)})
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
-        shape = (self._spec.channels, self._spec.height, self._spec.width)
+        shape = (self.spec.channels, self.spec.height, self.spec.width)
         if pixels.dtype != np.float32 or pixels.shape[1:] != shape:
             raise ValueError(f"pixels: expected float32 (N, {', '.join(map(str, shape))}), got {pixels.shape}")
         return pixels
 
     def _mask(self, mask: np.ndarray | None, n: int) -> np.ndarray:
-        shape = (n, self._spec.height, self._spec.width)
+        shape = (n, self.spec.height, self.spec.width)
         if mask is None:
             return np.zeros(shape, np.float32)
         if mask.shape != shape:
@@ -166,10 +214,10 @@ class Engine:
         start = time.perf_counter()
         for part, opened in self._parts.items():
             for n in self.buckets:
-                pixels = np.full((n, self._spec.channels, self._spec.height, self._spec.width), 0.5, np.float32)
+                pixels = np.full((n, self.spec.channels, self.spec.height, self.spec.width), 0.5, np.float32)
                 mask = None
                 if "mask" in opened.inputs:
-                    mask = np.zeros((n, self._spec.height, self._spec.width), np.float32)
+                    mask = np.zeros((n, self.spec.height, self.spec.width), np.float32)
                     mask[:, 0, 0] = 1.0
                 outputs = self.run(pixels, mask, part=part)
                 for name, wanted in opened.shapes.items():
@@ -241,8 +289,11 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(path: Path, provider: str, threads: int) -> ort.InferenceSession:
-    """A session of the graph in `path` on `provider`; `BundleError` if ONNX Runtime refuses it."""
+def open_session(path: Path, provider: str, threads: int, *, model: bytes | None = None) -> ort.InferenceSession:
+    """A session of the graph in `path` on `provider`; `BundleError` if ONNX Runtime refuses it.
+
+    `model` is run in place of the file, with the weights beside it.
+    """
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -250,13 +301,17 @@ def open_session(path: Path, provider: str, threads: int) -> ort.InferenceSessio
     options.log_severity_level = 3
     # Spinning threads starve the other workers and the event loop when they share cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if model is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+        )
     providers = [_PROVIDERS["cpu"]]
     if provider == "cuda":
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()
         providers.insert(0, _PROVIDERS["cuda"])
     try:
-        return runtime.InferenceSession(str(path), options, providers=providers)
+        return runtime.InferenceSession(model or str(path), options, providers=providers)
     except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of its own for each of its status codes
         raise BundleError(f"{path}: ONNX Runtime refuses the graph: {' '.join(str(error).split())[:300]}") from None
 

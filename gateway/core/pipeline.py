@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from gateway.core.certificate import LEADS, Certificate, CertificateWanted, Wanted, certify
 from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
@@ -93,6 +94,14 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Pixels (C, H, W) whose label is asked for while what `mask` (H, W) marks is inpainted: one forward pass."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds by stage; `queue` is waiting for a batch, `engine` the batches that the image was in."""
 
@@ -125,6 +134,9 @@ class Decision:
     audited: bool
     timing: Timing
     labels: tuple[str, ...]
+    certificate: Certificate | None = None
+    required: Wanted | None = None
+    """The level of certificate below which the decision is not answered."""
 
     @property
     def served(self) -> Pass:
@@ -148,6 +160,16 @@ class Decision:
     @property
     def blocked(self) -> bool:
         return self.flagged and self.action == "block"
+
+    @property
+    def uncertified(self) -> bool:
+        """Whether a certificate is required that the answer has not."""
+        return self.required is not None and not (self.certificate and self.certificate.reaches(self.required))
+
+    @property
+    def withheld(self) -> bool:
+        """Whether there is no answer."""
+        return self.blocked or self.uncertified
 
     @property
     def evidence(self) -> list[tuple[str, float]]:
@@ -251,11 +273,61 @@ class Pipeline:
         else:
             plain = np.zeros(len(batch), bool)
             verdicts = self.judge.judge(outputs.scores, outputs.layer_deviation, cascade=composite)
+            verdicts = self.judge.with_kinds(verdicts, outputs)
         name = self.bundle.name
         return [
             self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i])) if finite else self.engine.failure(name)
             for i, finite in enumerate(outputs.finite)
         ]
+
+    def certifying(
+        self, decision: Decision, wanted: CertificateWanted
+    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
+        """The certificate of a decision's served label: yields masked images, and is sent the logits (K,) of each."""
+        whole = decision.raw.whole
+        first = None if whole is None else whole.roi
+        index, lead = decision.served.prediction.index, LEADS[self.engine.precision]
+        return self._masked(decision.pixels, certify(index, wanted, lead, first))
+
+    def certified_label(self, pixels: np.ndarray, index: int, wanted: CertificateWanted, *, lead: float) -> Certificate:
+        """The certificate of a label for `pixels` (C, H, W), whichever would be served; raises `EngineError`."""
+        return self._certificate(self._masked(pixels, certify(index, wanted, lead)))
+
+    def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
+        """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
+        certificate = self._certificate(self.certifying(decision, wanted))
+        return replace(decision, certificate=certificate, required=wanted.require)
+
+    @staticmethod
+    def _masked(
+        pixels: np.ndarray, steps: Generator[Sequence[np.ndarray], np.ndarray, Certificate]
+    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
+        try:
+            masks = next(steps)
+            while True:
+                logits = yield [Masked(pixels, mask) for mask in masks]
+                masks = steps.send(np.stack(logits))
+        except StopIteration as stop:
+            certificate: Certificate = stop.value
+            return certificate
+
+    def _certificate(self, steps: Generator[list[Masked], list[np.ndarray], Certificate]) -> Certificate:
+        most = self.engine.buckets[-1]
+        try:
+            asked = next(steps)
+            while True:
+                found = [each for i in range(0, len(asked), most) for each in self.answer(asked[i : i + most])]
+                if failed := next((each for each in found if isinstance(each, PalisadeError)), None):
+                    raise failed
+                asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
+        except StopIteration as stop:
+            certificate: Certificate = stop.value
+            return certificate
+
+    def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
+        """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""
+        logits = self.engine.answer(np.stack([each.pixels for each in batch]), np.stack([each.mask for each in batch]))
+        return [row if np.isfinite(row).all() else self.engine.failure(self.bundle.name) for row in logits]
 
     def steps(self, image: np.ndarray, *, explain: bool, screening: Screening) -> Generator[Work, Pass, Decision]:
         """The passes that one image needs, in turn: send the result of each; the generator returns the decision.

@@ -46,10 +46,14 @@ class _Item(Generic[T, R]):
 
 @dataclass(eq=False)
 class Lane(Generic[T, R]):
-    """Items that may share a batch: `run` takes a list of them and returns a result, or an error, for each."""
+    """Items that may share a batch: `run` takes a list of them and returns a result, or an error, for each.
+
+    `cost` is the work of an item, in terms of one of a lane with a cost of 1.
+    """
 
     run: Callable[[list[T]], Sequence[R | PalisadeError]]
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    cost: float = 1.0
     waiting: deque[_Item[T, R]] = field(default_factory=deque)
 
     def take(self) -> list[_Item[T, R]]:
@@ -81,12 +85,12 @@ class MicroBatcher:
 
     @property
     def pace(self) -> float:
-        """Seconds an item takes of all engine threads together, in recent batches."""
+        """Seconds an item of cost 1 takes of all engine threads together, in recent batches."""
         return self._item_seconds / self._in_flight
 
     def expected_wait(self) -> float:
         """Seconds that a new item would wait, from the pace of recent batches."""
-        return self._waiting * self.pace
+        return sum(len(lane.waiting) * lane.cost for lane in self._turns) * self.pace
 
     async def submit(self, lane: Lane[T, R], value: T, *, deadline: float = math.inf) -> Done[R]:
         """The result of one item; `deadline` is on the clock of `time.monotonic`.
@@ -182,7 +186,7 @@ class MicroBatcher:
         ran: float,
     ) -> None:
         self._running -= 1
-        pace = ran / len(batch)
+        pace = ran / (len(batch) * lane.cost)
         self._item_seconds = pace if not self._item_seconds else 0.9 * self._item_seconds + 0.1 * pace
         if outcome is not None and len(outcome) == len(batch):
             for item, value in zip(batch, outcome, strict=True):

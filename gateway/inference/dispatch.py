@@ -13,13 +13,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from gateway.core.certificate import CertificateWanted
 from gateway.core.pipeline import Decision, Pipeline, Screening
 from gateway.errors import Overloaded
 from gateway.inference.batching import MicroBatcher
-from gateway.inference.lanes import Lanes
+from gateway.inference.lanes import MASKED_COST, Lanes
 from gateway.inference.shadow import Shadow
 from gateway.settings import Settings
 from gateway.telemetry import metrics
+from gateway.telemetry.drift import DriftWatches
 from gateway.telemetry.tracing import trace_stages
 
 T = TypeVar("T")
@@ -40,27 +42,45 @@ class Dispatcher:
         self._places = settings.max_waiting + settings.decode_threads
         self._timeout = settings.request_timeout
         self._cascade, self._audit = settings.cascade, settings.cascade_audit
+        self._drift = DriftWatches(settings.audit_sample, workers=settings.workers)
         self._images = 0
+        self._work = 0.0
         self._abandoned = 0
 
-    async def decide(self, pipeline: Pipeline, data: bytes, *, explain: bool, record: Record) -> Decision:
-        """Decode and defend one image; its metrics are recorded whatever becomes of the request.
+    async def decide(
+        self,
+        pipeline: Pipeline,
+        data: bytes,
+        *,
+        explain: bool,
+        record: Record,
+        certify: CertificateWanted | None = None,
+    ) -> Decision:
+        """Decode and defend one image, with a certificate on request; metrics are recorded whatever becomes of it.
 
         Raises the decoder's errors, `EngineError`, and `Overloaded` when no place is free, when the wait would outlast
         the deadline, or when the deadline passes.
         """
-        async with self._admitted() as deadline:
+        async with self._admitted(certify) as deadline:
             start = time.perf_counter()
             image = await self.in_thread(lambda: pipeline.decode(data))
             decoded = time.perf_counter() - start
-            decision = await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=decoded)
+            decision = await self._defend(pipeline, image, deadline, certify, explain=explain, decode_seconds=decoded)
             await record(decision)
             return decision
 
-    async def decide_image(self, pipeline: Pipeline, image: np.ndarray, *, explain: bool, record: Record) -> Decision:
+    async def decide_image(
+        self,
+        pipeline: Pipeline,
+        image: np.ndarray,
+        *,
+        explain: bool,
+        record: Record,
+        certify: CertificateWanted | None = None,
+    ) -> Decision:
         """Defend a decoded image: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
-        async with self._admitted() as deadline:
-            decision = await self._defend(pipeline, image, deadline, explain=explain, decode_seconds=0.0)
+        async with self._admitted(certify) as deadline:
+            decision = await self._defend(pipeline, image, deadline, certify, explain=explain, decode_seconds=0.0)
             await record(decision)
             return decision
 
@@ -69,10 +89,13 @@ class Dispatcher:
         async with self._admitted():
             return await self.in_thread(job)
 
-    def refusal(self) -> Overloaded | None:
-        """The error that another image would meet now; None if it would be admitted."""
-        images = self._images + self._abandoned
-        wait = max(self.batcher.expected_wait(), images * self.batcher.pace)
+    def refusal(self, certify: CertificateWanted | None = None) -> Overloaded | None:
+        """The error that another image would meet now; None if it would be admitted.
+
+        A certificate counts with all of its forward passes.
+        """
+        images, pace = self._images + self._abandoned, self.batcher.pace
+        wait = max(self.batcher.expected_wait(), (self._work + self._abandoned) * pace) + _more(certify) * pace
         if images < self._places and wait < _FULL * self._timeout:
             return None
         return Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
@@ -97,26 +120,37 @@ class Dispatcher:
             self.shadow.close()
 
     async def _defend(
-        self, pipeline: Pipeline, image: np.ndarray, deadline: float, *, explain: bool, decode_seconds: float
+        self,
+        pipeline: Pipeline,
+        image: np.ndarray,
+        deadline: float,
+        certify: CertificateWanted | None,
+        *,
+        explain: bool,
+        decode_seconds: float,
     ) -> Decision:
         screening: Screening = "off"
         if self._cascade:
             screening = "audit" if random.random() < self._audit else "on"
         steps = pipeline.steps(image, explain=explain, screening=screening)
         decision = await self._lanes.run(pipeline, steps, deadline=deadline, decode_seconds=decode_seconds)
+        if certify is not None and not decision.blocked:
+            decision = await self._lanes.certify(pipeline, decision, certify, deadline=deadline)
         metrics.observe(decision, pipeline)
+        metrics.compare(decision, pipeline, self._drift)
         trace_stages(decision)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)
         return decision
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[float]:
+    async def _admitted(self, certify: CertificateWanted | None = None) -> AsyncIterator[float]:
         """Hold a place and yield a deadline (`time.monotonic`); raises `Overloaded` at once when no place is free."""
-        refused = self.refusal()
+        refused = self.refusal(certify)
         if refused is not None:
             raise refused
-        self._images += 1
+        work = 1.0 + _more(certify)
+        self._images, self._work = self._images + 1, self._work + work
         deadline = time.monotonic() + self._timeout
         try:
             async with asyncio.timeout(self._timeout):
@@ -124,7 +158,12 @@ class Dispatcher:
         except TimeoutError:
             raise Overloaded(f"no answer within {self._timeout:g} s", headers={"Retry-After": "1"}) from None
         finally:
-            self._images -= 1
+            self._images, self._work = self._images - 1, self._work - work
 
     def _done_at_last(self) -> None:
         self._abandoned -= 1
+
+
+def _more(certify: CertificateWanted | None) -> float:
+    """The work of a certificate, in passes of the part `verdict`."""
+    return 0.0 if certify is None else certify.forwards * MASKED_COST

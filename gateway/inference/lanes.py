@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
+from asyncio import TaskGroup
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
+
+from gateway.core.certificate import CertificateWanted
 from gateway.core.manifest import Part
-from gateway.core.pipeline import Decision, Pass, Pipeline, Timing, Work
+from gateway.core.pipeline import Decision, Masked, Pass, Pipeline, Timing, Work
 from gateway.errors import EngineError, PalisadeError
 from gateway.inference.batching import Lane, MicroBatcher
 
+T = TypeVar("T")
+R = TypeVar("R")
+MASKED_COST = 1 / 6
+"""Of a masked forward pass, in terms of a verdict, which is six of them (docs/architecture.md, "Defence graph")."""
 _PipelineLanes = dict[tuple[Part, bool], Lane[Work, Pass]]
 
 
@@ -21,6 +31,7 @@ class Lanes:
     def __init__(self, batcher: MicroBatcher) -> None:
         self._batcher = batcher
         self._of: WeakKeyDictionary[Pipeline, _PipelineLanes] = WeakKeyDictionary()
+        self._masked: WeakKeyDictionary[Pipeline, Lane[Masked, np.ndarray]] = WeakKeyDictionary()
 
     async def run(
         self,
@@ -45,22 +56,47 @@ class Lanes:
                 decision: Decision = stop.value
                 return replace(decision, timing=Timing(decode_seconds, queue, engine))
 
+    async def certify(
+        self, pipeline: Pipeline, decision: Decision, wanted: CertificateWanted, *, deadline: float = math.inf
+    ) -> Decision:
+        """The decision with its certificate, its masked images in batches shared with others; raises as `run` does."""
+        if pipeline not in self._masked:
+            self._masked[pipeline] = Lane(_weakly(pipeline, lambda alive, batch: alive.answer(batch)), pipeline.engine.buckets, MASKED_COST)
+        lane, steps, timing = self._masked[pipeline], pipeline.certifying(decision, wanted), decision.timing
+        asked = next(steps)
+        while True:
+            start = time.monotonic()
+            try:
+                async with TaskGroup() as group:
+                    tasks = [group.create_task(self._batcher.submit(lane, each, deadline=deadline)) for each in asked]
+            except* PalisadeError as failed:
+                raise failed.exceptions[0] from None
+            done = [task.result() for task in tasks]
+            ran = max(each.ran for each in done)
+            timing = replace(timing, queue=timing.queue + time.monotonic() - start - ran, engine=timing.engine + ran)
+            try:
+                asked = steps.send([each.value for each in done])
+            except StopIteration as stop:
+                return replace(decision, certificate=stop.value, required=wanted.require, timing=timing)
+
     def _lane(self, pipeline: Pipeline, work: Work) -> Lane[Work, Pass]:
         lanes = self._of.setdefault(pipeline, {})
         key = (work.part, work.composite)
         if key not in lanes:
-            lanes[key] = Lane(_weakly(pipeline), pipeline.engine.buckets)
+            lanes[key] = Lane(_weakly(pipeline, lambda alive, batch: alive.run(batch)), pipeline.engine.buckets)
         return lanes[key]
 
 
-def _weakly(pipeline: Pipeline) -> Callable[[list[Work]], Sequence[Pass | PalisadeError]]:
-    """`pipeline.run` without a reference to the pipeline: a lane that held one would keep every version loaded."""
+def _weakly(
+    pipeline: Pipeline, method: Callable[[Pipeline, list[T]], Sequence[R | PalisadeError]]
+) -> Callable[[list[T]], Sequence[R | PalisadeError]]:
+    """A method without a reference to the pipeline: a lane that held one would keep every version loaded."""
     reference = ref(pipeline)
 
-    def run(batch: list[Work]) -> Sequence[Pass | PalisadeError]:
+    def run(batch: list[T]) -> Sequence[R | PalisadeError]:
         alive = reference()
         if alive is None:  # every caller is gone, and with them the last reference
             return [EngineError("the version was unloaded before the batch ran") for _ in batch]
-        return alive.run(batch)
+        return method(alive, batch)
 
     return run

@@ -123,6 +123,10 @@ class UpstreamEngine(Engine):
         saliency = [self._saliency(rows[i : i + 1, 0], logits[i : i + 1]) for i in range(n)]
         return FullOutputs(**made, saliency=np.concatenate(saliency))
 
+    def _answers(self, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        rows, *_ = self._rows.run(pixels, mask)
+        return self.classifier.logits(np.ascontiguousarray(rows[:, 0]))
+
     def _saliency(self, pixels: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """The map (1, H, W) of one image: its rows are many, so that images are not batched."""
         (perturbed,) = self._perturb.run(pixels)
@@ -131,7 +135,7 @@ class UpstreamEngine(Engine):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        return self._spec.channels, self._spec.height, self._spec.width
+        return self.spec.channels, self.spec.height, self.spec.width
 
 
 class _Graph:

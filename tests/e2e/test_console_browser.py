@@ -142,6 +142,20 @@ def test_a_patched_upload_shows_both_answers_and_the_evidence(open_page: Callabl
     expect(page.locator(".layers li.above")).not_to_have_count(0)
 
 
+def test_a_certificate_shows_which_masks_change_the_label(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+    upload(page, "patched_0.png")
+    expect(page.locator(".votes-map")).to_have_count(0)
+    page.get_by_label("Certify against a patch").check()
+    votes = page.locator(".votes-map :is(.kept, .flip)")
+    expect(votes).to_have_count(16)
+    flips = page.locator(".votes-list li")
+    expect(flips).to_have_count(page.locator(".votes-map .flip").count())
+    expect(page.locator(".certificate-level")).to_have_text("No certificate")
+    page.get_by_label("Certify against a patch").uncheck()
+    expect(page.locator(".votes-map")).to_have_count(0)
+
+
 def test_overlays_and_their_opacity(open_page: Callable[..., Page], server: Server) -> None:
     page = open_page(server.url)
     upload(page, "patched_0.png")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.pgd import Loss, loss_gradient, project
-from training.attacks.unaware import Attack, Made, Scene
+from training.attacks.unaware import Attack, Made, Scene, Trained
 from training.util.signatures import Predict
 
 
@@ -45,12 +45,22 @@ def _made(scene: Scene, x: Tensor, y: Tensor, *, eps: float) -> Made:
     return Made(fgsm(scene.network, x, y, eps=eps / 255))
 
 
-def _transferred(scene: Scene, x: Tensor, y: Tensor, *, eps: float) -> Made:
-    return Made(momentum_fgsm(scene.surrogates(), x, y, eps=eps / 255))
+def _transferred(scene: Scene, x: Tensor, y: Tensor, *, eps: float, trained: Trained = "ordinarily") -> Made:
+    return Made(momentum_fgsm(scene.surrogates(trained), x, y, eps=eps / 255))
 
 
 CARD = (Attack("fgsm_8", "FGSM 8/255", partial(_made, eps=8)),)
 TRANSFERRED = tuple(
     Attack(f"transfer_{eps}", f"transfer {eps}/255", partial(_transferred, eps=eps), "1", depends=("surrogate_epochs",))
+    for eps in (8, 16)
+)
+ROBUSTLY_TRANSFERRED = tuple(
+    Attack(
+        f"transfer_robust_{eps}",
+        f"transfer {eps}/255 from adversarially trained networks",
+        partial(_transferred, eps=eps, trained="adversarially"),
+        "1",
+        depends=("surrogate_epochs",),
+    )
     for eps in (8, 16)
 )

@@ -7,9 +7,10 @@ of busy regions don't see.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -108,29 +109,66 @@ def patch_attack(
     Of `places` random places and colours, each tried for `probe_steps`, the one of the smallest margin is worked on for
     `steps` more. `low_frequency` patches are grids of 3 x 3 colours.
     """
-    best: Patches | None = None
+
+    def draw() -> Patches:
+        patches = random_patches(x, side, kind, generator)
+        return patches.painted(span[0] + (span[1] - span[0]) * patches.colours)
+
+    best = optimised(
+        predict, x, y, draw, places=places, probe_steps=probe_steps, steps=steps, step_size=step_size, span=span
+    )
+    return best.on(x), best.mask(x)
+
+
+class Cover(Protocol):
+    """Something free in colour, at a place of its own on each of N images."""
+
+    @property
+    def colours(self) -> Tensor: ...
+
+    def on(self, x: Tensor) -> Tensor: ...
+
+    def painted(self, colours: Tensor) -> Self: ...
+
+    def where(self, chosen: Tensor, other: Self) -> Self: ...
+
+
+C = TypeVar("C", bound=Cover)
+
+
+def optimised(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    draw: Callable[[], C],
+    *,
+    places: int,
+    probe_steps: int,
+    steps: int,
+    step_size: float,
+    span: tuple[float, float] = (0.0, 1.0),
+) -> C:
+    """The best of `places` draws after `probe_steps` each, worked on for `steps` more; see `patch_attack`."""
+    best: C | None = None
     lowest = torch.full((len(x),), torch.inf, device=x.device)
     for _ in range(places):
-        patches = random_patches(x, side, kind, generator)
-        patches = patches.painted(span[0] + (span[1] - span[0]) * patches.colours)
-        patches, reached = _optimise(predict, x, y, patches, probe_steps, step_size, span)
-        best = patches if best is None else patches.where(reached < lowest, best)
+        cover, reached = _optimise(predict, x, y, draw(), probe_steps, step_size, span)
+        best = cover if best is None else cover.where(reached < lowest, best)
         lowest = torch.minimum(lowest, reached)
     if best is None:
         raise ValueError("places 0: at least one is needed")
-    best, _ = _optimise(predict, x, y, best, steps, step_size / 2, span)
-    return best.on(x), best.mask(x)
+    return _optimise(predict, x, y, best, steps, step_size / 2, span)[0]
 
 
 def _optimise(
     predict: Predict,
     x: Tensor,
     y: Tensor,
-    patches: Patches,
+    patches: C,
     steps: int,
     step_size: float,
     span: tuple[float, float],
-) -> tuple[Patches, Tensor]:
+) -> tuple[C, Tensor]:
     """Signed gradient descent on the margin; the best patches seen and their margins (N,)."""
     best, lowest = patches, torch.full((len(x),), torch.inf, device=x.device)
     for _ in range(steps + 1):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Generator, Tensor, nn
@@ -23,6 +23,9 @@ class Effort(Protocol):
     def square_queries(self) -> int: ...
 
 
+Trained = Literal["ordinarily", "adversarially"]
+
+
 @dataclass(frozen=True)
 class Scene:
     """What an attacker has who does not know the defence: the answering network, or networks that he trained.
@@ -32,7 +35,7 @@ class Scene:
 
     network: nn.Module
     effort: Effort
-    surrogates: Callable[[], Sequence[nn.Module]]
+    surrogates: Callable[[Trained], Sequence[nn.Module]]
     generator: Generator
 
 

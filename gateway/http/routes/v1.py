@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
 
 from gateway.answers import schemas
+from gateway.answers.certificate_request import Asked, Certify, uncertified, wanted
 from gateway.answers.disclosure import check_explain, disclose, disclose_model, refusal
 from gateway.answers.latency import LatencyQuantum
 from gateway.answers.panel import panel_png
 from gateway.answers.respond import Explain, model_detail, model_summary, predict_response
+from gateway.core.certificate import Wanted
 from gateway.core.decode import check_content_type
 from gateway.core.pipeline import Decision
 from gateway.errors import (
@@ -22,6 +24,7 @@ from gateway.errors import (
     EmptyBody,
     Forbidden,
     ImageTooLarge,
+    NotCertified,
     NotReady,
     Overloaded,
     RateLimited,
@@ -56,6 +59,7 @@ _ERRORS = problem_docs(
     EmptyBody,
     Unauthorized,
     BlockedByPolicy,
+    NotCertified,
     Forbidden,
     UnknownModel,
     RequestTimeout,
@@ -72,13 +76,36 @@ _ERRORS = problem_docs(
 Model = Annotated[str | None, Query(description="Name of a served model; the default one if absent.")]
 TopK = Annotated[int | None, Query(ge=1, description="Number of classes in `top`, from 1 to all.")]
 
+
+def _asked(
+    certify: Annotated[
+        Certify, Query(description="`patch`: a certificate against a square patch anywhere in the image.")
+    ] = "none",
+    patch_side: Annotated[
+        int | None, Query(ge=1, description="Side of that patch, in pixels of the network's input.")
+    ] = None,
+    certify_level: Annotated[
+        Wanted | None,
+        Query(description="The highest level that is tried (`proved`); `agreed` takes one round of masks."),
+    ] = None,
+    require: Annotated[
+        Wanted | None, Query(description="Level below which the answer is refused (403 `not_certified`).")
+    ] = None,
+) -> Asked:
+    return Asked(certify, patch_side, certify_level, require)
+
+
+Certificates = Annotated[Asked, Depends(_asked)]
+
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.post("/predict", response_model=schemas.Disclosed, responses=_ERRORS, openapi_extra=_BODY)
-async def predict(request: Request, model: Model = None, explain: Explain = "none", top_k: TopK = None) -> Response:
-    """Classify an image and report how anomalous it is; on request, explain the label."""
-    return await _answer(request, model, top_k, explain)
+async def predict(
+    request: Request, asked: Certificates, model: Model = None, explain: Explain = "none", top_k: TopK = None
+) -> Response:
+    """Classify an image and report how anomalous it is; on request, explain and certify the label."""
+    return await _answer(request, model, top_k, explain, asked)
 
 
 @router.post(
@@ -87,9 +114,9 @@ async def predict(request: Request, model: Model = None, explain: Explain = "non
     responses={200: {"content": {"image/png": {"schema": _IMAGE}}}, **_ERRORS},
     openapi_extra=_BODY,
 )
-async def explain(request: Request, model: Model = None, top_k: TopK = None) -> Response:
+async def explain(request: Request, asked: Certificates, model: Model = None, top_k: TopK = None) -> Response:
     """The same with every map; `Accept: image/png` returns one picture of them."""
-    return await _answer(request, model, top_k, "all", picture=_prefers_png(request.headers.get("accept", "")))
+    return await _answer(request, model, top_k, "all", asked, picture=_prefers_png(request.headers.get("accept", "")))
 
 
 @router.get("/models", responses=problem_docs(Unauthorized, RateLimited, NotReady))
@@ -113,24 +140,30 @@ async def model(request: Request, name: str) -> schemas.ModelLabel:
 
 
 async def _answer(
-    request: Request, name: str | None, top_k: int | None, explain: Explain, *, picture: bool = False
+    request: Request, name: str | None, top_k: int | None, explain: Explain, asked: Asked, *, picture: bool = False
 ) -> Response:
     disclosure = caller_of(request).disclosure
     check_explain(disclosure, explain, picture=picture)
     pipeline = registry_of(request).get(name)
     request.state.model = pipeline.bundle.name
     top_k = _check_top_k(top_k, len(pipeline.bundle.manifest.classes))
+    certify = wanted(asked, pipeline, request.app.state.certificates, disclosure, votes=explain == "all")
     data = await read_image(request)
     start = time.perf_counter()
     dispatcher = dispatcher_of(request)
     explained = explain != "none"
-    decision = await dispatcher.decide(pipeline, data, explain=explained, record=recorder(request, data))
+    decision = await dispatcher.decide(
+        pipeline, data, explain=explained, record=recorder(request, data), certify=certify
+    )
     quantum: LatencyQuantum = request.app.state.quantum
     if not explained:
         quantum.observe(decision, time.perf_counter() - start)
     if decision.blocked:
         await quantum.release(start, disclosure)
         raise refusal(decision, disclosure)
+    if decision.uncertified:
+        await quantum.release(start, disclosure)
+        raise uncertified(decision, disclosure)
 
     def respond() -> Response:
         with metrics.stage_seconds.labels("respond").time():

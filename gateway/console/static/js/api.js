@@ -80,8 +80,8 @@ export const samples = (name) => request(`v1/models/${part(name)}/samples`);
 export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/samples/${part(file)}`);
 
 /** `explain`: none or all; a caller who may not see explanations is refused if they ask for them. */
-export function predict(blob, { model, explain, signal }) {
-  const path = `v1/predict${query({ model, explain })}`;
+export function predict(blob, { model, explain, certify, signal }) {
+  const path = `v1/predict${query({ model, explain, certify })}`;
   return request(path, {
     method: "POST",
     body: blob,

@@ -22,8 +22,8 @@ Axis = Literal["K", "H", "W", "C", "S", "L"]
 class Output:
     """An output of shape (N, *axes); `least` is the disclosure that shows it.
 
-    `explained` marks one that needs the whole graph. An image that the policy blocks has `blocked` as its row, or its
-    own row where that is None.
+    `explained` marks one that needs the whole graph. An image that is not answered (`Decision.withheld`)
+    has `blocked` as its row, or its own row where that is None.
     """
 
     datatype: str
@@ -52,6 +52,9 @@ OUTPUTS = {
     "probabilities": Output("FP32", lambda d: np.round(d.served.probabilities, 6), ("K",)),
     "flagged": Output("BOOL", lambda d: d.flagged, blocked=None),
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
+    "certificate": Output("BYTES", lambda d: d.certificate.level if d.certificate else "none", blocked="none"),
+    # Empty where the bundle does not tell kinds apart, and where the screen let the image through.
+    "kind": Output("BYTES", lambda d: d.raw.verdict.kind or "", blocked=None),
     "logits": Output("FP32", lambda d: d.served.outputs.logits, ("K",), "full"),
     # The answer is explained on the pixels that gave it; regions and scores are those of the input as it came.
     "saliency": Output("FP32", lambda d: d.explained.served.saliency, ("H", "W"), explained=True),
@@ -83,11 +86,12 @@ def visible(disclosure: Disclosure) -> list[str]:
     return [name for name, output in OUTPUTS.items() if shows(disclosure, output.least)]
 
 
-def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
+def wanted(request: InferRequest, disclosure: Disclosure, *, certified: bool = False) -> dict[str, bool]:
     """The outputs to send, in the request's order, and which of them as binary data.
 
     Without a list, those of `DEFAULT` that the caller may see. Raises `BadParameter` for a name that does not exist or
-    is given twice, and `Forbidden` for one that the caller may not see.
+    is given twice, or that needs a certificate where none is made (`certified`), and `Forbidden` for one that the
+    caller may not see.
     """
     may = visible(disclosure)
     binary = flag(request.parameters, "binary_data_output", default=False)
@@ -100,6 +104,8 @@ def wanted(request: InferRequest, disclosure: Disclosure) -> dict[str, bool]:
             raise BadParameter(f"{shown} does not exist (has {', '.join(may)})")
         if output.name not in may:
             raise Forbidden(f"{shown} is not for callers at disclosure {disclosure} (may ask for {', '.join(may)})")
+        if output.name == "certificate" and not certified:
+            raise BadParameter(f"{shown}: send the parameter certify, 'patch', too")
         if output.name in names:
             raise BadParameter(f"{shown} is asked for twice")
         check_parameters(shown, output.parameters, "binary_data")
@@ -113,7 +119,7 @@ def values_of(name: str, decisions: Sequence[Decision], manifest: Manifest, disc
     dtype: Any = object if output.datatype == "BYTES" else DTYPES[output.datatype]
     values = np.empty((len(decisions), *shape_of(name, manifest)), dtype)
     for i, decision in enumerate(decisions):
-        values[i] = output.blocked if decision.blocked and output.blocked is not None else output.row(decision)
+        values[i] = output.blocked if decision.withheld and output.blocked is not None else output.row(decision)
     if name == "p_value" and not shows(disclosure, "full"):
         values[:] = [coarse_p_value(p) for p in values.tolist()]
     return values
@@ -121,7 +127,7 @@ def values_of(name: str, decisions: Sequence[Decision], manifest: Manifest, disc
 
 def parameters_of(decisions: Sequence[Decision], disclosure: Disclosure) -> Parameters | None:
     """The verdict in `parameters`: of the image where there is one, else counts over the batch."""
-    blocked: Parameters = {"blocked": count} if (count := sum(d.blocked for d in decisions)) else {}
+    blocked: Parameters = {"blocked": count} if (count := sum(d.withheld for d in decisions)) else {}
     if not shows(disclosure, "verdict"):
         return blocked or None
     verdict = decisions[0].raw.verdict
@@ -133,11 +139,24 @@ def parameters_of(decisions: Sequence[Decision], disclosure: Disclosure) -> Para
             "p_value": verdict.p_value if full else coarse_p_value(verdict.p_value),
             "neutralized": decisions[0].serve_neutralized,
         }
+        if verdict.kind is not None:
+            parameters["kind"] = verdict.kind
         if full:
             parameters["stage"] = decisions[0].stage
+            for name in ("p_unfamiliar", "p_attacked"):
+                if (p := getattr(verdict, name)) is not None:
+                    parameters[name] = p
     else:
         flagged = sum(decision.flagged for decision in decisions)
         parameters |= {"any_flagged": flagged > 0, "flagged": flagged}
+    certificates = [decision.certificate for decision in decisions if decision.certificate is not None]
+    if certificates:
+        parameters |= {
+            "certificate_patch_side": certificates[0].masks.patch,
+            "certificate_forwards": sum(certificate.forwards for certificate in certificates),
+        }
+        if len(decisions) == 1:
+            parameters["certificate"] = certificates[0].level
     if shows(disclosure, "full"):
         parameters["alpha"] = verdict.alpha
     return parameters | blocked

@@ -15,8 +15,11 @@ from starlette.responses import Response
 from gateway import __version__
 from gateway.access.keys import Disclosure
 from gateway.access.limits import charge_images
+from gateway.answers.certificate_request import uncertified
+from gateway.answers.certificate_request import wanted as certificate_wanted
 from gateway.answers.disclosure import refusal, shows
 from gateway.answers.latency import LatencyQuantum
+from gateway.core.certificate import CertificateWanted
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import (
     BadParameter,
@@ -24,6 +27,7 @@ from gateway.errors import (
     EmptyBody,
     Forbidden,
     ImageTooLarge,
+    NotCertified,
     NotReady,
     Overloaded,
     PalisadeError,
@@ -44,6 +48,7 @@ from gateway.http.routes.oip.tensors import (
     InferRequest,
     InferResponse,
     Parameters,
+    asked_certificate,
     read_request,
     write_response,
     write_tensor,
@@ -126,6 +131,7 @@ _INFER: dict[str, Any] = {
             EmptyBody,
             Unauthorized,
             BlockedByPolicy,
+            NotCertified,
             Forbidden,
             UnknownModel,
             UnknownVersion,
@@ -239,22 +245,28 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     start = time.perf_counter()
     header_length, max_batch = _header_length(request), _max_batch(request)
 
-    def read() -> tuple[InferRequest, dict[str, bool], Sequence[np.ndarray | bytes]]:
+    def read() -> tuple[InferRequest, dict[str, bool], CertificateWanted | None, Sequence[np.ndarray | bytes]]:
         parsed, inputs = read_request(body, header_length)
         if parsed.model_name not in (None, model):
             raise BadParameter(f"model_name: {parsed.model_name[:80]!r} is not the model of the path, {model[:80]!r}")
-        return parsed, wanted(parsed, disclosure), read_images(inputs, pipeline.bundle.manifest.input, max_batch)
+        asked, policy = asked_certificate(parsed.parameters), request.app.state.certificates
+        certify = certificate_wanted(asked, pipeline, policy, disclosure)
+        names = wanted(parsed, disclosure, certified=certify is not None)
+        return parsed, names, certify, read_images(inputs, pipeline.bundle.manifest.input, max_batch)
 
-    parsed, names, images = await dispatcher.parse(read)
+    parsed, names, certify, images = await dispatcher.parse(read)
     charge_images(request, len(images))
     explained = any(OUTPUTS[name].explained for name in names)
-    decisions = await _decide(request, pipeline, images, explain=explained)
+    decisions = await _decide(request, pipeline, images, certify, explain=explained)
     quantum: LatencyQuantum = request.app.state.quantum
     if len(images) == 1 and not explained:
         quantum.observe(decisions[0], time.perf_counter() - start)
     if len(decisions) == 1 and decisions[0].blocked:
         await quantum.release(start, disclosure)
         raise refusal(decisions[0], disclosure)
+    if len(decisions) == 1 and decisions[0].uncertified:
+        await quantum.release(start, disclosure)
+        raise uncertified(decisions[0], disclosure)
 
     def respond() -> Response:
         with metrics.stage_seconds.labels("respond").time():
@@ -266,7 +278,12 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 
 
 async def _decide(
-    request: Request, pipeline: Pipeline, images: Sequence[np.ndarray | bytes], *, explain: bool
+    request: Request,
+    pipeline: Pipeline,
+    images: Sequence[np.ndarray | bytes],
+    certify: CertificateWanted | None,
+    *,
+    explain: bool,
 ) -> list[Decision]:
     """The decisions of a batch, whose images enter the micro-batcher together; the first failure ends the batch."""
     dispatcher = dispatcher_of(request)
@@ -274,9 +291,9 @@ async def _decide(
     def work(i: int, image: np.ndarray | bytes) -> Coroutine[Any, Any, Decision]:
         if isinstance(image, bytes):
             record = recorder(request, image, index=i)
-            return dispatcher.decide(pipeline, image, explain=explain, record=record)
+            return dispatcher.decide(pipeline, image, explain=explain, record=record, certify=certify)
         record = recorder(request, image.tobytes(), index=i)
-        return dispatcher.decide_image(pipeline, image, explain=explain, record=record)
+        return dispatcher.decide_image(pipeline, image, explain=explain, record=record, certify=certify)
 
     async def numbered(i: int, image: np.ndarray | bytes) -> Decision:
         try:

@@ -12,13 +12,14 @@ import json
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from gateway.answers.certificate_request import Asked
 from gateway.errors import BadParameter, ImageTooLarge
 from gateway.http.bodies import StrictBody
 from gateway.names import nearest
@@ -34,6 +35,8 @@ _ELEMENTS: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
 }
 _UNSUPPORTED = ("classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+CERTIFICATE_PARAMETERS = tuple(field.name for field in fields(Asked))
+_ASKED = TypeAdapter(Asked)
 # So near to a parameter of this server that it is a slip, not an extension of another server.
 _SLIP = 0.85
 
@@ -128,7 +131,7 @@ def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, 
             f"{length} bytes of JSON, at most {MAX_JSON_BYTES} are accepted: send tensors as binary data"
         )
     request = InferRequest.read(body[:length])
-    check_parameters("the request", request.parameters, "binary_data_output")
+    check_parameters("the request", request.parameters, "binary_data_output", *CERTIFICATE_PARAMETERS)
     inputs: dict[str, Input] = {}
     rest = memoryview(body)[length:]
     for tensor in request.inputs:
@@ -166,7 +169,7 @@ def write_tensor(name: str, datatype: str, values: np.ndarray, *, binary: bool) 
     return TensorResponse(name=name, shape=shape, datatype=datatype, parameters=parameters), blob
 
 
-def check_parameters(where: str, parameters: Parameters | None, known: str) -> None:
+def check_parameters(where: str, parameters: Parameters | None, *known: str) -> None:
     """Raises `BadParameter` for unsupported parameters that would change the answer, and for slips of `known`.
 
     All others are extensions of the protocol that this server does not have, and are ignored.
@@ -174,8 +177,9 @@ def check_parameters(where: str, parameters: Parameters | None, known: str) -> N
     for name in parameters or ():
         if name in _UNSUPPORTED:
             raise BadParameter(f"{where}: the parameter {name} is not supported")
-        if name != known and nearest(name, [known], cutoff=_SLIP):
-            raise BadParameter(f"{where}: unknown parameter {name[:60]!r}; did you mean {known!r}?")
+        meant = None if name in known else nearest(name, list(known), cutoff=_SLIP)
+        if meant is not None:
+            raise BadParameter(f"{where}: unknown parameter {name[:60]!r}; did you mean {meant!r}?")
 
 
 def flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
@@ -184,6 +188,16 @@ def flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise BadParameter(f"parameter {name}: must be true or false")
     return value
+
+
+def asked_certificate(parameters: Parameters | None) -> Asked:
+    """What the parameters of a request say of certificates; `BadParameter` for a value that none of them has."""
+    given = {name: value for name, value in (parameters or {}).items() if name in CERTIFICATE_PARAMETERS}
+    try:
+        return _ASKED.validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadParameter(f"parameter {first['loc'][0]}: {first['msg']}") from None
 
 
 def _length(header: str, limit: int) -> int:

@@ -3,11 +3,12 @@ import { address } from "../api.js";
 import { h } from "../dom.js";
 import { bytes, milliseconds, percent } from "../format.js";
 import { may, state } from "../state.js";
+import { certificateBody } from "./certificate.js";
 import { disclosure, quoted } from "./code.js";
 import { evidenceTable, layerBars } from "./evidence.js";
 import { empty } from "./notices.js";
 import { pScale, shareBar } from "./scale.js";
-import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
+import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
 /** `image` describes its source: { name, truth?, size, type, command }; `manifest` may be null. */
@@ -32,7 +33,9 @@ export function decision(answer, image, manifest) {
         answers(steps(answer)),
         verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action)),
       ),
+      answer.certificate && panel("Certificate against a patch", certificateBody(answer.certificate, seen(answer))),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
+      verdict?.kind && panel("Kind of anomaly", kindOfAnomaly(verdict)),
       verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence, manifest)),
       verdict?.layers?.length > 0 && panel("Deviation by layer", layerBars(verdict.layers)),
       h(
@@ -69,10 +72,12 @@ const opinion = (companion) => ({
 
 const panel = (title, ...content) => h("section", { class: "panel" }, h("h3", {}, title), content);
 
+const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
+const seen = ({ explanation }) => data(explanation?.input_pixels);
+
 function pictures(answer, image, manifest) {
   const { explanation, neutralization } = answer;
   if (!explanation) return empty("No pictures", "This key sees answers, but no explanations.");
-  const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
   const sources = {
     input: data(explanation.input_pixels) ?? data(explanation.saliency),
     saliency: data(explanation.saliency),
@@ -127,7 +132,7 @@ function ranking(top) {
 function command(answer, image) {
   const key = state.session?.key_id ? ' -H "Authorization: Bearer $PALISADE_KEY"' : "";
   const target = address(
-    `v1/predict?explain=${answer.explanation ? "all" : "none"}&model=${encodeURIComponent(answer.model.name)}`,
+    `v1/predict?explain=${answer.explanation ? "all" : "none"}&model=${encodeURIComponent(answer.model.name)}${answer.certificate ? "&certify=patch" : ""}`,
   );
   return `${image.command} -H ${quoted(`Content-Type: ${image.type || "application/octet-stream"}`)}${key} ${quoted(target)}`;
 }

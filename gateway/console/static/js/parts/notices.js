@@ -10,6 +10,7 @@ export const empty = (title, text) =>
 const TITLES = {
   unreachable: "No connection",
   blocked_by_policy: "Blocked by policy",
+  not_certified: "Not certified",
   overloaded: "Busy",
   audit_unavailable: "No audit trail",
   401: "Log in first",

@@ -11,6 +11,14 @@ import { manifestOf } from "../parts/scoretitles.js";
 
 export function inspectView() {
   const choice = picker({ onFile, onSample });
+  const certify = h("input", { type: "checkbox", id: "certify", onchange: () => last && inspect(last) });
+  const certifying = h(
+    "label",
+    { class: "certify", for: "certify", hidden: true },
+    certify,
+    h("span", {}, "Certify against a patch"),
+    h("span", { class: "hint" }, "hides places of the image in turn; takes longer"),
+  );
   const result = h("div", { class: "result", "aria-busy": "false" });
   const element = h(
     "div",
@@ -20,17 +28,21 @@ export function inspectView() {
       { class: "panel source", "aria-labelledby": "source-title" },
       h("h1", { id: "source-title" }, "Inspect an image"),
       choice.element,
+      certifying,
     ),
     result,
   );
   let model = null;
   let running = null;
+  let last = null;
   fill(result, welcome());
   return { element, show: offerSamples };
 
   async function offerSamples() {
     if (!state.model || state.model.name === model) return;
     model = state.model.name;
+    last = null;
+    certifying.hidden = state.session.disclosure === "label";
     const asked = model;
     fill(result, welcome());
     choice.offer(model, []);
@@ -66,6 +78,7 @@ export function inspectView() {
   }
 
   async function inspect(image) {
+    last = image;
     running?.abort();
     const run = (running = new AbortController());
     result.setAttribute("aria-busy", "true");
@@ -74,7 +87,8 @@ export function inspectView() {
     try {
       const blob = await image.blob();
       const explain = state.session.disclosure === "label" ? "none" : "all";
-      const answer = await api.predict(blob, { model, explain, signal: run.signal });
+      const asked = certify.checked && !certifying.hidden ? "patch" : undefined;
+      const answer = await api.predict(blob, { model, explain, certify: asked, signal: run.signal });
       const manifest = await manifestOf(answer.model.name, answer.model.version);
       if (run !== running) return;
       fill(result, decision(answer, { ...image, size: blob.size }, manifest));
