@@ -12,9 +12,11 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +31,7 @@ from benchmarks.record import record
 from benchmarks.serving import Server, palisade
 from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle
+from gateway.core.pipeline import Decision
 from gateway.core.preprocessing import Resize
 from gateway.core.upstream import Protocol2
 from gateway.settings import Settings
@@ -55,6 +58,7 @@ from training.util.module_modes import seeded
 
 CLIENTS, KILLED_AFTER, AWAY = 8, 4.0, 4.0
 WARM = 50
+ASKED = ("guard", "in_process", "as_many_rows", "one_row")
 Part = Literal["verdicts", "latency", "killed"]
 PARTS: tuple[Part, ...] = ("verdicts", "latency", "killed")
 
@@ -177,7 +181,7 @@ def _verdicts(
     made: Path, inside: Bundle, model: str, network: Network, data: Dataset, count: int, *, seed: int
 ) -> dict[str, Any]:
     """Both pipelines on clean, attacked and patched test images."""
-    settings = Settings(threads=1, upstream=model)
+    settings = Settings(threads=1, upstream=model, upstream_timeout=300)
     ours, theirs = load_pipeline(made, settings), load_pipeline(inside.path, settings)
     found: dict[str, Any] = {}
     for kind, pictures in _pictures(network, data, count, seed=seed).items():
@@ -209,54 +213,71 @@ def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict
 
 
 def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int) -> dict[str, Any]:
-    """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, as it sends them.
+    """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, by the same client.
 
-    `in_process` is the same answer without the gateway's own HTTP. Beside the times of the wall stand the processor's,
-    which other processes of a busy machine hardly change: of the gateway for an answer, and of this process for what it
-    does to send those rows.
+    `in_process` is the same answer without the gateway's own HTTP. What is added is the difference of medians, and the
+    median of the differences between neighbours in time, which a busy machine changes less. Processor time stands
+    beside the wall's: of the gateway for each round (with all that it does in the background), of this thread for an
+    answer in process, and for what it does to send those rows.
     """
     bundle = load_bundle(made)
     upstream = bundle.manifest.upstream
     assert upstream is not None
     assert isinstance(upstream.protocol, Protocol2)
     inside = load_pipeline(made, Settings(threads=1, upstream=model))
-    times: dict[str, list[float]] = {"guard": [], "in_process": [], "as_many_rows": [], "one_row": []}
+
+    def decided(body: bytes) -> Decision:
+        return inside.decide_images([inside.decode(body)], explain=False)[0]
+
     images = data.test.x[:64]
-    with Connection(timeout=30) as connection, httpx.Client(timeout=30) as client:
+    wall: list[list[float]] = []
+    own = np.zeros(len(ASKED))
+    with Connection(timeout=30) as connection:
         direct = Protocol2Peer(upstream.protocol.model_copy(update={"url": model}), connection)
-        busy, own = 0.0, 0.0
         for i in range(rounds + WARM):
             if i == WARM:
                 busy = gateway.cpu_seconds()
             image = images[i % len(images)]
             body, rows = png(image), np.repeat(to_pixels(image), ROWS, axis=0)
-            took = {}
-            start = time.perf_counter()
-            answer = client.post(f"{gateway.url}/v1/predict", content=body)
-            took["guard"] = time.perf_counter() - start
-            assert answer.status_code == 200, answer.text
-            gated = answer.json()["neutralization"]["applied"]
-            start = time.perf_counter()
-            inside.decide_images([inside.decode(body)], explain=False)
-            took["in_process"] = time.perf_counter() - start
-            for name, sent in (("as_many_rows", rows), ("one_row", rows[:1])):
-                start, mine = time.perf_counter(), time.process_time()
-                direct.values(sent)
-                took[name] = time.perf_counter() - start
-                own += (time.process_time() - mine) * (name == "as_many_rows" and i >= WARM)
-            if i >= WARM and not gated:  # a second pass is rows once more
-                for name, seconds in took.items():
-                    times[name].append(seconds * 1e3)
+            work: dict[str, Callable[[], Any]] = {
+                "guard": partial(connection.post, f"{gateway.url}/v1/predict", body, {"Content-Type": "image/png"}),
+                "in_process": partial(decided, body),
+                "as_many_rows": partial(direct.values, rows),
+                "one_row": partial(direct.values, rows[:1]),
+            }
+            turn = {name: _timed(work[name]) for name in np.roll(ASKED, i).tolist()}
+            if i < WARM:
+                continue
+            own += [turn[name][1] for name in ASKED]
+            if turn["in_process"][2].neutralized is None:  # a second pass is rows once more
+                wall.append([turn[name][0] for name in ASKED])
         busy = gateway.cpu_seconds() - busy
+    times = dict(zip(ASKED, np.array(wall).T, strict=True))
     figures: dict[str, Any] = {
-        name: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)} for name, values in times.items()
+        name: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (10, 50, 95)}
+        for name, values in times.items()
     }
+    for name in ("guard", "in_process"):
+        figures[f"added_{name}"] = {
+            "of_medians": round(figures[name]["p50"] - figures["as_many_rows"]["p50"], 3),
+            "in_turn_p50": round(float(np.median(times[name] - times["as_many_rows"])), 3),
+        }
+    spent = dict(zip(ASKED, np.round(own / rounds, 3).tolist(), strict=True))
     return figures | {
-        "n": len(times["guard"]),
-        "added_p50": round(figures["guard"]["p50"] - figures["as_many_rows"]["p50"], 3),
-        "added_p50_in_process": round(figures["in_process"]["p50"] - figures["as_many_rows"]["p50"], 3),
-        "processor_ms_an_answer": {"gateway": round(busy / rounds * 1e3, 3), "rows_sent": round(own / rounds * 1e3, 3)},
+        "n": len(wall),
+        "processor_ms": {
+            "gateway": round(busy / rounds * 1e3, 3),
+            "in_process": spent["in_process"],
+            "as_many_rows": spent["as_many_rows"],
+        },
     }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Milliseconds of `work`, those of this thread's processor time, and its result."""
+    start, mine = time.perf_counter(), time.thread_time()
+    found = work()
+    return (time.perf_counter() - start) * 1e3, (time.thread_time() - mine) * 1e3, found
 
 
 def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset, place: Path) -> dict[str, Any]:

@@ -127,13 +127,16 @@ class Fusion:
             objections = components[:, objecting]
         return cls(components, combined, columns, guard, objecting, objections)
 
-    def statistic(self, scores: np.ndarray) -> np.ndarray:
-        """-T (N,) of graph scores (N, S), larger is more unusual.
+    def statistic(self, scores: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
+        """-T (N,) of graph scores (N, S), larger is more unusual; `p` (N, S) are their `component_p`, where known.
 
         T is the lowest level whose budget, as the guard's shares divide it, the fused p-value or the guard's exhausts.
         Fisher's statistic adds evidence up, so that calm scores pay for an objection of the guard; a minimum does not.
         """
-        return self._combined(fisher(component_p(self.components[:, self.columns], scores[:, self.columns])), scores)
+        if p is None:
+            p = component_p(self.components, scores)
+        # Contiguous, so that logarithms are summed in one order whoever asks: equal ranks must give equal statistics.
+        return self._combined(fisher(np.ascontiguousarray(p[:, self.columns])), scores)
 
     def own(self, benign: np.ndarray) -> np.ndarray:
         """Statistics (n,) of the images `benign` (n, S) that `components` are of, among which inputs are ranked.
@@ -279,12 +282,13 @@ class Judge:
         threshold = self._cascade.threshold
         return fisher(component_p(self._screen_benign, screen_scores[:, self._screen_columns])) >= threshold
 
-    def p_values(self, scores: np.ndarray, *, cascade: bool = False) -> np.ndarray:
+    def p_values(self, scores: np.ndarray, *, cascade: bool = False, evidence: np.ndarray | None = None) -> np.ndarray:
         """Conformal p-values (N,) of graph scores (N, S); with `cascade`, of images that the screen sent on.
 
         The composite's p-value counts benign images that the screen let through as less unusual than any other.
+        `evidence` (N, S) are the scores' own p-values, where known.
         """
-        statistic = self.fusion.statistic(scores)
+        statistic = self.fusion.statistic(scores, evidence)
         return (self._on if cascade else self._fused).p_values(statistic)
 
     def layer_band(self, quantile: float = 0.95) -> np.ndarray:
@@ -293,9 +297,9 @@ class Judge:
 
     def judge(self, scores: np.ndarray, layer_deviation: np.ndarray, *, cascade: bool = False) -> list[Verdict]:
         """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen sent the images on."""
-        p = self.p_values(scores, cascade=cascade)
-        flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self._gate_alpha))
         evidence = component_p(self.fusion.components, scores)
+        p = self.p_values(scores, cascade=cascade, evidence=evidence)
+        flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self._gate_alpha))
         layers = component_p(self._layer_scores, layer_deviation)
         return [
             Verdict(

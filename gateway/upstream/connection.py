@@ -1,7 +1,7 @@
 """HTTP to another server, with bounds on time and size: what goes wrong is one of three errors with a stable code.
 
-On the standard library's client: a request of five small images takes it two fifths of the processor time of `httpx`, and
-every read can be bounded by one deadline.
+On the standard library's client: a request of five small images takes it two fifths of the processor time of `httpx`,
+and one deadline bounds all that is read.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -29,6 +31,7 @@ from training.commands.main import app
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph
 from training.defence.scores import of_answers
+from training.defence.upstream import Rows
 from training.export.upstream import export_upstream
 from training.imaging.pixels import to_tensor
 from training.models.resnet import SmallResNet
@@ -37,7 +40,7 @@ from training.util.module_modes import seeded
 
 
 @pytest.fixture(scope="module", autouse=True)
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The four graphs are the same for every model of one size and number of classes: they are exported once."""
     made = made_once(tmp_path_factory, f"upstream-{SIDE}-{CLASSES}", export)
 
@@ -47,11 +50,29 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.bundling.guard.export_upstream", copied)
-        yield
+        yield made
 
 
 def export(folder: Path) -> None:
     export_upstream(folder, InputSpec(height=SIDE, width=SIDE), classes=CLASSES, scores=of_answers())
+
+
+def test_rows_are_those_of_the_module_and_nothing_is_inpainted_without_a_mask(graphs: Path) -> None:
+    model = onnx.load(graphs / "rows.onnx")
+    assert [node.op_type for node in model.graph.node].count("If") == 1
+    pixels = torch.rand(3, 3, SIDE, SIDE, generator=seeded(0))
+    mask = torch.zeros(3, SIDE, SIDE)
+    session = onnxruntime.InferenceSession(str(graphs / "rows.onnx"), providers=["CPUExecutionProvider"])
+    for marked in (False, True):
+        mask[1, 2:6, 3:8] = float(marked)
+        rows, roa, score, neutral = session.run(None, {"pixels": pixels.numpy(), "mask": mask.numpy()})
+        with torch.no_grad():
+            expected = Rows()(pixels, mask)
+        for found, wanted in zip((rows, roa, score, neutral), expected, strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+        np.testing.assert_array_equal(rows[:, 0], neutral)
+        outside = np.broadcast_to(mask.numpy()[:, None] == 0, neutral.shape)
+        np.testing.assert_array_equal(neutral[outside], pixels.numpy()[outside])
 
 
 @pytest.fixture(scope="module")

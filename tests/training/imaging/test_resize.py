@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.imaging.resize import area_average, box_mean, double_nearest, resize_bilinear, working_size
+from training.imaging.resize import area_average, box_mean, double_nearest, resize_bilinear, smoothed, working_size
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (33, 20), (5, 3), (4, 4), (1, 1), (224, 224)])
@@ -70,3 +70,9 @@ def test_its_own_size_is_the_image_itself() -> None:
 )
 def test_working_sizes(size: tuple[int, int], cells: tuple[int, int]) -> None:
     assert working_size(*size) == cells
+
+
+def test_smoothed_is_average_pooling_of_replicated_borders() -> None:
+    x = torch.rand(2, 3, 9, 14)
+    expected = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    torch.testing.assert_close(smoothed(x), expected, atol=1e-6, rtol=1e-5)

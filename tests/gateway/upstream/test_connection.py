@@ -1,0 +1,150 @@
+"""The client of an upstream before a server that sends exact bytes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from gateway.upstream import connection as module
+from gateway.upstream.connection import Connection
+
+SOUND = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Own: yes\r\n\r\n{}"
+
+
+@contextmanager
+def answering(send: Callable[[socket.socket, int], None]) -> Iterator[tuple[str, list[int]]]:
+    """A server that calls `send(socket, number of the request)` for each request; its URL, and requests by connection.
+
+    It closes a connection where `send` has shut it down.
+    """
+    listening = socket.create_server(("127.0.0.1", 0))
+    counts: list[int] = []
+
+    def serve(client: socket.socket) -> None:
+        counts.append(0)
+        at = len(counts) - 1
+        with client:
+            while client.recv(65536):
+                counts[at] += 1
+                try:
+                    send(client, sum(counts))
+                except OSError:
+                    return
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", counts
+    finally:
+        listening.close()
+
+
+def sound(client: socket.socket, _: int) -> None:
+    client.sendall(SOUND)
+
+
+def test_a_connection_is_used_again_and_headers_have_no_case() -> None:
+    with answering(sound) as (url, counts), Connection(timeout=5) as connection:
+        for _ in range(3):
+            answer = connection.get(f"{url}/a?b=c")
+            assert answer.json() == {}
+            assert answer.headers.get("x-oWN") == "yes"
+        assert counts == [3]
+
+
+@pytest.mark.parametrize("where", ["status", "headers", "body"])
+def test_bytes_that_drip_end_at_the_deadline(where: str) -> None:
+    start = {"status": 0, "headers": 20, "body": len(SOUND) - 2}[where]
+
+    def drip(client: socket.socket, _: int) -> None:
+        client.sendall(SOUND[:start])
+        for byte in SOUND[start:]:
+            time.sleep(0.4)
+            client.sendall(bytes([byte]))
+
+    with answering(drip) as (url, _), Connection(timeout=0.6) as connection, pytest.raises(UpstreamTimeout):
+        connection.get(url)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"no HTTP\r\n\r\n",
+        SOUND[:-1],
+        SOUND[:-2],
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{}",
+    ],
+)
+def test_an_answer_that_ends_early_or_is_none_is_no_answer(sent: bytes) -> None:
+    def cut(client: socket.socket, _: int) -> None:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_RDWR)
+
+    with (
+        answering(cut) as (url, _),
+        Connection(timeout=5) as connection,
+        pytest.raises(UpstreamUnavailable, match="cannot be reached"),
+    ):
+        connection.get(url)
+
+
+def test_chunks_are_read() -> None:
+    def chunked(client: socket.socket, _: int) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n2\r\n1]\r\n0\r\n\r\n")
+
+    with answering(chunked) as (url, counts), Connection(timeout=5) as connection:
+        assert [connection.get(url).json() for _ in range(2)] == [[1], [1]]
+        assert counts == [2]
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_an_answer_has_a_largest_size(length: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 1000)
+
+    def large(client: socket.socket, _: int) -> None:
+        head = b"Content-Length: 2000\r\n" if length else b"Connection: close\r\n"
+        client.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + bytes(2000))
+        client.shutdown(socket.SHUT_WR)
+
+    with (
+        answering(large) as (url, _),
+        Connection(timeout=5) as connection,
+        pytest.raises(UpstreamInvalid, match="more than 1000 bytes"),
+    ):
+        connection.get(url)
+
+
+def test_a_kept_connection_that_was_closed_costs_one_new_one() -> None:
+    def once(client: socket.socket, number: int) -> None:
+        client.sendall(SOUND)
+        if number == 1:
+            client.shutdown(socket.SHUT_RDWR)
+
+    with answering(once) as (url, counts), Connection(timeout=5) as connection:
+        for _ in range(3):
+            assert connection.get(url).json() == {}
+        assert counts == [1, 2]
+
+
+def test_a_new_connection_that_is_closed_is_not_tried_again() -> None:
+    def close(client: socket.socket, _: int) -> None:
+        client.shutdown(socket.SHUT_RDWR)
+
+    with answering(close) as (url, counts), Connection(timeout=5) as connection:
+        with pytest.raises(UpstreamUnavailable):
+            connection.get(url)
+        assert counts == [1]
