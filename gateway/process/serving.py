@@ -46,8 +46,8 @@ def server_environment(settings: Settings) -> dict[str, str]:
     environment = dict(os.environ)
     # Defaults too: an option that was given outweighs a variable, also where it equals the default.
     for name, value in settings.model_dump(exclude_none=True).items():
-        environment[f"PALISADE_{name.upper()}"] = str(value)
-    environment["PALISADE_MODELS"] = os.pathsep.join(str(path.resolve()) for path in settings.models)
+        paths = [str(path.resolve()) for path in value] if isinstance(value, list) else None
+        environment[f"PALISADE_{name.upper()}"] = str(value) if paths is None else os.pathsep.join(paths)
     environment[CHECKED] = "1"
     return environment
 

@@ -49,6 +49,10 @@ def clip(attributes: Attributes, x: Tensor, low: float | None = None, high: floa
 
 
 def matmul(_: Attributes, a: Tensor, b: Tensor) -> Tensor:
+    if a.ndim > 2 and b.ndim == 2:
+        # As one product of two matrices. Traced as a product of batches, the matrix would be repeated for every image,
+        # in its gradient too: gigabytes for a transformer's.
+        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
     return a @ b
 
 
