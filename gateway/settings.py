@@ -160,11 +160,14 @@ class Settings(BaseSettings):
             given = values["models"]
             parts = _split(given) if isinstance(given, str) else list(given)
             addresses = [part for part in parts if isinstance(part, str) and _ADDRESS.match(part)]
-            root = Path(values.get("cache_dir") or _caches())
-            values = values | {"models": [_below(root, part) if part in addresses else part for part in parts]}
+            values = values | {"models": parts}
+            if addresses:
+                root = Path(values.get("cache_dir") or _caches())
+                values["models"] = [_below(root, part) if part in addresses else part for part in parts]
         made = handler(values)
-        root = made.cache_dir or _caches()
-        made._sources |= {address: _below(root, address).absolute() for address in addresses}  # noqa: SLF001
+        if addresses:
+            root = made.cache_dir or _caches()
+            made._sources |= {address: _below(root, address).absolute() for address in addresses}  # noqa: SLF001
         return made
 
     @property
@@ -206,7 +209,10 @@ def _split(text: str) -> list[str]:
 
 
 def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "palisade"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "palisade"
+    except RuntimeError:  # the user has no home folder
+        raise ValueError("an address needs a folder to be fetched to: set PALISADE_CACHE_DIR") from None
 
 
 def _below(root: Path, address: str) -> Path:

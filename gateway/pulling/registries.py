@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import ConfigError, PullFailed
-from gateway.pulling.sources import CHUNK, failing, package
+from gateway.pulling.packages import CHUNK, failing, package
 
 _TITLE = "org.opencontainers.image.title"
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json"

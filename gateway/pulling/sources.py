@@ -5,16 +5,14 @@ Both packages are the extra `remote`. What they deliver is believed by nobody: `
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 from typing import Protocol
 
 from gateway.errors import ConfigError, PullFailed
+from gateway.pulling.packages import CHUNK, failing, one_line, package
+from gateway.pulling.registries import Artefact
 
-CHUNK = 1 << 20
 _URL = re.compile(r"^([a-z][a-z0-9+]*)://(.+)$")
 
 
@@ -37,8 +35,6 @@ def open_source(url: str) -> Source:
     if "@" in matched[2].split("/", 1)[0]:
         raise ConfigError("a URL with a user or password would be logged: give credentials by the environment")
     if matched[1] == "oci":
-        from gateway.pulling.registries import Artefact
-
         return Artefact(matched[2])
     return Folder(url, matched[1])
 
@@ -62,27 +58,3 @@ class Folder:
         with failing(f"{self._url}/{name}"), self._files.open(where, "rb", **options) as file:
             while piece := file.read(CHUNK):
                 yield piece
-
-
-@contextmanager
-def failing(what: str) -> Iterator[None]:
-    """Errors of packages and networks as `PullFailed`; a missing file stays `FileNotFoundError`."""
-    try:
-        yield
-    except (FileNotFoundError, PullFailed, ConfigError, GeneratorExit):
-        raise
-    except Exception as error:  # noqa: BLE001 (each store has errors of its own)
-        raise PullFailed(f"{what}: {one_line(error)}") from None
-
-
-def package(name: str) -> ModuleType:
-    """A package of the extra `remote`; `ConfigError` says how it is installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(f"bundles from elsewhere need {name}: pip install 'palisade-gateway[remote]'") from None
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text, short enough for a line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

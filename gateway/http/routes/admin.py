@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from gateway.errors import (
     BadParameter,
     BundleError,
+    CardRefused,
     Conflict,
     Forbidden,
     NotReady,
@@ -100,6 +101,8 @@ _CHANGING = problem_docs(
     UnknownModel,
     UnknownVersion,
     BundleError,
+    UntrustedBundle,
+    CardRefused,
     Conflict,
     BadParameter,
 )
