@@ -61,7 +61,9 @@ class Lanes:
     ) -> Decision:
         """The decision with its certificate, its masked images in batches shared with others; raises as `run` does."""
         if pipeline not in self._masked:
-            self._masked[pipeline] = Lane(_weakly(pipeline, lambda alive, batch: alive.answer(batch)), pipeline.engine.buckets, MASKED_COST)
+            self._masked[pipeline] = Lane(
+                _weakly(pipeline, lambda alive, batch: alive.answer(batch)), pipeline.engine.buckets, MASKED_COST
+            )
         lane, steps, timing = self._masked[pipeline], pipeline.certifying(decision, wanted), decision.timing
         asked = next(steps)
         while True:
