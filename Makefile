@@ -109,7 +109,7 @@ constraints:  ## Resolve constraints.txt and deploy/requirements.txt anew.
 	@rm -rf build/constraints && mkdir -p build/constraints
 	@"$(PYTHON)" -m venv build/constraints/serve && "$(PYTHON)" -m venv build/constraints/test
 	@echo "resolving the serving environment"
-	@build/constraints/serve/bin/python -m pip install --quiet --progress-bar off '.[postgres]'
+	@build/constraints/serve/bin/python -m pip install --quiet --progress-bar off '.[postgres]' 'python-dateutil<3'  # botocore's bound
 	@$(call frozen,serve)
 	@echo "resolving the training and test environment"
 	@build/constraints/test/bin/python -m pip install --quiet --progress-bar off \

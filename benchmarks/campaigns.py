@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 from rich.console import Console
 
+from benchmarks.false_campaigns import SALT, held_out_tracks, moved, named, patterns, training_tracks
 from benchmarks.record import record
 from benchmarks.searches import SEARCHES, Search
 from gateway.campaigns.analyst import Analyst
-from gateway.campaigns.case import Case
 from gateway.campaigns.fingerprint import Fingerprint, Fingerprinter
 from gateway.campaigns.records import RECORD, Query, pack
+from gateway.campaigns.watch import query_of
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.pipeline import Decision, Pipeline
 from training.commands.terminal import JsonPath
 
-SALT = b"a salt of the benchmark"
 MILLION = 1_000_000
 _BATCH = 32
 console = Console()
@@ -89,7 +88,7 @@ class Run:
     def answer(self, decision: Decision) -> None:
         prediction = decision.served.prediction
         key = f"key-{self.asked % self.keys}"
-        query = _query(key, self.asked, prediction.label, decision.raw.verdict.p_value)
+        query = replace(query_of(decision, None, f"r{self.asked}"), time=float(self.asked), key=key)
         self.analyst.take(pack([(query, self.maker.make(decision.pixels))]))
         self.asked += 1
         found = [case for case in self.analyst.cases() if case.pattern == "search"]
@@ -128,6 +127,7 @@ def _summary(runs: Sequence[Run], queries: int) -> dict[str, Any]:
     # A search that succeeded earlier than a campaign needs has asked too little to be one.
     long = [run for run in runs if run.known is not None or run.asked >= 50]
     known = sorted(run.known if run.known is not None else queries + 1 for run in long)
+    won = sorted(run.asked if run.ended else queries + 1 for run in runs)
     return {
         "runs": len(runs),
         "runs_of_50_queries": len(long),
@@ -136,7 +136,9 @@ def _summary(runs: Sequence[Run], queries: int) -> dict[str, Any]:
         "median": float(np.median(known)) if known else None,
         "p95": float(np.percentile(known, 95, method="higher")) if known else None,
         "resembles": dict(Counter(run.kind for run in long if run.kind)),
-        "ended_before_known": sum(run.ended and run.known is None for run in runs),
+        "succeeded": sum(run.ended for run in runs),
+        "median_success": float(np.median(won)) if np.median(won) <= queries else None,
+        "succeeded_before_known": sum(run.ended and run.known is None for run in runs),
     }
 
 
@@ -149,78 +151,17 @@ def answers(pipeline: Pipeline, images: Sequence[np.ndarray] | np.ndarray) -> li
     ]
 
 
-def named(images: Iterable[np.ndarray], labels: Callable[[int], str], *, seconds: float) -> list[Case]:
-    """What an analyst calls images (C, H, W) uint8 that one caller sends in this order."""
-    analyst, maker = Analyst(SALT, 1 << 16), None
-    cases: dict[str, Case] = {}
-    for i, image in enumerate(images):
-        maker = maker or Fingerprinter(SALT, (image.shape[0], image.shape[1], image.shape[2]))
-        query = Query(i * seconds, f"q{i}", "m", "camera", labels(i), 0.5, flagged=False)
-        analyst.take(pack([(query, maker.make(image.astype(np.float32) / np.float32(255)))]))
-        cases.update({case.id: case for case in analyst.cases()})
-        analyst.written()
-    return list(cases.values())
-
-
-def tracks(folder: Path, limit: int) -> dict[str, Any]:
-    """The training tracks of the traffic signs, one after another, frame by frame."""
-    data = np.load(folder / "gtsrb32_full.npz")
-    order = np.lexsort((data["frame_train"], data["track_train"], data["y_train"]))[:limit]
-    images = data["x_train"][order].transpose(0, 3, 1, 2)
-    truth = data["y_train"][order]
-    cases = named(images, lambda i: str(truth[i]), seconds=0.1)
-    return {"frames": len(images), "labels": "true", "patterns": _patterns(cases)}
-
-
-def moved(folder: Path, steps: int, limit: int) -> dict[str, Any]:
-    """Photographs panned and zoomed for `steps` frames, at three speeds; the label is one throughout."""
-    found: Counter[str] = Counter()
-    files = sorted((folder / "photos").glob("*.jpg"))[:limit]
-    for file in files:
-        photo = Image.open(file).convert("RGB")
-        for speed in (0.1, 0.3, 1.0):
-            for name, frames in (("pan", _pan(photo, steps, speed)), ("zoom", _zoom(photo, steps, speed))):
-                cases = named(frames, lambda _: "a", seconds=0.1)
-                for pattern in _patterns(cases):
-                    found[f"{name} {speed:g}: {pattern}"] += 1
-    return {"photographs": len(files), "steps": steps, "pixels_a_step": [0.1, 0.3, 1.0], "patterns": dict(found)}
-
-
-def _view(photo: Image.Image, across: float, down: float, share: float) -> np.ndarray:
-    width, height = photo.size
-    side = share * min(width, height)
-    left, top = across * (width - side), down * (height - side)
-    box = (left, top, left + side, top + side)
-    return np.asarray(photo.resize((32, 32), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
-
-
-def _pan(photo: Image.Image, steps: int, speed: float) -> Iterator[np.ndarray]:
-    share = 0.4
-    stretch = min(photo.size) * share / 32 * speed / max(1.0, max(photo.size) - share * min(photo.size))
-    for step in range(steps):
-        yield _view(photo, min(1.0, step * stretch), 0.5, share)
-
-
-def _zoom(photo: Image.Image, steps: int, speed: float) -> Iterator[np.ndarray]:
-    for step in range(steps):
-        yield _view(photo, 0.5, 0.5, max(0.15, (1 + speed / 16) ** -step))
-
-
-def _patterns(cases: Iterable[Case]) -> dict[str, int]:
-    return dict(Counter(case.pattern for case in cases))
-
-
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle that is attacked.")] = Path("models/gtsrb"),
     data: Annotated[
         Path | None, typer.Option(envvar="PALISADE_DATA", help="Folder of gtsrb32_full.npz and photos.")
     ] = None,
     stored: Annotated[int, typer.Option(min=10_000, help="Queries in the index while costs are measured.")] = MILLION,
-    runs: Annotated[int, typer.Option(min=1, help="Images that each search is made on.")] = 20,
+    runs: Annotated[int, typer.Option(min=0, help="Images that each search is made on.")] = 20,
     queries: Annotated[int, typer.Option(min=50, help="Queries of each search, at most.")] = 100,
     keys: Annotated[int, typer.Option(min=1, help="Keys that a search is spread over.")] = 1,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of tracks, at most.")] = 100_000,
-    photographs: Annotated[int, typer.Option(min=0, help="Photographs that are panned and zoomed.")] = 100,
+    frames: Annotated[int, typer.Option(min=0, help="Frames of tracks, at most.")] = 100_000,
+    photographs: Annotated[int, typer.Option(min=0, help="Photographs that are moved.")] = 700,
     threads: Annotated[int, typer.Option(min=0, help="Intra-op threads; 0: the engine's default.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     json_path: JsonPath = None,
@@ -231,17 +172,22 @@ def main(
     figures["cost_at_224"] = cost(min(stored, 10_000), (3, 224, 224), rng)
     console.print(figures)
     one = rng.integers(0, 256, (3, 32, 32)).astype(np.uint8)
-    figures["stuck_camera"] = _patterns(named([one] * 5000, lambda _: "a", seconds=1.0))
-    figures["retries"] = _patterns(named([one] * 5, lambda _: "a", seconds=2.0))
+    figures["stuck_camera"] = patterns(named([one] * 5000, seconds=1.0))
+    figures["retries"] = patterns(named([one] * 5, seconds=2.0))
     if data is not None:
         loaded = load_bundle(bundle)
         engine = Engine(bundle, loaded.manifest.graphs, loaded.manifest.input, threads=threads)
         pipeline = Pipeline.on(engine, loaded)
-        test = np.load(data / "gtsrb32_full.npz")["x_test"].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        figures["attacks"] = {"keys": keys, **attacks(pipeline, test, runs, queries, keys, seed)}
-        console.print(figures["attacks"])
-        figures["tracks"] = tracks(data, frames)
-        figures["photographs"] = moved(data, 60, photographs)
+        if runs:
+            test = np.load(data / "gtsrb32_full.npz")["x_test"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+            figures["attacks"] = {"keys": keys, **attacks(pipeline, test, runs, queries, keys, seed)}
+            console.print(figures["attacks"])
+        frames_of = np.load(data / "gtsrb32_full.npz")
+        if frames:
+            figures["training_tracks"] = training_tracks(engine, frames_of, frames)
+            figures["test_tracks"] = held_out_tracks(engine, frames_of, frames, rng)
+            console.print(figures["training_tracks"], figures["test_tracks"])
+        figures["photographs"] = moved(engine, data, 60, photographs, rng)
     console.print(figures)
     if json_path is not None:
         record(json_path, "query campaigns: cost, queries until known, false campaigns", figures)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -78,7 +79,7 @@ def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads
         model = onnx.load(str(bundle / graphs["full"].file))
     else:
         model = onnx.load(str(graph))
-        parts = split_parts(model)
+        parts = split_parts(ir.from_proto(model))
         write_parts(parts, folder)
         graphs, place = graph_specs(parts), folder
         _, channels, height, width = next(t.shape for t in graphs["full"].inputs if t.name == "pixels")

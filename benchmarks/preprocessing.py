@@ -67,8 +67,10 @@ def references() -> dict[str, tuple[Preprocessing, Reference]]:
         settings = resolve_data_config({}, pretrained_cfg=cfg) | plain
         made[title] = (from_timm(cfg | plain), _tensors(create_transform(**settings, is_training=False)))
     for kind, options in HUGGING_FACE.items():
-        processor = getattr(transformers, f"{kind}ImageProcessor")(**options)
-        made[f"transformers: {kind}"] = (from_huggingface(processor.to_dict()), _processed(processor))
+        # Two backends of one processor: torch tensors (the default), and Pillow. They resize in different orders.
+        for suffix, title in (("", kind), ("Pil", f"{kind}, Pillow backend")):
+            processor = getattr(transformers, f"{kind}ImageProcessor{suffix}")(**options)
+            made[f"transformers: {title}"] = (from_huggingface(processor.to_dict()), _processed(processor))
     return made
 
 

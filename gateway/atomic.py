@@ -37,6 +37,12 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
         draft.write_text(text, "utf-8")
 
 
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write `path`, whole or not at all; see `replacing`."""
+    with replacing(path, mode=mode) as draft:
+        draft.write_bytes(data)
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -40,6 +40,24 @@ class BundleError(PalisadeError):
     title = "Bundle refused"
 
 
+class UntrustedBundle(BundleError):
+    """A bundle without a signature by a trusted key, or one that differs from what was signed."""
+
+    code, title = "untrusted_bundle", "Bundle not trusted"
+
+
+class CardRefused(BundleError):
+    """A bundle whose robustness card is missing, incomplete, too old, or shows a check that failed."""
+
+    code, title = "card_refused", "Robustness card refused"
+
+
+class PullFailed(PalisadeError):
+    """A place that a bundle is fetched from does not answer, or sends something else than it states."""
+
+    status, code, title = 502, "pull_failed", "Bundle could not be fetched"
+
+
 class ConfigError(PalisadeError):
     """A setting, or a combination of settings and bundles, with which the gateway must not start."""
 

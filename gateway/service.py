@@ -23,6 +23,7 @@ from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.inference.shadow import Shadow
 from gateway.process import home
 from gateway.process.serving import CHECKED, abort_server, log_to_stderr, use_one_gpu
+from gateway.pulling.cache import fetch_sources
 from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
 from gateway.telemetry.tracing import check_provider, tracing_options
@@ -94,6 +95,7 @@ class Palisade:
             forget_workers(shared)
             if not os.environ.get(CHECKED):
                 check_access(now)
+                fetch_sources(now)
                 load_registry(now, read_wanted(shared)[0], load=opened)
                 check_audit(now)
             shared.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import ConfigError
+from gateway.trust.admission import Demands
 
 DEFAULT_MODEL = "gtsrb"
+_ADDRESS = re.compile(r"^[a-z][a-z0-9+]*://")
 
 
 def shipped_models() -> list[Path]:
@@ -28,7 +32,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PALISADE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
-    """Folders of bundles, or single bundles, separated like PATH."""
+    """Folders of bundles, or single bundles, separated like PATH. Addresses (`s3://...`, `oci://...`; then separated by
+    commas) are fetched at the start (docs/trust.md); here they stand as the folders that they are fetched to."""
+    cache_dir: Path | None = None
+    """Folder that bundles are fetched to; unset: `palisade` below the user's folder for caches."""
     default_model: str | None = None
     """Model of requests that name none; unset: `gtsrb` if it is served, else the first by name."""
     alpha: float | None = Field(default=None, gt=0.0, lt=1.0)
@@ -36,6 +43,11 @@ class Settings(BaseSettings):
     policy: Literal["observe", "sanitize", "block"] | None = None
     """Action on flagged inputs, in place of every bundle's own."""
 
+    trust: Annotated[list[Path], NoDecode] = Field(default_factory=list)
+    """Public keys or root certificates (PEM files, separated like PATH), one of which must have signed every bundle;
+    unset: bundles need no signature. Needs the extra `trust`."""
+    require_card: int | None = Field(default=None, ge=0)
+    """Serve only bundles with a complete robustness card whose checks passed, at most this many days old."""
     require: Literal["agreed", "proved"] | None = None
     """Level of certificate below which no answer is given (403 `not_certified`); every image is then certified."""
     certify_share: float = Field(default=0.02, gt=0.0, le=0.25)
@@ -119,7 +131,7 @@ class Settings(BaseSettings):
     audit_url: str | None = Field(default=None, repr=False)
     """`postgresql://user:password@host/name`, one database for several gateways; unset: SQLite in `data_dir`."""
     audit_sample: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Probability with which any request is drawn into the uniform sample."""
+    """Probability with which any request is drawn into the uniform sample, and its p-value into the watch on drift."""
     audit_privacy: Literal["none", "hash", "image"] = "image"
     """What is kept of an image: nothing, the SHA-256 of the bytes sent, or also pixels and maps."""
     audit_max_events: int = Field(default=50_000, ge=1)
@@ -137,14 +149,48 @@ class Settings(BaseSettings):
     campaign_max_age_days: float = Field(default=7.0, gt=0.0)
     """Days after which the fingerprint of a query is removed; case files stay as long as events."""
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part for part in value.split(os.pathsep) if part]
-        return value
+    _sources: dict[str, Path] = PrivateAttr(default_factory=dict)
 
-    @field_validator("keys_file", "state_dir", "data_dir")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fetched_to(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Put the folder in the place of each address among the models."""
+        addresses: list[str] = []
+        if isinstance(values, dict) and "models" in values:
+            given = values["models"]
+            parts = _split(given) if isinstance(given, str) else list(given)
+            addresses = [part for part in parts if isinstance(part, str) and _ADDRESS.match(part)]
+            root = Path(values.get("cache_dir") or _caches())
+            values = values | {"models": [_below(root, part) if part in addresses else part for part in parts]}
+        made = handler(values)
+        root = made.cache_dir or _caches()
+        made._sources |= {address: _below(root, address).absolute() for address in addresses}  # noqa: SLF001
+        return made
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """Of the entries of `models` that were addresses: the folder that each is fetched to."""
+        return dict(self._sources)
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
+
+    @field_validator("trust")
+    @classmethod
+    def _readable(cls, value: list[Path]) -> list[Path]:
+        for path in value:
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file")
+        return [path.absolute() for path in value]
+
+    @property
+    def demands(self) -> Demands:
+        """What is asked of a bundle beyond soundness."""
+        return Demands(tuple(self.trust), self.require_card)
+
+    @field_validator("keys_file", "state_dir", "data_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # At once: BentoML changes the working directory.
@@ -152,6 +198,20 @@ class Settings(BaseSettings):
             return None if value is None else value.expanduser().absolute()
         except RuntimeError as error:  # ~ cannot be expanded: the user has no home folder
             raise ValueError(str(error)) from None
+
+
+def _split(text: str) -> list[str]:
+    """Entries separated as those of PATH are, or by commas where one is an address, which has colons of its own."""
+    return [part.strip() for part in text.split("," if "://" in text else os.pathsep) if part.strip()]
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "palisade"
+
+
+def _below(root: Path, address: str) -> Path:
+    """The folder of the bundles that were fetched from `address`."""
+    return root / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -55,6 +55,7 @@ def judge_of(bench: Bench, benign: Benign) -> Judge:
             precision=like.precision,
             graphs_sha256=like.graphs_sha256,
             out=Path(folder),
+            counted=like.counted,
             seed=bench.settings.seed,
         )
         with np.load(Path(folder) / CALIBRATION, allow_pickle=False) as file:

@@ -44,7 +44,10 @@ def disclose(response: schemas.PredictResponse, disclosure: Disclosure) -> schem
         prediction=prediction,
         top=response.top,
         verdict=schemas.PlainVerdict(
-            flagged=verdict.flagged, p_value=coarse_p_value(verdict.p_value), action=verdict.action
+            flagged=verdict.flagged,
+            p_value=coarse_p_value(verdict.p_value),
+            action=verdict.action,
+            kind=verdict.kind,
         ),
         neutralization=schemas.PlainNeutralization(
             applied=neutralization.applied, served=neutralization.served, changed=neutralization.changed

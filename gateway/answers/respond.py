@@ -86,6 +86,9 @@ def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
         alpha=verdict.alpha,
         p_cutoff=verdict.p_cutoff,
         action=decision.action,
+        kind=verdict.kind,
+        p_unfamiliar=verdict.p_unfamiliar,
+        p_attacked=verdict.p_attacked,
         evidence=[
             schemas.Evidence(name=name, p_value=p, layer=strongest if name in about_layers else None)
             for name, p in decision.evidence

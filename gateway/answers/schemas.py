@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.access.keys import Disclosure, Role
 from gateway.core.certificate import Level, Wanted
+from gateway.core.kinds import Kind
 from gateway.core.manifest import Precision
 from gateway.core.pipeline import Action, Region, Stage
 
@@ -54,6 +55,13 @@ class VerdictBody(_Response):
     alpha: float
     p_cutoff: float
     action: Action
+    kind: Kind | None = Field(
+        default=None,
+        description="`unfamiliar`: unlike the training data; `attacked`: like them, but unstable; `both`; `ordinary`. "
+        "Null where the bundle does not tell kinds apart, and at stage `screen`.",
+    )
+    p_unfamiliar: float | None = Field(default=None, description="Conformal p-value of being unlike the training data.")
+    p_attacked: float | None = Field(default=None, description="Conformal p-value of being unstable as attacks are.")
     evidence: list[Evidence]
     layers: list[Layer]
 
@@ -171,6 +179,7 @@ class PlainVerdict(_Response):
     flagged: bool
     p_value: float
     action: Action
+    kind: Kind | None = None
 
 
 class PlainNeutralization(_Response):

@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from gateway.errors import AuditUnavailable, ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 3.0
 """Seconds that a statement waits for another's lock."""
 _LOCK = 0x50_41_4C  # of PostgreSQL's advisory locks: one writer of events at a time, also while tables are made
@@ -69,6 +69,9 @@ events = sa.Table(
     sa.Column("image_sha256", sa.String(64)),
     sa.Column("sampled", sa.Boolean, nullable=False),
     sa.Column("sample_probability", sa.Double, nullable=False),
+    sa.Column("anomaly", sa.String(16)),
+    sa.Column("p_unfamiliar", sa.Double),
+    sa.Column("p_attacked", sa.Double),
     sa.Column("pictures", sa.JSON, nullable=False),
     sa.Column("picture_bytes", sa.Integer, nullable=False),
     sa.Column("review", sa.String(16)),
@@ -232,9 +235,21 @@ def _check_schema(connection: sa.Connection, name: str) -> None:
         connection.execute(leases.insert().values(name="retention", until=datetime.fromtimestamp(0, UTC)))
         return
     versions = list(connection.execute(sa.select(schema.c.version)).scalars())
+    if versions == [1]:
+        _add_anomalies(connection)
+        versions = [2]
     if versions != [SCHEMA_VERSION]:
         found = ", ".join(map(str, versions)) or "none"
         raise ConfigError(
             f"audit: {name} has schema version {found}, this gateway knows {SCHEMA_VERSION}: use the gateway that made "
             "it, or another database"
         )
+
+
+def _add_anomalies(connection: sa.Connection) -> None:
+    """From schema 1 to 2: the columns of kinds of anomaly. A gateway that knows 1 goes on writing: they may be null."""
+    compiler = connection.dialect.ddl_compiler(connection.dialect, None)
+    for column in (events.c.anomaly, events.c.p_unfamiliar, events.c.p_attacked):
+        specification = compiler.get_column_specification(column)
+        connection.execute(sa.DDL(f"ALTER TABLE {events.name} ADD COLUMN {specification}"))
+    connection.execute(schema.update().values(version=2))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.answers.render import image_png, map_png
 from gateway.answers.schemas import ClassScore
+from gateway.core.kinds import Kind as Anomaly
 from gateway.core.outputs import FullOutputs, VerdictOutputs
 from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
@@ -62,6 +63,9 @@ class Event(BaseModel):
         description="Whether it was drawn into the uniform sample of all traffic, whatever was found."
     )
     sample_probability: float = Field(description="Probability of that draw.")
+    anomaly: Anomaly | None = Field(None, description="The verdict's `kind`; null where the bundle tells none apart.")
+    p_unfamiliar: float | None = None
+    p_attacked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ class Subject:
             image_sha256=None if privacy == "none" else hashlib.sha256(self.image).hexdigest(),
             sampled=self.sampled,
             sample_probability=self.sample_probability,
+            anomaly=raw.verdict.kind,
+            p_unfamiliar=raw.verdict.p_unfamiliar,
+            p_attacked=raw.verdict.p_attacked,
         )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gateway.campaigns.behaviour import EARLY, LINK
+from gateway.campaigns.behaviour import EARLY, Link, link_of
 from gateway.campaigns.case import Case
+from gateway.campaigns.fingerprint import COARSE, COARSE_UNIT
 from gateway.campaigns.groups import Group, Seen
 from gateway.campaigns.index import Index
 from gateway.campaigns.records import Batch
@@ -82,8 +83,10 @@ class Analyst:
                 if any(index.group(found) == other for found in near):
                     at, group = self._merge(at, other)
         seen = self._seen(record, number)
-        flip = same is None and bool(record["label"] != index.record(near[0])["label"])
-        group.add(seen, identical=same is not None, flip=flip)
+        if same is not None:
+            group.add(seen, identical=True)
+        else:
+            group.add(seen, _link(number, record, near[0], index.record(near[0])))
         case = self._known.pop(seen.request, None)
         if case is not None:
             group.adopt(case)
@@ -110,7 +113,8 @@ class Analyst:
         differences = self.index.details(numbers) - record["detail"].astype(np.float32)
         distances = np.einsum("nd,nd->n", differences, differences)
         order = distances.argsort()
-        return [numbers[i] for i in order[: int((distances <= LINK * LINK).sum())].tolist()]
+        reach = link_of(float(record["contrast"]))
+        return [numbers[i] for i in order[: int((distances <= reach * reach).sum())].tolist()]
 
     def _at(self, number: int) -> int:
         """The number of a query's group, followed through merges; 0 for none."""
@@ -125,7 +129,7 @@ class Analyst:
         record = self.index.record(number)
         self._last_group += 1
         group = Group(model=str(self._names.name(int(record["model"]))))
-        group.add(self._seen(record, number), identical=False, flip=False)
+        group.add(self._seen(record, number))
         self._groups[self._last_group] = group
         self.index.put(number, self._last_group)
         if len(self._groups) > MAX_GROUPS:
@@ -149,7 +153,8 @@ class Analyst:
     def _judge(self, group: Group) -> None:
         window = [number for number in group.window if self.index.alive(number)]
         if len(window) >= EARLY:
-            group.judge(self.index.details(window), self.index.contrasts(window))
+            index = self.index
+            group.judge(index.details(window), index.contrasts(window), index.margins(window))
 
     def _seen(self, record: np.void, number: int) -> Seen:
         name = self._names.name
@@ -171,6 +176,13 @@ class Analyst:
             self._own.popitem(last=False)
         own = self._own[key] = deque(maxlen=_OWN)
         return own
+
+
+def _link(number: int, record: np.void, parent: int, of: np.void) -> Link:
+    cells = (record["coarse"].astype(np.float32) - of["coarse"]) * np.float32(COARSE_UNIT / COARSE**0.5)
+    pixels = record["detail"].astype(np.float32) - of["detail"]
+    blocks = float(np.linalg.norm(cells)) / max(float(np.linalg.norm(pixels)), 1e-3)
+    return Link(number, parent, bool(record["label"] != of["label"]), blocks)
 
 
 class _Names:

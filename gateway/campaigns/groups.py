@@ -8,7 +8,19 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from gateway.campaigns.behaviour import WINDOW, Pattern, Resembles, Shape, looks, moved, resembles, shape_of
+from gateway.campaigns.behaviour import (
+    FEW_FLIPS,
+    WINDOW,
+    Link,
+    Pattern,
+    Resembles,
+    Shape,
+    looks,
+    moved,
+    provenance_of,
+    resembles,
+    shape_of,
+)
 from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, Case, Step
 from gateway.ids import new_id
 
@@ -58,7 +70,7 @@ class Group:
     window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
     parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
     means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MEANS))
-    flips: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    links: deque[Link] = field(default_factory=lambda: deque(maxlen=WINDOW))
     path: list[Step] = field(default_factory=list)
     id: str | None = None
     pattern: Pattern | None = None
@@ -82,15 +94,10 @@ class Group:
         for name, n in other.labels.items():
             _count(self.labels, name, MAX_LABELS, n)
         self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
-        self.flips = deque([*other.flips, *self.flips], maxlen=WINDOW)
+        self.links = deque(sorted([*self.links, *other.links], key=lambda link: link.number), maxlen=WINDOW)
 
-    @property
-    def flip_share(self) -> float:
-        """Share of label changes along the newest links."""
-        return sum(self.flips) / max(len(self.flips), 1)
-
-    def add(self, seen: Seen, *, identical: bool, flip: bool) -> None:
-        """Count a query; `identical` to an image that the group has, or else with another label than its nearest."""
+    def add(self, seen: Seen, link: Link | None = None, *, identical: bool = False) -> None:
+        """Count a query; `identical` to an image that the group has, or else linked to one, unless it is the first."""
         if not self.queries:
             self.first = seen.time
         self.last, self.last_request = max(self.last, seen.time), seen.request
@@ -98,21 +105,25 @@ class Group:
         self.flagged += seen.flagged
         _count(self.keys, NOBODY if seen.key is None else seen.key, MAX_KEYS)
         _count(self.labels, seen.label, MAX_LABELS)
-        self._follow(seen, flip=flip)
+        self._follow(seen, flip=link is not None and link.flip)
         if identical:
             self.repeats += 1
             self._name_repeats()
             return
         self.different += 1
         self.window.append(seen.number)
-        if self.different > 1:
-            self.flips.append(flip)
-            self.label_flips += flip
+        if link is not None:
+            self.links.append(link)
+            self.label_flips += link.flip
 
-    def judge(self, details: np.ndarray, contrasts: np.ndarray) -> None:
-        """Take the images of the window into account, by details (n, DETAIL) and contrasts (n,); a search stays one."""
+    def judge(self, details: np.ndarray, contrasts: np.ndarray, margins: np.ndarray) -> None:
+        """Take the images of the window into account; a search stays one.
+
+        `details` (n, DETAIL), `contrasts` (n,) and `margins` (n,) in [0, 1] are of the window, in order.
+        """
         self.shape = shape = shape_of(details, contrasts)
-        found = looks(shape, self.flip_share, moved(details, self.means[0]) if self.means else 0.0)
+        links = provenance_of(self.links, margins)
+        found = looks(shape, links, moved(details, self.means[0]) if self.means else 0.0)
         if self.different % WINDOW == 0:
             self.means.append(details.mean(0))
         if found is None:
@@ -121,12 +132,13 @@ class Group:
             self.streak += 1
             if self.streak > CONFIRM and self.pattern != "search":
                 self._name("search")
+                self.kind = resembles(shape, links, self._flip_share)
+            elif self.pattern == "search" and self._flip_share >= FEW_FLIPS:
+                self.kind = "decision_based"
         else:
             self.streak = 0
             if self.pattern != "search":
                 self._name(found)
-        if self.pattern == "search":
-            self.kind = resembles(shape, self.label_flips / max(self.different - 1, 1))
 
     def adopt(self, case: Case) -> None:
         """Go on where the case file of this group ends, which another process wrote."""
@@ -160,6 +172,10 @@ class Group:
             path=list(self.path),
             last_request=self.last_request,
         )
+
+    @property
+    def _flip_share(self) -> float:
+        return self.label_flips / max(self.different - 1, 1)
 
     def _name(self, pattern: Pattern) -> None:
         if self.pattern != pattern:

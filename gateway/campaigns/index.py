@@ -90,6 +90,11 @@ class Index:
         rows: np.ndarray = self._ring["contrast"][np.asarray(numbers) % self.capacity]
         return rows
 
+    def margins(self, numbers: list[int]) -> np.ndarray:
+        """Margins (n,) in [0, 1] of queries."""
+        rows: np.ndarray = self._ring["margin"][np.asarray(numbers) % self.capacity] / 255
+        return rows
+
     def group(self, number: int) -> int:
         """The group that a query was put in; 0 for none."""
         return int(self._group[number % self.capacity])

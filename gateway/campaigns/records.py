@@ -22,6 +22,7 @@ RECORD = np.dtype(
         ("key", "<u2"),  # the same; number 0 is nobody
         ("label", "<u2"),  # the same
         ("p_value", "<f4"),
+        ("margin", "u1"),  # in steps of 1/255
         ("flagged", "?"),
     ]
 )
@@ -29,7 +30,10 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class Query:
-    """What is known of one decided image, beside its fingerprint; `time` in seconds since the epoch."""
+    """What is known of one decided image, beside its fingerprint; `time` in seconds since the epoch.
+
+    `margin` is the probability of the label that was answered less that of the runner-up, in [0, 1].
+    """
 
     time: float
     request: str
@@ -38,6 +42,7 @@ class Query:
     label: str
     p_value: float
     flagged: bool
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def pack(queries: Sequence[tuple[Query, Fingerprint]]) -> Batch:
         record["time"], record["request"] = query.time, query.request.encode("ascii", "replace")
         record["exact"], record["coarse"], record["detail"] = found.exact, found.coarse, found.detail
         record["contrast"], record["p_value"], record["flagged"] = found.contrast, query.p_value, query.flagged
+        record["margin"] = round(255 * min(max(query.margin, 0.0), 1.0))
         record["model"] = models.setdefault(query.model, len(models))
         record["key"] = keys.setdefault(query.key, len(keys))
         record["label"] = labels.setdefault(query.label, len(labels))

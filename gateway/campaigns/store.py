@@ -16,7 +16,8 @@ from gateway.campaigns.case import Case
 from gateway.campaigns.records import Batch, unpack
 from gateway.errors import AuditUnavailable, ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: records have a margin. Fingerprints of version 1 are dropped; salt and case files stay."""
 MAX_CASES = 5_000
 """Case files kept; beyond it those that grew last the longest ago go first, and campaigns last."""
 _CHUNK = 2_000
@@ -86,6 +87,10 @@ class CampaignStore:
                 connection.execute(_schema.insert().values(version=SCHEMA_VERSION, salt=salt))
                 connection.execute(_leases.insert().values(name=_LEASE, holder="", until=0.0, cursor=0))
                 return salt
+            if [row.version for row in rows] == [1]:
+                connection.execute(_batches.delete())
+                connection.execute(_schema.update().values(version=SCHEMA_VERSION))
+                return bytes(rows[0].salt)
         if [row.version for row in rows] != [SCHEMA_VERSION]:
             raise ConfigError(
                 f"campaigns: {self._database.name} has tables of schema version {rows[0].version}, this gateway knows "

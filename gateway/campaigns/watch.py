@@ -162,6 +162,8 @@ class Campaigns:
 
 def query_of(decision: Decision, caller: Caller | None, request: str) -> Query:
     """What a fingerprint is kept with: who asked, and what was answered."""
+    probabilities = decision.served.probabilities
+    runner_up, first = np.partition(probabilities, -2)[-2:] if len(probabilities) > 1 else (0.0, probabilities[0])
     return Query(
         time=time.time(),
         request=request,
@@ -170,6 +172,7 @@ def query_of(decision: Decision, caller: Caller | None, request: str) -> Query:
         label=decision.served.prediction.label,
         p_value=decision.raw.verdict.p_value,
         flagged=decision.flagged,
+        margin=float(first - runner_up),
     )
 
 

@@ -28,7 +28,8 @@ INTERRUPTED = 130
 
 Model = Annotated[str | None, typer.Option(help="Name of the model.")]
 Models = Annotated[
-    list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
+    list[str] | None,
+    typer.Option("--models", "-m", help="Folder of bundles, bundle, or address (s3://, oci://); may be repeated."),
 ]
 Url = Annotated[str | None, typer.Option(help="Address of a running gateway that answers in place of this process.")]
 Key = Annotated[
@@ -177,7 +178,7 @@ def scan(
         raise typer.Exit(1)
 
 
-def _source(url: str | None, key: str | None, model: str | None, models: list[Path] | None) -> Source:
+def _source(url: str | None, key: str | None, model: str | None, models: list[str] | None) -> Source:
     if url is None:
         from gateway.cli.sources import open_local
 

@@ -15,7 +15,8 @@ from gateway.settings import load_settings
 from gateway.upstream.opening import address_of
 
 Models = Annotated[
-    list[Path] | None, typer.Option("--models", "-m", help="Folder of bundles, or one bundle; may be repeated.")
+    list[str] | None,
+    typer.Option("--models", "-m", help="Folder of bundles, bundle, or address (s3://, oci://); may be repeated."),
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on (default 3000).")]
@@ -119,6 +120,7 @@ def _start(**given: Any) -> None:
     from gateway.audit.trail import check_audit
     from gateway.process.home import bentoml_home
     from gateway.process.serving import free_port, run_server, sample_image
+    from gateway.pulling.cache import fetch_sources
     from gateway.telemetry.tracing import tracing_options
     from gateway.versions.registry import load_registry, opened
     from gateway.versions.rollout import stored_wanted
@@ -128,6 +130,7 @@ def _start(**given: Any) -> None:
     check_access(settings)
     check_audit(settings)
     tracing_options(settings)
+    fetch_sources(settings)
     # Opening the bundles once here reports an error in one line with an exit code, before workers start and warm up.
     registry = load_registry(settings, stored_wanted(settings), load=opened)
     free_port(settings)

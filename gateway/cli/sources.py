@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -96,11 +95,13 @@ class Local:
         return body.model_dump(mode="json")
 
 
-def open_local(models: list[Path] | None, model: str | None) -> Local:
+def open_local(models: list[str] | None, model: str | None) -> Local:
     """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
+    from gateway.pulling.cache import fetch_sources
     from gateway.settings import load_settings
     from gateway.versions.registry import load_registry, opened
 
     settings = load_settings(**({"models": models} if models else {}))
+    fetch_sources(settings)
     policy = CertificatePolicy(settings.require, settings.certify_share)
     return Local(load_registry(settings, load=opened).get(model), policy)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from gateway.atomic import write_text
-from gateway.core.manifest import CARD, MANIFEST, SCHEMA_VERSION, Calibration, Manifest, graphs_sha256
+from gateway.core.manifest import CARD, MANIFEST, SCHEMA_VERSION, SIGNATURE, Calibration, Manifest, graphs_sha256
 from gateway.errors import BundleError
 
 
@@ -27,6 +27,8 @@ class Bundle:
     manifest: Manifest
     arrays: dict[str, np.ndarray]
     robustness: dict[str, Any] | None = None
+    manifest_sha256: str = ""
+    """SHA-256 of the manifest's bytes as they were read; the manifest states that of every other file."""
 
     @property
     def name(self) -> str:
@@ -59,20 +61,26 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of `folder` but the manifest, by POSIX path relative to it."""
+    """SHA-256 of every file of `folder` but manifest and signature, by POSIX path relative to it."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return {name: file_sha256(folder / name) for name in names if name != MANIFEST}
+    return {name: file_sha256(folder / name) for name in names if name not in (MANIFEST, SIGNATURE)}
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Parse and validate `folder/manifest.json`; `BundleError` names the field that is wrong."""
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest, and the SHA-256 of the bytes that it was parsed from."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
     try:
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
+        text = data.decode("utf-8")
         _check_version(path, text)
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text), hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise BundleError(f"{path}: missing") from None
     except ValidationError as error:
@@ -103,7 +111,7 @@ def load_bundle(folder: Path) -> Bundle:
     is checked by the engine, which opens the graph anyway (`gateway.core.engine`).
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest, digest = _read_manifest(folder)
     found = hash_files(folder)
     for name, expected in manifest.files.items():
         if name not in found:
@@ -118,7 +126,7 @@ def load_bundle(folder: Path) -> Bundle:
         if calibration.graphs_sha256 != graphs_sha256(manifest.files, calibration.precision):
             raise BundleError(f"{folder / calibration.file}: calibration {calibration.key} belongs to another graph")
         arrays |= _calibration_arrays(folder / calibration.file, calibration, manifest)
-    return Bundle(path=folder, manifest=manifest, arrays=arrays, robustness=_card(folder / CARD))
+    return Bundle(folder, manifest, arrays, robustness=_card(folder / CARD), manifest_sha256=digest)
 
 
 def _card(path: Path) -> dict[str, Any] | None:
@@ -144,6 +152,12 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
         shapes["guard"] = (calibration.n_tails,)
     if calibration.cascade:
         shapes["cascade"] = (calibration.cascade.n_on,)
+    if calibration.counted == "groups":
+        shapes["fused_weights"] = (calibration.n,)
+        if calibration.cascade:
+            shapes["cascade_weights"] = (calibration.cascade.n_on,)
+    if calibration.kinds:
+        shapes |= {"kinds": (calibration.kinds.n, 2), "kind_weights": (calibration.kinds.n, 2)}
     arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -151,7 +165,10 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
                 array = file[f"{calibration.key}/{name}"]
                 if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
                     raise BundleError(f"{path}: array {name!r} is not finite float of shape {shape}")
-                if (np.diff(array, axis=0) < 0).any():
+                if name.endswith("_weights"):
+                    if (array <= 0).any() or (array > 1).any():
+                        raise BundleError(f"{path}: array {name!r} is not in (0, 1]")
+                elif (np.diff(array, axis=0) < 0).any():
                     raise BundleError(f"{path}: array {name!r} is not ascending")
                 arrays[f"{calibration.key}/{name}"] = array
     except (OSError, ValueError, KeyError) as error:

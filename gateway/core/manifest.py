@@ -25,6 +25,9 @@ WEIGHTS = "weights.bin"
 CARD = "card.json"
 REPORT = "report.html"
 
+SIGNATURE = "model.sig"
+"""Signature of every other file, the manifest among them; the manifest cannot list it."""
+
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 Part = Literal["screen", "verdict", "full"]
@@ -88,11 +91,14 @@ class MonitoredLayer(_Strict):
 
 
 class Cutoff(_Strict):
-    """Flag when p <= `p_cutoff`; at confidence `confidence` the false-positive rate is then at most `alpha`."""
+    """Flag when p <= `p_cutoff`; at confidence `confidence` the false-positive rate is then at most `alpha`.
+
+    `confidence` None: it is alpha on average over calibrations, and `p_cutoff` is alpha itself.
+    """
 
     alpha: Probability
     p_cutoff: float = Field(ge=0.0, le=1.0)
-    confidence: Probability
+    confidence: Probability | None = None
 
 
 class Guard(_Strict):
@@ -139,6 +145,31 @@ class Recovery(_Strict):
         return (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
 
 
+class KindRule(_Strict):
+    """A softmax regression over R `readings` of an image: ordinary, unfamiliar, attacked (`gateway.core.kinds`).
+
+    `mean` and `std` are benign ones of the readings, `weights` (3, R) and `bias` (3,) those of the classes in that
+    order. The benign log-odds of `n` images in `groups` groups are in the calibration's arrays `kinds` (n, 2) and
+    `kind_weights` (n, 2).
+    """
+
+    readings: list[str] = Field(min_length=1)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    weights: list[list[float]] = Field(min_length=3, max_length=3)
+    bias: list[float] = Field(min_length=3, max_length=3)
+    n: int = Field(ge=20)
+    groups: int = Field(ge=2)
+    fitted: dict[str, int] = {}
+    """Images that it was fitted on, by what they are; all made of the select split."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> KindRule:
+        if {len(self.mean), len(self.std), *map(len, self.weights)} != {len(self.readings)}:
+            raise ValueError("mean, std and each row of weights have a number for each reading")
+        return self
+
+
 class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
@@ -161,6 +192,9 @@ class Calibration(_Strict):
     n_select: int = Field(ge=20)
     n_tails: int | None = Field(None, ge=20)
     """Images of the select split behind `fisher` and `guard`; None: `fisher` is (n_select,) and there is no `guard`."""
+    counted: Literal["images", "groups"] = "images"
+    """What p-values count: benign images, with cutoffs that allow for likeness within groups, or groups of them, with
+    the arrays `fused_weights` (n,) and `cascade_weights` (n_on,); an input is then flagged exactly when p <= alpha."""
     smallest_p: float | None = Field(None, gt=0, le=1)
     """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
     design_effect: float = Field(ge=1.0)
@@ -168,6 +202,8 @@ class Calibration(_Strict):
     recovery: Recovery | None = None
     """None: the second answer of a gated image is never served."""
     date: date
+    kinds: KindRule | None = None
+    """None: verdicts do not tell kinds of anomaly apart."""
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""
 
@@ -230,7 +266,7 @@ class Manifest(_Strict):
     def _relative_paths(cls, files: dict[str, str]) -> dict[str, str]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST:
+            if path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST or not name.isprintable():
                 raise ValueError(f"file name {name!r} must be relative, inside the bundle and not the manifest")
         return files
 
@@ -272,6 +308,10 @@ class Manifest(_Strict):
         unknown = set(calibration.heard) - set(self.scores)
         if unknown:
             raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
+        known = {*self.scores, "window", "energy", "doubt"}
+        known |= {"companion_energy", "companion_doubt"} if self.companion else set()
+        if calibration.kinds and (unknown := set(calibration.kinds.readings) - known):
+            raise ValueError(f"the kinds of {calibration.key} read {sorted(unknown)}, which the graph does not give")
         cascade = calibration.cascade
         if cascade and (unknown := set(cascade.scores) - set(self.screen_scores)):
             raise ValueError(

@@ -273,6 +273,7 @@ class Pipeline:
         else:
             plain = np.zeros(len(batch), bool)
             verdicts = self.judge.judge(outputs.scores, outputs.layer_deviation, cascade=composite)
+            verdicts = self.judge.with_kinds(verdicts, outputs)
         name = self.bundle.name
         return [
             self._pass(outputs.image(i), verdicts[i], plain=bool(plain[i])) if finite else self.engine.failure(name)

@@ -9,12 +9,15 @@ conformal again, on the same benign images (`Fusion.own`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gateway.core.grouped import GroupedScores
+from gateway.core.kinds import Kind, Kinds
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
+from gateway.core.outputs import VerdictOutputs
 
 TAIL = 0.05
 
@@ -191,7 +194,10 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score."""
+    """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score.
+
+    `kind` and its two p-values are None where the bundle has no rule for them, and of images that a screen let through.
+    """
 
     p_value: float
     alpha: float
@@ -200,6 +206,9 @@ class Verdict:
     gated: bool
     evidence: dict[str, float]
     layers: dict[str, float]
+    kind: Kind | None = None
+    p_unfamiliar: float | None = None
+    p_attacked: float | None = None
 
 
 class Judge:
@@ -223,13 +232,20 @@ class Judge:
         )
         self._names = manifest.scores
         self._layers = [layer.name for layer in manifest.layers]
-        self._fused = array("fused")
+        grouped = calibration.counted == "groups"
+        self._total = calibration.groups if grouped else calibration.n
+        self._fused = GroupedScores(
+            array("fused"), array("fused_weights") if grouped else np.ones(calibration.n), self._total
+        )
         self._layer_scores = array("layers")
         self._gate_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
+        rule = calibration.kinds
+        self._kinds = rule and Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
         cascade = calibration.cascade
         if cascade:
-            self._on = array("cascade")
+            weights = array("cascade_weights") if grouped else np.ones(cascade.n_on)
+            self._on = GroupedScores(array("cascade"), weights, self._total)
             self._screen_benign = self.fusion.components[:, [manifest.scores.index(name) for name in cascade.scores]]
             self._screen_columns = [manifest.screen_scores.index(name) for name in cascade.scores]
             self.cutoff(self.alpha, cascade=True)
@@ -252,12 +268,11 @@ class Judge:
     @property
     def smallest_p(self) -> float:
         """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
-        return float(conformal_p(self._fused, np.array([self.fusion.beyond]))[0])
+        return float(self._fused.p_values(np.array([self.fusion.beyond]))[0])
 
     def level(self, alpha: float) -> float:
         """The T (see `Fusion`) above which an image is not flagged at `alpha`."""
-        allowed = round(self.cutoff(alpha) * (len(self._fused) + 1)) - 1  # benign images at least as unusual
-        return float(-self._fused[len(self._fused) - 1 - allowed])
+        return -self._fused.level(self.cutoff(alpha))
 
     def screen(self, screen_scores: np.ndarray) -> np.ndarray:
         """Which images (N,) of the part `screen`, scores (N, S1), need the full verdict; the others are benign."""
@@ -270,10 +285,7 @@ class Judge:
         The composite's p-value counts benign images that the screen let through as less unusual than any other.
         """
         statistic = self.fusion.statistic(scores)
-        if not cascade:
-            return conformal_p(self._fused, statistic)
-        at_least = len(self._on) - np.searchsorted(self._on, statistic, side="left")
-        return np.asarray((1.0 + at_least) / (len(self._fused) + 1.0))
+        return (self._on if cascade else self._fused).p_values(statistic)
 
     def layer_band(self, quantile: float = 0.95) -> np.ndarray:
         """Benign `quantile` of `layer_deviation` by layer (L,)."""
@@ -297,3 +309,10 @@ class Judge:
             )
             for i in range(len(p))
         ]
+
+    def with_kinds(self, verdicts: Sequence[Verdict], outputs: VerdictOutputs) -> list[Verdict]:
+        """The verdicts of a batch with the kinds of anomaly of its `outputs`, where the bundle tells them apart."""
+        if self._kinds is None:
+            return list(verdicts)
+        found = self._kinds.judge(outputs, np.array([verdict.flagged for verdict in verdicts]), self.alpha)
+        return [replace(verdict, **vars(kind)) for verdict, kind in zip(verdicts, found, strict=True)]

@@ -21,6 +21,7 @@ from gateway.inference.lanes import MASKED_COST, Lanes
 from gateway.inference.shadow import Shadow
 from gateway.settings import Settings
 from gateway.telemetry import metrics
+from gateway.telemetry.drift import DriftWatches
 from gateway.telemetry.tracing import trace_stages
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Dispatcher:
         self._places = settings.max_waiting + settings.decode_threads
         self._timeout = settings.request_timeout
         self._cascade, self._audit = settings.cascade, settings.cascade_audit
+        self._drift = DriftWatches(settings.audit_sample, workers=settings.workers)
         self._images = 0
         self._work = 0.0
         self._abandoned = 0
@@ -135,6 +137,7 @@ class Dispatcher:
         if certify is not None and not decision.blocked:
             decision = await self._lanes.certify(pipeline, decision, certify, deadline=deadline)
         metrics.observe(decision, pipeline)
+        metrics.compare(decision, pipeline, self._drift)
         trace_stages(decision)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)

@@ -5,15 +5,19 @@ Label values are bounded: names of loaded models, their classes, scores and laye
 
 from __future__ import annotations
 
+import math
 import os
 import random
+from itertools import product
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway.core.certificate import RANK
+from gateway.core.kinds import KINDS
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
+from gateway.telemetry.drift import DriftWatches
 
 # Before the first metric is created, which opens its file.
 worker_metrics.use_folder()
@@ -27,6 +31,11 @@ requests_total = Counter("palisade_requests_total", "Requests for a prediction, 
 predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
 flagged_total = Counter(
     "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
+)
+kinds_total = Counter(
+    "palisade_kinds_total",
+    "Inputs by kind of anomaly (ordinary, unfamiliar, attacked, both), of bundles that tell them apart.",
+    ["model", "kind", "flagged"],
 )
 neutralized_total = Counter(
     "palisade_neutralized_total", "Neutralised inputs, by whether the label changed.", ["model", "changed"]
@@ -119,6 +128,11 @@ upstream_rows_total = Counter("palisade_upstream_rows_total", "Images that the u
 upstream_failures_total = Counter(
     "palisade_upstream_failures_total", "Batches that the upstream did not answer soundly, by error.", ["model", "code"]
 )
+upstream_breaker_opened_total = Counter(
+    "palisade_upstream_breaker_opened_total",
+    "Times that the upstream was left alone for a while, after failures in a row or a trial that failed.",
+    ["model"],
+)
 upstream_up = Gauge(
     "palisade_upstream_up",
     "1 while the upstream answers as it did when it was calibrated.",
@@ -131,6 +145,17 @@ model_info = Gauge(
     "1 for each model served.",
     ["model", "version", "provider", "precision"],
     multiprocess_mode="livemax",
+)
+drift_evidence = Gauge(
+    "palisade_drift_evidence",
+    "log10 of the evidence against the calibration over its limit: at 0 or above, calibrate again.",
+    ["model"],
+    multiprocess_mode="livemax",
+)
+drift_images_total = Counter(
+    "palisade_drift_images_total",
+    "Images drawn at random whose p-values were compared with the calibration.",
+    ["model"],
 )
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
@@ -152,12 +177,16 @@ def announce(pipeline: Pipeline) -> None:
         store_failures_total.labels(operation)
     _info(pipeline).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    drift_images_total.labels(model)
+    drift_evidence.labels(model).set(-math.inf)  # of the version before, if there was one
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
         requests_total.labels(model, outcome)
     p_value.labels(model)
     if pipeline.bundle.manifest.upstream is not None:
         for failure in (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid):
             upstream_failures_total.labels(model, failure.code)
+        upstream_breaker_opened_total.labels(model)
+        upstream_seconds.labels(model)
         upstream_up.labels(model).set(pipeline.engine.problem is None)
     for evidence in pipeline.judge.calibration.heard:
         flagged_total.labels(model, evidence, pipeline.action)
@@ -169,9 +198,18 @@ def announce(pipeline: Pipeline) -> None:
     for level in RANK:
         certificates_total.labels(model, level)
     certificate_forwards_total.labels(model)
+    _announce_kinds(pipeline)
     for yes in ("true", "false"):
         neutralized_total.labels(model, yes)
         companion_total.labels(model, yes)
+
+
+def _announce_kinds(pipeline: Pipeline) -> None:
+    if pipeline.judge.calibration.kinds is None:
+        return
+    for kind, flagged in product(KINDS, ("true", "false")):
+        if (kind, flagged) != ("ordinary", "true"):  # what is flagged has a kind
+            kinds_total.labels(pipeline.bundle.name, kind, flagged)
 
 
 def _codes(error: type[PalisadeError]) -> set[str]:
@@ -205,6 +243,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         cascade_missed_total.labels(model).inc()
     if decision.flagged:
         flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
+    if verdict.kind is not None:
+        kinds_total.labels(model, verdict.kind, str(decision.flagged).lower()).inc()
     if not decision.withheld:
         predictions_total.labels(model, decision.served.prediction.label).inc()
     if decision.certificate is not None:
@@ -215,6 +255,14 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         neutralized_total.labels(model, str(changed).lower()).inc()
     for stage in ("decode", "queue", "engine"):
         stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+
+
+def compare(decision: Decision, pipeline: Pipeline, watches: DriftWatches) -> None:
+    """Let the watch on drift look at a decision, if it draws it."""
+    found = watches.note(decision.model, decision.version, pipeline.judge.calibration, _uniform_p(decision, pipeline))
+    if found is not None:
+        drift_images_total.labels(decision.model).inc()
+        drift_evidence.labels(decision.model).set(found)
 
 
 def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:

@@ -54,10 +54,12 @@ class Breaker:
         with self._lock:
             self._failed, self._open_until, self._trying = 0, None, False
 
-    def failed(self) -> None:
-        """The last admitted call was not, or not soundly, answered."""
+    def failed(self) -> bool:
+        """The last admitted call was not, or not soundly, answered; whether that opens the breaker (again)."""
         with self._lock:
             self._failed += 1
-            if self._trying or self._failed >= self._allowed:
+            opens = self._trying or self._failed >= self._allowed
+            if opens:
                 self._open_until = self._clock() + self._pause
             self._trying = False
+            return opens

@@ -105,7 +105,7 @@ class UpstreamEngine(Engine):
 
     def _outputs(self, part: Part, pixels: np.ndarray, mask: np.ndarray | None) -> PartOutputs:
         n = len(pixels)
-        rows, roa, roa_score = self._rows.run(pixels, self._mask(mask, n))
+        rows, roa, roa_score, *_ = self._rows.run(pixels, self._mask(mask, n))
         flat = self.classifier.logits(rows.reshape(-1, *self._shape))
         logits = flat.reshape(n, rows.shape[1], -1)
         scores, roi = self._judge.run(logits, roa)

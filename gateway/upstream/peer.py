@@ -70,11 +70,11 @@ class Classifier:
         try:
             made = self._asked(rows)
         except PalisadeError as error:
-            self.breaker.failed()
+            self._failed()
             metrics.upstream_failures_total.labels(self._model, error.code).inc()
             raise
         except BaseException:
-            self.breaker.failed()
+            self._failed()
             raise
         self.breaker.succeeded()
         return made
@@ -93,6 +93,10 @@ class Classifier:
     def close(self) -> None:
         """Close its connections."""
         self._connection.close()
+
+    def _failed(self) -> None:
+        if self.breaker.failed():
+            metrics.upstream_breaker_opened_total.labels(self._model).inc()
 
     def _asked(self, rows: np.ndarray) -> np.ndarray:
         start = time.monotonic()

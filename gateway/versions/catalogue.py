@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.core.loading import Bundle, load_bundle, read_manifest
+from gateway.core.loading import Bundle, read_manifest
 from gateway.core.manifest import MANIFEST, Manifest
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
+from gateway.trust.admission import Demands
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,21 @@ class Refused:
     reason: str
     name: str
     version: str
+    kind: type[BundleError] = BundleError
+
+    @property
+    def error(self) -> BundleError:
+        """What a caller is told who asks for it."""
+        return self.kind(self.reason)
 
 
 class Catalogue:
     """The bundles in the folders `roots`, read again by every call; unchanged files are hashed once."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], demands: Demands | None = None) -> None:
+        """`demands`: what is asked of a bundle beyond soundness; a bundle that does not meet it is a refused one."""
         self._roots = roots
+        self._demands = demands or Demands()
         self._seen: dict[Path, tuple[object, Found | Refused]] = {}
         self._lock = threading.Lock()
 
@@ -61,7 +70,7 @@ class Catalogue:
         with self._lock:
             seen = {} if again else self._seen
             self._seen = {
-                folder: (state, known[1] if known is not None and known[0] == state else _check(root, folder))
+                folder: (state, known[1] if known is not None and known[0] == state else self._check(root, folder))
                 for root, folder in find_bundles(self._roots)
                 for state, known in [(_state(folder), seen.get(folder))]
             }
@@ -92,9 +101,22 @@ class Catalogue:
                 return bundle
         for entry in self.look()[1]:
             if (entry.name, entry.version) == (name, version):
-                raise BundleError(entry.reason)
+                raise entry.error
         have = ", ".join(bundle.version for bundle in versions)
         raise UnknownVersion(f"{name} {version[:80]!r} is not on disk (has {have})")
+
+    def _check(self, root: Path, folder: Path) -> Found | Refused:
+        name, version = folder.parent.name, folder.name
+        try:
+            if not folder.resolve().is_relative_to(root.resolve()):
+                raise BundleError(f"{folder}: the link leads out of {root}")
+            manifest = read_manifest(folder)
+            name, version = manifest.name, manifest.version
+            return Found(self._demands.load(folder))
+        except BundleError as error:
+            return Refused(folder, error.detail, name, version, type(error))
+        except OSError as error:
+            return Refused(folder, f"{folder}: unreadable: {error}", name, version)
 
 
 def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
@@ -124,20 +146,6 @@ def _state(folder: Path) -> object:
     except OSError:
         return object()  # files are being changed; equal to no other state
     return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns) for path, stat in files]
-
-
-def _check(root: Path, folder: Path) -> Found | Refused:
-    name, version = folder.parent.name, folder.name
-    try:
-        if not folder.resolve().is_relative_to(root.resolve()):
-            raise BundleError(f"{folder}: the link leads out of {root}")
-        manifest = read_manifest(folder)
-        name, version = manifest.name, manifest.version
-        return Found(load_bundle(folder))
-    except BundleError as error:
-        return Refused(folder, error.detail, name, version)
-    except OSError as error:
-        return Refused(folder, f"{folder}: unreadable: {error}", name, version)
 
 
 def _newest_first(version: str) -> tuple[list[int], bool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway.core.cores import threads_per_worker
 from gateway.core.decode import Limits
-from gateway.core.loading import Bundle, load_bundle
+from gateway.core.loading import Bundle
 from gateway.core.pipeline import Pipeline
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 from gateway.settings import DEFAULT_MODEL, Settings
@@ -130,7 +130,7 @@ class Registry:
 
 def load_pipeline(folder: Path, settings: Settings) -> Pipeline:
     """Load, check and warm up one bundle; `BundleError` names the file, `ConfigError` the setting that is wrong."""
-    return warmed(load_bundle(folder), settings)
+    return warmed(settings.demands.load(folder), settings)
 
 
 def opened(bundle: Bundle, settings: Settings) -> Pipeline:
@@ -227,7 +227,7 @@ def load_registry(settings: Settings, wanted: Mapping[str, Versions] | None = No
     `load` is `opened` where few images will be answered, or none, as in a check before workers load for themselves.
     """
     loaded: Loaded = {}
-    chosen = load_wanted(settings, Catalogue(settings.models), wanted or {}, loaded, load=load)
+    chosen = load_wanted(settings, Catalogue(settings.models, settings.demands), wanted or {}, loaded, load=load)
     registry = Registry(default=settings.default_model)
     for name, versions in chosen.items():
         registry.put(name, versions, loaded)

@@ -51,7 +51,7 @@ class Rollout:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.registry = Registry(default=settings.default_model)
-        self.catalogue = Catalogue(settings.models)
+        self.catalogue = Catalogue(settings.models, settings.demands)
         self._settings = settings
         self._store = store
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ need prometheus-alertmanager prometheus-alertmanager
 need chromium chromium
 need node nodejs
 need npm npm
+need docker-registry docker-registry
 compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
@@ -31,7 +32,7 @@ fi
 "${root[@]}" apt-get update -qq
 "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 if command -v systemctl > /dev/null; then
-    for service in prometheus prometheus-alertmanager postgresql; do
+    for service in prometheus prometheus-alertmanager postgresql docker-registry; do
         [[ " ${missing[*]} " != *" $service "* ]] || "${root[@]}" systemctl disable --quiet "$service" || true
     done
 fi

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -131,7 +132,7 @@ def write_bundle(
 ) -> Path:
     """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
     folder.mkdir(parents=True)
-    parts = split_parts(tiny_graph(size, gain=gain))
+    parts = split_parts(ir.from_proto(tiny_graph(size, gain=gain)))
     write_parts(parts, folder)
     rng = np.random.default_rng(seed)
     select, benign = (np.outer(rng.uniform(0.0, 0.02, n), [1.0, 10.0, 1.0]) for n in (200, 400))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from gateway.core.engine import Engine
 from gateway.core.manifest import InputSpec, Part
@@ -14,9 +15,8 @@ from training.export.parts import graph_specs, write_parts
 
 def test_fp16_agrees(bundle, engine, pixels, tmp_path):
     some = pixels[::12]  # clean, attacked and patched ones
-    parts: dict[Part, onnx.ModelProto] = {
-        "full": rounded(halved(onnx.load(bundle.path / bundle.manifest.graphs["full"].file)))
-    }
+    made = halved(ir.from_proto(onnx.load(bundle.path / bundle.manifest.graphs["full"].file)))
+    parts: dict[Part, ir.Model] = {"full": ir.from_proto(rounded(ir.to_proto(made)))}
     write_parts(parts, tmp_path)
     spec = InputSpec(height=some.shape[2], width=some.shape[3])
     found, expected = Engine(tmp_path, graph_specs(parts), spec).run(some), engine.run(some)

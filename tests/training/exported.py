@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from torch import Tensor
 
 from training.defence.graph import DefenceGraph
+from training.export import blocked
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,12 @@ def open_session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def keep_blocked(model: onnx.ModelProto) -> int:
+    """`training.export.blocked.keep_blocked` of a file's model, in place."""
+    graph = ir.from_proto(model)
+    changes = blocked.keep_blocked(graph)
+    if changes:
+        model.CopyFrom(ir.to_proto(graph))
+    return changes

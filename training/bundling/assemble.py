@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +43,7 @@ from training.defence.localisers import LOCALISER
 from training.defence.scores import chosen
 from training.errors import TrainingError
 from training.export.blocked import keep_blocked
-from training.export.onnx_file import EXAMPLE_BATCH, export_module
+from training.export.onnx_file import EXAMPLE_BATCH, export_graph
 from training.export.parts import graph_specs, split_parts, write_parts
 from training.imaging.pixels import to_tensor
 from training.models.network import Network, Normalise
@@ -289,14 +288,12 @@ def export_defence(
     generator = seeded(0)
     pixels = torch.rand(EXAMPLE_BATCH, channels, height, width, generator=generator)
     mask = (torch.rand(EXAMPLE_BATCH, height, width, generator=generator) < 0.1).float()
-    with TemporaryDirectory() as temporary:
-        model = export_module(
-            _Given(defence),
-            Path(temporary) / "whole.onnx",
-            inputs={"pixels": pixels, "mask": mask},
-            outputs=outputs_of(defence),
-            progress=lambda done, total: progress(85 * done // total, 100),
-        )
+    model = export_graph(
+        _Given(defence),
+        inputs={"pixels": pixels, "mask": mask},
+        outputs=outputs_of(defence),
+        progress=lambda done, total: progress(85 * done // total, 100),
+    )
     keep_blocked(model)
     progress(95, 100)
     parts = split_parts(model)

@@ -3,7 +3,8 @@
 Constants are fitted on the select split; all p-values, of components and fused, come of the calibrate split, which no
 constant has seen (`Fusion.own` on why both may). A guard's tails are set on the select split.
 Images of one group (a physical sign's track, a patient, a camera) are alike, so n images are worth fewer independent
-ones; the design effect is measured by a bootstrap over groups and the Beta bound uses the effective n.
+ones. With enough groups p-values count groups (`gateway.core.grouped`) and an input is flagged exactly when p <= alpha;
+with few, they count images, and cutoffs allow for a design effect that is measured by a bootstrap over groups.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy.stats import beta
 
 from gateway.core.engine import Engine, Provider
+from gateway.core.grouped import GroupedScores, group_weights
 from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
-from gateway.core.verdict import Fusion, conformal_p, fisher, lead, own_p
+from gateway.core.verdict import Fusion, fisher, lead, own_p
 from training.bundling.kept import Kept
 from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.served.scoring import run_batches, run_images
 from training.util.signatures import StepProgress
+
+Counted = Literal["images", "groups"]
 
 CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -152,6 +157,7 @@ def calibrate(
     guard: Guard | None = None,
     screened_by: Sequence[str] = (),
     goes_on: float = GOES_ON,
+    counted: Counted | None = None,
     evaluated: bool = True,
     seed: int = 0,
     today: date | None = None,
@@ -159,8 +165,9 @@ def calibrate(
     """Put the arrays into `calibration.npz` of `out`, beside other calibrations, and return the manifest's entry.
 
     `fused` names the scores that Fisher's statistic combines, `screened_by` those by which the cascade lets all but the
-    share `goes_on` of benign images off. Not `evaluated`: the card's figures are those of another calibration. Raises
-    `TrainingError` with fewer than 20 images or 2 groups.
+    share `goes_on` of benign images off. `counted` is what p-values count (`Calibration.counted`); None: groups where
+    there are enough of them for the smallest of `ALPHAS`, else images. Not `evaluated`: the card's figures are those of
+    another calibration. Raises `TrainingError` with fewer than 20 images or 2 groups.
     """
     benign = scores.scores.astype(np.float64)
     n, groups = len(scores.groups), len(np.unique(scores.groups))
@@ -168,6 +175,8 @@ def calibrate(
     _enough(n if tails is None else len(tails), n, groups)
     fusion = Fusion.fit(benign, names, fused, guard, tails=tails)
     statistic = fusion.own(benign)
+    if counted is None:
+        counted = "groups" if groups + 1 >= 1 / min(ALPHAS) else "images"
     effect = design_effect(statistic, scores.groups, alpha=0.05, seed=seed)
     arrays = {
         "components": fusion.components,
@@ -190,10 +199,19 @@ def calibrate(
             threshold=threshold,
             goes_on=float(on.mean()),
             n_on=int(on.sum()),
-            cutoffs=_cutoffs(n, composite),
+            cutoffs=_cutoffs(n, composite, counted),
         )
     gated = np.flatnonzero(statistic >= np.quantile(statistic, 1 - GATED))
     key = f"{provider}-{precision}"
+    if counted == "groups":
+        weights = group_weights(scores.groups)
+        order = np.argsort(statistic, kind="stable")
+        arrays["fused_weights"] = weights[order]
+        if cascade is not None:
+            arrays["cascade_weights"] = weights[order][on[order]]
+    benign_p = GroupedScores(
+        arrays["fused"], arrays.get("fused_weights", np.ones(n)), groups if counted == "groups" else n
+    )
     made = {f"{key}/{name}": array for name, array in arrays.items()}
     np.savez(out / CALIBRATION, allow_pickle=False, **_other_arrays(out / CALIBRATION, key), **made)
     return Calibration.model_validate(
@@ -203,13 +221,14 @@ def calibrate(
             "graphs_sha256": graphs_sha256,
             "fused": list(fused),
             "guard": guard,
-            "cutoffs": _cutoffs(n, effect),
+            "cutoffs": _cutoffs(n, effect, counted),
             "cascade": cascade,
             "n": n,
             "groups": groups,
             "n_select": n,
             "n_tails": None if tails is None else len(tails),
-            "smallest_p": float(conformal_p(arrays["fused"], np.array([fusion.beyond]))[0]),
+            "counted": counted,
+            "smallest_p": float(benign_p.p_values(np.array([fusion.beyond]))[0]),
             "design_effect": effect,
             "roa_threshold": float(np.quantile(scores.roa_score, ROA_QUANTILE)),
             "recovery": _recovery(scores, gated, allowed=allowed_count(n, n / effect, share=COST)),
@@ -262,7 +281,9 @@ def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, a
     return rule.model_copy(update={"threshold": float(strength[order[fits[-1]]])}) if len(fits) else None
 
 
-def _cutoffs(n: int, effect: float) -> list[Cutoff]:
+def _cutoffs(n: int, effect: float, counted: Counted) -> list[Cutoff]:
+    if counted == "groups":
+        return [Cutoff(alpha=alpha, p_cutoff=alpha) for alpha in ALPHAS]
     return [
         Cutoff(alpha=alpha, p_cutoff=p_cutoff(n, n / effect, alpha=alpha), confidence=CONFIDENCE) for alpha in ALPHAS
     ]

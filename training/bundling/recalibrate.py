@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from pydantic import ValidationError
 
 from gateway.core.engine import Engine, Provider
@@ -75,7 +76,9 @@ def card_measured(manifest: Manifest, measured: Calibration) -> Manifest:
 
 
 def _with_half(draft: Path, manifest: Manifest) -> Manifest:
-    parts = half_parts({part: unpack(onnx.load(draft / graph.file)) for part, graph in manifest.graphs.items()})
+    parts = half_parts(
+        {part: ir.from_proto(unpack(onnx.load(draft / graph.file))) for part, graph in manifest.graphs.items()}
+    )
     write_parts(parts, draft, "fp16")
     return manifest.model_copy(update={"variants": {"fp16": graph_specs(parts, "fp16")}})
 
@@ -104,6 +107,7 @@ def _calibrate(
         precision=engine.precision,
         graphs_sha256=graphs_sha256(hash_files(draft), engine.precision),
         out=draft,
+        counted=like.counted,
         evaluated=False,
     )
 

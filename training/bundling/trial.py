@@ -99,6 +99,8 @@ def check_reach(calibration: Calibration, policy: Policy) -> list[str]:
         notes.append(f"nothing can be flagged at alpha {cutoff.alpha:g}: {said}")
     independent = calibration.n / calibration.design_effect
     for cutoff in calibration.cutoffs:
+        if cutoff.confidence is None:  # p-values of groups keep alpha whatever their number is
+            continue
         needed = images_needed(cutoff.alpha, cutoff.confidence)
         if independent < needed:
             kept = 1 - (1 - cutoff.confidence) ** (1 / independent)

@@ -15,6 +15,8 @@ COMMANDS = {
     "companion": Plugin("training.commands.companion:companion", "Train a companion for a model that stays as it is."),
     "guard calibrate": Plugin("training.commands.guard:calibrate", "Calibrate for the model of another server."),
     "calibrate": Plugin("training.commands.calibrate:calibrate", "Calibrate a bundle where it will be served."),
+    "recalibrate": Plugin("training.commands.recalibrate:recalibrate", "Calibrate a bundle on reviewed traffic."),
+    "kinds": Plugin("training.commands.kinds:kinds", "Let a bundle tell unfamiliar images from attacked ones."),
     "evaluate": Plugin("training.commands.evaluate:evaluate", "Attack the system as it is served and write its card."),
     "verify": Plugin("training.commands.evaluate:verify", "Compute the headline figures again, against their bounds."),
     "analyse": Plugin("training.commands.analyse:app", "Analyse networks under attack: layers, neurons, explanations."),

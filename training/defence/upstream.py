@@ -63,19 +63,25 @@ class RowAnswers:
 
 
 class Rows(nn.Module):
-    """Images and masks to the rows that are sent (N, `ROWS`, C, H, W), the region of attack and how it stands out."""
+    """Images and masks to the rows that are sent (N, `ROWS`, C, H, W), the region of attack and how it stands out.
+
+    The last output, the images with their masks inpainted, is their first row; the export knows it by its name and
+    runs the inpainting only where a mask is set (`training.export.rewrite.skip_inpainting`).
+    """
 
     def __init__(self, localiser: str = LOCALISER) -> None:
         super().__init__()
         self.localiser = localiser_named(localiser)
 
-    def forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """pixels (N, C, H, W) in [0, 1], mask (N, H, W) in {0, 1} of what is inpainted first."""
         _ = int(pixels.shape[2]), int(pixels.shape[3])  # to the tracer: these two do not vary
         x = inpaint(pixels, mask)
         roa, roa_score = self.localiser.locate(x)
         views = [shift(x, dy, dx) for dy, dx in SHIFTS]
-        return torch.stack([x, *views, median_3x3(x), inpaint(x, roa)], 1), roa, roa_score
+        rows = [x, *views, median_3x3(x), inpaint(x, roa)]
+        # Not `stack`, which is exported as a copy more.
+        return torch.cat([row[:, None] for row in rows], 1), roa, roa_score, x
 
 
 class Judged(nn.Module):

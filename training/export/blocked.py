@@ -9,7 +9,6 @@ changes. Results agree to float rounding.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from training.export.draft import Draft, Swaps, make, plain
@@ -22,19 +21,20 @@ BLOCK = 16
 STEEP = np.float32(2.0**126)
 
 
-def keep_blocked(model: onnx.ModelProto) -> int:
+def keep_blocked(model: ir.Model) -> int:
     """Rewrite `model` in place; returns how many places were changed."""
-    draft = Draft(ir.from_proto(model))
+    draft = Draft(model)
     split_off_axis(draft)
+    crops_as_pads(draft)
     fold_uniform(draft)
     broadcast_late(draft)
     masks_as_ramps(draft)
+    clip_masks_as_ramps(draft)
     transposed_as_phases(draft, BLOCK)
     few_channels_as_many(draft)
     filters_as_products(draft, BLOCK)
     if draft.changes:
         draft.finish()
-        model.CopyFrom(ir.to_proto(draft.model))
     return draft.changes
 
 
@@ -119,11 +119,107 @@ def masks_as_ramps(draft: Draft) -> None:
         if draft.maker(source, "Relu") is None or source.dtype != ir.DataType.FLOAT:
             continue
         channels = size[0]
-        steep = draft.constant(f"steep_{channels}", np.full((channels, 1, 1, 1), STEEP))
-        limits = [draft.constant(f"ramp_{limit}", np.array(limit, np.float32)) for limit in (0, 1)]
+        steep = _full(draft, "steep", STEEP, (channels, 1, 1, 1))
+        limits = [_full(draft, f"ramp_{limit}", limit) for limit in (0, 1)]
         ramp = make("Conv", [source, steep], f"{node.outputs[0].name}_ramp", group=channels, kernel_shape=[1, 1])
         swaps[node] = [ramp, make("Clip", [*ramp.outputs, *limits])]
     draft.replace(swaps)
+
+
+def clip_masks_as_ramps(draft: Draft) -> None:
+    """`Where(x <= 0 or x >= top, 0, gradient)` as the gradient times a mask, two steep ramps of `Clip(x, 0, top)`.
+
+    Of ReLU6 and the like. The clipped tensor stays blocked beside its convolution, which ONNX Runtime then runs with
+    the clipping inside; each ramp is one channelwise convolution with its sum and clipping inside. The falling ramp is
+    exact: its slope is a power of two that makes the smallest step below `top` at least 1. The rising one takes what is
+    below 2**-90 for zero.
+    """
+    swaps: Swaps = {}
+    for node in draft.graph:
+        found = _outside(draft, node) if node.op_type == "Where" else None
+        if found is None:
+            continue
+        clipped, top = found
+        channels, name = (draft.image(clipped) or (1,))[0], node.outputs[0].name
+        if channels % BLOCK or draft.shape(clipped) != draft.shape(node.inputs[2]):
+            continue
+        slope = np.float32(2.0 ** np.ceil(-np.log2(top - np.nextafter(top, np.float32(0)))))
+        deep = np.float32(2.0 ** np.ceil(np.log2(slope * top) + 1))  # below what the falling ramp starts from
+
+        weights, biases, shape = (channels, 1, 1, 1), (channels,), {"group": channels, "kernel_shape": [1, 1]}
+        steep = [_full(draft, "steep", STEEP, weights), _full(draft, f"depth_{top:g}", -deep, biases)]
+        rising = make("Conv", [clipped, *steep], f"{name}_rising", **shape)
+        limits = [_full(draft, f"depth_{top:g}", -deep), _full(draft, "ramp_0", 0)]
+        zeros = make("Clip", [*rising.outputs, *limits], f"{name}_zeros")
+        slopes = [_full(draft, f"slope_{top:g}", -slope, weights), _full(draft, f"start_{top:g}", slope * top, biases)]
+        falling = make("Conv", [clipped, *slopes], f"{name}_falling", **shape)
+        both = make("Add", [*falling.outputs, *zeros.outputs], f"{name}_both")
+        limits = [_full(draft, f"ramp_{limit}", limit) for limit in (0, 1)]
+        mask = make("Clip", [*both.outputs, *limits], f"{name}_mask")
+        swaps[node] = [rising, zeros, falling, both, mask, make("Mul", [node.inputs[2], *mask.outputs])]
+    draft.replace(swaps)
+
+
+def _full(draft: Draft, name: str, value: float | np.float32, shape: tuple[int, ...] = ()) -> ir.Value:
+    """A constant that holds one value everywhere."""
+    return draft.constant("_".join([name, *map(str, shape[:1])]), np.full(shape, value, np.float32))
+
+
+def _outside(draft: Draft, node: ir.Node) -> tuple[ir.Value, np.float32] | None:
+    """`Clip(x, 0, top)` and `top` if the node puts zero where x is at most 0 or at least `top`, else None."""
+    either, filler = draft.maker(node.inputs[0], "Or"), draft.scalar(node.inputs[1])
+    if either is None or filler is None or filler != 0:
+        return None
+    low, high = draft.maker(either.inputs[0], "LessOrEqual"), draft.maker(either.inputs[1], "GreaterOrEqual")
+    if low is None or high is None or low.inputs[0] is None or low.inputs[0] is not high.inputs[0]:
+        return None
+    bottom, top = draft.scalar(low.inputs[1]), draft.scalar(high.inputs[1])
+    if bottom is None or top is None or bottom != 0 or not 0 < top < 2**20:
+        return None
+    for reader in low.inputs[0].consumers():
+        if reader.op_type == "Clip" and len(reader.inputs) == 3:
+            limits = [draft.scalar(value) for value in reader.inputs[1:]]
+            if limits == [bottom, top]:
+                return reader.outputs[0], np.float32(top)
+    return None
+
+
+def crops_as_pads(draft: Draft) -> None:
+    """`Pad` that takes rows and columns off what a convolution makes: the convolution does not make them.
+
+    The gradient of padding is such a crop. Where nothing is taken off, the tensor is passed on as it is.
+    """
+    swaps: Swaps = {}
+    for node in draft.graph:
+        widths = draft.value(node.inputs[1]) if node.op_type == "Pad" else None
+        if widths is None or node.attributes.get_string("mode", "constant") != "constant" or len(node.inputs) > 3:
+            continue
+        source = node.inputs[0]
+        maker = None if source is None else source.producer()
+        if not widths.any():
+            swaps[node] = [make("Identity", [source])]
+        elif source is not None and maker is not None and widths.size == 8 and len(source.uses()) == 1:
+            pads = _cropped(maker, widths)
+            if pads is not None and not source.is_graph_output():
+                attributes = {name: each.value for name, each in maker.attributes.items()} | {"pads": pads}
+                swaps[node] = [make(maker.op_type, maker.inputs, **attributes)]
+    draft.replace(swaps)
+
+
+def _cropped(maker: ir.Node, widths: np.ndarray) -> list[int] | None:
+    """Pads with which a convolution makes what is left of its output; None if no pads do."""
+    before, after = widths[:4], widths[4:]
+    if max(widths) > 0 or any(before[:2]) or any(after[:2]):
+        return None
+    crops, pads = [*before[2:], *after[2:]], maker.attributes.get_ints("pads", [0, 0, 0, 0])
+    if maker.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    if maker.op_type == "ConvTranspose":
+        return [int(pad - crop) for pad, crop in zip(pads, crops, strict=True)]
+    if maker.op_type == "Conv" and plain(maker):
+        made = [int(pad + crop) for pad, crop in zip(pads, crops, strict=True)]
+        return made if min(made) >= 0 else None
+    return None
 
 
 def few_channels_as_many(draft: Draft) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass, ShapeInferencePass
 
 Shape = tuple[int | str, ...]
 Swaps = dict[ir.Node, list[ir.Node]]
@@ -100,6 +100,15 @@ class Draft:
     def finish(self) -> None:
         """Drop what nobody reads any more; shapes stay written down, as ONNX Runtime relies on them for its layouts."""
         RemoveUnusedNodesPass()(self.model)
+
+
+def check(model: ir.Model, *, full: bool = False) -> None:
+    """ONNX's own check of a graph (with `full` of all shapes too), without a copy of its larger weights."""
+    weights = list(model.graph.initializers.values())
+    CheckerPass(full_check=full)(model)
+    model.graph.initializers.clear()  # the pass has put the larger ones last
+    for weight in weights:
+        model.graph.register_initializer(weight)
 
 
 def ancestors(values: Iterable[ir.Value], *, stop: ir.Value | None = None) -> set[ir.Node]:

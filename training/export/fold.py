@@ -22,6 +22,7 @@ from training.models.resnet import Block, SmallResNet
 def folded(network: Network, *, side: int = 32) -> Network:
     """A copy in evaluation mode in which every BatchNorm is an identity; outputs agree to float rounding.
 
+    Parameters that no folding changes share their memory with those of `network`.
     Parametrised weights (weight and spectral normalisation, or your own) are computed once and stay as they are.
     Of a network that is not ours, the BatchNorms are folded that read what one convolution gives, if the network still
     answers alike afterwards (images of `side` pixels are tried); else it is left as it is.
@@ -30,7 +31,7 @@ def folded(network: Network, *, side: int = 32) -> Network:
         return Averaged(folded(network.network, side=network.side), network.side).eval().requires_grad_(False)
     for module, hook in _normalisations(network):  # computed anew in each forward; only leaves can be copied
         setattr(module, hook.name, getattr(module, hook.name).detach())
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network = _copied(network).eval()
     with torch.no_grad():
         _fold_parametrisations(network)
         if isinstance(network, SmallResNet):
@@ -38,6 +39,12 @@ def folded(network: Network, *, side: int = 32) -> Network:
         else:  # channels last, as training leaves them, reshapes into strides that cannot be expressed in ONNX
             network = _fold_found(network.to(memory_format=torch.contiguous_format), side)
     return network.requires_grad_(False)
+
+
+def _copied(network: Network) -> Network:
+    """A copy whose parameters are others, which need no gradient, on the same memory."""
+    shared = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in network.parameters()}
+    return copy.deepcopy(network, dict[int, Any](shared))
 
 
 def _fold_parametrisations(network: nn.Module) -> None:
@@ -97,7 +104,7 @@ def _fold_found(network: Network, side: int) -> Network:
     pairs = _pairs(network, x)
     if not pairs:
         return network
-    made = copy.deepcopy(network)
+    made = _copied(network)
     for convolution, norm in pairs:
         fused = fuse_conv_bn_eval(_of(made, convolution, nn.Conv2d), _of(made, norm, nn.BatchNorm2d))
         made.set_submodule(convolution, fused)

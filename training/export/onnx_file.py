@@ -1,4 +1,7 @@
-"""Writing the defence graph as an ONNX file: default domain, dynamic batch, weights inside."""
+"""The defence graph in ONNX: default domain, dynamic batch.
+
+The graph holds the network's own tensors until it is written: no copy of the weights is made on the way.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from training.errors import ExportError
+from training.export.draft import check
 from training.export.rewrite import pool_globally, skip_inpainting
 from training.export.simplify import simplify
 from training.export.trace import trace
@@ -35,7 +39,21 @@ def export_module(
     meta: dict[str, str] | None = None,
     progress: Progress = silent,
 ) -> onnx.ModelProto:
-    """Trace `module` and write it to `path`; returns the checked model.
+    """Trace `module` (`export_graph`) and write it to `path`, weights inside; returns the checked model."""
+    model = ir.to_proto(export_graph(module, inputs=inputs, outputs=outputs, meta=meta, progress=progress))
+    onnx.save(model, str(path))
+    return model
+
+
+def export_graph(
+    module: nn.Module,
+    *,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    meta: dict[str, str] | None = None,
+    progress: Progress = silent,
+) -> ir.Model:
+    """Trace `module`; the checked model, whose initializers are the tensors of `module` and share their memory.
 
     `inputs` are examples by name with a batch of `EXAMPLE_BATCH`; the first axis of every input becomes the dynamic
     `N`. Raises `ExportError` if the graph cannot be expressed in operators of the default domain.
@@ -57,10 +75,8 @@ def export_module(
     foreign = {node.domain for node in made.graph.all_nodes()} - {"", "ai.onnx"}
     if foreign:
         raise ExportError(f"the graph needs operators of {sorted(foreign)}; only stock ONNX operators are served")
-    model = ir.to_proto(made)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(path))
-    return model
+    check(made, full=True)
+    return made
 
 
 def _program(

@@ -6,20 +6,24 @@ where a branch begins. Needs no torch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from gateway.core.manifest import PART_FILES, WEIGHTS, GraphSpec, Part, Precision, variant_file
+from training.export.draft import check
 from training.export.stored import pack
 
 # Smaller tensors (shapes, axes, scalars) stay in the graphs: ONNX Runtime wants them while it infers shapes.
 SHARED_BYTES = 1024
 PACKED_BYTES = 4096  # below it are filters and shapes, which would gain nothing
 _ALIGNMENT = 64
-DTYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
 _VERDICT = (
     "logits",
     "companion_logits",
@@ -37,51 +41,64 @@ OUTPUTS: dict[Part, tuple[str, ...]] = {
 }
 
 
-def split_parts(model: onnx.ModelProto) -> dict[Part, onnx.ModelProto]:
-    """The parts of an exported graph; `screen` reads the pixels as they came and only where `screen_scores` exist."""
-    names = [output.name for output in model.graph.output]
-    parts: dict[Part, onnx.ModelProto] = {}
+def split_parts(model: ir.Model) -> dict[Part, ir.Model]:
+    """The parts of an exported graph; `screen` reads the pixels as they came and only where `screen_scores` exist.
+
+    Their weights are those of `model`, which is left as it is.
+    """
+    names = [str(output.name) for output in model.graph.outputs]
+    parts: dict[Part, ir.Model] = {}
     for part, outputs in OUTPUTS.items():
         wanted = [name for name in names if name in outputs]
         if part != "screen":
-            parts[part] = cut_masked(model, wanted)
+            parts[part] = _extracted(model, ["pixels", "mask"], wanted)
         elif "screen_scores" in names:
-            parts[part] = cut(model, wanted)
+            parts[part] = _from_inpainted(model, wanted)
     return parts
 
 
-def write_parts(parts: Mapping[Part, onnx.ModelProto], folder: Path, precision: Precision = "fp32") -> None:
+def write_parts(parts: Mapping[Part, ir.Model], folder: Path, precision: Precision = "fp32") -> None:
     """Write each part's file and their weights' one; a tensor lies there once, whichever parts read it.
 
-    Weights that float16 holds exactly take half the room (`training.export.stored`). Raises `ValueError` if a name
-    means different weights in two parts.
+    Weights that float16 holds exactly take half the room (`training.export.stored`). They are written one after the
+    other, so that no copy of all of them is made. Raises `ValueError` if a name means different weights in two parts.
     """
     shared = variant_file(WEIGHTS, precision)
-    weights, places = bytearray(), dict[str, tuple[int, bytes]]()
-    for part, whole in parts.items():
-        model = onnx.ModelProto.FromString(whole.SerializeToString())
-        pack(model, smallest=PACKED_BYTES)
-        for tensor in model.graph.initializer:
-            content = tensor.raw_data
-            if len(content) < SHARED_BYTES:
-                continue
-            if tensor.name not in places:
-                weights.extend(bytes(-len(weights) % _ALIGNMENT))
-                places[tensor.name] = (len(weights), content)
-                weights.extend(content)
-            offset, known = places[tensor.name]
-            if known != content:
-                raise ValueError(f"tensor {tensor.name!r} differs between parts")
-            del tensor.external_data[:]
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", shared), ("offset", offset), ("length", len(content))):
-                tensor.external_data.add(key=key, value=str(value))
-        (folder / variant_file(PART_FILES[part], precision)).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / shared).write_bytes(bytes(weights))
+    with (folder / shared).open("w+b") as file:
+        weights = _Weights(file, shared)
+        for part, whole in parts.items():
+            model = whole.clone()
+            pack(model, smallest=PACKED_BYTES)
+            for name, value in model.graph.initializers.items():
+                tensor = value.const_value
+                if tensor is not None and tensor.nbytes >= SHARED_BYTES:
+                    value.const_value = weights.put(name, tensor)
+            made = _proto(model)
+            (folder / variant_file(PART_FILES[part], precision)).write_bytes(made.SerializeToString(deterministic=True))
 
 
-def graph_specs(parts: Mapping[Part, onnx.ModelProto], precision: Precision = "fp32") -> dict[Part, GraphSpec]:
+class _Weights:
+    """The file of weights that is being written, and where in it each of them lies."""
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        self._file, self._location = file, location
+        self._places: dict[str, tuple[int, bytes]] = {}
+
+    def put(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """The place of a weight, which is written unless it is there."""
+        content = memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))
+        digest = hashlib.sha256(content).digest()
+        if name not in self._places:
+            self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+            self._places[name] = (self._file.tell(), digest)
+            self._file.write(content)
+        offset, known = self._places[name]
+        if known != digest:
+            raise ValueError(f"tensor {name!r} differs between parts")
+        return ir.ExternalTensor(self._location, offset, len(content), tensor.dtype, shape=tensor.shape, name=name)
+
+
+def graph_specs(parts: Mapping[Part, ir.Model], precision: Precision = "fp32") -> dict[Part, GraphSpec]:
     """The parts as the manifest describes them."""
     specs = {}
     for part, model in parts.items():
@@ -91,31 +108,35 @@ def graph_specs(parts: Mapping[Part, onnx.ModelProto], precision: Precision = "f
     return specs
 
 
-def tensor_specs(model: onnx.ModelProto) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def tensor_specs(model: ir.Model) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Inputs and outputs as the manifest describes them: name, dtype, shape with `N` for the batch."""
 
-    def spec(value: onnx.ValueInfoProto) -> dict[str, object]:
-        tensor = value.type.tensor_type
-        shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
-        return {"name": value.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}
+    def spec(value: ir.Value) -> dict[str, object]:
+        assert value.shape is not None
+        assert value.dtype is not None
+        shape = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        return {"name": value.name, "dtype": DTYPES[value.dtype], "shape": shape}
 
-    return [spec(v) for v in model.graph.input], [spec(v) for v in model.graph.output]
+    return [spec(value) for value in model.graph.inputs], [spec(value) for value in model.graph.outputs]
 
 
 def cut(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     """The part of `model` from the inpainted image, renamed `pixels`, to `outputs`."""
-    whole = ir.from_proto(model)
-    source = str(_inpainted(whole.graph).name)
-    part = _extracted(whole, list(dict.fromkeys(["pixels", source])), outputs)
-    if len(part.graph.inputs) > 1:
-        part.graph.inputs[1].replace_all_uses_with(part.graph.inputs[0])
-        del part.graph.inputs[1]
-    return _checked(part)
+    return _proto(_from_inpainted(ir.from_proto(model), outputs))
 
 
 def cut_masked(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
     """The part of `model` from its inputs `pixels` and `mask` to `outputs`."""
-    return _checked(_extracted(ir.from_proto(model), ["pixels", "mask"], outputs))
+    return _proto(_extracted(ir.from_proto(model), ["pixels", "mask"], outputs))
+
+
+def _from_inpainted(model: ir.Model, outputs: list[str]) -> ir.Model:
+    source = str(_inpainted(model.graph).name)
+    part = _extracted(model, list(dict.fromkeys(["pixels", source])), outputs)
+    if len(part.graph.inputs) > 1:
+        part.graph.inputs[1].replace_all_uses_with(part.graph.inputs[0])
+        del part.graph.inputs[1]
+    return part
 
 
 def _extracted(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:
@@ -125,14 +146,15 @@ def _extracted(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Mod
     part.initializers.clear()
     for weight in weights:
         part.register_initializer(weight)
-    return ir.Model(part, ir_version=model.ir_version, producer_name=model.producer_name)
+    made = ir.Model(part, ir_version=model.ir_version, producer_name=model.producer_name)
+    check(made)
+    return made
 
 
-def _checked(part: ir.Model) -> onnx.ModelProto:
+def _proto(part: ir.Model) -> onnx.ModelProto:
     """A part as it is written: without shapes of intermediate values, which ONNX Runtime infers from the inputs."""
     made = ir.to_proto(part)
     del made.graph.value_info[:]
-    onnx.checker.check_model(made)
     return made
 
 

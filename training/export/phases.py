@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,20 +13,30 @@ from training.export.draft import Draft, Swaps, make, plain
 
 @dataclass(frozen=True)
 class Doubling:
-    """A ConvTranspose that doubles height and width: the node, its kernel (C, M, kh, kw), its leading pads."""
+    """A ConvTranspose that doubles height and width: the node, its kernel (C, M, kh, kw), its leading pads.
+
+    If it is by channel (`group` is C) the kernel is (C, 1, kh, kw).
+    """
 
     node: ir.Node
     kernel: np.ndarray
     pads: tuple[int, int]
+    group: int
+
+    def blocked(self, block: int) -> bool:
+        """Whether the numbers of channels, taken and made, are multiples of `block`."""
+        taken, made = self.kernel.shape[:2]
+        return taken % block == 0 and (made % block == 0 or self.group == taken)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A stride-1 convolution that gives one phase of a `Doubling`: its kernel (M, C, h, w) and pads on all sides."""
+    """A stride-1 convolution that gives one phase of a `Doubling`: kernel (M, C / group, h, w), pads on all sides."""
 
     source: ir.Value | None
     kernel: np.ndarray
     pads: list[int]
+    group: int
 
 
 def transposed_as_phases(draft: Draft, block: int) -> None:
@@ -40,7 +51,7 @@ def transposed_as_phases(draft: Draft, block: int) -> None:
     for node in reversed(draft.graph):  # a sum comes before its terms, which need no phases of their own
         parts = _doublings(draft, node) if node not in taken else None
         size = draft.image(node.outputs[0])
-        if parts is None or size is None or any(part.kernel.shape[axis] % block for part in parts for axis in (0, 1)):
+        if parts is None or size is None or not all(part.blocked(block) for part in parts):
             continue
         phases = [[_terms(parts, (row, column)) for column in (0, 1)] for row in (0, 1)]
         if all(terms for row in phases for terms in row):
@@ -67,15 +78,16 @@ def _read_once(value: ir.Value) -> bool:
 
 
 def _doubling(draft: Draft, node: ir.Node) -> Doubling | None:
-    if node.op_type != "ConvTranspose" or len(node.inputs) > 2 or node.attributes.get_int("group", 1) != 1:
+    if node.op_type != "ConvTranspose" or len(node.inputs) > 2:
         return None
     kernel, taken, made = draft.value(node.inputs[1]), draft.image(node.inputs[0]), draft.image(node.outputs[0])
     if kernel is None or taken is None or made is None or not plain(node, stride=2):
         return None
-    if made[1:] != (2 * taken[1], 2 * taken[2]):
+    group = node.attributes.get_int("group", 1)
+    if made[1:] != (2 * taken[1], 2 * taken[2]) or (group != 1 and not group == taken[0] == made[0]):
         return None
     top, left, *_ = node.attributes.get_ints("pads", [0, 0, 0, 0])
-    return Doubling(node, kernel, (top, left))
+    return Doubling(node, kernel, (top, left), group)
 
 
 def _weave(draft: Draft, name: str, phases: list[list[list[Term]]], size: tuple[int, int, int]) -> list[ir.Node]:
@@ -106,7 +118,10 @@ def _phase(draft: Draft, name: str, terms: list[Term]) -> list[ir.Node]:
     for number, term in enumerate(terms):
         weight = draft.constant(f"{name}_{number}_weight", term.kernel)
         extent = term.kernel.shape[2:]
-        nodes.append(make("Conv", [term.source, weight], f"{name}_{number}", kernel_shape=extent, pads=term.pads))
+        shape: dict[str, Any] = {"kernel_shape": extent, "pads": term.pads}
+        if term.group > 1:
+            shape["group"] = term.group
+        nodes.append(make("Conv", [term.source, weight], f"{name}_{number}", **shape))
     if len(nodes) > 1:
         nodes.append(make("Add", [node.outputs[0] for node in nodes], f"{name}_sum"))
     return nodes
@@ -124,8 +139,9 @@ def _terms(parts: list[Doubling], parity: tuple[int, int]) -> list[Term]:
         pads = [-high[0][0], -wide[0][0], high[-1][0], wide[-1][0]]
         if min(pads) < 0:
             return []
-        picked = part.kernel[:, :, [tap for _, tap in high]][..., [tap for _, tap in wide]].swapaxes(0, 1)
-        terms.append(Term(part.node.inputs[0], picked, pads))
+        picked = part.kernel[:, :, [tap for _, tap in high]][..., [tap for _, tap in wide]]
+        kernel = picked if part.group > 1 else picked.swapaxes(0, 1)
+        terms.append(Term(part.node.inputs[0], kernel, pads, part.group))
     return terms
 
 

@@ -8,33 +8,47 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from training.export.draft import make
 
 STORED = "/stored_in_half"
+_PIECE = 1 << 20  # entries that are looked at at once
 
 
 def exact_in_half(array: np.ndarray) -> bool:
     """Whether float16 holds every value of a float32 array."""
     if array.dtype != np.float32:
         return False
+    flat = array.reshape(-1)
     with np.errstate(over="ignore"):
-        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+        return all(
+            np.array_equal(piece.astype(np.float16).astype(np.float32), piece)
+            for piece in (flat[at : at + _PIECE] for at in range(0, max(1, flat.size), _PIECE))
+        )
 
 
-def pack(model: onnx.ModelProto, *, smallest: int) -> None:
+def pack(model: ir.Model, *, smallest: int) -> None:
     """Store the float32 initializers of at least `smallest` bytes that float16 holds exactly in float16, in place."""
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.raw_data) < smallest:
-            continue
-        array = numpy_helper.to_array(tensor)
-        if exact_in_half(array):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), name + STORED))
-            casts.append(helper.make_node("Cast", [name + STORED], [name], name=name + "/cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    graph, casts = model.graph, list[ir.Node]()
+    weights = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value in weights:
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.dtype == ir.DataType.FLOAT and tensor.nbytes >= smallest and exact_in_half(tensor.numpy()):
+            name = f"{value.name}{STORED}"
+            half = ir.val(name, const_value=ir.tensor(tensor.numpy().astype(np.float16), name=name))
+            cast = make("Cast", [half], f"{value.name}/cast", to=ir.DataType.FLOAT)
+            value.replace_all_uses_with(cast.outputs[0])
+            cast.outputs[0].name = value.name
+            casts.append(cast)
+            graph.register_initializer(half)
+        else:
+            graph.register_initializer(value)
+    if casts:
+        graph.insert_before(graph[0], casts)
 
 
 def unpack(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -25,7 +25,7 @@ def export_upstream(
     mask = (torch.rand(n, *size, generator=generator) < 0.1).float()
     answers, perturbed = (torch.randn(n, count, classes, generator=generator) for count in (ROWS, GRID * GRID))
     modules = [
-        (Rows(localiser), {"pixels": pixels, "mask": mask}, ["rows", "roa", "roa_score"]),
+        (Rows(localiser), {"pixels": pixels, "mask": mask}, ["rows", "roa", "roa_score", "neutral_pixels"]),
         (Judged(scores), {"answers": answers, "roa": mask}, ["scores", "roi"]),
         (Perturbed(), {"pixels": pixels}, ["perturbed"]),
         (Explained(size), {"answers": answers, "perturbed": perturbed}, ["saliency"]),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.imaging.resize import area_average, double_nearest, resize_bilinear, working_size
+from training.imaging.resize import area_average, double_nearest, resize_bilinear, smoothed, working_size
 
 _WHOLE = 1 - 1e-4  # of a cell's pixels, below which it counts as hidden in part (weights are rounded)
 
@@ -28,8 +28,7 @@ def inpaint(pixels: Tensor, mask: Tensor, *, smooth: int = 2) -> Tensor:
     filled = _pull_push(area_average(pixels * known, cells), weight)
     hidden = weight < _WHOLE
     for _ in range(smooth):
-        average = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        filled = torch.where(hidden, average, filled)
+        filled = torch.where(hidden, smoothed(filled), filled)
     return torch.where(hole, filled if cells == size else resize_bilinear(filled, size), pixels)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 WORKING = 48
@@ -18,8 +17,18 @@ def double_nearest(x: Tensor) -> Tensor:
 
 
 def box_mean(x: Tensor, side: int) -> Tensor:
-    """Mean over every `side` x `side` window inside (N, C, H, W), by columns and then by rows: fewer sums."""
-    return F.avg_pool2d(F.avg_pool2d(x, (side, 1), stride=1), (1, side), stride=1)
+    """Mean over every `side` x `side` window inside (N, C, H, W), as products with two banded matrices.
+
+    ONNX Runtime pools in plain layout at a tenth of the pace of a matrix product.
+    """
+    rows, columns = (_bands(int(extent), side) for extent in x.shape[2:])
+    return rows.to(x) @ x @ columns.to(x).T
+
+
+def smoothed(x: Tensor) -> Tensor:
+    """Mean over the 3 x 3 pixels around each of (N, C, H, W), borders replicated, as products with two matrices."""
+    rows, columns = (_replicated(int(extent)) for extent in x.shape[2:])
+    return rows.to(x) @ x @ columns.to(x).T
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,6 +47,8 @@ def area_average(x: Tensor, size: tuple[int, int]) -> Tensor:
     if inputs == size:
         return x
     rows, columns = (_area_matrix(i, o) for i, o in zip(inputs, size, strict=True))
+    if inputs[0] % size[0] == 0:  # means of whole rows: a quarter of the product's time
+        return x.reshape(x.shape[0], x.shape[1], size[0], inputs[0] // size[0], inputs[1]).mean(3) @ columns.to(x).T
     return rows.to(x) @ x @ columns.to(x).T
 
 
@@ -54,6 +65,21 @@ def working_size(height: int, width: int) -> tuple[int, int]:
     factors = [f for f in range(largest, shorter // (2 * WORKING), -1) if height % f == width % f == 0]
     factor = factors[0] if factors else largest
     return -(-height // factor), -(-width // factor)
+
+
+def _bands(extent: int, side: int) -> Tensor:
+    """(extent - side + 1, extent) that averages `side` neighbours."""
+    first, steps = np.arange(extent - side + 1)[:, None], np.arange(extent)[None]
+    inside = (steps >= first) & (steps < first + side)
+    return torch.from_numpy(inside.astype(np.float32) / np.float32(side))
+
+
+def _replicated(extent: int) -> Tensor:
+    """(extent, extent) that averages three neighbours, the first and last of which stand for those beyond."""
+    matrix = np.zeros((extent, extent), np.float32)
+    for step in (-1, 0, 1):
+        np.add.at(matrix, (np.arange(extent), np.clip(np.arange(extent) + step, 0, extent - 1)), 1 / 3)
+    return torch.from_numpy(matrix)
 
 
 def _area_matrix(inputs: int, outputs: int) -> Tensor:

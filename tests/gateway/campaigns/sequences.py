@@ -100,6 +100,7 @@ def ask(
     seconds: float = 1.0,
     start: float = 0.0,
     name: str = "q",
+    margin: float = 1.0,
 ) -> list[Case]:
     """Let an analyst see images, one every `seconds`, with keys and labels in turn; the case files that it has then."""
     make = cache(lambda image: _MAKER.make(np.frombuffer(image, np.uint8).reshape(3, SIDE, SIDE) / np.float32(255)))
@@ -113,6 +114,7 @@ def ask(
                 label=labels[i % len(labels)],
                 p_value=1 / (i + 2),
                 flagged=False,
+                margin=margin,
             ),
             make(image.tobytes()),
         )

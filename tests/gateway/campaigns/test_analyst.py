@@ -40,7 +40,9 @@ def test_a_search_is_a_campaign(search: Images, within: int, keys: tuple[str, ..
 
 
 def test_label_changes_are_a_search_for_the_boundary() -> None:
-    (case,) = ask(Analyst(SALT, CAPACITY), noisy(0, 60, sigma=2.0), labels=("stop", "stop", "yield", "stop"))
+    (case,) = ask(
+        Analyst(SALT, CAPACITY), noisy(0, 60, sigma=2.0), labels=("stop", "stop", "yield", "stop"), margin=0.1
+    )
     assert (case.pattern, case.resembles) == ("search", "decision_based")
     assert case.label_flips > 5
     assert set(case.labels) == {"stop", "yield"}

@@ -40,9 +40,23 @@ def test_everyone_gets_the_same_salt(store: CampaignStore, tmp_path: Path) -> No
 
 def test_tables_of_another_version_are_refused(store: CampaignStore, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "audit.db") as connection:
-        connection.execute("UPDATE campaign_schema SET version = 2")
-    with pytest.raises(ConfigError, match="schema version 2"):
+        connection.execute("UPDATE campaign_schema SET version = 3")
+    with pytest.raises(ConfigError, match="schema version 3"):
         store.prepare()
+
+
+def test_fingerprints_of_version_1_are_dropped_and_the_rest_stays(store: CampaignStore, tmp_path: Path) -> None:
+    salt = store.prepare()
+    store.append(batch(3), now=NOON)
+    assert store.lease("me", seconds=10, now=NOON) == 0
+    store.write([case()], holder="me", cursor=1)
+    with sqlite3.connect(tmp_path / "audit.db") as connection:
+        connection.execute("UPDATE campaign_schema SET version = 1")
+    assert store.prepare() == salt == store.prepare()
+    assert store.queries() == 0
+    assert len(store.cases(None, limit=9)) == 1
+    store.append(batch(2), now=NOON)
+    assert ([found.seq for found in store.after(1, limit=9)], store.queries()) == ([2], 2)
 
 
 def test_batches_come_back_in_order(store: CampaignStore) -> None:

@@ -107,6 +107,12 @@ def test_what_waits_is_bounded(tmp_path: Path, pipeline: Pipeline, monkeypatch: 
     worker.close()
 
 
+def test_a_query_knows_how_clear_the_answer_was(pipeline: Pipeline) -> None:
+    (decision,) = decisions(pipeline, 1)
+    first, second = sorted(decision.served.probabilities, reverse=True)[:2]
+    assert watch.query_of(decision, None, "r").margin == pytest.approx(first - second)
+
+
 @pytest.mark.parametrize("off", [{"campaigns": False}, {"audit": False}, {"audit_privacy": "none"}])
 def test_off(tmp_path: Path, pipeline: Pipeline, off: dict[str, Any]) -> None:
     worker = Campaigns(settings(tmp_path, **off))

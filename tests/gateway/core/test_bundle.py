@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from gateway.core.engine import Engine
@@ -151,7 +152,7 @@ def test_a_graph_that_is_no_graph_is_named(folder: Path) -> None:
     ],
 )
 def test_the_graphs_signature_must_be_the_manifests(folder: Path, change: Any, message: str) -> None:
-    model = split_parts(tiny_graph())["full"]
+    model = ir.to_proto(split_parts(ir.from_proto(tiny_graph()))["full"])
     change(model.graph)
     (folder / "defense.onnx").write_bytes(model.SerializeToString())
     assert onnx.load(folder / "defense.onnx")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from gateway.answers.respond import model_summary
@@ -28,7 +29,7 @@ from training.export.parts import graph_specs, write_parts
 def with_half(folder: Path, *keys: str) -> Path:
     """Add the fp16 variant and, for each of `keys`, a calibration of the same scores that was not evaluated."""
     manifest = read_manifest(folder)
-    parts = half_parts({part: onnx.load(folder / graph.file) for part, graph in manifest.graphs.items()})
+    parts = half_parts({part: ir.from_proto(onnx.load(folder / graph.file)) for part, graph in manifest.graphs.items()})
     write_parts(parts, folder, "fp16")
     (known,) = manifest.calibrations
     with np.load(folder / "calibration.npz") as file:

@@ -20,13 +20,13 @@ def test_it_opens_after_failures_in_a_row_and_tries_once() -> None:
     breaker = Breaker(failures=3, pause=2.0, clock=clock)
     for _ in range(2):
         assert breaker.admit()
-        breaker.failed()
+        assert not breaker.failed()
     assert breaker.admit()
     breaker.succeeded()
-    for _ in range(3):
+    for opens in (False, False, True):
         assert state(breaker) == "closed"
         assert breaker.admit()
-        breaker.failed()
+        assert breaker.failed() is opens
     assert state(breaker) == "open"
     assert not breaker.admit()
     clock.now = 1.5
@@ -35,7 +35,7 @@ def test_it_opens_after_failures_in_a_row_and_tries_once() -> None:
     assert state(breaker) == "half_open"
     assert breaker.admit()
     assert not breaker.admit()  # one call alone
-    breaker.failed()
+    assert breaker.failed()
     assert state(breaker) == "open"
     assert not breaker.admit()
     clock.now = 4.5

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from http.client import HTTPMessage
 
-import httpx
 import numpy as np
 import pytest
 
@@ -25,8 +25,10 @@ ROWS = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2) / 255
 
 def answer(body: object, *, blob: bytes = b"", length: object = None) -> Answer:
     head = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {} if not blob and length is None else {LENGTH: str(len(head) if length is None else length)}
-    return Answer(head + blob, httpx.Headers(headers))
+    headers = HTTPMessage()
+    if blob or length is not None:
+        headers[LENGTH] = str(len(head) if length is None else length)
+    return Answer(head + blob, headers)
 
 
 def output(**fields: object) -> dict[str, object]:

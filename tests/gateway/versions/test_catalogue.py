@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.loading import Bundle, load_bundle
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
-from gateway.versions import catalogue as catalogue_module
+from gateway.trust import admission
 from gateway.versions.catalogue import Catalogue
 from tests.gateway.tiny import write_bundle
 
@@ -74,7 +74,7 @@ def test_files_that_did_not_change_are_hashed_once_unless_asked(
         read.append(path)
         return load_bundle(path)
 
-    monkeypatch.setattr(catalogue_module, "load_bundle", counted)
+    monkeypatch.setattr(admission, "load_bundle", counted)
     catalogue = Catalogue([tmp_path])
     for _ in range(3):
         (found,) = catalogue.look()[0]

@@ -128,6 +128,7 @@ def entry(scores: BenignScores, out: Path, **changes):
         "provider": "cpu",
         "graphs_sha256": "0" * 64,
         "out": out,
+        "counted": "images",
     }
     return calibrate(scores, **(settings | changes))
 
@@ -186,6 +187,23 @@ def test_clustered_calibration_lowers_the_cutoffs(tmp_path: Path) -> None:
     assert grouped.groups == 40
     assert grouped.design_effect > 3 * alone.design_effect
     assert grouped.cutoffs[-1].p_cutoff < alone.cutoffs[-1].p_cutoff
+
+
+def test_p_values_of_groups_where_there_are_enough(tmp_path: Path) -> None:
+    once = outputs(250, 1)
+    copies = replace(once, **{k: np.repeat(v, 10, axis=0) for k, v in once.arrays().items()})
+    scores = benign(outputs(200, 0), copies, np.repeat(np.arange(250), 10))
+    made = entry(scores, tmp_path, counted=None, screened_by=["a"])
+    assert made.counted == "groups"
+    assert made.smallest_p == pytest.approx(1 / 251)
+    assert [(c.alpha, c.p_cutoff, c.confidence) for c in made.cutoffs] == [(a, a, None) for a in ALPHAS]
+    assert made.cascade is not None
+    with np.load(tmp_path / "calibration.npz", allow_pickle=False) as file:
+        arrays = {name.removeprefix("cpu-fp32/"): file[name] for name in file.files}
+    np.testing.assert_allclose(arrays["fused_weights"], 0.1)
+    assert arrays["cascade_weights"].shape == (made.cascade.n_on,)
+    few = benign(outputs(200, 0), copies, np.repeat(np.arange(50), 50))
+    assert entry(few, tmp_path, counted=None).counted == "images"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from tests.training.exported import Exported, open_session
+from tests.training.exported import Exported, keep_blocked, open_session
 from tests.training.toy import SIDE, random_network
-from training.export.blocked import keep_blocked
 from training.export.fold import folded
 from training.export.onnx_file import EXAMPLE_BATCH, export_module
 from training.util.module_modes import seeded
@@ -123,6 +122,79 @@ def test_a_term_that_others_read_keeps_its_own_phases() -> None:
     assert keep_blocked(model) == 1
     assert kinds(model)["ConvTranspose"] == 1
     np.testing.assert_allclose(run(model, x), before, atol=2e-4)
+
+
+def clip_masked(channels: int, top: float = 6.0, bottom: float = 0.0) -> onnx.ModelProto:
+    """What comes through `Clip(x, bottom, top)` backwards where the gradient is x + 1."""
+    nodes = [
+        helper.make_node("Clip", ["x", "bottom", "top"], ["h"]),
+        helper.make_node("LessOrEqual", ["x", "bottom"], ["low"]),
+        helper.make_node("GreaterOrEqual", ["x", "top"], ["high"]),
+        helper.make_node("Or", ["low", "high"], ["outside"]),
+        helper.make_node("Add", ["x", "one"], ["gradient"]),
+        helper.make_node("Where", ["outside", "none", "gradient"], ["passed"]),
+        helper.make_node("Add", ["passed", "h"], ["y"]),
+    ]
+    scalars = {"bottom": bottom, "top": top, "one": 1.0, "none": 0.0}
+    constants = {name: np.asarray(value, np.float32) for name, value in scalars.items()}
+    return graph(nodes, [channels, 4, 4], constants, made=["N", channels, 4, 4])
+
+
+@pytest.mark.parametrize("top", [6.0, 1.0, 20.0, 0.3])
+def test_masks_of_clipping_are_exact(top: float) -> None:
+    x = noise(3, 32, 4, 4) * np.float32(top)
+    edge = np.float32(top)
+    x[0, 0, 0] = [edge, np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(np.inf)), edge * 2]
+    x[0, 0, 1] = [0.0, -0.0, 1e-25, -1e-25]
+    x[0, 0, 2] = [3e38, -3e38, edge / 2, -edge]
+    model = clip_masked(32, top)
+    before = run(model, x)
+    assert keep_blocked(model) == 1
+    assert not {"Where", "Or", "LessOrEqual", "GreaterOrEqual"} & set(kinds(model))
+    assert np.array_equal(run(model, x), before)
+
+
+def test_masks_of_other_clipping_stay() -> None:
+    assert unchanged(clip_masked(24))
+    assert unchanged(clip_masked(32, bottom=-1.0))
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("crop", [0, 1])
+def test_transposed_convolutions_by_channel_become_phases(kernel: int, crop: int) -> None:
+    """Also where padding of its own was before the convolution, whose gradient is a crop."""
+    side, channels = 5, 32
+    rest = kernel - 2  # rows more than twice as many
+    first = rest // 2
+    pads = [0] * 4 if crop else [first, first, rest - first, rest - first]
+    nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["t"], strides=[2, 2], group=channels, pads=pads)]
+    constants = {"w": noise(channels, 1, kernel, kernel)}
+    if crop:
+        nodes.append(helper.make_node("Pad", ["t", "widths"], ["c"]))
+        constants["widths"] = np.array([0, 0, -first, -first, 0, 0, first - rest, first - rest])
+    nodes.append(helper.make_node("Relu", ["c" if crop else "t"], ["y"]))
+    model = graph(nodes, [channels, side, side], constants, made=["N", channels, 2 * side, 2 * side])
+    x = noise(3, channels, side, side, seed=1)
+    before = run(model, x)
+    assert keep_blocked(model) == 1 + crop
+    assert not {"ConvTranspose", "Pad"} & set(kinds(model))
+    np.testing.assert_allclose(run(model, x), before, atol=2e-5)
+
+
+@pytest.mark.parametrize(("pad", "crop", "changes"), [(2, 1, 1), (2, 0, 1), (0, 1, 0)])
+def test_crops_of_a_convolution_become_its_pads(pad: int, crop: int, changes: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[pad] * 4, kernel_shape=[3, 3]),
+        helper.make_node("Pad", ["c", "widths"], ["y"]),
+    ]
+    side = 6 + 2 * pad - 2 * crop
+    constants = {"w": noise(16, 16, 3, 3), "widths": np.array([0, 0, -crop, -crop, 0, 0, -crop, -crop])}
+    model = graph(nodes, [16, 8, 8], constants, made=["N", 16, side, side])
+    x = noise(2, 16, 8, 8)
+    before = run(model, x)
+    assert keep_blocked(model) == changes
+    assert kinds(model)["Pad"] == 1 - changes
+    np.testing.assert_allclose(run(model, x), before, atol=1e-5)
 
 
 @pytest.mark.parametrize(("made", "kernel", "width"), [(3, 3, 8), (3, 3, 9), (1, 5, 12), (8, 3, 6)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -14,16 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.core.engine import Engine
 from gateway.core.manifest import WEIGHTS, InputSpec, Part, variant_file
 from gateway.core.outputs import FullOutputs, VerdictOutputs
-from tests.training.exported import Exported
+from tests.training.exported import Exported, keep_blocked
 from tests.training.rounded import element_types, rounded
 from tests.training.toy import SIDE
 from training.export import half
-from training.export.blocked import keep_blocked
 from training.export.half import half_parts, halved
 from training.export.parts import OUTPUTS, graph_specs, split_parts, write_parts
 from training.util.module_modes import seeded
 
-Parts = dict[Part, onnx.ModelProto]
+Parts = dict[Part, ir.Model]
 PIXELS = torch.rand(24, 3, SIDE, SIDE, generator=seeded(0)).numpy()
 
 
@@ -32,7 +32,7 @@ def parts(request: pytest.FixtureRequest, exported: Exported) -> Parts:
     model = onnx.ModelProto.FromString(exported.model.SerializeToString())
     if request.param == "blocked":
         assert keep_blocked(model)
-    return split_parts(model)
+    return split_parts(ir.from_proto(model))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def opened(folder: Path, parts: Parts) -> Engine:
 
 
 def run_rounded(parts: Parts, folder: Path) -> FullOutputs:
-    return opened(folder, {"full": rounded(halved(parts["full"]))}).run(PIXELS)
+    return opened(folder, {"full": ir.from_proto(rounded(ir.to_proto(halved(parts["full"]))))}).run(PIXELS)
 
 
 def operators(model: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
@@ -129,7 +129,7 @@ def test_a_batch_is_its_images(halves: Engine) -> None:
 
 def test_only_the_networks_are_halved(parts: Parts) -> None:
     for part, model in parts.items():
-        found = set(operators(halved(model)))
+        found = set(operators(ir.to_proto(halved(model))))
         assert {"Conv", "Relu", "Add"} <= {name for name, is_half in found if is_half}, part
         lossy = {"Pow", "Sqrt", "Log", "Div", "Sub", "ReduceSum", "ReduceMean", "GlobalAveragePool", "MatMul", "Gemm"}
         assert not lossy & {name for name, is_half in found if is_half}, part
@@ -158,4 +158,4 @@ def test_weights_beyond_the_range_stay(size: float, is_half: bool) -> None:
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    assert (("Conv", True) in set(operators(halved(model)))) == is_half
+    assert (("Conv", True) in set(operators(ir.to_proto(halved(ir.from_proto(model)))))) == is_half

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -144,7 +145,7 @@ def test_metadata_is_what_was_given(exported: Exported) -> None:
 
 
 def test_specs_for_the_manifest(exported: Exported) -> None:
-    inputs, outputs = tensor_specs(exported.model)
+    inputs, outputs = tensor_specs(ir.from_proto(exported.model))
     assert inputs == [
         {"name": "pixels", "dtype": "float32", "shape": ["N", 3, SIDE, SIDE]},
         {"name": "mask", "dtype": "float32", "shape": ["N", SIDE, SIDE]},

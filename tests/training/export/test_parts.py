@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
-from onnx import numpy_helper
 
 from gateway.core.engine import Engine
 from gateway.core.manifest import PART_FILES, WEIGHTS, InputSpec, Part
@@ -20,13 +20,13 @@ from training.util.module_modes import seeded
 @pytest.fixture(scope="module")
 def folder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("parts")
-    write_parts(split_parts(exported.model), made)
+    write_parts(split_parts(ir.from_proto(exported.model)), made)
     return made
 
 
 @pytest.fixture(scope="module")
 def engine(exported: Exported, folder: Path) -> Engine:
-    specs = graph_specs(split_parts(exported.model))
+    specs = graph_specs(split_parts(ir.from_proto(exported.model)))
     return Engine(folder, specs, InputSpec(height=SIDE, width=SIDE), threads=1)
 
 
@@ -65,14 +65,14 @@ def test_each_weight_is_stored_once(exported: Exported, folder: Path) -> None:
 
 
 def test_the_files_are_the_same_every_time(exported: Exported, folder: Path, tmp_path: Path) -> None:
-    write_parts(split_parts(exported.model), tmp_path)
+    write_parts(split_parts(ir.from_proto(exported.model)), tmp_path)
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
 def test_a_screen_runs_no_views_and_a_verdict_no_gradient(exported: Exported) -> None:
     def kinds(part: Part) -> list[str]:
-        return [node.op_type for node in split_parts(exported.model)[part].graph.node]
+        return [node.op_type for node in split_parts(ir.from_proto(exported.model))[part].graph]
 
     convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in exported.graph.network.modules())
     assert kinds("screen").count("Conv") == 2 * convolutions  # answering network and companion
@@ -82,8 +82,9 @@ def test_a_screen_runs_no_views_and_a_verdict_no_gradient(exported: Exported) ->
 
 
 def test_one_name_for_two_tensors_is_refused(exported: Exported, tmp_path: Path) -> None:
-    parts = split_parts(exported.model)
-    tensor = next(t for t in parts["full"].graph.initializer if len(t.raw_data) >= SHARED_BYTES)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
+    parts = split_parts(ir.from_proto(exported.model))
+    tensors = ((v, v.const_value) for v in parts["full"].graph.initializers.values())
+    value, tensor = next((v, t) for v, t in tensors if t is not None and t.nbytes >= SHARED_BYTES)
+    value.const_value = ir.tensor(tensor.numpy() + 1, name=value.name)
     with pytest.raises(ValueError, match="differs between parts"):
         write_parts(parts, tmp_path)

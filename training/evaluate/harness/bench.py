@@ -76,7 +76,7 @@ class Bench:
         manifest = self.bundle.manifest
         files = {name: sha for name, sha in manifest.files.items() if not name.startswith(_UNSERVED)}
         stated = manifest.model_dump(mode="json", include={"classes", "input", "scores", "screen_scores", "policy"})
-        calibrations = [c.model_dump(mode="json", exclude={"evaluated"}) for c in manifest.calibrations]
+        calibrations = [c.model_dump(mode="json", exclude={"evaluated", "kinds"}) for c in manifest.calibrations]
         return digest([files, stated, calibrations, self._test_key])
 
     @cached_property

@@ -55,6 +55,7 @@ class Segment(nn.Module):
         self.run: list[tuple[str, bool, list[str], tuple[str, ...]]] = []
         for step in steps:
             module, wanted = _module(step)
+            step.inputs.clear()  # constants are the module's from now on
             self.add_module(step.node.name, module)
             self.run.append((step.node.name, isinstance(module, Operation), wanted, step.node.outputs))
 
@@ -76,13 +77,17 @@ class ChannelsLast(nn.Module):
 
 
 class OnnxBody(nn.Sequential):
-    """The network of an ONNX file: images (N, C, H, W) as the file takes them, in float32, to logits (N, K)."""
+    """The network of an ONNX file: images (N, C, H, W) as the file takes them, in float32, to logits (N, K).
+
+    The constants of `file` and of the `steps` are dropped as they become parameters.
+    """
 
     def __init__(self, file: OnnxFile, steps: list[Step]) -> None:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if file.layout == "NHWC":
             parts["channels_last"] = ChannelsLast()
         entry = file.input
+        file.constants.clear()
         for group in divided(steps, file.output):
             parts[group[-1].node.name] = Segment(group, entry)
             entry = group[-1].node.outputs[0]
@@ -118,5 +123,5 @@ def _module(step: Step) -> tuple[nn.Module, list[str]]:
     build = MODULES.get(step.node.kind)
     if build is not None and isinstance(step.inputs[0], Live) and len(wanted) == 1:
         with torch.no_grad():
-            return build(step.node.attributes, step.examples[0], *step.inputs[1:]), wanted
+            return build(step.node.attributes, step.example, *step.inputs[1:]), wanted
     return Operation(step), wanted

@@ -30,6 +30,7 @@ def check_parity(path: Path, file: OnnxFile, body: nn.Module, side: int) -> floa
     output = session.get_outputs()[0].name
     images = _images(file, side)
     theirs = [session.run([output], {file.input: _as_taken(x, file, kind)})[0] for x in images]
+    del session  # its weights are copies
     expected = torch.from_numpy(np.concatenate(theirs).astype(np.float32))
     with torch.no_grad():
         made = body(torch.from_numpy(np.concatenate(images)))

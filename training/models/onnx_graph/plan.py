@@ -55,7 +55,7 @@ class Step:
 
     node: Node
     inputs: list[Any]
-    examples: list[Any] = field(default_factory=list)  # of its inputs, in the first run
+    example: Tensor | None = None  # of its first input in the first run, without its content
     shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # of its outputs, in both runs
 
 
@@ -157,8 +157,8 @@ class _Plan:
         shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(made[0], made[-1], strict=True)]
         if node.kind in ("Reshape", "Expand"):
             inputs[1] = self._sizes(*shapes[0], found=node.kind == "Reshape")
-        examples = [None if value is None else value.runs[0] for value in given]
-        return Step(node, inputs, examples, shapes)
+        first = given[0] if given else None
+        return Step(node, inputs, None if first is None else first.runs[0].to("meta"), shapes)
 
     def _linear(self, value: Value) -> Any:
         """Numbers of a value that depends at most on the batch."""

@@ -53,6 +53,8 @@ OUTPUTS = {
     "flagged": Output("BOOL", lambda d: d.flagged, blocked=None),
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
     "certificate": Output("BYTES", lambda d: d.certificate.level if d.certificate else "none", blocked="none"),
+    # Empty where the bundle does not tell kinds apart, and where the screen let the image through.
+    "kind": Output("BYTES", lambda d: d.raw.verdict.kind or "", blocked=None),
     "logits": Output("FP32", lambda d: d.served.outputs.logits, ("K",), "full"),
     # The answer is explained on the pixels that gave it; regions and scores are those of the input as it came.
     "saliency": Output("FP32", lambda d: d.explained.served.saliency, ("H", "W"), explained=True),
@@ -137,8 +139,13 @@ def parameters_of(decisions: Sequence[Decision], disclosure: Disclosure) -> Para
             "p_value": verdict.p_value if full else coarse_p_value(verdict.p_value),
             "neutralized": decisions[0].serve_neutralized,
         }
+        if verdict.kind is not None:
+            parameters["kind"] = verdict.kind
         if full:
             parameters["stage"] = decisions[0].stage
+            for name in ("p_unfamiliar", "p_attacked"):
+                if (p := getattr(verdict, name)) is not None:
+                    parameters[name] = p
     else:
         flagged = sum(decision.flagged for decision in decisions)
         parameters |= {"any_flagged": flagged > 0, "flagged": flagged}

@@ -8,7 +8,7 @@ import { disclosure, quoted } from "./code.js";
 import { evidenceTable, layerBars } from "./evidence.js";
 import { empty } from "./notices.js";
 import { pScale, shareBar } from "./scale.js";
-import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
+import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
 /** `image` describes its source: { name, truth?, size, type, command }; `manifest` may be null. */
@@ -35,6 +35,7 @@ export function decision(answer, image, manifest) {
       ),
       answer.certificate && panel("Certificate against a patch", certificateBody(answer.certificate, seen(answer))),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
+      verdict?.kind && panel("Kind of anomaly", kindOfAnomaly(verdict)),
       verdict?.evidence?.length > 0 && panel("Evidence by score", evidenceTable(verdict.evidence, manifest)),
       verdict?.layers?.length > 0 && panel("Deviation by layer", layerBars(verdict.layers)),
       h(

@@ -5,7 +5,7 @@ import { kindTag, reviewTag } from "./eventtags.js";
 import { empty, failure } from "./notices.js";
 import { pScale } from "./scale.js";
 import { manifestOf } from "./scoretitles.js";
-import { answers, explainNeutralization, verdictBanner } from "./verdict.js";
+import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { fill, h, icon } from "../dom.js";
 import { moment, percent } from "../format.js";
 import { detailOf } from "../state.js";
@@ -152,6 +152,7 @@ function body(event) {
     ),
     h("h3", {}, "How unusual"),
     pScale(event),
+    event.anomaly && [h("h3", {}, "Kind of anomaly"), kindOfAnomaly({ ...event, kind: event.anomaly })],
     h("h3", {}, "Evidence by score"),
     evidence,
     layers,

@@ -77,7 +77,7 @@ function calibration(made) {
     table(
       title,
       ["Flags at most (alpha)", "Threshold on p", "Confidence"],
-      made.cutoffs.map((cutoff) => [percent(cutoff.alpha, 1), pValue(cutoff.p_cutoff), percent(cutoff.confidence, 0)]),
+      made.cutoffs.map((cutoff) => [percent(cutoff.alpha, 1), pValue(cutoff.p_cutoff), cutoff.confidence ? percent(cutoff.confidence, 0) : "on average"]),
     ),
   );
 }

@@ -18,6 +18,24 @@ export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, s
   return `${fine(p)} of benign images look at least as unusual.${above}${screened} That nothing was flagged does not prove that the image is clean.`;
 }
 
+const KINDS = {
+  ordinary: ["Neither unfamiliar nor unstable.", "plain", "ordinary"],
+  unfamiliar: ["Unlike the training data: look at the camera, and do not rely on the answer.", "warn", "unfamiliar"],
+  attacked: ["Like the training data, but as unstable as attacked images are: look at the caller.", "alert", "attacked"],
+  both: ["Unlike the training data, and as unstable as attacked images are.", "alert", "unfamiliar and attacked"],
+};
+
+/** The kind of anomaly with its two p-values, where the bundle tells kinds apart; null otherwise. */
+export function kindOfAnomaly({ kind, p_unfamiliar: unfamiliar, p_attacked: attacked }) {
+  if (!KINDS[kind]) return null;
+  const [sentence, tone, name] = KINDS[kind];
+  const values =
+    unfamiliar === undefined || unfamiliar === null
+      ? ""
+      : ` p of being unfamiliar ${pValue(unfamiliar)}, of being attacked ${pValue(attacked)}.`;
+  return h("p", { class: "prose" }, tag(name, tone), ` ${sentence}${values}`);
+}
+
 /** What neutralisation did, from { applied, served, region, area, before, after, changed, p_value }. */
 export function explainNeutralization(done, action) {
   if (!done?.applied)

@@ -1,0 +1,1 @@
+"""Bundles from elsewhere: object stores and registries of containers, checked before they are served."""

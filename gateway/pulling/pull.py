@@ -1,0 +1,129 @@
+"""Fetching a bundle: whole, sound and trusted, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gateway.core.loading import load_bundle, read_manifest
+from gateway.core.manifest import MANIFEST, SIGNATURE, Manifest
+from gateway.errors import BundleError, PullFailed
+from gateway.pulling.sources import Source, open_source
+from gateway.trust.admission import Demands
+
+MAX_BYTES = 4 << 30
+"""Bytes of the largest bundle that is fetched, unless another bound is given."""
+_SMALL = 16 << 20
+_TRIES = 3
+_PAUSE = 0.5
+
+Progress = Callable[[str, int, int], None]
+"""Told the file that comes next, its number (from 1) and how many there are."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Where the bundle lies now, and whether anything but its manifest had to be fetched for that."""
+
+    folder: Path
+    manifest: Manifest
+    fetched: bool
+
+
+def pull(
+    url: str,
+    into: Path,
+    demands: Demands | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
+    progress: Progress | None = None,
+    source: Source | None = None,
+) -> Pulled:
+    """Fetch the bundle at `url` to `into/NAME/VERSION`, and check it as a gateway does before it can be found there.
+
+    Only files that the bundle's manifest lists are fetched, and each must have the SHA-256 stated there. A bundle that
+    lies there already is checked and not fetched again. Until all is well it lies in a folder whose name ends in
+    `.part`, which no gateway reads; a stop in the middle leaves nothing that is served.
+
+    Raises `PullFailed` (the source does not answer, or sends something else), `BundleError` and its subclasses (what it
+    sent must not be served), and `ConfigError` (the address or a key cannot be used).
+    """
+    source, demands = source or open_source(url), demands or Demands()
+    into.mkdir(parents=True, exist_ok=True)
+    draft = into / f".{os.getpid()}-{time.monotonic_ns():x}.part"
+    draft.mkdir()
+    try:
+        _again(partial(_fetch, source, url, MANIFEST, draft, None, _SMALL))
+        manifest = read_manifest(draft)
+        folder = into / manifest.name / manifest.version
+        if folder.exists():
+            if load_bundle(folder).manifest_sha256 != hashlib.sha256((draft / MANIFEST).read_bytes()).hexdigest():
+                raise BundleError(f"{folder}: another bundle of that name and version than the one at {url}")
+            return Pulled(folder, demands.load(folder).manifest, fetched=False)
+        left = max_bytes
+        for number, (name, digest) in enumerate(sorted(manifest.files.items()), start=1):
+            if progress is not None:
+                progress(name, number, len(manifest.files))
+            left -= _again(partial(_fetch, source, url, name, draft, digest, left))
+        try:
+            _again(partial(_fetch, source, url, SIGNATURE, draft, None, _SMALL))
+        except FileNotFoundError:  # `demands` may ask for it
+            (draft / SIGNATURE).unlink()
+        demands.load(draft)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process has just put it there
+            demands.load(folder)
+        return Pulled(folder, manifest, fetched=True)
+    except FileNotFoundError as error:
+        raise PullFailed(f"{url}: no file {error.args[0] if len(error.args) == 1 else error.filename}") from None
+    except BundleError as error:  # names the file where it was found; nothing is left of that
+        raise type(error)(error.detail.replace(str(draft), url)) from None
+    except OSError as error:
+        raise PullFailed(f"{into}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _fetch(source: Source, url: str, name: str, draft: Path, digest: str | None, most: int) -> int:
+    """Write one file and return its size."""
+    path, found, size = draft / name, hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for piece in _pieces(source, name):
+            size += len(piece)
+            if size > most:
+                raise BundleError(f"{url}/{name}: more than the {most} bytes that are left for it")
+            found.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest not in (None, found.hexdigest()):
+        raise BundleError(f"{url}/{name}: SHA-256 is {found.hexdigest()}, the manifest states {digest}")
+    return size
+
+
+def _pieces(source: Source, name: str) -> Iterator[bytes]:
+    try:
+        yield from source.open(name)
+    except FileNotFoundError:
+        raise FileNotFoundError(name) from None
+
+
+def _again(fetch: Callable[[], int]) -> int:
+    """The result of `fetch`, which is tried again where the source fails; what is wrong stays wrong."""
+    for last in range(_TRIES):
+        try:
+            return fetch()
+        except PullFailed:
+            if last == _TRIES - 1:
+                raise
+            time.sleep(_PAUSE * 2**last)
+    raise AssertionError
