@@ -78,7 +78,7 @@ class Lanes:
             # On the CPU larger batches are no faster, and other images would wait for them.
             few = tuple(size for size in buckets if size <= _FEW) or buckets[:1]
             sizes = few if pipeline.engine.provider == "cpu" else buckets
-            run = _weakly(pipeline, lambda alive, batch: alive.answer(batch))
+            run = _weakly(pipeline, _answer)
             self._masked[pipeline] = Lane(run, sizes, MASKED_COST)
         return self._masked[pipeline]
 
@@ -86,8 +86,16 @@ class Lanes:
         lanes = self._of.setdefault(pipeline, {})
         key = (work.part, work.composite)
         if key not in lanes:
-            lanes[key] = Lane(_weakly(pipeline, lambda alive, batch: alive.run(batch)), pipeline.engine.buckets)
+            lanes[key] = Lane(_weakly(pipeline, _run), pipeline.engine.buckets)
         return lanes[key]
+
+
+def _run(pipeline: Pipeline, batch: list[Work]) -> list[Pass | PalisadeError]:
+    return pipeline.run(batch)
+
+
+def _answer(pipeline: Pipeline, batch: list[Masked]) -> list[np.ndarray | PalisadeError]:
+    return pipeline.answer(batch)
 
 
 def _weakly(
