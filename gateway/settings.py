@@ -226,5 +226,7 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks the types
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of no single setting
+            raise ConfigError(first["msg"].removeprefix("Value error, ")) from None
         name = "PALISADE_" + "_".join(map(str, first["loc"])).upper()
         raise ConfigError(f"{name}={first.get('input')!r}: {first['msg']}") from None

@@ -12,6 +12,7 @@ against the label's margin, as the image is and under a mask that does not hide 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,13 +136,33 @@ def attack_report(
     others: int,
     seed: int = 0,
     progress: StepProgress = silent,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """`n` proved images and `others` of the other levels, right before: which are fooled, which with a certificate."""
+    """`n` proved images and `others` of the other levels, right before: which are fooled, which with a certificate.
+
+    `keep` is called with the report so far after every image.
+    """
     rng = np.random.default_rng(seed)
     height, width = split.x.shape[1:3]
     masks = MaskSet(height, width, patch, default_k(height, width))
     found: dict[str, list[dict[str, int]]] = {level: [] for level in LEVELS}
     most = {"proved": n, "agreed": others, "none": others}
+
+    def summary() -> dict[str, Any]:
+        names = ("tried", "fooled", "agreed", "proved")
+        return {
+            "patch": patch,
+            "seed": seed,
+            "levels": {
+                level: {
+                    "images": len(each),
+                    **{name: sum(one[name] for one in each) for name in names},
+                    **{f"images_{name}": sum(one[name] > 0 for one in each) for name in names[1:]},
+                }
+                for level, each in found.items()
+            },
+        }
+
     for row in rng.permutation(len(split)):
         if all(len(found[level]) == most[level] for level in LEVELS):
             break
@@ -151,18 +172,8 @@ def attack_report(
         if int(logits.argmax()) == label and len(found[level]) < most[level]:
             found[level].append(attack(pipeline, network, pixels, label, masks, rng))
             progress(level, len(found[level]), most[level])
-    return {
-        "patch": patch,
-        "seed": seed,
-        "levels": {
-            level: {
-                "images": len(each),
-                **{name: sum(one[name] for one in each) for name in ("tried", "fooled", "agreed", "proved")},
-                **{f"images_{name}": sum(one[name] > 0 for one in each) for name in ("fooled", "agreed", "proved")},
-            }
-            for level, each in found.items()
-        },
-    }
+            keep(summary())
+    return summary()
 
 
 def attack_table(report: dict[str, Any]) -> Table:

@@ -82,7 +82,8 @@ def fooling(
 
     Images are tried in their order, `TRIES` obstacles each; the first that fools the answering network is taken.
     """
-    rows, found = [], []
+    rows: list[int] = []
+    found: list[np.ndarray] = []
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         if len(rows) == n:
             break

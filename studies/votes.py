@@ -23,7 +23,7 @@ from rich.table import Table
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine
 from gateway.core.masks import MaskSet
-from gateway.core.pipeline import Pipeline
+from gateway.core.pipeline import Decision, Pipeline
 from gateway.core.verdict import conformal_p, lead
 from studies.obstacles import FAMILIES, fooling
 from training.commands.figures import today, with_data, write_json
@@ -67,7 +67,8 @@ class Voted:
 def vote(pipeline: Pipeline, images: np.ndarray, progress: Callable[[int, int], None]) -> Voted:
     """The system's answers to images uint8 (N, H, W, C), and the answering network's under every mask."""
     masks = mask_sets(images.shape[1])
-    decisions, under = [], {name: [] for name in masks}
+    decisions: list[Decision] = []
+    under: dict[str, list[np.ndarray]] = {name: [] for name in masks}
     for i, image in enumerate(images):
         (decision,) = pipeline.decide_images([image], explain=False)
         decisions.append(decision)

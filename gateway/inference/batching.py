@@ -98,9 +98,21 @@ class MicroBatcher:
         Raises `Overloaded` when the deadline passes before a batch takes the item, and the item's own error. A
         cancelled caller's item is dropped.
         """
-        future: asyncio.Future[Done[R]] = asyncio.get_running_loop().create_future()
-        self._put(lane, _Item(value, deadline, time.monotonic(), future))
-        return await future
+        (done,) = await self.submit_all(lane, [value], deadline=deadline)
+        return done
+
+    async def submit_all(self, lane: Lane[T, R], values: Sequence[T], *, deadline: float = math.inf) -> list[Done[R]]:
+        """The results of several items, which enter the lane together; raises as `submit`, for the first that fails."""
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        items: list[_Item[T, R]] = [_Item(value, deadline, now, loop.create_future()) for value in values]
+        for item in items:
+            self._put(lane, item)
+        self._pump()
+        try:
+            return await asyncio.gather(*(item.future for item in items))
+        finally:
+            for item in items:  # those left of a failure are dropped
+                item.future.cancel()
 
     def close(self) -> None:
         """Let running batches finish; what still waits is refused."""
@@ -116,7 +128,6 @@ class MicroBatcher:
             self._turns.append(lane)
         (lane.waiting.appendleft if first else lane.waiting.append)(item)
         self._waiting += 1
-        self._pump()
 
     def _pump(self) -> None:
         """Start batches while threads are free; a timer checks again those lanes whose batch may still grow."""

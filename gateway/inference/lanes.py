@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from asyncio import TaskGroup
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -22,6 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 MASKED_COST = 1 / 6
 """Of a masked forward pass, in terms of a verdict, which is six of them (docs/architecture.md, "Defence graph")."""
+_FEW = 8
 _PipelineLanes = dict[tuple[Part, bool], Lane[Work, Pass]]
 
 
@@ -60,20 +60,11 @@ class Lanes:
         self, pipeline: Pipeline, decision: Decision, wanted: CertificateWanted, *, deadline: float = math.inf
     ) -> Decision:
         """The decision with its certificate, its masked images in batches shared with others; raises as `run` does."""
-        if pipeline not in self._masked:
-            self._masked[pipeline] = Lane(
-                _weakly(pipeline, lambda alive, batch: alive.answer(batch)), pipeline.engine.buckets, MASKED_COST
-            )
-        lane, steps, timing = self._masked[pipeline], pipeline.certifying(decision, wanted), decision.timing
+        lane, steps, timing = self._masked_lane(pipeline), pipeline.certifying(decision, wanted), decision.timing
         asked = next(steps)
         while True:
             start = time.monotonic()
-            try:
-                async with TaskGroup() as group:
-                    tasks = [group.create_task(self._batcher.submit(lane, each, deadline=deadline)) for each in asked]
-            except* PalisadeError as failed:
-                raise failed.exceptions[0] from None
-            done = [task.result() for task in tasks]
+            done = await self._batcher.submit_all(lane, asked, deadline=deadline)
             ran = max(each.ran for each in done)
             timing = replace(timing, queue=timing.queue + time.monotonic() - start - ran, engine=timing.engine + ran)
             try:
@@ -81,12 +72,30 @@ class Lanes:
             except StopIteration as stop:
                 return replace(decision, certificate=stop.value, required=wanted.require, timing=timing)
 
+    def _masked_lane(self, pipeline: Pipeline) -> Lane[Masked, np.ndarray]:
+        if pipeline not in self._masked:
+            buckets = pipeline.engine.buckets
+            # On the CPU larger batches are no faster, and other images would wait for them.
+            few = tuple(size for size in buckets if size <= _FEW) or buckets[:1]
+            sizes = few if pipeline.engine.provider == "cpu" else buckets
+            run = _weakly(pipeline, _answer)
+            self._masked[pipeline] = Lane(run, sizes, MASKED_COST)
+        return self._masked[pipeline]
+
     def _lane(self, pipeline: Pipeline, work: Work) -> Lane[Work, Pass]:
         lanes = self._of.setdefault(pipeline, {})
         key = (work.part, work.composite)
         if key not in lanes:
-            lanes[key] = Lane(_weakly(pipeline, lambda alive, batch: alive.run(batch)), pipeline.engine.buckets)
+            lanes[key] = Lane(_weakly(pipeline, _run), pipeline.engine.buckets)
         return lanes[key]
+
+
+def _run(pipeline: Pipeline, batch: list[Work]) -> list[Pass | PalisadeError]:
+    return pipeline.run(batch)
+
+
+def _answer(pipeline: Pipeline, batch: list[Masked]) -> list[np.ndarray | PalisadeError]:
+    return pipeline.answer(batch)
 
 
 def _weakly(

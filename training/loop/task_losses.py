@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from gateway.core.masks import MaskSet, default_patch
+from training.attacks.masks import with_worst_pairs
 from training.attacks.pgd import project, random_start, training_pgd
 from training.recipes.training import Stage
 from training.util.signatures import Predict
 
 
 def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-    """The images that the stage's adversary makes of `x` (N, C, H, W) in [0, 1]; `x` itself in standard training.
+    """The images that the stage's adversary, or its worst masks, make of `x` (N, C, H, W) in [0, 1]; else `x` itself.
 
     `predict` maps pixels to logits, with the network in evaluation mode.
     """
@@ -26,6 +28,11 @@ def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Ge
         x = training_pgd(predict, x, y, eps=adversary.eps / 255, steps=adversary.steps, generator=generator)
     elif stage.trades:
         x = kl_pgd(predict, x, eps=stage.trades.eps / 255, steps=stage.trades.steps, generator=generator)
+    elif masks := stage.worst_masks:
+        height, width = x.shape[2:]
+        patch = default_patch(height, width, masks.patch_share)
+        sets = MaskSet(height, width, patch, masks.masks_per_axis)
+        x = with_worst_pairs(predict, x, y, sets, fraction=masks.fraction, generator=generator)
     return x
 
 
@@ -33,6 +40,8 @@ def task_losses(
     stage: Stage, predict: Predict, x: Tensor, adversarial: Tensor, y: Tensor, *, smoothing: float = 0.0
 ) -> dict[str, Tensor]:
     """Weighted losses by name (scalars, means over the batch) of `predict`, the network in training mode.
+
+    `adversarial` is what `attacked` made of `x`.
 
     Clean and adversarial images go through one forward pass, so that BatchNorm sees what it will serve.
     """
@@ -51,7 +60,7 @@ def task_losses(
             "ce_clean": F.cross_entropy(logits[:n], y, label_smoothing=smoothing),
             "kl": stage.trades.beta * kl(logits[:n], logits[n:]).mean(),
         }
-    return {"ce": F.cross_entropy(predict(x), y, label_smoothing=smoothing)}
+    return {"ce": F.cross_entropy(predict(adversarial if stage.worst_masks else x), y, label_smoothing=smoothing)}
 
 
 def adversarial_rows(stage: Stage, n: int) -> slice:

@@ -91,12 +91,20 @@ class MaskAugmentation(_Strict):
     fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
 
 
+class WorstMasks(_Strict):
+    """Training behind the greedily worst pairs of a certificate's masks (`training.attacks.masks`)."""
+
+    patch_share: float = Field(0.02, gt=0, le=0.25, description="of the image, under the patch that masks are made for")
+    masks_per_axis: int = Field(4, ge=2, le=8)
+    fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
+
+
 class Stage(_Strict):
     """One stretch of training with its own learning-rate cycle.
 
-    Standard training unless an `adversary` (adversarial training) or `trades` is named. `batchnorm: frozen` keeps
-    running statistics fixed in every forward of the stage. Penalties need it: a penalty in evaluation mode beside a
-    task loss in training mode wrecks the deployed network.
+    Standard training unless an `adversary` (adversarial training), `trades` or `worst_masks` is named.
+    `batchnorm: frozen` keeps running statistics fixed in every forward of the stage. Penalties need it: a penalty in
+    evaluation mode beside a task loss in training mode wrecks the deployed network.
     """
 
     name: str
@@ -107,6 +115,7 @@ class Stage(_Strict):
     trades: Trades | None = None
     awp: Awp | None = None
     mask_augmentation: MaskAugmentation | None = None
+    worst_masks: WorstMasks | None = None
     terms: Terms = Terms()
 
     @property
@@ -119,6 +128,8 @@ class Stage(_Strict):
     def _coherent(self) -> Stage:
         if self.adversary and self.trades:
             raise ValueError("a stage has an adversary or trades, not both")
+        if self.worst_masks and self.radius is not None:
+            raise ValueError("worst_masks are of standard training: a stage has them or an attack, not both")
         for name, term in self.terms.of(Term).items():
             if term.needs_adversary and self.radius is None:
                 raise ValueError(f"terms.{name} needs an adversary or trades: {term.needs_adversary}")

@@ -26,6 +26,7 @@ from gateway.errors import (
     Unauthorized,
     UnknownModel,
     UnknownVersion,
+    UntrustedBundle,
 )
 from gateway.http.authentication import require
 from gateway.http.bodies import StrictBody

@@ -81,6 +81,16 @@ def test_an_attack_is_flagged_and_the_answer_recovered(fake: Fake, tmp_path: Pat
         assert detail["manifest"]["upstream"]["rows"] == ROWS
 
 
+def test_answers_of_an_upstream_are_certified_by_one_row_a_mask(fake: Fake, tmp_path: Path) -> None:
+    with guarding(fake, tmp_path, certify_share=0.01) as gateway:
+        fake.batches.clear()
+        made = gateway.post(encode(clean_image((200, 0, 0))), "?certify=patch").json()["certificate"]
+        assert (made["level"], made["label"], made["forwards"]) == ("proved", "red", 136)
+        assert ROWS + 136 <= sum(fake.batches) < ROWS + 160  # with probes
+        assert max(fake.batches) == 8
+        assert gateway.post(PATCHED, "?certify=patch").json()["certificate"]["level"] == "none"
+
+
 def test_rows_of_images_share_requests_of_the_upstreams_size(fake: Fake, tmp_path: Path) -> None:
     pipeline = load_pipeline(write_guard(tmp_path / "g", fake.url, max_rows=8), Settings(threads=1, upstream_pause=60))
     fake.batches.clear()

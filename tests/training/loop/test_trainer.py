@@ -94,6 +94,13 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(
     assert logs[0] == logs[1]
 
 
+def test_a_stage_behind_worst_masks_runs(data: Dataset, tmp_path: Path) -> None:
+    stage = {"name": "masks", "epochs": 1, "lr": 0.01, "worst_masks": {"masks_per_axis": 2, "fraction": 0.25}}
+    Trainer(recipe(stages=[stage], ema=0), data, tmp_path).run()
+    (epoch,) = json.loads((tmp_path / "checkpoint.json").read_text("utf-8"))["history"]
+    assert (epoch["stage"], epoch["loss"]) == ("masks", epoch["ce"])
+
+
 def reranked(every: int | None) -> list[dict[str, Any]]:
     sns = {"weight": 1.0, "pairs": 16} | ({} if every is None else {"rerank_epochs": every})
     return [
