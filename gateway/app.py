@@ -71,7 +71,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)
     reactions = Reactions(settings.campaign_reaction, settings.campaign_rate)
-    app.state.auth = Auth(settings, app.state.store, reactions)
+    app.state.auth = Auth(settings, app.state.store, reactions.apply)
     app.state.audit = Audit(settings)
     app.state.campaigns = Campaigns(settings, reactions)
     app.state.quantum = LatencyQuantum(settings.label_quantum)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from gateway.access.auth import Caller
+from gateway.access.keys import Reaction
 from gateway.access.limits import Limit
 from gateway.errors import KeySuspended
-
-if TYPE_CHECKING:
-    from gateway.access.auth import Caller
-    from gateway.access.keys import Reaction
 
 log = logging.getLogger(__name__)
 
