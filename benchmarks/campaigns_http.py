@@ -83,7 +83,7 @@ class Run:
         return body["prediction"]["index"], probabilities
 
 
-def plan(data: Path, one_key: int, ten_keys: int, seed: int) -> tuple[list[Run], list[ApiKey], str]:
+def plan(data: Path, names: list[str], one_key: int, ten_keys: int, seed: int) -> tuple[list[Run], list[ApiKey], str]:
     """The runs, the keys file's entries, and a reviewer's key."""
     held_out = np.load(data / "gtsrb32_full.npz")
     x, y = held_out["x_test"], held_out["y_test"]
@@ -94,7 +94,7 @@ def plan(data: Path, one_key: int, ten_keys: int, seed: int) -> tuple[list[Run],
     runs: list[Run] = []
     entries: list[ApiKey] = []
     for keys, count in ((1, one_key), (SPREAD, ten_keys)):
-        for name in SEARCHES:
+        for name in names:
             for _ in range(count):
                 started = name in ("boundary", "hopskipjump", "hopskipjump_linf")
                 other = at + 1 + int(np.flatnonzero(labels[at + 1 :] != labels[at])[0])
@@ -175,6 +175,7 @@ def summary(runs: list[Run], found: list[dict[str, Any]], queries: int) -> dict[
 def main(
     data: Annotated[Path, typer.Option(envvar="PALISADE_DATA", help="Folder of gtsrb32_full.npz.")],
     bundle: Annotated[Path, typer.Option(help="Bundle that is attacked.")] = Path("models/gtsrb"),
+    search: Annotated[list[str] | None, typer.Option(help="A search of `benchmarks.searches`; all by default.")] = None,
     one_key: Annotated[int, typer.Option(min=0, help="Runs of each search with one key.")] = 20,
     ten_keys: Annotated[int, typer.Option(min=0, help="Runs of each search spread over ten keys.")] = 5,
     queries: Annotated[int, typer.Option(min=50, help="Queries of each run, at most.")] = 100,
@@ -184,7 +185,7 @@ def main(
     json_path: JsonPath = None,
 ) -> None:
     """Attack a gateway over HTTP, and read its case files."""
-    runs, entries, reviewer = plan(data, one_key, ten_keys, seed)
+    runs, entries, reviewer = plan(data, search or list(SEARCHES), one_key, ten_keys, seed)
     with tempfile.TemporaryDirectory() as folder:
         keys_file = Path(folder) / "keys.json"
         write_keys(keys_file, entries)

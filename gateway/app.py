@@ -13,6 +13,7 @@ from starlette.routing import Match
 
 from gateway import __version__
 from gateway.access.auth import Auth
+from gateway.access.reactions import Reactions
 from gateway.answers.certificate_request import CertificatePolicy
 from gateway.answers.latency import LatencyQuantum
 from gateway.audit.trail import Audit
@@ -70,10 +71,11 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.rollout = None
     app.state.dispatcher = Dispatcher(settings)
     app.state.store = Store(settings.state_dir)
-    app.state.auth = Auth(settings, app.state.store)
+    reactions = Reactions(settings.campaign_reaction, settings.campaign_rate)
+    app.state.auth = Auth(settings, app.state.store, reactions.apply)
     app.state.audit = Audit(settings)
-    app.state.campaigns = Campaigns(settings)
     app.state.certificates = CertificatePolicy(settings.require, settings.certify_share)
+    app.state.campaigns = Campaigns(settings, reactions)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
     app.add_middleware(AuthMiddleware, auth=app.state.auth)
     app.add_middleware(

@@ -166,6 +166,10 @@ class RateLimited(PalisadeError):
     status, code, title = 429, "rate_limited", "Rate limit exceeded"
 
 
+class KeySuspended(PalisadeError):
+    status, code, title = 403, "key_suspended", "Key suspended"
+
+
 class Conflict(PalisadeError):
     status, code, title = 409, "conflict", "Conflict"
 

@@ -148,6 +148,13 @@ class Settings(BaseSettings):
     """Queries that are kept and compared; one worker of all holds some 330 bytes of memory for each."""
     campaign_max_age_days: float = Field(default=7.0, gt=0.0)
     """Days after which the fingerprint of a query is removed; case files stay as long as events."""
+    campaign_reaction: Literal["alert", "label", "rate", "block"] = "alert"
+    """What happens to a client's key that took part in a query campaign: nothing but the alert, disclosure `label`, at
+    most `campaign_rate` requests a second, or none. A key's own entry (`campaigns`) comes first."""
+    campaign_reaction_hours: float = Field(default=24.0, gt=0.0)
+    """Hours after a campaign's last query for which that lasts."""
+    campaign_rate: float = Field(default=0.1, gt=0.0)
+    """Requests a second of such a key, where the reaction is `rate`."""
 
     _sources: dict[str, Path] = PrivateAttr(default_factory=dict)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from gateway.access.keys import ApiKey, Disclosure, KeyRing, Role, read_keys
+from gateway.access.keys import ApiKey, Disclosure, KeyRing, Reaction, Role, read_keys
 from gateway.access.limits import Limit, address_block, charge
 from gateway.access.sessions import COOKIE, CSRF_HEADER, Session, Sessions
 from gateway.errors import ConfigError, Forbidden, Unauthorized
@@ -52,11 +53,16 @@ class Caller:
 NOBODY = Caller(key_id=None, role="client", disclosure="label")
 
 
+# A caller, and the reaction that their key's entry states, to the caller as they are treated now.
+React = Callable[[Caller, Reaction | None], Caller]
+
+
 class Auth:
     """Finds the caller of a request by the keys, sessions and rules of `settings`."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, react: React | None = None) -> None:
         self._settings = settings
+        self._react = react
         self._store = store
         self._ring = None if settings.keys_file is None else KeyRing(settings.keys_file)
         self._bound_to_loopback = is_loopback(settings.host)
@@ -65,7 +71,8 @@ class Auth:
     def admit(self, scope: Scope) -> Caller:
         """The caller of an HTTP request, who paid one token for it.
 
-        Raises `Unauthorized`, `Forbidden` (no CSRF token), `RateLimited`, `StoreUnavailable` (sessions only).
+        Raises `Unauthorized`, `Forbidden` (no CSRF token), `KeySuspended`, `RateLimited`, and
+        `StoreUnavailable` (sessions only).
         """
         path, method = scope["path"], scope["method"]
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or (method, path) == ("POST", SESSION_PATH):
@@ -86,7 +93,8 @@ class Auth:
     def caller_of(self, key: ApiKey, session: Session | None = None) -> Caller:
         disclosure = key.disclosure or (self._settings.disclosure if key.role == "client" else "full")
         rate = self._settings.rate if key.rate is None and key.role == "client" else key.rate
-        return Caller(key.id, key.role, disclosure, self._limit(f"key:{key.id}", rate, key.burst), session)
+        caller = Caller(key.id, key.role, disclosure, self._limit(f"key:{key.id}", rate, key.burst), session)
+        return caller if self._react is None else self._react(caller, key.campaigns)
 
     def _known(self, scope: Scope, headers: Headers) -> Caller:
         assert self._ring is not None  # noqa: S101  # only called where keys are configured

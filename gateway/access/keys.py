@@ -24,13 +24,18 @@ log = logging.getLogger(__name__)
 
 Role = Literal["client", "reviewer", "admin"]
 Disclosure = Literal["full", "verdict", "label"]
+Reaction = Literal["alert", "label", "rate", "block"]
+"""What happens to a key that took part in a query campaign."""
 
 PREFIX = "pal_"
 RELOAD_SECONDS = 1.0
 
 
 class ApiKey(BaseModel):
-    """One entry of the file; `sha256` is that of the whole key. `rate` 0 is unlimited, None the gateway's default."""
+    """One entry of the file; `sha256` is that of the whole key. `rate` 0 is unlimited, None the gateway's default.
+
+    `campaigns` is what happens when the key took part in a query campaign, None the gateway's default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +45,7 @@ class ApiKey(BaseModel):
     disclosure: Disclosure | None = None
     rate: float | None = Field(default=None, ge=0.0)
     burst: int | None = Field(default=None, ge=1)
+    campaigns: Reaction | None = None
     created: datetime
     disabled: bool = False
 

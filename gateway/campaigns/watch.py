@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 
 from gateway.access.auth import Caller
+from gateway.access.reactions import Reactions
 from gateway.audit.database import sqlite_url
 from gateway.audit.trail import data_folder
 from gateway.campaigns.behaviour import Pattern, Resembles
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 0.5
 """Seconds between two writes of a worker's fingerprints."""
+REACTION_SECONDS = 5.0
+"""Seconds within which every worker of every gateway on the store knows the keys of a campaign."""
 WAITING_BYTES = 64 << 20
 """Bytes of pixels that may wait for their fingerprints; beyond it, images are left out and counted."""
 WAITING = 20_000
@@ -40,8 +43,10 @@ _NICE = 19
 class Campaigns:
     """Fingerprints what was decided, in a thread of the lowest priority; does nothing until it is started."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reactions: Reactions | None = None) -> None:
         self._settings = settings
+        self._reactions = reactions
+        self._react_at = 0.0
         self._decided: deque[tuple[Query, np.ndarray]] = deque()
         self._bytes = 0
         self._mutex = threading.Lock()
@@ -135,6 +140,7 @@ class Campaigns:
     def _cycle(self) -> None:
         try:
             self.flush()
+            self._react()
         except (AuditUnavailable, ConfigError) as error:
             self._note(f"campaigns: fingerprints wait: {' '.join(str(error.__cause__ or error).split())[:300]}")
         except Exception:
@@ -142,6 +148,14 @@ class Campaigns:
             self._waiting.clear()
         else:
             self._note("")
+
+    def _react(self) -> None:
+        """Ask the store, every few seconds, which keys took part in a campaign, whichever gateway saw it."""
+        if self._reactions is None or self.store is None or time.monotonic() < self._react_at:
+            return
+        self._react_at = time.monotonic() + REACTION_SECONDS
+        since = datetime.now(UTC) - timedelta(hours=self._settings.campaign_reaction_hours)
+        self._reactions.suspect(self.store.suspects(since))
 
     def _note(self, trouble: str) -> None:
         """Log a failure once when it begins, and its end."""

@@ -106,8 +106,8 @@ def assemble(bench: Bench) -> dict[str, Any]:
 def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """`card` with what `fresh` measured in the place of, or beside, what it has; everything else as it stands.
 
-    Both are cards of one bundle under the same settings; `TrainingError` if they are not. Self-checks that `fresh` could
-    not make stay those of `card`.
+    Both are cards of one bundle under the same settings; `TrainingError` if they are not. Self-checks that `fresh`
+    could not make stay those of `card`.
     """
     for key in ("bundle", "version", "settings"):
         if card[key] != fresh[key]:

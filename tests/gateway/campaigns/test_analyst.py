@@ -40,9 +40,8 @@ def test_a_search_is_a_campaign(search: Images, within: int, keys: tuple[str, ..
 
 
 def test_label_changes_are_a_search_for_the_boundary() -> None:
-    (case,) = ask(
-        Analyst(SALT, CAPACITY), noisy(0, 60, sigma=2.0), labels=("stop", "stop", "yield", "stop"), margin=0.1
-    )
+    around = np.concatenate([eight_bit([base(0)]), noisy(0, 59, sigma=2.0)])
+    (case,) = ask(Analyst(SALT, CAPACITY), around, labels=("stop", "stop", "yield", "stop"), margin=0.1)
     assert (case.pattern, case.resembles) == ("search", "decision_based")
     assert case.label_flips > 5
     assert set(case.labels) == {"stop", "yield"}
@@ -59,6 +58,22 @@ def test_a_camera_that_moves_is_a_video(motion: Images, seed: int) -> None:
 def test_a_camera_that_stands_still(seed: int) -> None:
     (case,) = ask(Analyst(SALT, CAPACITY), noisy(seed, 300))
     assert case.pattern == "still_camera"
+
+
+def test_a_film_of_what_the_network_is_not_sure_of_is_none() -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), pan(0, 60), labels=("stop", "stop", "yield"), margin=0.05)
+    assert case.pattern == "video"
+
+
+def test_a_camera_that_stands_still_before_what_the_network_is_not_sure_of() -> None:
+    (case,) = ask(Analyst(SALT, CAPACITY), noisy(0, 100), margin=0.05)
+    assert case.pattern == "still_camera"
+
+
+def test_a_search_on_an_image_of_little_contrast_is_a_campaign() -> None:
+    flat = np.clip(np.rint(128 + (squares(0, 60).astype(float) - base(0)) + (base(0) - 128) / 8), 0, 255)
+    (case,) = ask(Analyst(SALT, CAPACITY), flat.astype(np.uint8))
+    assert (case.pattern, case.resembles) == ("search", "score_based")
 
 
 def test_a_stuck_camera() -> None:

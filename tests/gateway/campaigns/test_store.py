@@ -127,3 +127,17 @@ def test_case_files_are_bounded(store: CampaignStore, monkeypatch: pytest.Monkey
     assert (len(kept), one.id in {found.id for found in kept}) == (3, True)
     store.retain(LIMITS, now=NOON + timedelta(days=40))
     assert store.cases(None, limit=9) == []
+
+
+def test_who_took_part_in_a_campaign(store: CampaignStore) -> None:
+    store.lease("me", seconds=10, now=NOON)
+    keys = {"attacker": 50, "second": 3, "passer-by": 2}
+    later = NOON + timedelta(hours=1)
+    cases = [
+        case(id="search", keys=keys),
+        case(id="old", keys={"old": 50}, last_seen=NOON - timedelta(hours=2)),
+        case(id="film", keys={"camera": 50}, pattern="video"),
+    ]
+    store.write(cases, holder="me", cursor=0)
+    assert store.suspects(NOON - timedelta(hours=1)) == {"attacker", "second"}
+    assert store.suspects(later) == frozenset()

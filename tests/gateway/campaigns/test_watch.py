@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gateway.access.auth import Caller
+from gateway.access.reactions import Reactions
 from gateway.audit.database import sqlite_url
 from gateway.campaigns import watch
 from gateway.campaigns.follow import LEASE_SECONDS, Follower
@@ -149,3 +150,19 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     assert (before.queries, after.id, after.queries) == (60, before.id, 120)
     first.follow(now + timedelta(seconds=LEASE_SECONDS + 2))  # no longer its business
     assert store.cases("search", limit=9) == [after]
+
+
+def test_every_worker_learns_whose_keys_they_are(store: CampaignStore, pipeline: Pipeline, tmp_path: Path) -> None:
+    reactions = Reactions("label", 0.1)
+    worker = Campaigns(settings(tmp_path), reactions)
+    worker._salt, worker.store = store.prepare(), store
+    for decision in decisions(pipeline, 60):
+        worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
+        worker._bytes += decision.pixels.nbytes
+    worker.flush()
+    follower = Follower(store, LIMITS)
+    follower.prepare(store.prepare())
+    follower.follow(datetime.now(UTC))
+    worker._react()
+    assert reactions.suspects == {ALICE.key_id}
+    assert reactions.apply(replace(ALICE, disclosure="verdict"), None) == ALICE
