@@ -248,8 +248,7 @@ def _check_schema(connection: sa.Connection, name: str) -> None:
 
 def _add_anomalies(connection: sa.Connection) -> None:
     """From schema 1 to 2: the columns of kinds of anomaly. A gateway that knows 1 goes on writing: they may be null."""
-    compiler = connection.dialect.ddl_compiler(connection.dialect, None)
     for column in (events.c.anomaly, events.c.p_unfamiliar, events.c.p_attacked):
-        specification = compiler.get_column_specification(column)
-        connection.execute(sa.DDL(f"ALTER TABLE {events.name} ADD COLUMN {specification}"))
+        kind = column.type.compile(connection.dialect)
+        connection.execute(sa.text(f"ALTER TABLE {events.name} ADD COLUMN {column.name} {kind}"))
     connection.execute(schema.update().values(version=2))

@@ -244,7 +244,7 @@ class Judge:
         self._gate_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
         rule = calibration.kinds
-        self._kinds = rule and Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
+        self._kinds = None if rule is None else Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
         cascade = calibration.cascade
         if cascade:
             weights = array("cascade_weights") if grouped else np.ones(cascade.n_on)

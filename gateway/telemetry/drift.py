@@ -38,7 +38,7 @@ class DriftWatch:
         ]
         self._log_delta = math.log(delta / 2)
         self._epoch = 1
-        self._last = -math.inf
+        self._last = self._best = -math.inf
         self._begin()
 
     def note(self, p: float) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
+from gateway.core.pipeline import Pipeline
 from studies.by_class import ByClass, exponent
-from studies.honest import Looked, look, measure, rules
+from studies.honest import Looked, look, measure, recalibrated, rules
 from tests.gateway.tiny import SCORES, clean_image, patched_image, write_bundle
-from training.data.dataset import Split
+from training.data.dataset import Dataset, Split
 
 
 def test_exponents_of_levels() -> None:
@@ -79,3 +80,32 @@ def test_scores_are_kept_and_every_rule_flags_what_is_beyond_all(tmp_path: Path)
     for name, (p_values, cutoff) in rules(bundle, benign(200), benign(400)).items():
         calm, loud = p_values(first)
         assert loud <= cutoff(0.01) < calm, name
+
+
+def test_the_bundle_that_counts_groups_is_sound_and_the_old_one_stays(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    engine = Engine.open(bundle, device="cpu", threads=1)
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> Split:
+        images = np.stack([clean_image((int(rng.integers(60, 180)), 0, 0)) for _ in range(n)])
+        for image in images:
+            rows = rng.integers(0, 16, (int(rng.integers(0, 26)), 2))
+            image[rows[:, 0], rows[:, 1]] = (255, 0, 0)
+        return Split(images, np.zeros(n, np.int64), np.arange(n) // 2)
+
+    none = split(1).take(np.arange(0))
+    data = Dataset("made up", list(bundle.manifest.classes), none, split(60), split(500), none)
+    made = recalibrated(bundle, engine, data, tmp_path / "new", version="1.0.0-groups", seed=0)
+    assert (made.counted, made.groups, made.n) == ("groups", 250, 500)
+    assert {(c.alpha, c.p_cutoff) for c in made.cutoffs} >= {(0.01, 0.01), (0.05, 0.05)}
+    new = load_bundle(tmp_path / "new")
+    pipeline = Pipeline.on(Engine.open(new, device="cpu", threads=1), new)
+    calm, loud = pipeline.decide_images([clean_image(), patched_image()])
+    assert loud.flagged
+    assert not calm.flagged
+    assert pipeline.judge.level(0.01) < pipeline.judge.level(0.05)
+    (screened,) = pipeline.decide_images([patched_image()], explain=False, screening="on")
+    assert screened.stage == "verdict"
+    assert screened.flagged
+    assert load_bundle(bundle.path).calibration("cpu", "fp32").counted == "images"
