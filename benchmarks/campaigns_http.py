@@ -206,7 +206,7 @@ def main(
             with ThreadPoolExecutor(clients) as pool:
                 list(pool.map(go, runs))
             found = cases(client, reviewer)
-    figures = {"seed": seed, "workers": workers, "queries": queries, "campaigns": len(found)}
+    figures: dict[str, Any] = {"seed": seed, "workers": workers, "queries": queries, "campaigns": len(found)}
     figures["attacks"] = summary(runs, found, queries)
     console.print(json.dumps(figures, indent=1))
     if json_path is not None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from gateway.access.auth import Caller
-from gateway.access.keys import Reaction, Role
+from gateway.access.keys import ApiKey, Reaction, Role
 from gateway.access.limits import Limit
 from gateway.access.reactions import Reactions
+from gateway.app import create_api
 from gateway.errors import KeySuspended
+from gateway.settings import Settings
 
 SLOW, QUICKER, SLOWER = Limit("campaign:a", 0.5, 1.0), Limit("key:a", 9.0, 9.0), Limit("key:a", 0.1, 1.0)
 
@@ -55,3 +59,13 @@ def test_it_ends_with_the_suspicion() -> None:
     reactions = suspecting("block")
     reactions.suspect(frozenset({"b"}))
     assert reactions.apply(caller(), None) == caller()
+
+
+def test_the_gateways_setting_and_a_keys_entry_decide() -> None:
+    api = create_api(Settings(campaign_reaction="label", audit=False))
+    api.state.campaigns._reactions.suspect(frozenset({"a", "tester"}))
+    created = datetime(2026, 1, 1, tzinfo=UTC)
+    keys = [ApiKey(id=name, sha256="0" * 64, role="client", disclosure="verdict", created=created) for name in "ab"]
+    exempt = keys[0].model_copy(update={"id": "tester", "campaigns": "alert"})
+    callers = [api.state.auth.caller_of(key) for key in (*keys, exempt)]
+    assert [caller.disclosure for caller in callers] == ["label", "verdict", "verdict"]
