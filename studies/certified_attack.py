@@ -200,13 +200,16 @@ def main(
     use_threads(threads)
     loaded, data = with_data(bundle)
     pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads or 1), loaded, action="sanitize")
+
+    def keep(report: dict[str, Any]) -> None:
+        if json_path:
+            about = {"subject": f"{loaded.name} {loaded.version}", "date": today(), "split": "test"}
+            write_json(json_path, {**about, **report})
+
     with frozen(load_defence(loaded).network) as network, progress_bars() as bars:
         report = attack_report(
-            pipeline, network, data.test, patch=patch, n=n, others=others, seed=seed, progress=bars.step
+            pipeline, network, data.test, patch=patch, n=n, others=others, seed=seed, progress=bars.step, keep=keep
         )
-    report = {"subject": f"{loaded.name} {loaded.version}", "date": today(), "split": "test", **report}
-    if json_path:
-        write_json(json_path, report)
     console.print(attack_table(report))
 
 
