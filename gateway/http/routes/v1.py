@@ -24,6 +24,7 @@ from gateway.errors import (
     EmptyBody,
     Forbidden,
     ImageTooLarge,
+    KeySuspended,
     NotCertified,
     NotReady,
     Overloaded,
@@ -61,6 +62,7 @@ _ERRORS = problem_docs(
     BlockedByPolicy,
     NotCertified,
     Forbidden,
+    KeySuspended,
     UnknownModel,
     RequestTimeout,
     ImageTooLarge,
@@ -119,7 +121,7 @@ async def explain(request: Request, asked: Certificates, model: Model = None, to
     return await _answer(request, model, top_k, "all", asked, picture=_prefers_png(request.headers.get("accept", "")))
 
 
-@router.get("/models", responses=problem_docs(Unauthorized, RateLimited, NotReady))
+@router.get("/models", responses=problem_docs(Unauthorized, KeySuspended, RateLimited, NotReady))
 async def models(request: Request) -> schemas.ModelList:
     """The models that are served."""
     registry, disclosure = registry_of(request), caller_of(request).disclosure
@@ -130,7 +132,7 @@ async def models(request: Request) -> schemas.ModelList:
 @router.get(
     "/models/{name}",
     response_model=schemas.ModelDetail | schemas.ModelSummary | schemas.ModelLabel,
-    responses=problem_docs(Unauthorized, UnknownModel, RateLimited, NotReady),
+    responses=problem_docs(Unauthorized, KeySuspended, UnknownModel, RateLimited, NotReady),
 )
 async def model(request: Request, name: str) -> schemas.ModelLabel:
     """One model: at disclosure `full` with its manifest and its robustness card."""

@@ -277,10 +277,11 @@ def test_what_a_caller_sees(tmp_path: Path, pipeline: Pipeline) -> None:
         for key in ("reviewer", "client", "label")
     }
     full, verdict, label = bodies["reviewer"], bodies["client"], bodies["label"]
-    assert set(full) == {"id", "model", "prediction", "top", "verdict", "neutralization", "explanation", "timing_ms"}
+    common = {"id", "model", "prediction", "top", "verdict", "neutralization", "explanation", "certificate"}
+    assert set(full) == common | {"timing_ms"}
     assert set(verdict) == set(full) - {"timing_ms"}
     assert verdict["prediction"] == full["prediction"]
-    assert set(verdict["verdict"]) == {"flagged", "p_value", "action"}
+    assert set(verdict["verdict"]) == {"flagged", "p_value", "action", "kind"}
     assert set(verdict["neutralization"]) == {"applied", "served", "changed"}
     assert set(label) == {"id", "model", "prediction"}
     assert (label["model"], set(label["prediction"])) == ({"name": "tiny"}, {"label", "index"})

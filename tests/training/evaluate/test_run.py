@@ -14,6 +14,7 @@ from PIL import Image
 
 from gateway.core.loading import Bundle, load_bundle
 from tests.training.evaluate.conftest import TINY
+from training.attacks.listed import ATTACKS
 from training.bundling.assemble import Plan, Silent
 from training.bundling.assemble import assemble as assemble_bundle
 from training.bundling.networks import NETWORKS, load_networks
@@ -32,7 +33,11 @@ from training.evaluate.run import finished, plan, run_units
 from training.evaluate.units import UNITS, chosen
 from training.models import ModelSpec
 
-QUICK = [name for name in UNITS if name not in {"queries", "autoattack_4", "transfer_16", "explanations"}]
+QUICK = [
+    name
+    for name in UNITS
+    if name not in {"queries", "autoattack_4", "transfer_16", "transfer_robust_16", "explanations"}
+]
 
 
 def standing(n: int, accuracy: float) -> Standing:
@@ -76,17 +81,7 @@ def test_the_tables_are_there(card: dict[str, Any]) -> None:
         "doubled",
         "smoothed",
     } <= set(card)
-    assert set(card["unaware"]) == {
-        "transfer_8",
-        "square_8",
-        "fgsm_8",
-        "pgd_4",
-        "pgd_8",
-        "l2_1",
-        "minimal",
-        "patch",
-        "patch_low",
-    }
+    assert set(card["unaware"]) == set(ATTACKS) & set(QUICK)
     assert set(card["cascade"]["attacks"]) == set(card["unaware"])
     assert set(card["adaptive"]["eps_8"]) >= {"alpha_0.01", "alpha_0.05", "companion", "excess_0.05", "half"}
     assert card["benign"]["n"] == 32

@@ -27,6 +27,7 @@ from gateway.errors import (
     EmptyBody,
     Forbidden,
     ImageTooLarge,
+    KeySuspended,
     NotCertified,
     NotReady,
     Overloaded,
@@ -119,7 +120,7 @@ _INDEX: dict[str, Any] = {
     "requestBody": {"required": False, "content": {"application/json": {"schema": IndexRequest.model_json_schema()}}}
 }
 _READ_ERRORS = problem_docs(
-    Unauthorized, Forbidden, UnknownModel, UnknownVersion, RateLimited, NotReady, schema=OipProblem
+    Unauthorized, Forbidden, KeySuspended, UnknownModel, UnknownVersion, RateLimited, NotReady, schema=OipProblem
 )
 _BINARY = {"type": "string", "format": "binary"}
 _INFER: dict[str, Any] = {
@@ -133,6 +134,7 @@ _INFER: dict[str, Any] = {
             BlockedByPolicy,
             NotCertified,
             Forbidden,
+            KeySuspended,
             UnknownModel,
             UnknownVersion,
             RequestTimeout,
