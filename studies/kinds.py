@@ -89,7 +89,7 @@ def fooling(
             continue
         some = pool.take(np.arange(min(counts[name], len(pool))))
         x, y = to_tensor(some.x), torch.from_numpy(some.y)
-        scene, made = Scene(network, Effort(), list, seeded(seed, 11, number)), []
+        scene, made = Scene(network, Effort(), lambda _trained: [], seeded(seed, 11, number)), []
         for part, labels in zip(x.split(64), y.split(64), strict=True):
             images = to_uint8(ATTACKS[name].make(scene, part, labels).adversarial.detach().numpy())
             made.append(images[_fools(network, part, to_tensor(images), labels).numpy()])

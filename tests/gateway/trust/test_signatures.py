@@ -133,7 +133,7 @@ def _linked(folder: Path) -> None:
     (folder / "calibration.npz").symlink_to(target)
 
 
-TAMPERING: dict[str, Callable[[Path], None]] = {
+TAMPERING: dict[str, Callable[[Path], object]] = {
     "no signature": lambda folder: (folder / SIGNATURE).unlink(),
     "an empty signature": lambda folder: (folder / SIGNATURE).write_bytes(b""),
     "a signature that is no JSON": lambda folder: (folder / SIGNATURE).write_bytes(b"\xff{"),

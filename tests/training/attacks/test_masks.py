@@ -37,7 +37,7 @@ def test_the_second_mask_is_the_worst_beside_the_first(
     trained: SmallResNet, test_images: tuple[Tensor, Tensor]
 ) -> None:
     x, y = (each[:8] for each in test_images)
-    masks = MaskSet(*x.shape[2:], 3, 3)
+    masks = MaskSet(x.shape[2], x.shape[3], 3, 3)
     singles = torch.from_numpy(masks.singles().copy())
     with frozen(trained) as network, torch.no_grad():
         hidden = worst_pairs(network, x, y, masks)
@@ -72,7 +72,7 @@ def test_training_behind_worst_masks_lowers_the_loss_there(
     trained: SmallResNet, test_images: tuple[Tensor, Tensor]
 ) -> None:
     network, (x, y) = copy.deepcopy(trained), (each[:16] for each in test_images)
-    masks, optimiser = MaskSet(*x.shape[2:], 3, 2), torch.optim.Adam(network.parameters(), lr=2e-3)
+    masks, optimiser = MaskSet(x.shape[2], x.shape[3], 3, 2), torch.optim.Adam(network.parameters(), lr=2e-3)
 
     def loss() -> Tensor:
         return F.cross_entropy(network(inpaint(x, worst_pairs(network, x, y, masks))), y)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from training.attacks.margin import margin
+from training.attacks.patch import Kind
 from training.attacks.shapes import Outline, oblong, pair, shape_attack, strip
 
 
@@ -18,7 +19,7 @@ def left_right(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("outline", "most"), [(strip, 48), (oblong, 50), (pair, 32)])
 @pytest.mark.parametrize("kind", ["noisy", "low_frequency"])
-def test_only_the_shape_changes_and_it_works(outline: Outline, most: int, kind: str) -> None:
+def test_only_the_shape_changes_and_it_works(outline: Outline, most: int, kind: Kind) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 3, 32, 32, generator=generator) * 0.1 + 0.45
     y = left_right(x).argmax(1)

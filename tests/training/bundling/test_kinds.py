@@ -70,7 +70,8 @@ def test_strangers_are_images_of_the_same_shape(channels: int) -> None:
     made, again = strangers(images, seed=4), strangers(images, seed=4)
     assert list(made) == list(STRANGERS)
     for name, some in made.items():
-        assert (some.shape, some.dtype) == (images.shape, np.uint8)
+        assert some.shape == images.shape
+        assert some.dtype == np.uint8
         np.testing.assert_array_equal(some, again[name])
         assert (some != images).any()
 

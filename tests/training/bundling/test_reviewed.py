@@ -25,7 +25,7 @@ from training.bundling.reviewed import from_reviews, groups_of, open_store, revi
 from training.commands.main import app
 from training.errors import TrainingError
 
-CALM = {"kind": "sample", "sampled": True, "flagged": False}
+CALM: dict[str, Any] = {"kind": "sample", "sampled": True, "flagged": False}
 
 
 @pytest.fixture
