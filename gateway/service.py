@@ -18,8 +18,8 @@ from gateway.app import create_api, layers
 from gateway.audit.trail import check_audit
 from gateway.bento_compat import given_host, sets_cors_headers, without_timeout
 from gateway.errors import PalisadeError, StoreUnavailable
+from gateway.front_door import FrontDoor
 from gateway.http.connection import guard_connections
-from gateway.http.front_door import FrontDoor
 from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.inference.shadow import Shadow
 from gateway.process import home

@@ -33,6 +33,11 @@ predictions_total = Counter("palisade_predictions_total", "Predictions by served
 flagged_total = Counter(
     "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
 )
+suspects_total = Counter(
+    "palisade_suspects_total",
+    "Inputs that are suspect: unusual at the second level (5 % of benign images), but not flagged.",
+    ["model"],
+)
 kinds_total = Counter(
     "palisade_kinds_total",
     "Inputs by kind of anomaly (ordinary, unfamiliar, attacked, both), of bundles that tell them apart.",
@@ -158,6 +163,12 @@ drift_images_total = Counter(
     "Images drawn at random whose p-values were compared with the calibration.",
     ["model"],
 )
+expected_suspect_rate = Gauge(
+    "palisade_expected_suspect_rate",
+    "Largest share of benign inputs that is suspect or flagged.",
+    ["model"],
+    multiprocess_mode="livemax",
+)
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
     "Largest share of benign inputs that is flagged (alpha).",
@@ -178,6 +189,8 @@ def announce(pipeline: Pipeline) -> None:
         store_failures_total.labels(operation)
     _info(pipeline).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    expected_suspect_rate.labels(model).set(max(pipeline.judge.alpha, pipeline.judge.suspect_alpha))
+    suspects_total.labels(model)
     drift_images_total.labels(model)
     drift_evidence.labels(model).set(-math.inf)  # of the version before, if there was one
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
@@ -253,6 +266,8 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
     _counter(cascade_total, model, "audit" if decision.audited else decision.stage).inc()
     if decision.audited and decision.flagged:
         _counter(cascade_missed_total, model).inc()
+    if decision.level == "suspect":
+        _counter(suspects_total, model).inc()
     if decision.flagged:
         _counter(flagged_total, model, decision.strongest_evidence, decision.action).inc()
     if verdict.kind is not None:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from gateway.app import layers
-from gateway.http.front_door import FrontDoor
+from gateway.front_door import FrontDoor
 
 Way = Literal["routes", "front door"]
 WAYS: tuple[Way, ...] = ("routes", "front door")

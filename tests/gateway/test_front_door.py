@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.app import create_api, layers
 from gateway.core.pipeline import Pipeline
-from gateway.http.front_door import FrontDoor
+from gateway.front_door import FrontDoor
 from gateway.settings import Settings
 from gateway.versions.registry import Registry
 from tests.gateway.tiny import SIZE, clean_image, encode, patched_image
