@@ -22,11 +22,13 @@ from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import CHECKS, self_checks
+from training.evaluate.forwards import forwards_of
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.unit import places_of
 from training.evaluate.presentation.page import markdown
+from training.evaluate.presentation.plain import plain
 from training.evaluate.presentation.report import Drawn, html
 from training.evaluate.run import finished, run_units
 from training.evaluate.titles import titles_of
@@ -34,7 +36,7 @@ from training.evaluate.units import BASIC, UNITS, figures, known_figures
 from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
 
-SCHEMA, READABLE = 4, (3, 4)  # 4 has titles
+SCHEMA, READABLE = 5, (3, 4, 5)  # 4 has titles, 5 a page in plain words, forward passes and references
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
 
@@ -76,7 +78,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "bundle": bundle.name,
         "version": bundle.version,
         "companion": bundle.manifest.companion,
-        "detector": detector_rows(bundle.manifest),
+        **stated_by(bundle),
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
@@ -114,7 +116,9 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
             raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
     now = {row["unit"] for row in fresh["units"]}
     units = [*(row for row in card["units"] if row["unit"] not in now), *fresh["units"]]
-    new = copy.deepcopy(dict(card)) | {key: fresh[key] for key in ("schema_version", "detector", "samples")}
+    new = copy.deepcopy(dict(card)) | {
+        key: fresh[key] for key in ("schema_version", "detector", "forwards", "samples") if key in fresh
+    }
     _place(new, (), _sections(fresh))
     order = list(UNITS)
     new["units"] = sorted(units, key=lambda row: order.index(row["unit"]) if row["unit"] in order else len(order))
@@ -144,12 +148,21 @@ def _sections(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def titled(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card with the titles of everything on it, as its present units give them; no number is touched."""
-    new = {key: value for key, value in card.items() if key != "titles"}  # titles come last, whenever they were added
+    """The card with titles of everything on it and its page in plain words; no number is touched."""
+    # Both come last, whenever they were added.
+    new = {key: value for key, value in card.items() if key not in ("titles", "plain")}
     new |= {"schema_version": SCHEMA, "titles": titles_of(card)}
     named = ((row, CHECKS.get(row["check"])) for row in card["checks"])
-    new["checks"] = [row | {"title": check[0]} if check else row for row, check in named]
+    new["checks"] = [row | {"title": known[0]} if known else row for row, known in named]
+    bounds = check(new["figures"], Evaluation.model_validate(new["settings"]).bounds)
+    new["plain"] = [asdict(part) for part in plain(new, bounds)]
     return new
+
+
+def stated_by(bundle: Bundle) -> dict[str, Any]:
+    """What a card states of its bundle without measuring: what the defence looks at, and its forward passes."""
+    forwards = forwards_of(bundle)
+    return {"detector": detector_rows(bundle.manifest)} | ({"forwards": forwards} if forwards else {})
 
 
 def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
