@@ -30,6 +30,7 @@ from training.evaluate.harness.unit import places_of
 from training.evaluate.presentation.page import markdown
 from training.evaluate.presentation.plain import plain
 from training.evaluate.presentation.report import Drawn, html
+from training.evaluate.registration import Registration, code_version
 from training.evaluate.run import finished, run_units
 from training.evaluate.titles import titles_of
 from training.evaluate.units import BASIC, UNITS, figures, known_figures
@@ -37,6 +38,7 @@ from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
 
 SCHEMA, READABLE = 5, (3, 4, 5)  # 4 has titles, 5 a page in plain words, forward passes and references
+_TAKEN = ("schema_version", "detector", "forwards", "registration", "samples")  # of what extends a card
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
 
@@ -48,14 +50,17 @@ def evaluate(
     *,
     units: Sequence[str] = BASIC,
     folder: Path | None = None,
+    registration: Registration | None = None,
 ) -> dict[str, Any]:
     """Measure `units` and return the card as plain JSON content; `TrainingError` if one of them cannot run.
 
     Work is kept in `folder`, or thrown away without one. `TrainingError` as well for bounds on unknown figures.
+    `registration` is what the card is held to.
     """
     known_figures(settings.bounds)
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(bundle, data, settings, Store(folder or Path(temporary)), progress)
+        bench.registration = None if registration is None else registration.to_json()
         if failed := run_units(bench, units):
             raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
         return assemble(bench)
@@ -87,11 +92,13 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
         if bench.device == "cpu"
         else torch.cuda.get_device_name(),
-        "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, **code_version()},
+        **({} if bench.registration is None else {"registration": bench.registration}),
         "settings": settings.model_dump(mode="json"),
         "checks": self_checks(results, outcomes, settings),
         "units": [
-            {"unit": name, **{key: found[key] for key in ("n", "date", "seconds")}} for name, found in results.items()
+            {"unit": name, **{key: found[key] for key in ("n", "date", "time", "seconds") if key in found}}
+            for name, found in results.items()
         ],
         "figures": figure_rows(made_of, outcomes, settings.seed),
     }
@@ -108,17 +115,18 @@ def assemble(bench: Bench) -> dict[str, Any]:
 def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """`card` with what `fresh` measured in the place of, or beside, what it has; everything else as it stands.
 
-    Both are cards of one bundle under the same settings; `TrainingError` if they are not. Self-checks that `fresh`
-    could not make stay those of `card`.
+    Both are cards of one bundle under the same settings, and under one registration if they have any; `TrainingError`
+    if they are not. Self-checks that `fresh` could not make stay those of `card`.
     """
     for key in ("bundle", "version", "settings"):
         if card[key] != fresh[key]:
             raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
+    registered = [made["registration"] for made in (card, fresh) if "registration" in made]
+    if len(registered) > 1 and registered[0] != registered[1]:
+        raise TrainingError("registration: the card carries another one than what was measured now")
     now = {row["unit"] for row in fresh["units"]}
     units = [*(row for row in card["units"] if row["unit"] not in now), *fresh["units"]]
-    new = copy.deepcopy(dict(card)) | {
-        key: fresh[key] for key in ("schema_version", "detector", "forwards", "samples") if key in fresh
-    }
+    new = copy.deepcopy(dict(card)) | {key: fresh[key] for key in _TAKEN if key in fresh}
     _place(new, (), _sections(fresh))
     order = list(UNITS)
     new["units"] = sorted(units, key=lambda row: order.index(row["unit"]) if row["unit"] in order else len(order))

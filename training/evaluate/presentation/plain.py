@@ -80,8 +80,8 @@ def _reading(card: Card) -> list[str]:
     ]
     if registered := card.get("registration"):
         sentences.append(
-            f"Bounds, data, seeds and numbers of images were registered on {registered['date']}, before measuring: "
-            f"SHA-256 `{registered['sha256']}`."
+            f"Bounds, data, seed and numbers of images were registered on {registered['time'][:10]}, before measuring; "
+            f"the SHA-256 of that is `{registered['sha256']}`."
         )
     else:
         sentences.append("No registration stands behind this card: nothing shows that its bounds were set first.")
