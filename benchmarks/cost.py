@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import origin
-from benchmarks.subgraph import INPAINTING, STAGES, macs
+from benchmarks.subgraph import INPAINTING, STAGES
 from gateway.core.engine import Engine, Provider, open_session
 from gateway.core.loading import hash_files, load_bundle
 from gateway.core.manifest import InputSpec, Part, graphs_sha256
 from training.commands.terminal import JsonPath
+from training.export.macs import macs
 from training.export.parts import OUTPUTS, cut, cut_masked, graph_specs, split_parts, write_parts
 
 BATCHES = (1, 8, 32)

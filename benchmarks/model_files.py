@@ -27,7 +27,6 @@ from rich.console import Console
 from benchmarks.cost import in_turns
 from benchmarks.model_cases import CASES, CLASSES, SIDE, made
 from benchmarks.record import origin, record
-from benchmarks.subgraph import macs
 from gateway.core.engine import Engine, open_session
 from gateway.core.manifest import GraphSpec, InputSpec, Part
 from training.bundling.assemble import export_defence
@@ -35,6 +34,7 @@ from training.bundling.preprocessing import Wanted
 from training.defence.constants import Constants
 from training.defence.graph import DefenceGraph
 from training.export.fold import folded
+from training.export.macs import macs
 from training.export.parts import OUTPUTS, cut
 from training.models.forms import open_model
 from training.models.named import with_taps

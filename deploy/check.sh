@@ -45,4 +45,9 @@ for folder in base overlays/gpu overlays/kserve; do
     validate "$file"
 done
 validate kubernetes/secret.example.yaml
+for file in helm/rendered/*.yaml; do
+    validate "$file"
+done
+say "Helm"
+python helm/render.py > /dev/null && echo "the chart is valid, for its default values and those of helm/cases"
 say "check-deploy passed"

@@ -61,11 +61,15 @@ SEEN = {
         "known_figures([Bound(figure='dark', kind='at_most', bound=0.1)])\n"
         "places = {place.key: place for place in places_of(UNITS.values())}\n"
         "shown = places['dark'].body({'n': 8, 'dark': 0.25})[1]\n"
-        "print('dark' in chosen(['0']) and figures()['dark'] == 'dark test images' and '25.0 %' in shown)"
+        "from training.evaluate.references import REFERENCES\n"
+        "named = set(REFERENCES) == set(UNITS)\n"
+        "print(named and 'dark' in chosen(['0']) and figures()['dark'] == 'dark test images' and '25.0 %' in shown)"
     ),
     "Add an attack": (
         "from training.evaluate.units import UNITS, figures\n"
-        "print(UNITS['uniform_8'].level == '1' and 'uniform noise' in figures()['detected_uniform_8_0.05'])"
+        "from training.evaluate.references import REFERENCES\n"
+        "named = set(REFERENCES) == set(UNITS) and UNITS['uniform_8'].level == '1'\n"
+        "print(named and 'uniform noise' in figures()['detected_uniform_8_0.05'])"
     ),
     "Add a loss": (
         "from training.losses.settings import Terms\n"

@@ -1,4 +1,4 @@
-"""Writes base/prometheusrule.yaml: the rules of deploy/prometheus as the Prometheus operator reads them."""  # noqa: INP001
+"""Writes the rules of deploy/prometheus for the Prometheus operator: base/prometheusrule.yaml, and the Helm chart's."""  # noqa: INP001
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 HERE = Path(__file__).parent
 RULES = HERE.parent / "prometheus" / "rules"
 TARGET = HERE / "base" / "prometheusrule.yaml"
+CHART = HERE.parent / "helm" / "palisade" / "files" / "rules.yaml"
 
 
 def prometheus_rule() -> dict[str, Any]:
@@ -25,4 +26,6 @@ def prometheus_rule() -> dict[str, Any]:
 
 if __name__ == "__main__":
     text = yaml.safe_dump(prometheus_rule(), sort_keys=False, width=120, allow_unicode=True)
+    spec = yaml.safe_dump(prometheus_rule()["spec"], sort_keys=False, width=120, allow_unicode=True)
+    CHART.write_text(spec, "utf-8")
     TARGET.write_text(f"# From deploy/prometheus/rules by prometheus_rule.py: make kubernetes-rules.\n{text}", "utf-8")

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from benchmarks.cost import BATCHES, in_turns, main
-from benchmarks.subgraph import INPAINTING, STAGES, macs
+from benchmarks.subgraph import INPAINTING, STAGES
 from tests.training.exported import Exported, open_session
 from tests.training.toy import CLASSES, SIDE, SPEC
+from training.export.macs import macs
 from training.export.parts import cut, cut_masked
 from training.util.module_modes import seeded
 

@@ -384,6 +384,8 @@ def test_the_model_page_answers_questions(open_page: Callable[..., Page], server
         "Patches answered rightly after neutralisation": CARD["patches"]["patch"]["recovered"],
         "At worst: wrong and not flagged": worst,
     }
+    expect(page.locator(".plain h3")).to_have_text([part["title"] for part in CARD["plain"]])
+    expect(page.locator(".plain li")).to_have_count(sum(len(part["sentences"]) for part in CARD["plain"]))
     figures = page.locator(".headline .figure")
     expect(figures.locator("h3")).to_have_text(list(expected))
     expect(figures.locator(".value")).to_have_text([share(value) for value in expected.values()])
@@ -452,7 +454,11 @@ def test_titles_and_questions_are_the_cards(open_page: Callable[..., Page], serv
     [
         {},
         {"titles": "none", "benign": None, "shifts": [], "unaware": "x", "systems": 1, "settings": [], "units": {}},
-        {"titles": {"sections": [], "attacks": {"pgd_8": 8}}, "benign": {"flagged": 3, "accuracy_served": "high"}},
+        {
+            "titles": {"sections": [], "attacks": {"pgd_8": 8}},
+            "benign": {"flagged": 3, "accuracy_served": "high"},
+            "plain": [1],
+        },
         {"adaptive": {"eps_8": None}, "patches": {"patch": []}, "curve": {"answering": {"a": 1}}, "checks": [None, 1]},
         {"benign": {"flagged": {"0.5": 0.1}}, "layers": {"answering": {"rows": [1, {}]}}, "date": [], "reduced": {}},
         {"systems": {"eps_8": {"answering": 3, "all": {"fpr_x": 1}}}, "unaware": {"pgd_8": {"alpha_0.01": 1}}},

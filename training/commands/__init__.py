@@ -19,6 +19,7 @@ COMMANDS = {
     "kinds": Plugin("training.commands.kinds:kinds", "Let a bundle tell unfamiliar images from attacked ones."),
     "evaluate": Plugin("training.commands.evaluate:evaluate", "Attack the system as it is served and write its card."),
     "verify": Plugin("training.commands.evaluate:verify", "Compute the headline figures again, against their bounds."),
+    "card": Plugin("training.commands.card:app", "Register, check and export robustness cards."),
     "analyse": Plugin("training.commands.analyse:app", "Analyse networks under attack: layers, neurons, explanations."),
     "data": Plugin("training.commands.data:app", "Convert data sets."),
 }

@@ -7,6 +7,7 @@ not there.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,12 @@ from training.bundling.assemble import Plan, Report, Silent, assemble, check_fre
 from training.bundling.calibrate import enough_to_calibrate
 from training.bundling.networks import ROLES, load_networks
 from training.bundling.provenance import load_data
-from training.bundling.recipe import load_bundle_recipe
+from training.bundling.recipe import BundleRecipe, load_bundle_recipe
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
+from training.data.dataset import Dataset
 from training.errors import RecipeError, TrainingError
 from training.evaluate.card import evaluate, write_card
+from training.evaluate.registration import Registration, differences, read_registration
 from training.evaluate.units import known_figures
 from training.loop.train import settled_all, train
 from training.recipes.training import load_recipe
@@ -36,12 +39,13 @@ def build_bundle(
     card: bool = True,
     report: Report | None = None,
     force: bool = False,
+    registration: Path | None = None,
 ) -> Bundle:
     """Build the bundle that `config` describes into `out` and return it as the gateway loads it.
 
     `networks` is a bundle's `networks.safetensors`: its networks are taken and nothing is trained. Without `card` the
-    attacks are left to `palisade evaluate`. Raises `TrainingError` (its subclasses name the cause); `out` is replaced
-    only by a finished bundle, and only if `force`.
+    attacks are left to `palisade evaluate`. `registration` is a file that the card is held to. Raises `TrainingError`
+    (its subclasses name the cause); `out` is replaced only by a finished bundle, and only if `force`.
     """
     report = report or Silent()
     recipe = load_bundle_recipe(config)
@@ -55,6 +59,7 @@ def build_bundle(
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"], report.step)
     enough_to_calibrate(data)
+    held = None if registration is None else _held(registration, recipe, data)
     if networks is not None:
         models = {role: recipes[role].model for role in ROLES}
         spec = input_spec(data, recipes["standard"].data.resize)
@@ -81,9 +86,24 @@ def build_bundle(
     with draft_of(out) as draft:
         assemble(draft, plan, made, data, report)
         if card:
-            write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step))
+            write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step, registration=held))
             write_manifest(draft, read_manifest(draft))
     return load_bundle(out)
+
+
+def _held(path: Path, recipe: BundleRecipe, data: Dataset) -> Registration:
+    """The registration at `path`; `TrainingError` where the recipe or the data are not the registered ones."""
+    found = read_registration(path)
+    problems = differences(
+        found,
+        bundle=recipe.name,
+        version=recipe.version,
+        evaluation=recipe.evaluation,
+        data=json.loads(json.dumps(data.describe())),
+    )
+    if problems:
+        raise TrainingError("; ".join(problems))
+    return found
 
 
 @command
@@ -97,12 +117,17 @@ def build(
     card: Annotated[
         bool, typer.Option(help="Attack the bundle and write its card; otherwise `evaluate` does it later.")
     ] = True,
+    registration: Annotated[
+        Path | None, typer.Option(help="Registration that the card is held to (`palisade card register`).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     threads: Threads = None,
 ) -> None:
     """Build a bundle that the gateway serves from data: train, export, calibrate, attack, write the card."""
     use_threads(threads)
     with progress_bars() as bars:
-        bundle = build_bundle(config, out, runs=runs, networks=networks, card=card, report=bars, force=force)
+        bundle = build_bundle(
+            config, out, runs=runs, networks=networks, card=card, report=bars, force=force, registration=registration
+        )
     done = f"card in {out / 'card.md'}" if card else f"no card yet: palisade evaluate {out}"
     console.print(f"{out}: {bundle.name} {bundle.version}, {done}; serve it: palisade serve --models {out}")

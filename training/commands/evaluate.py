@@ -22,8 +22,9 @@ from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.unit import LEVELS
 from training.evaluate.presentation.kept import kept_of
+from training.evaluate.registration import differences, measured_before, read_registration
 from training.evaluate.rewrite import rewrite
-from training.evaluate.run import duration, plan, run_units
+from training.evaluate.run import duration, finished, plan, run_units
 from training.evaluate.summary import summary
 from training.evaluate.units import UNITS, chosen, known_figures
 from training.evaluate.verify import verify as verify_bundle
@@ -59,6 +60,9 @@ def evaluate(
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(help="Device that runs the attacks; answers are the CPU's.")
     ] = "cpu",
+    registration: Annotated[
+        Path | None, typer.Option(help="Registration that the card is held to (`palisade card register`).")
+    ] = None,
     install: Annotated[
         bool | None,
         typer.Option(help="Write the card into the bundle; default: only a card without missing or reduced units."),
@@ -86,6 +90,8 @@ def evaluate(
         return
     names = chosen(level or (), only or ())
     bench = _open(load_bundle(bundle), config, n, work, photos, ablation, device)
+    if registration is not None:
+        _hold(bench, registration, add=add)
     if show:
         console.print(_planned(bench, names))
         return
@@ -165,6 +171,28 @@ def _open(
         photos=photos,
         ablation=_ablation(ablation, data.name),
     )
+
+
+def _hold(bench: Bench, path: Path, *, add: bool) -> None:
+    """Put the registration at `path` on the bench.
+
+    `TrainingError` where this evaluation is not the registered one, or its card would have units that were measured
+    before (those of the work folder; those of the bundle's card with `add`).
+    """
+    bundle, found = bench.bundle, read_registration(path)
+    problems = differences(
+        found,
+        bundle=bundle.name,
+        version=bundle.version,
+        evaluation=bench.asked or bench.settings,
+        data=bundle.manifest.data,
+    )
+    kept = (bundle.card() or {}).get("units", []) if add else []
+    done = [row for name in UNITS if (row := finished(bench, name)) is not None]
+    problems += measured_before(found, [*kept, *done])
+    if problems:
+        raise TrainingError("; ".join(problems))
+    bench.registration = found.to_json()
 
 
 def _ablation(path: Path | None, source: str) -> dict[str, Any] | None:

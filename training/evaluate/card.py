@@ -22,19 +22,23 @@ from gateway.core.manifest import Manifest
 from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.evaluate.checks import CHECKS, self_checks
+from training.evaluate.forwards import forwards_of
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.unit import places_of
 from training.evaluate.presentation.page import markdown
+from training.evaluate.presentation.plain import plain
 from training.evaluate.presentation.report import Drawn, html
+from training.evaluate.registration import Registration, code_version
 from training.evaluate.run import finished, run_units
 from training.evaluate.titles import titles_of
 from training.evaluate.units import BASIC, UNITS, figures, known_figures
 from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
 
-SCHEMA, READABLE = 4, (3, 4)  # 4 has titles
+SCHEMA, READABLE = 5, (3, 4, 5)  # 4 has titles, 5 a page in plain words, forward passes and references
+_TAKEN = ("schema_version", "detector", "forwards", "registration", "samples")  # of what extends a card
 CARD, PAGE, REPORT = "card.json", "card.md", "report.html"
 
 
@@ -46,14 +50,17 @@ def evaluate(
     *,
     units: Sequence[str] = BASIC,
     folder: Path | None = None,
+    registration: Registration | None = None,
 ) -> dict[str, Any]:
     """Measure `units` and return the card as plain JSON content; `TrainingError` if one of them cannot run.
 
     Work is kept in `folder`, or thrown away without one. `TrainingError` as well for bounds on unknown figures.
+    `registration` is what the card is held to.
     """
     known_figures(settings.bounds)
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(bundle, data, settings, Store(folder or Path(temporary)), progress)
+        bench.registration = None if registration is None else registration.to_json()
         if failed := run_units(bench, units):
             raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
         return assemble(bench)
@@ -76,7 +83,7 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "bundle": bundle.name,
         "version": bundle.version,
         "companion": bundle.manifest.companion,
-        "detector": detector_rows(bundle.manifest),
+        **stated_by(bundle),
         "status": "",
         "missing": [name for name in wanted if name not in results],
         "reduced": [name for name in wanted if name in results and results[name]["n"] < asked[name]],
@@ -85,11 +92,13 @@ def assemble(bench: Bench) -> dict[str, Any]:
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
         if bench.device == "cpu"
         else torch.cuda.get_device_name(),
-        "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "software": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, **code_version()},
+        **({} if bench.registration is None else {"registration": bench.registration}),
         "settings": settings.model_dump(mode="json"),
         "checks": self_checks(results, outcomes, settings),
         "units": [
-            {"unit": name, **{key: found[key] for key in ("n", "date", "seconds")}} for name, found in results.items()
+            {"unit": name, **{key: found[key] for key in ("n", "date", "time", "seconds") if key in found}}
+            for name, found in results.items()
         ],
         "figures": figure_rows(made_of, outcomes, settings.seed),
     }
@@ -106,15 +115,18 @@ def assemble(bench: Bench) -> dict[str, Any]:
 def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """`card` with what `fresh` measured in the place of, or beside, what it has; everything else as it stands.
 
-    Both are cards of one bundle under the same settings; `TrainingError` if they are not. Self-checks that `fresh`
-    could not make stay those of `card`.
+    Both are cards of one bundle under the same settings, and under one registration if they have any; `TrainingError`
+    if they are not. Self-checks that `fresh` could not make stay those of `card`.
     """
     for key in ("bundle", "version", "settings"):
         if card[key] != fresh[key]:
             raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
+    registered = [made["registration"] for made in (card, fresh) if "registration" in made]
+    if len(registered) > 1 and registered[0] != registered[1]:
+        raise TrainingError("registration: the card carries another one than what was measured now")
     now = {row["unit"] for row in fresh["units"]}
     units = [*(row for row in card["units"] if row["unit"] not in now), *fresh["units"]]
-    new = copy.deepcopy(dict(card)) | {key: fresh[key] for key in ("schema_version", "detector", "samples")}
+    new = copy.deepcopy(dict(card)) | {key: fresh[key] for key in _TAKEN if key in fresh}
     _place(new, (), _sections(fresh))
     order = list(UNITS)
     new["units"] = sorted(units, key=lambda row: order.index(row["unit"]) if row["unit"] in order else len(order))
@@ -144,12 +156,21 @@ def _sections(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def titled(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card with the titles of everything on it, as its present units give them; no number is touched."""
-    new = {key: value for key, value in card.items() if key != "titles"}  # titles come last, whenever they were added
+    """The card with titles of everything on it and its page in plain words; no number is touched."""
+    # Both come last, whenever they were added.
+    new = {key: value for key, value in card.items() if key not in ("titles", "plain")}
     new |= {"schema_version": SCHEMA, "titles": titles_of(card)}
     named = ((row, CHECKS.get(row["check"])) for row in card["checks"])
-    new["checks"] = [row | {"title": check[0]} if check else row for row, check in named]
+    new["checks"] = [row | {"title": known[0]} if known else row for row, known in named]
+    bounds = check(new["figures"], Evaluation.model_validate(new["settings"]).bounds)
+    new["plain"] = [asdict(part) for part in plain(new, bounds)]
     return new
+
+
+def stated_by(bundle: Bundle) -> dict[str, Any]:
+    """What a card states of its bundle without measuring: what the defence looks at, and its forward passes."""
+    forwards = forwards_of(bundle)
+    return {"detector": detector_rows(bundle.manifest)} | ({"forwards": forwards} if forwards else {})
 
 
 def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:

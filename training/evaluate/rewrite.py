@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.core.loading import load_bundle, write_manifest
 from training.errors import TrainingError
-from training.evaluate.card import READABLE, REPORT, detector_rows, titled, write_card
+from training.evaluate.card import READABLE, REPORT, stated_by, titled, write_card
 from training.evaluate.harness.found import unpack
 from training.evaluate.presentation.kept import kept_of
 from training.evaluate.presentation.report import Drawn
@@ -27,14 +27,16 @@ def rewrite(path: Path) -> dict[str, Any]:
     if card is None:
         raise TrainingError(f"{path}: no card to write anew; `palisade evaluate {path}` makes one")
     if card.get("schema_version") not in READABLE:
-        known = " or ".join(map(str, READABLE))
-        raise TrainingError(f"{path}: card of schema version {card.get('schema_version')}; {known} can be written anew")
+        known = ", ".join(map(str, READABLE))
+        raise TrainingError(
+            f"{path}: card of schema version {card.get('schema_version')}; those of {known} can be written anew"
+        )
     wrong = contradictions(card, {row["name"]: unpack(row) for row in card.get("outcomes", [])})
     if wrong:
         raise TrainingError(f"{path}: the card contradicts itself: {wrong[0]['title']}: {wrong[0]['why']}")
     report = path / REPORT
     drawn = Drawn(kept=kept_of(report.read_text("utf-8"))) if report.is_file() else Drawn()
-    new = titled(card | {"detector": detector_rows(bundle.manifest)})
+    new = titled(card | stated_by(bundle))
     with draft_of(path, copy=True) as draft:
         write_card(draft, new, drawn)
         write_manifest(draft, bundle.manifest, as_read=True)

@@ -89,12 +89,17 @@ def run_units(bench: Bench, names: Sequence[str], *, log: Callable[[str], None] 
                     "key": key_of(bench, row.name),
                     "n": row.n,
                     "seconds": round(seconds, 1),
-                    "date": datetime.now(UTC).date().isoformat(),
+                    **_now(),
                     **found.to_json(),
                 },
             )
         left -= row.seconds
     return failed
+
+
+def _now() -> dict[str, str]:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return {"date": now.date().isoformat(), "time": now.isoformat()}
 
 
 def duration(seconds: float) -> str:

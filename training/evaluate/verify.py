@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from training.evaluate.card import PAGE, SCHEMA, check, page_of
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
+from training.evaluate.presentation.plain import plain
 from training.evaluate.presentation.stated import misstated
+from training.evaluate.registration import Registration, card_problems
 from training.evaluate.units import BASIC, UNITS, figures
 from training.recipes.evaluation import Bound, Evaluation
 from training.util.signatures import StepProgress
@@ -47,8 +50,8 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
     if card.get("schema_version", SCHEMA) > SCHEMA:
         raise TrainingError(f"{bundle.path}: a later version of Palisade made this card; verify it with that one")
     settings = Evaluation.model_validate(card["settings"])
-    recorded = {row["name"]: unpack(row) for row in card.get("outcomes", [])}
-    rows = [*contradictions(card, recorded), *page_problems(card, asked.bounds, bundle.path / PAGE)]
+    recorded = outcomes_of(card)
+    rows = stated_problems(bundle, card, asked.bounds)
     wanted = check(card["figures"], asked.bounds) or _unbounded(card["figures"])
     if not wanted:
         raise TrainingError(f"{bundle.path}: no figure of its card can be measured again")
@@ -61,6 +64,27 @@ def verify(bundle: Bundle, progress: StepProgress, *, count: int | None = None) 
             found = unit.run(Bench(bundle, data, few, Store(Path(folder)), progress))
             measured, again = measured | found.figures, again | found.outcomes
     return [*rows, *(_row(card, row, measured, recorded, again) for row in wanted)]
+
+
+def outcomes_of(card: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The outcomes (n,) bool by image that the card carries, by name."""
+    return {row["name"]: unpack(row) for row in card.get("outcomes", [])}
+
+
+def stated_problems(
+    bundle: Bundle, card: Mapping[str, Any], bounds: Sequence[Bound], registered: Registration | None = None
+) -> list[dict[str, Any]]:
+    """What can be found without measuring: numbers that contradict the outcomes, the page, or the registration.
+
+    `registered` is the one that the card should carry, where the reader has it.
+    """
+    held = card_problems(card, bundle.manifest, registered)
+    return [
+        *contradictions(card, outcomes_of(card)),
+        *page_problems(card, bounds, bundle.path / PAGE),
+        *plain_problems(card),
+        *(_fails("registration", None, None, problem) for problem in held),
+    ]
 
 
 def _unbounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,6 +133,21 @@ def page_problems(card: Mapping[str, Any], bounds: Sequence[Bound], page: Path) 
     except TrainingError as error:
         return [_fails(PAGE, None, None, str(error))]
     return [_fails(PAGE, None, None, why) for why in misstated(text, rendered, len(rows))]
+
+
+def plain_problems(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Numbers of the sentences that the card carries for its readers which are not the card's."""
+    if "plain" not in card:
+        return []
+    try:
+        right = plain(card, check(card["figures"], Evaluation.model_validate(card["settings"]).bounds))
+        mine, wanted = (
+            "\n".join(text for part in parts for text in part["sentences"])
+            for parts in (card["plain"], [asdict(part) for part in right])
+        )
+    except TrainingError as error:
+        return [_fails("plain", None, None, str(error))]
+    return [_fails("plain", None, None, why) for why in misstated(mine, wanted, 0)]
 
 
 def _at(card: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -157,14 +157,14 @@ def test_shipped_cards_are_what_their_types_say(path: Path) -> None:
         again = typed.dump_python(typed.validate_python(content), mode="json", by_alias=True, exclude_unset=True)
         assert again == content, place.key
     groups = {key for key, value in card.items() if isinstance(value, dict)}
-    assert groups - seen == {"software", "settings", "figures", "samples", "titles"}
+    assert groups - seen == {"software", "settings", "figures", "samples", "titles", "forwards"}
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
 def test_shipped_cards_have_a_title_for_everything(path: Path) -> None:
     card = json.loads(path.read_text("utf-8"))
     titles = card["titles"]
-    assert card["schema_version"] == 4
+    assert card["schema_version"] == 5
     assert set(titles["figures"]) >= {*card["figures"], *(bound["figure"] for bound in card["settings"]["bounds"])}
     assert set(titles["attacks"]) >= set(card["unaware"])
     # An incomplete card has not every section.

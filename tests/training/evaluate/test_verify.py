@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.loading import Bundle, load_bundle, write_manifest
 from training.errors import TrainingError
-from training.evaluate.card import assemble, check, page_of, write_card
+from training.evaluate.card import assemble, check, page_of, titled, write_card
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import pack
 from training.evaluate.run import run_units
@@ -115,7 +115,8 @@ def test_without_bounds_the_figures_of_a_build_are_measured_again(
 ) -> None:
     evaluation = card["settings"] | {"bounds": []}
     manifest = bundle.manifest.model_copy(update={"training": bundle.manifest.training | {"evaluation": evaluation}})
-    unbound = card | {"settings": evaluation, "figures": {"accuracy_served": card["figures"]["accuracy_served"]}}
+    served = {"accuracy_served": card["figures"]["accuracy_served"]}
+    unbound = titled(card | {"settings": evaluation, "figures": served})
     rows = verify(installed(dataclasses.replace(bundle, manifest=manifest), unbound, tmp_path / "out"), lambda *_: None)
     assert [(row["figure"], row["pass"]) for row in rows] == [("accuracy_served", True)]
     assert rows[0]["value"] == unbound["figures"]["accuracy_served"]["value"]
@@ -130,7 +131,7 @@ def test_altered_outcomes_with_their_number_are_found(bundle: Bundle, card: dict
         {"name": row["name"], **pack(right)} if row["name"] == "accuracy_answering" else row for row in card["outcomes"]
     ]
     forged["figures"]["accuracy_answering"]["value"] = forged["benign"]["accuracy_answering"] = 0.5
-    whole = installed(bundle, forged, tmp_path / "out")
+    whole = installed(bundle, titled(forged), tmp_path / "out")
     rows = verify(whole, lambda *_: None, count=4)
     failing = {row["figure"]: row["why"] for row in rows if not row["pass"]}
     assert list(failing) == ["accuracy_answering"]

@@ -48,6 +48,8 @@ class Bench:
     device: str = "cpu"
     photos: Path | None = None
     """A folder of photos that are none of the classes."""
+    registration: dict[str, Any] | None = None
+    """What the card is held to (`training.evaluate.registration`), as JSON content."""
     ablation: dict[str, Any] | None = None
     """An ablation's table, for the report (`studies.ablation`)."""
 

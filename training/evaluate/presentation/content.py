@@ -14,10 +14,15 @@ STATUS = {
     "incomplete": "Incomplete: units are missing or used fewer images than the settings ask; see the end.",
     "complete": "Complete: every unit was measured, and every self-check passed.",
 }
+FIGURES = "Figures and bounds"
 KEPT = {None: "not measured", True: "yes", False: "**no**"}
 PASSED = {None: "not measured", True: "passed", False: "**FAILED**"}
 # Sections that the card has of itself: title and explaining text.
 OWN = {
+    "forwards": (
+        "Forward passes",
+        "What an image costs in forward passes of the answering network, counted in the graphs, not timed.",
+    ),
     "detector": ("What the defence looks at", "The scores of the detector, and what finds the region of attack."),
     "checks": ("Self-checks", "Signs that an attack is too weak or that gradients are masked. Passing proves nothing."),
     "samples": (
@@ -93,7 +98,13 @@ def chapters(card: Card, places: Sequence[Place[Any]]) -> list[Chapter]:
     for place in places:
         if card.get(place.key) and (body := place.body(card[place.key])):
             answers[place.question].append(Section(place.title, body))
-    own = {"detector": _detector(card), "checks": _checks(card), "samples": _samples(card), "units": _units(card)}
+    own = {
+        "forwards": _forwards(card),
+        "detector": _detector(card),
+        "checks": _checks(card),
+        "samples": _samples(card),
+        "units": _units(card),
+    }
     answers["measured"] += [Section(OWN[key][0], [OWN[key][1], *body]) for key, body in own.items() if body]
     return [Chapter(QUESTIONS[question], found) for question, found in answers.items() if found]
 
@@ -151,7 +162,32 @@ def _units(card: Card) -> Body:
         body.append(f"Not measured: {', '.join(f'`{name}`' for name in card['missing'])}.")
     if card.get("reduced"):
         body.append(f"On fewer images than the settings ask: {', '.join(f'`{name}`' for name in card['reduced'])}.")
-    rows = [(row["unit"], f"{row['n']:,}", row["date"], f"{row['seconds']:,.0f} s") for row in card.get("units", [])]
-    if rows:
-        body.append(Table(("unit", "images", "date", "took"), rows))
+    named: Mapping[str, Card] = card.get("titles", {}).get("references", {})
+    rows = [
+        (row["unit"], f"{row['n']:,}", row["date"], f"{row['seconds']:,.0f} s", *_references(row["unit"], named))
+        for row in card.get("units", [])
+    ]
+    if not rows:
+        return body
+    taxonomies: Card = card["titles"]["taxonomies"] if named else {}
+    body.append(Table(("unit", "images", "date", "took", *taxonomies.values()), rows))
+    for key, taxonomy in taxonomies.items():
+        names = sorted({name for row in card["units"] for name in named.get(row["unit"], {}).get(key, [])})
+        if names:
+            body.append(f"{taxonomy}: {'; '.join(names)}.")
     return body
+
+
+def _references(unit: str, named: Mapping[str, Card]) -> list[str]:
+    """Numbers of sections and ids of techniques of the public taxonomies, where the card has any."""
+    if not named:
+        return []
+    rows = (named.get(unit, {}).get(key, []) for key in ("nist", "atlas"))
+    return [", ".join(name.partition(" ")[0] for name in names) or "-" for names in rows]
+
+
+def _forwards(card: Card) -> Body:
+    parts = {"screen": "screen (cascade)", "verdict": "verdict", "full": "verdict and explanation"}
+    found: Card = card.get("forwards", {})
+    rows = [(title, f"{found[part]:.2f}") for part, title in parts.items() if part in found]
+    return [Table(("part", "forwards"), rows), f"One forward: {found['macs']:,} multiply-accumulates."] if rows else []

@@ -14,8 +14,9 @@ from markupsafe import Markup, escape
 
 from training.evaluate.harness.shown import Table
 from training.evaluate.harness.unit import Place
-from training.evaluate.presentation.content import STATUS, Card, chapters, headline, introduction
+from training.evaluate.presentation.content import FIGURES, STATUS, Card, chapters, headline, introduction
 from training.evaluate.presentation.kept import Kept
+from training.evaluate.presentation.plain import TITLE, plain
 from training.recipes.evaluation import RATES
 from training.util.charts import bar_chart, line_chart
 
@@ -59,6 +60,9 @@ def html(card: Card, bounds: Sequence[Card], places: Sequence[Place[Any]], drawn
     return environment.get_template("report.html.jinja").render(
         card=card,
         status=STATUS[card["status"]],
+        plain_title=TITLE,
+        plain=plain(card, bounds),
+        figures_title=FIGURES,
         introduction=introduction(card),
         headline=headline(bounds),
         chapters=chapters(card, places),

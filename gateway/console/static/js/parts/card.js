@@ -23,7 +23,7 @@ const ASKED = {
   measured: ["What was measured how?", "Bounds that the build had to keep, checks of the measurements, and conditions."],
 };
 // Groups that are not measurements, or are shown elsewhere.
-const OTHER = new Set(["software", "settings", "samples", "figures", "titles"]);
+const OTHER = new Set(["software", "settings", "samples", "figures", "titles", "registration"]);
 
 /** Sections of `card`, one for each question, with charts at the `alpha` that is served. */
 export function cardSections(card, alpha, titles) {

@@ -97,7 +97,8 @@ export function nameOf(key) {
   return words(key).replace(/\b(fpr|fgsm|pgd)\b/gi, (name) => name.toUpperCase());
 }
 
-const COUNTED = new Set(["restarts", "targets", "seed", "n", "side", "fooled"]);
+// The last three are forward passes.
+const COUNTED = new Set(["restarts", "targets", "seed", "n", "side", "fooled", "screen", "verdict", "full"]);
 
 export function shown(key, value) {
   if (value === null || value === undefined) return "–";

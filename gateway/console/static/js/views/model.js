@@ -6,6 +6,7 @@ import { cardSections, provenance } from "../parts/card.js";
 import { headline } from "../parts/headline.js";
 import { manifestSection } from "../parts/manifest.js";
 import { empty, failure, loading } from "../parts/notices.js";
+import { plain } from "../parts/plain.js";
 import { titlesOf } from "../parts/titles.js";
 
 export function modelView() {
@@ -42,6 +43,7 @@ function content(model) {
       h("p", { class: "prose" }, model.description),
       card && provenance(card),
       reportLink(model),
+      card && plain(card),
       card && h("h2", { class: "visually-hidden" }, "Five figures"),
       card && headline(card, model.alpha, titles),
     ),

@@ -1,0 +1,203 @@
+"""Cards in public formats, each validated against the public schema or by the format's own package."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf import json_format
+from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult as Predicate
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import Statement as Message
+
+from gateway.core.loading import hash_files, load_bundle
+from training.errors import TrainingError
+from training.evaluate.exports import FORMATS, export_card
+from training.evaluate.exports.cyclonedx import cyclonedx
+from training.evaluate.exports.in_toto import in_toto
+from training.evaluate.exports.robustbench import robustbench
+from training.evaluate.exports.sarif import sarif
+from training.evaluate.exports.source import Source, source_of
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMAS = ROOT / "tests" / "data" / "schemas"
+BUNDLES = sorted(path.parent for path in (ROOT / "models").glob("*/card.json"))
+# Of the 236 entries in RobustBench's model_info/ (commit 78fcc9e4): keys that all entries for Linf have, and others.
+RANKED = {
+    "link": str,
+    "name": str,
+    "authors": str,
+    "additional_data": bool,
+    "number_forward_passes": int,
+    "dataset": str,
+    "venue": str,
+    "architecture": str,
+    "eps": str,
+    "clean_acc": str,
+    "reported": str,
+    "autoattack_acc": str,
+}
+OPTIONAL = {"external": str, "footnote": str, "unreliable": bool}
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def source(request: pytest.FixtureRequest) -> Source:
+    return source_of(load_bundle(request.param))
+
+
+def gtsrb() -> Source:
+    return source_of(load_bundle(ROOT / "models" / "gtsrb"))
+
+
+def with_missed(source: Source) -> Source:
+    """The same with one bound missed, one not measured, and a self-check failed."""
+    card = json.loads(json.dumps(source.card))
+    card["settings"]["bounds"] += [
+        {"figure": "joint_8", "kind": "at_most", "bound": 0.01},
+        {"figure": "detected_rain_0.05", "kind": "at_least", "bound": 0.5},
+    ]
+    card["checks"][0]["passed"] = False
+    return Source(source.manifest, card, source.manifest_sha256)
+
+
+def test_cyclonedx_validates(source: Source) -> None:
+    text = json.dumps(cyclonedx(source))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.replace("performanceMetrics", "luck")) is not None
+
+
+def test_cyclonedx_has_the_figures_with_intervals_and_the_files() -> None:
+    source = gtsrb()
+    made = cyclonedx(source)
+    model = made["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    by_title = {metric["type"]: metric for metric in metrics}
+    served = by_title["clean accuracy, as served"]
+    assert served["value"] == f"{source.card['figures']['accuracy_served']['value']:.6g}"
+    limits = source.card["benign"]["accuracy_served_interval"]
+    assert served["confidenceInterval"] == {"lowerBound": f"{limits[0]:.6g}", "upperBound": f"{limits[1]:.6g}"}
+    assert "n = 12630" in served["slice"]
+    flagged = by_title["benign images flagged at alpha 5 %"]
+    assert flagged["confidenceInterval"]["lowerBound"] == f"{source.card['benign']['flagged_0.05_interval'][0]:.6g}"
+    assert "AML.T0043.002" in by_title["attacker's success: transfer 8/255 on the answering network"]["slice"]
+    considered = model["modelCard"]["considerations"]
+    plain = {sentence for part in source.card["plain"] for sentence in part["sentences"]}
+    assert set(considered["technicalLimitations"]) <= plain
+    assert set(considered["performanceTradeoffs"]) <= plain
+    files = {file["name"]: file["hashes"][0]["content"] for file in made["components"]}
+    folder = ROOT / "models" / "gtsrb"
+    assert {name: sha for name, sha in files.items() if name != "manifest.json"} == hash_files(folder)
+    assert made == cyclonedx(gtsrb())
+
+
+def test_in_toto_validates(source: Source) -> None:
+    made = in_toto(source)
+    message = json_format.ParseDict({key: value for key, value in made.items() if key != "_type"}, Message())
+    message.type = made["_type"]
+    Statement.copy_from_pb(message).validate()
+    predicate = json_format.ParseDict(made["predicate"], Predicate())
+    assert predicate.result in {"PASSED", "WARNED", "FAILED"}
+    assert len(predicate.configuration) == 1
+    assert {subject.name for subject in message.subject} == set(source.files)
+    bounds = [name for tests in made["predicate"].values() if isinstance(tests, list) for name in tests]
+    assert sum(str(name).startswith("bound: ") for name in bounds) == len(source.bounds)
+
+
+def test_in_toto_fails_with_its_tests_and_warns_of_fewer_images() -> None:
+    source = gtsrb()
+    assert "companion_pgd_4" in source.card["reduced"]
+    predicate = in_toto(source)["predicate"]
+    assert predicate["result"] == "WARNED"
+    assert predicate["warnedTests"] == ["bound: pgd50_4 >= 0.75", "bound: pgd50_8 >= 0.5"]
+    assert predicate["failedTests"] == []
+    failed = in_toto(with_missed(source))["predicate"]
+    assert failed["result"] == "FAILED"
+    assert failed["failedTests"] == [
+        "bound: joint_8 <= 0.01",
+        "bound: detected_rain_0.05 >= 0.5",
+        "self-check: control",
+    ]
+    whole = source.card | {"reduced": [], "status": "complete", "registration": {"sha256": "a" * 64}}
+    passed = in_toto(Source(source.manifest, whole, source.manifest_sha256))["predicate"]
+    assert passed["result"] == "PASSED"
+    assert passed["configuration"] == [{"name": "registration", "digest": {"sha256": "a" * 64}}]
+
+
+def test_sarif_validates(source: Source) -> None:
+    schema = json.loads((SCHEMAS / "sarif-schema-2.1.0.json").read_text("utf-8"))
+    for each in (source, with_missed(source)):
+        made = sarif(each)
+        jsonschema.Draft4Validator(schema, format_checker=jsonschema.FormatChecker()).validate(made)
+        assert made["$schema"] == schema["id"]
+        (run,) = made["runs"]
+        rules = run["tool"]["driver"]["rules"]
+        assert all(rules[result["ruleIndex"]]["id"] == result["ruleId"] for result in run["results"])
+        prints = [result["partialFingerprints"]["palisade/v1"] for result in run["results"]]
+        assert len(set(prints)) == len(prints)
+        taxa = {taxonomy["name"]: {taxon["id"] for taxon in taxonomy["taxa"]} for taxonomy in run["taxonomies"]}
+        for target in (relation["target"] for rule in rules for relation in rule.get("relationships", [])):
+            assert target["id"] in taxa[target["toolComponent"]["name"]]
+
+
+def test_sarif_has_every_missed_bound_and_every_weakness() -> None:
+    source = with_missed(gtsrb())
+    results = sarif(source)["runs"][0]["results"]
+    levels = {result["ruleId"]: result["level"] for result in results}
+    assert levels["bound/joint_8"] == "error"
+    assert levels["bound/detected_rain_0.05"] == "warning"
+    assert levels["self-check/control"] == "error"
+    weak = {f"weakness/{claim.unit}" for claim in source.claims if claim.group != "holds"}
+    assert {name for name in levels if name.startswith("weakness/")} == weak
+    assert {"weakness/adaptive_8", "weakness/patch_adaptive", "weakness/harm"} <= weak
+    assert "weakness/pgd_8" not in weak
+    (joint,) = (result for result in results if result["ruleId"] == "weakness/adaptive_8")
+    assert re.search(r"89\.0 % \(85\.3 to 92\.6\) at alpha 1 %.*n = 500", joint["message"]["text"])
+
+
+def problems(entry: dict[str, Any]) -> list[str]:
+    """What sets an entry apart from those of RobustBench for Linf."""
+    known = RANKED | OPTIONAL
+    found = [f"no {key}" for key in RANKED if key not in entry]
+    found += [f"unknown {key}" for key in entry if key not in known]
+    found += [key for key, value in entry.items() if key in known and type(value) is not known[key]]
+    forms = {"eps": r"\d+/255", "clean_acc": r"\d+(\.\d+)?", "autoattack_acc": r"\d+(\.\d+)?"}
+    return found + [key for key, form in forms.items() if not re.fullmatch(form, str(entry.get(key)))]
+
+
+@pytest.mark.parametrize("path", sorted((SCHEMAS / "robustbench").glob("*.json")), ids=lambda path: path.stem)
+def test_entries_of_robustbench_itself_have_that_form(path: Path) -> None:
+    assert problems(json.loads(path.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize("name", ["gtsrb", "cifar10"])
+def test_robustbench_has_the_form_of_its_entries(name: str) -> None:
+    source = source_of(load_bundle(ROOT / "models" / name))
+    entry = robustbench(source)
+    assert problems(entry) == []
+    assert problems(entry | {"luck": 1}) == ["unknown luck"]
+    figures = source.card["figures"]
+    assert float(entry["autoattack_acc"]) == pytest.approx(100 * figures["autoattack_8"]["value"], abs=0.005)
+    assert float(entry["clean_acc"]) == pytest.approx(100 * figures["accuracy_companion"]["value"], abs=0.005)
+    assert entry["architecture"].startswith("small_resnet, width 32, blocks 1-1-1")
+    assert f"on {figures['autoattack_8']['n']} test images" in entry["footnote"]
+
+
+def test_robustbench_refuses_a_card_without_autoattack() -> None:
+    with pytest.raises(TrainingError, match="robustbench: the card has no figure accuracy_companion"):
+        export_card(load_bundle(ROOT / "models" / "imagenet"), "robustbench")
+
+
+def test_older_cards_are_written_anew_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = load_bundle(ROOT / "models" / "gtsrb")
+    for card, words in ((None, "no card to export"), ({"schema_version": 4}, "schema version 4; .* --rewrite")):
+        monkeypatch.setattr(type(bundle), "card", lambda _self, card=card: card)
+        for name in FORMATS:
+            with pytest.raises(TrainingError, match=words):
+                export_card(bundle, name)
