@@ -56,7 +56,7 @@ from training.served.scoring import png, to_uint8
 from training.util.atomic import draft_of
 from training.util.module_modes import seeded
 
-CLIENTS, KILLED_AFTER, AWAY = 8, 4.0, 4.0
+CLIENTS, AWAY = 8, 4.0
 WARM = 50
 ASKED = ("guard", "in_process", "as_many_rows", "one_row")
 Part = Literal["verdicts", "latency", "killed"]
@@ -67,8 +67,8 @@ PARTS: tuple[Part, ...] = ("verdicts", "latency", "killed")
 class Seen:
     """What clients met while the peer was killed and came back."""
 
-    answers: list[tuple[float, float, int, bool, str]] = field(default_factory=list)
-    """When it was sent, seconds, status, flagged, request id."""
+    answers: list[tuple[float, float, str, bool, str]] = field(default_factory=list)
+    """When it was sent, seconds, status with the code of an error, flagged, request id."""
 
 
 def main(
@@ -82,6 +82,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Answers timed.")] = 400,
     per_class: Annotated[int, typer.Option(help="Images of each class, of the bundle's test images.")] = 40,
     only: Annotated[Part | None, typer.Option(help="What is measured (default: all).")] = None,
+    before: Annotated[float, typer.Option(min=1, help="Seconds of load before the peer is killed.")] = 4.0,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
@@ -119,7 +120,7 @@ def main(
                 with palisade(made, path="/v1/predict", threads=1, upstream=model) as gateway:
                     figures["latency_ms"] = _latency(gateway, made, model, data, rounds)
         if "killed" in parts:
-            figures["killed"] = _killed(start, made, model, network, data, place)
+            figures["killed"] = _killed(start, made, model, network, data, place, before=before)
         print(json.dumps(figures, indent=1))
         if out is not None:
             record(out, "palisade guard before a model server", figures)
@@ -280,7 +281,9 @@ def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return (time.perf_counter() - start) * 1e3, (time.thread_time() - mine) * 1e3, found
 
 
-def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset, place: Path) -> dict[str, Any]:
+def _killed(
+    start: Any, made: Path, model: str, network: Network, data: Dataset, place: Path, *, before: float
+) -> dict[str, Any]:
     """Clients send attacked images while the peer is killed (SIGKILL); every flagged answer must have its event."""
     bodies = [png(image) for image in _pictures(network, data, 64, seed=1)["patched"]]
     with start("-killed") as peer:
@@ -294,10 +297,10 @@ def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset,
             data_dir=place / "data",
             upstream_timeout=2.0,
         ) as gateway:
-            seen, end = Seen(), time.monotonic() + KILLED_AFTER + AWAY
+            seen, end = Seen(), time.monotonic() + before + AWAY
             with ThreadPoolExecutor(CLIENTS + 1) as pool:
                 jobs = [pool.submit(_client, gateway.url, bodies, k, end, seen) for k in range(CLIENTS)]
-                time.sleep(KILLED_AFTER)
+                time.sleep(before)
                 killed = time.monotonic()
                 root = psutil.Process(peer.process.pid)
                 for process in [root, *root.children(recursive=True)]:
@@ -309,8 +312,9 @@ def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset,
             events = _events(gateway.url, flagged)
     return {
         "clients": CLIENTS,
-        "answers_before": dict(Counter(str(a[2]) for a in seen.answers if a[0] < killed)),
-        "answers_after": dict(Counter(str(a[2]) for a in seen.answers if a[0] >= killed)),
+        "seconds_before": before,
+        "answers_before": dict(Counter(a[2] for a in seen.answers if a[0] < killed)),
+        "answers_after": dict(Counter(a[2] for a in seen.answers if a[0] >= killed)),
         "longest_answer_s": round(max(a[1] for a in seen.answers), 3),
         "readyz_without_peer": ready,
         "flagged_answers": len(flagged),
@@ -324,10 +328,11 @@ def _client(url: str, bodies: list[bytes], number: int, end: float, seen: Seen) 
         while time.monotonic() < end:
             sent = time.monotonic()
             answer = client.post(f"{url}/v1/predict", content=bodies[i % len(bodies)])
-            flagged = answer.status_code == 200 and answer.json()["verdict"]["flagged"]
-            seen.answers.append(
-                (sent, time.monotonic() - sent, answer.status_code, flagged, answer.headers["x-request-id"])
-            )
+            found, status = answer.json(), str(answer.status_code)
+            flagged = answer.status_code == 200 and found["verdict"]["flagged"]
+            if answer.status_code != 200:
+                status += f" {found['code']}"
+            seen.answers.append((sent, time.monotonic() - sent, status, flagged, answer.headers["x-request-id"]))
             if answer.status_code != 200:
                 time.sleep(0.05)
             i += 1
