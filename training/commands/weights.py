@@ -14,6 +14,7 @@ from training.commands.terminal import Subject, command, console
 from training.errors import TrainingError
 from training.loop.runs import recipe_at
 from training.loop.weights import Kept, groups_of, keep_run, write_kept
+from training.models import ModelSpec
 from training.recipes.training import Recipe
 
 Role = Literal["standard", "companion"]
@@ -44,7 +45,7 @@ def _of_bundle(folder: Path, role: Role, out: Path) -> Kept:
         recipe = Recipe.model_validate(manifest.training[role])
     except (KeyError, ValueError):
         raise TrainingError(f"{folder}: its {role} network was not trained by a recipe") from None
-    models = {role: recipe.model}
+    models: dict[str, ModelSpec] = {role: recipe.model}
     network = load_networks(folder / NETWORKS, models, classes=len(manifest.classes), spec=manifest.input)[role]
     kept = Kept(recipe=recipe, data=data.describe(), groups=groups_of(data), epochs=recipe.epochs, core_hours=None)
     write_kept(out, dict(network.state_dict()), kept)
