@@ -53,11 +53,19 @@ export function explainNeutralization(done, action) {
   const what = done.region === "roa" ? "the region of attack" : "the region of attack without the region of importance";
   const start = `${percent(done.area)} of the image (${what}) was inpainted and the network asked again`;
   const effect = done.changed ? "The answer changed" : "The answer stayed the same";
+  // A suspected window goes as a whole, and by its contrast and the second answer's lead it is decided which answer is better.
+  const suspected = done.region === "roa";
+  const p = `p = ${pValue(done.p_value)}`;
   if (done.served)
-    return `${start}. ${effect}; it is served, as the result is no longer anomalous (p = ${pValue(done.p_value)}).`;
+    return suspected
+      ? `${start}. ${effect}; the second answer is served, as the window stood out and the answer without it is clear (${p}).`
+      : `${start}. ${effect}; the second answer is served, as the result is not suspect (${p}).`;
   if (action === "observe")
     return `${start}. ${effect}; the policy “observe” only reports that and serves the first answer.`;
-  return `${start}. ${effect}, but the result is still anomalous (p = ${pValue(done.p_value)}): the first answer stands.`;
+  const why = suspected
+    ? "the window did not stand out enough, or the answer without it is not clear"
+    : "the result is suspect";
+  return `${start}. ${effect}, but ${why} (${p}): the first answer stands.`;
 }
 
 const LOOKS = {
