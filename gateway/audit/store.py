@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.audit.database import Database, events, leases, pictures
 from gateway.audit.event import Event, Kind, PictureKind, Record, Review
+from gateway.core.kinds import Kind as Anomaly
 
 _CHUNK = 500
 """Events removed in one transaction, so that writers get their turn."""
@@ -37,13 +38,15 @@ class Filter:
     kind: Kind | None = None
     review: Review | Literal["none"] | None = None
     flagged: bool | None = None
+    anomaly: Anomaly | None = None
     since: datetime | None = None
     until: datetime | None = None
 
     def clauses(self) -> list[sa.ColumnElement[bool]]:
         c = events.c
         clauses: list[sa.ColumnElement[bool]] = []
-        for column, value in ((c.model, self.model), (c.kind, self.kind), (c.flagged, self.flagged)):
+        exact = ((c.model, self.model), (c.kind, self.kind), (c.flagged, self.flagged), (c.anomaly, self.anomaly))
+        for column, value in exact:
             if value is not None:
                 clauses.append(column == value)
         if self.review is not None:

@@ -26,7 +26,7 @@ from training.bundling.calibrate import CALIBRATION
 from training.bundling.networks import load_defence
 from training.bundling.provenance import made_with
 from training.bundling.samples import TITLES, Effort, attacked_images
-from training.data.dataset import Split
+from training.data.dataset import Dataset, Split
 from training.data.strangers import strangers
 from training.errors import TrainingError
 from training.served.scoring import run_batches
@@ -172,30 +172,41 @@ def with_kinds(
         manifest = Manifest.model_validate(stated | {"version": version or bundle.version})
     except ValidationError:
         raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
-    calibration = bundle.calibration("cpu", "fp32")
     data, evaluation = made_with(bundle)
-    read, seed = Reader(bundle, progress, threads=threads), evaluation.seed
+    with draft_of(out) as draft:
+        shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+        add_kinds(draft, manifest, data, seed=evaluation.seed, effort=effort, threads=threads, progress=progress)
+    return load_bundle(out)
+
+
+def add_kinds(
+    folder: Path,
+    manifest: Manifest,
+    data: Dataset,
+    *,
+    seed: int,
+    effort: Effort = EFFORT,
+    threads: int = 0,
+    progress: StepProgress = silent,
+) -> None:
+    """Give the bundle in `folder`, made with `data`, a rule for kinds beside its CPU calibration, and this `manifest`.
+
+    Images and attacks are those of `with_kinds`.
+    """
+    bundle = load_bundle(folder)
+    key = bundle.calibration("cpu", "fp32").key
+    read = Reader(bundle, progress, threads=threads)
     select = data.select.take(np.random.default_rng([seed, 7]).permutation(len(data.select)))
     seen = look(bundle, read, select, effort=effort, seed=seed, progress=progress)
     groups = data.calibrate.group
     rule = fit_rule(seen, read.names, n=len(groups), groups=len(np.unique(groups)))
     arrays = benign_odds(rule, read("calibrate", data.calibrate.x), groups)
-    return _written(bundle.path, out, manifest, calibration.key, rule, arrays)
-
-
-def _written(
-    path: Path, out: Path, manifest: Manifest, key: str, rule: KindRule, arrays: Mapping[str, np.ndarray]
-) -> Bundle:
-    """The bundle in `path` with `manifest`, and the rule and its arrays beside the calibration `key`, in `out`."""
+    with np.load(folder / CALIBRATION, allow_pickle=False) as file:
+        kept = {name: file[name] for name in file.files}
+    kept |= {f"{key}/{name}": array for name, array in arrays.items()}
+    np.savez(folder / CALIBRATION, allow_pickle=False, **kept)
     calibrations = [
         each.model_copy(update={"kinds": rule}) if each.key == key else each for each in manifest.calibrations
     ]
-    with draft_of(out) as draft:
-        shutil.copytree(path, draft, dirs_exist_ok=True)
-        with np.load(draft / CALIBRATION, allow_pickle=False) as file:
-            kept = {name: file[name] for name in file.files}
-        kept |= {f"{key}/{name}": array for name, array in arrays.items()}
-        np.savez(draft / CALIBRATION, allow_pickle=False, **kept)
-        write_manifest(draft, manifest.model_copy(update={"calibrations": calibrations}), as_read=True)
-        load_bundle(draft)
-    return load_bundle(out)
+    write_manifest(folder, manifest.model_copy(update={"calibrations": calibrations}), as_read=True)
+    load_bundle(folder)

@@ -38,6 +38,7 @@ class BundleRecipe(BaseModel):
     localiser: str = Field(LOCALISER, description="what finds the region of attack")
     policy: Policy = Policy()
     benign: Benign = Field(Benign(), description="images that it is calibrated on")
+    kinds: bool = Field(False, description="tell unfamiliar images from attacked ones, as `palisade kinds` does")
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()
 

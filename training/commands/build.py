@@ -16,6 +16,7 @@ import typer
 from gateway.core.loading import Bundle, load_bundle, read_manifest, write_manifest
 from training.bundling.assemble import Plan, Report, Silent, assemble, check_free, input_spec
 from training.bundling.calibrate import enough_to_calibrate
+from training.bundling.kinds import add_kinds
 from training.bundling.networks import ROLES, load_networks
 from training.bundling.provenance import load_data
 from training.bundling.recipe import BundleRecipe, load_bundle_recipe
@@ -85,6 +86,8 @@ def build_bundle(
     )
     with draft_of(out) as draft:
         assemble(draft, plan, made, data, report)
+        if recipe.kinds:
+            add_kinds(draft, read_manifest(draft), data, seed=plan.seed, progress=report.step)
         if card:
             write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step, registration=held))
             write_manifest(draft, read_manifest(draft))

@@ -18,6 +18,7 @@ from gateway.access.auth import Caller
 from gateway.audit.event import Kind, PictureKind, Review
 from gateway.audit.store import AuditStore, Filter, Stats, StoredEvent
 from gateway.audit.trail import Audit
+from gateway.core.kinds import Kind as Anomaly
 from gateway.errors import (
     AuditUnavailable,
     BadParameter,
@@ -90,11 +91,12 @@ def event_filter(
     kind: Kind | None = None,
     review: ReviewState | None = None,
     flagged: Annotated[bool | None, Query()] = None,
+    anomaly: Annotated[Anomaly | None, Query(description="The verdict's `kind`.")] = None,
     since: Since = None,
     until: Since = None,
 ) -> Filter:
     """The query parameters that choose events."""
-    return Filter(model=model, kind=kind, review=review, flagged=flagged, since=since, until=until)
+    return Filter(model=model, kind=kind, review=review, flagged=flagged, anomaly=anomaly, since=since, until=until)
 
 
 Chosen = Annotated[Filter, Depends(event_filter)]

@@ -53,7 +53,7 @@ def test_filters(store: AuditStore) -> None:
     store.insert(
         [
             record(0, model="other"),
-            record(1, kind="blocked"),
+            record(1, kind="blocked", anomaly="attacked"),
             record(2, kind="sample", flagged=False, neutralization=None, after=None, p_value=None),
             record(3),
         ]
@@ -62,6 +62,8 @@ def test_filters(store: AuditStore) -> None:
     assert ids(store, Filter(model="other")) == [0]
     assert ids(store, Filter(kind="blocked")) == [1]
     assert ids(store, Filter(flagged=False)) == [2]
+    assert ids(store, Filter(anomaly="attacked")) == [1]
+    assert ids(store, Filter(anomaly="unfamiliar")) == []
     assert ids(store, Filter(review="confirmed")) == [3]
     assert ids(store, Filter(review="none")) == [2, 1, 0]
     assert ids(store, Filter(since=NOON + timedelta(seconds=1), until=NOON + timedelta(seconds=3))) == [2, 1]

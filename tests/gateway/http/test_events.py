@@ -90,6 +90,7 @@ def test_filters_and_times(api: FastAPI) -> None:
         "kind=odd",
         "review=maybe",
         "flagged=perhaps",
+        "anomaly=odd",
         "since=yesterday",
         "since=0001-01-01T00:00:00%2B01:01",
         "until=9999-12-31T23:59:59-01:00",

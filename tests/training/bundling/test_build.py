@@ -74,6 +74,7 @@ def folder(tmp_path_factory):
         "version": "1.0.0",
         "standard": "standard.yaml",
         "companion": "companion.yaml",
+        "kinds": True,
         "samples": 1,
         "evaluation": {
             "unaware": 8,
@@ -99,6 +100,7 @@ def test_the_gateway_serves_it(folder):
         answers = serve(open_pipeline(bundle), file["x_test"])
         assert (answers.raw == file["y_test"]).mean() > 0.9
     assert not (folder / "out.part").exists()
+    assert bundle.calibration("cpu", "fp32").kinds is not None
 
 
 def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):

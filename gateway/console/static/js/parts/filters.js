@@ -10,32 +10,43 @@ const KINDS = {
   all: "Everything kept",
 };
 const REVIEWS = { "": "Any", none: "Unreviewed", confirmed: "Confirmed", false_positive: "False positive" };
+const ANOMALIES = {
+  "": "Any",
+  attacked: "Attacked",
+  unfamiliar: "Unfamiliar",
+  both: "Both",
+  ordinary: "Ordinary",
+};
 const SPANS = { "": "Any time", 1: "Last hour", 24: "Last 24 hours", 168: "Last 7 days" };
 
-/** Filters of an address: kind, review, model, hours; what is unknown counts as absent. */
+/** Filters of an address: kind, anomaly, review, model, hours; what is unknown counts as absent. */
 export function read(parameters) {
   const one = (name, known, otherwise) =>
     Object.hasOwn(known, parameters.get(name)) ? parameters.get(name) : otherwise;
   return {
     kind: one("kind", KINDS, "flagged"),
     review: one("review", REVIEWS, ""),
+    anomaly: one("anomaly", ANOMALIES, ""),
     hours: one("hours", SPANS, ""),
     model: parameters.get("model") ?? "",
   };
 }
 
 /** Query parameters of /v1/events. */
-export function query({ kind, review, hours, model }) {
+export function query({ kind, review, anomaly, hours, model }) {
   const since = hours ? new Date(Date.now() - hours * 3_600_000).toISOString() : null;
   // Most blocked inputs are flagged ones too.
   const which = kind === "flagged" ? { flagged: true } : { kind: kind === "all" ? null : kind };
-  return { ...which, review, model, since };
+  return { ...which, review, anomaly, model, since };
 }
 
 /** Whether an event that has just come belongs to the list. */
-export function matches(event, { kind, review, model }) {
+export function matches(event, { kind, review, anomaly, model }) {
   const kindFits = kind === "all" || (kind === "flagged" ? event.flagged : event.kind === kind);
-  return kindFits && (!review || review === (event.review ?? "none")) && (!model || model === event.model);
+  const anomalyFits = !anomaly || anomaly === event.anomaly;
+  return (
+    kindFits && anomalyFits && (!review || review === (event.review ?? "none")) && (!model || model === event.model)
+  );
 }
 
 /** `apply` is called with the filters that differ from the defaults. */
@@ -64,6 +75,7 @@ export function filterBar(apply) {
     fill(
       element,
       choice("kind", "Kind", KINDS, filters),
+      choice("anomaly", "Anomaly", ANOMALIES, filters),
       choice("review", "Review", REVIEWS, filters),
       choice("hours", "Time", SPANS, filters),
       choice("model", "Model", names, filters),
