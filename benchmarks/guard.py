@@ -11,21 +11,17 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import httpx
 import numpy as np
-import psutil
 import torch
 import typer
 
+from benchmarks.peers.killed import killed_under_load
 from benchmarks.peers.servers import mlserver, second_palisade
 from benchmarks.record import record
 from benchmarks.serving import Server, palisade
@@ -56,19 +52,10 @@ from training.served.scoring import png, to_uint8
 from training.util.atomic import draft_of
 from training.util.module_modes import seeded
 
-CLIENTS, KILLED_AFTER, AWAY = 8, 4.0, 4.0
 WARM = 50
 ASKED = ("guard", "in_process", "as_many_rows", "one_row")
 Part = Literal["verdicts", "latency", "killed"]
 PARTS: tuple[Part, ...] = ("verdicts", "latency", "killed")
-
-
-@dataclass
-class Seen:
-    """What clients met while the peer was killed and came back."""
-
-    answers: list[tuple[float, float, int, bool, str]] = field(default_factory=list)
-    """When it was sent, seconds, status, flagged, request id."""
 
 
 def main(
@@ -82,6 +69,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Answers timed.")] = 400,
     per_class: Annotated[int, typer.Option(help="Images of each class, of the bundle's test images.")] = 40,
     only: Annotated[Part | None, typer.Option(help="What is measured (default: all).")] = None,
+    before: Annotated[float, typer.Option(min=1, help="Seconds of load before the peer is killed.")] = 4.0,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
@@ -119,7 +107,8 @@ def main(
                 with palisade(made, path="/v1/predict", threads=1, upstream=model) as gateway:
                     figures["latency_ms"] = _latency(gateway, made, model, data, rounds)
         if "killed" in parts:
-            figures["killed"] = _killed(start, made, model, network, data, place)
+            bodies = [png(image) for image in _pictures(network, data, 64, seed=1)["patched"]]
+            figures["killed"] = killed_under_load(start, made, model, bodies, place, before=before)
         print(json.dumps(figures, indent=1))
         if out is not None:
             record(out, "palisade guard before a model server", figures)
@@ -278,70 +267,6 @@ def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     start, mine = time.perf_counter(), time.thread_time()
     found = work()
     return (time.perf_counter() - start) * 1e3, (time.thread_time() - mine) * 1e3, found
-
-
-def _killed(start: Any, made: Path, model: str, network: Network, data: Dataset, place: Path) -> dict[str, Any]:
-    """Clients send attacked images while the peer is killed (SIGKILL); every flagged answer must have its event."""
-    bodies = [png(image) for image in _pictures(network, data, 64, seed=1)["patched"]]
-    with start("-killed") as peer:
-        upstream = peer.url + model[model.index("/v2") :]
-        with palisade(
-            made,
-            path="/v1/predict",
-            threads=1,
-            upstream=upstream,
-            audit_sample=0.0,
-            data_dir=place / "data",
-            upstream_timeout=2.0,
-        ) as gateway:
-            seen, end = Seen(), time.monotonic() + KILLED_AFTER + AWAY
-            with ThreadPoolExecutor(CLIENTS + 1) as pool:
-                jobs = [pool.submit(_client, gateway.url, bodies, k, end, seen) for k in range(CLIENTS)]
-                time.sleep(KILLED_AFTER)
-                killed = time.monotonic()
-                root = psutil.Process(peer.process.pid)
-                for process in [root, *root.children(recursive=True)]:
-                    process.kill()
-                for job in jobs:
-                    job.result()
-            ready = httpx.get(f"{gateway.url}/readyz").status_code
-            flagged = {identifier for *_, yes, identifier in seen.answers if yes}
-            events = _events(gateway.url, flagged)
-    return {
-        "clients": CLIENTS,
-        "answers_before": dict(Counter(str(a[2]) for a in seen.answers if a[0] < killed)),
-        "answers_after": dict(Counter(str(a[2]) for a in seen.answers if a[0] >= killed)),
-        "longest_answer_s": round(max(a[1] for a in seen.answers), 3),
-        "readyz_without_peer": ready,
-        "flagged_answers": len(flagged),
-        "events_lost": len(flagged - events),
-    }
-
-
-def _client(url: str, bodies: list[bytes], number: int, end: float, seen: Seen) -> None:
-    with httpx.Client(timeout=60) as client:
-        i = number
-        while time.monotonic() < end:
-            sent = time.monotonic()
-            answer = client.post(f"{url}/v1/predict", content=bodies[i % len(bodies)])
-            flagged = answer.status_code == 200 and answer.json()["verdict"]["flagged"]
-            seen.answers.append(
-                (sent, time.monotonic() - sent, answer.status_code, flagged, answer.headers["x-request-id"])
-            )
-            if answer.status_code != 200:
-                time.sleep(0.05)
-            i += 1
-
-
-def _events(url: str, wanted: set[str]) -> set[str]:
-    """Those of the ids `wanted` that the audit trail has, once it has all that it is going to have."""
-    deadline, found = time.monotonic() + 20, set[str]()
-    while found != wanted and time.monotonic() < deadline:
-        for identifier in wanted - found:
-            if httpx.get(f"{url}/v1/events/{identifier}").status_code == 200:
-                found.add(identifier)
-        time.sleep(0.5)
-    return found
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from training.imaging.pixels import to_tensor
 from training.models.efficientnet_lite import EfficientNetLite0
 from training.models.forms.weights import fill
 from training.preprocessing import from_huggingface, from_timm, from_torchvision
+from training.preprocessing.options import Options
 
 Reference = Callable[[Image.Image], np.ndarray]
 """An image to pixels of 0..255 (H, W, 3)."""
@@ -40,6 +41,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "timm: squash to 384 (vit)": {"input_size": (3, 384, 384), "crop_pct": 1.0, "crop_mode": "squash"},
     "timm: border at 224": {"input_size": (3, 224, 224), "crop_pct": 0.9, "crop_mode": "border"},
 }
+ON_PILLOW = Options(arithmetic="pillow")
 SMALL = {"height": 224, "width": 224}
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     "ViT": {},
@@ -67,10 +69,11 @@ def references() -> dict[str, tuple[Preprocessing, Reference]]:
         settings = resolve_data_config({}, pretrained_cfg=cfg) | plain
         made[title] = (from_timm(cfg | plain), _tensors(create_transform(**settings, is_training=False)))
     for kind, options in HUGGING_FACE.items():
-        # Two backends of one processor: torch tensors (the default), and Pillow. They resize in different orders.
-        for suffix, title in (("", kind), ("Pil", f"{kind}, Pillow backend")):
+        # Two backends of one processor: torch tensors (the default), and Pillow, which no file states.
+        for suffix, title, stated in (("", kind, Options()), ("Pil", f"{kind}, Pillow backend", ON_PILLOW)):
             processor = getattr(transformers, f"{kind}ImageProcessor{suffix}")(**options)
-            made[f"transformers: {title}"] = (from_huggingface(processor.to_dict()), _processed(processor))
+            found = stated.over(from_huggingface(processor.to_dict()))
+            made[f"transformers: {title}"] = (found, _processed(processor))
     return made
 
 

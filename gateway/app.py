@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -77,14 +78,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.state.certificates = CertificatePolicy(settings.require, settings.certify_share)
     app.state.campaigns = Campaigns(settings, reactions)
     app.state.quantum = LatencyQuantum(settings.label_quantum)
-    app.add_middleware(AuthMiddleware, auth=app.state.auth)
-    app.add_middleware(
-        BodyLimitMiddleware,
-        max_bytes=settings.max_body_bytes,
-        timeout=settings.body_timeout,
-        refusal=app.state.dispatcher.refusal,
-    )
-    app.add_middleware(RequestMiddleware)
+    app.user_middleware.extend(layers(app))
     app.add_exception_handler(PalisadeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation)
@@ -93,6 +87,21 @@ def create_api(settings: Settings) -> FastAPI:
         app.include_router(router)
     _add_operations(app)
     return app
+
+
+def layers(app: FastAPI) -> list[Middleware]:
+    """What stands before every route of `app`, the outermost first."""
+    settings: Settings = app.state.settings
+    return [
+        Middleware(RequestMiddleware),
+        Middleware(
+            BodyLimitMiddleware,
+            max_bytes=settings.max_body_bytes,
+            timeout=settings.body_timeout,
+            refusal=app.state.dispatcher.refusal,
+        ),
+        Middleware(AuthMiddleware, auth=app.state.auth),
+    ]
 
 
 def _add_operations(app: FastAPI) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "is_supervisor",
     "replace_arbiter",
     "replace_http_protocol",
+    "sets_cors_headers",
     "tracer_provider",
     "without_timeout",
 ]
@@ -53,6 +54,13 @@ def without_timeout() -> None:
 def replace_http_protocol(protocol: type[HttpToolsProtocol]) -> None:
     """Before uvicorn is configured, make it use `protocol`, a class that can be imported by its name."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{protocol.__module__}:{protocol.__qualname__}"
+
+
+def sets_cors_headers() -> bool:
+    """Whether BentoML's configuration (`http.cors` in the file that BENTOML_CONFIG names) has it answer for CORS."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    return bool(BentoMLContainer.http.cors.enabled.get())
 
 
 def arbiter() -> Any:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import bentoml
 
 from gateway.access.auth import check_access
-from gateway.app import create_api
+from gateway.app import create_api, layers
 from gateway.audit.trail import check_audit
-from gateway.bento_compat import given_host, without_timeout
+from gateway.bento_compat import given_host, sets_cors_headers, without_timeout
 from gateway.errors import PalisadeError, StoreUnavailable
+from gateway.front_door import FrontDoor
 from gateway.http.connection import guard_connections
 from gateway.http.middleware import PrintablePathMiddleware, ProbeMiddleware
 from gateway.inference.shadow import Shadow
@@ -176,3 +177,5 @@ def _now(question: Callable[[], bool]) -> bool:
 # These wrap BentoML's own router too, which would answer unmatched paths in its own shape.
 Palisade.add_asgi_middleware(PrintablePathMiddleware)  # type: ignore[attr-defined]
 Palisade.add_asgi_middleware(ProbeMiddleware)  # type: ignore[attr-defined]
+if not sets_cors_headers():  # which it does in a layer of its own, behind these
+    Palisade.add_asgi_middleware(FrontDoor, api=api, layers=layers(api))  # type: ignore[attr-defined]

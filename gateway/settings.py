@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """False-positive rate of the flag, in place of every bundle's own; must have been calibrated."""
     policy: Literal["observe", "sanitize", "block"] | None = None
     """Action on flagged inputs, in place of every bundle's own."""
+    block_from: Literal["flagged", "suspect"] = "flagged"
+    """Level from which the policy `block` gives no answer; `suspect`: at the bundle's second level (5 %) already."""
 
     trust: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     """Public keys or root certificates (PEM files, separated like PATH), one of which must have signed every bundle;
@@ -132,6 +134,8 @@ class Settings(BaseSettings):
     """`postgresql://user:password@host/name`, one database for several gateways; unset: SQLite in `data_dir`."""
     audit_sample: float = Field(default=0.01, ge=0.0, le=1.0)
     """Probability with which any request is drawn into the uniform sample, and its p-value into the watch on drift."""
+    audit_suspects: bool = False
+    """Keep suspect requests, too: inputs unusual at the second level alone, up to 5 % of benign traffic."""
     audit_privacy: Literal["none", "hash", "image"] = "image"
     """What is kept of an image: nothing, the SHA-256 of the bytes sent, or also pixels and maps."""
     audit_max_events: int = Field(default=50_000, ge=1)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -163,6 +164,7 @@ def check_access(settings: Settings) -> None:
     )
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether a name or address, without a port, is this machine's loopback."""
     if host == "localhost" or host.endswith(".localhost"):

@@ -45,6 +45,7 @@ def disclose(response: schemas.PredictResponse, disclosure: Disclosure) -> schem
         top=response.top,
         verdict=schemas.PlainVerdict(
             flagged=verdict.flagged,
+            level=verdict.level,
             p_value=coarse_p_value(verdict.p_value),
             action=verdict.action,
             kind=verdict.kind,
@@ -69,9 +70,10 @@ def refusal(decision: Decision, disclosure: Disclosure) -> BlockedByPolicy:
     """The error of a blocked input."""
     verdict = decision.raw.verdict
     if disclosure == "full":
-        return BlockedByPolicy(f"flagged: p-value {verdict.p_value:.4g} at alpha {verdict.alpha:g}")
+        alpha = verdict.alpha if verdict.flagged else verdict.suspect_alpha
+        return BlockedByPolicy(f"{verdict.level}: p-value {verdict.p_value:.4g} at alpha {alpha:g}")
     if disclosure == "verdict":
-        return BlockedByPolicy(f"flagged: p-value {coarse_p_value(verdict.p_value):g}")
+        return BlockedByPolicy(f"{verdict.level}: p-value {coarse_p_value(verdict.p_value):g}")
     return BlockedByPolicy("not answered")
 
 

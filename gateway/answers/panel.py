@@ -16,7 +16,7 @@ _GAP = 20
 _HEADER = 62
 _CAPTION = 74
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 30, 36), (110, 114, 124)
-_ALERT, _CALM = (186, 32, 44), (24, 110, 82)
+_ALERT, _SUSPECT, _CALM = (186, 32, 44), (133, 80, 0), (24, 110, 82)
 _ROI, _ROA = (0, 190, 220), (240, 50, 60)
 # Every image has a most patch-like window; one that is not suspected is drawn without alarm.
 _UNSUSPECTED = (150, 154, 164)
@@ -94,6 +94,8 @@ def _header(draw: ImageDraw.ImageDraw, decision: Decision, width: int) -> None:
     verdict, served = decision.raw.verdict, decision.served.prediction
     _text(draw, (_GAP, 10), f"{served.label}  {served.probability:.1%}", width - 2 * _GAP, size=20)
     state, colour = ("flagged as anomalous", _ALERT) if verdict.flagged else ("not flagged", _CALM)
+    if verdict.level == "suspect":
+        state, colour = "suspect, not flagged", _SUSPECT
     relation = "<=" if verdict.flagged else ">"
     detail = (
         f"{state}: p = {verdict.p_value:.4f} {relation} {verdict.p_cutoff:.4f}, the cutoff at alpha = {verdict.alpha:g}"

@@ -12,6 +12,7 @@ from gateway.core.certificate import Level, Wanted
 from gateway.core.kinds import Kind
 from gateway.core.manifest import Precision
 from gateway.core.pipeline import Action, Region, Stage
+from gateway.core.verdict import Level as VerdictLevel
 
 
 class _Response(BaseModel):
@@ -54,6 +55,11 @@ class VerdictBody(_Response):
     p_value: float
     alpha: float
     p_cutoff: float
+    level: VerdictLevel = Field(
+        description="`flagged`; `suspect`: not flagged, but `p_value <= suspect_cutoff`; `none`: neither"
+    )
+    suspect_alpha: float = Field(description="At most this share of benign images is suspect or flagged.")
+    suspect_cutoff: float
     action: Action
     kind: Kind | None = Field(
         default=None,
@@ -177,6 +183,7 @@ class PlainVerdict(_Response):
     """A verdict without its evidence; the p-value has two significant digits."""
 
     flagged: bool
+    level: VerdictLevel
     p_value: float
     action: Action
     kind: Kind | None = None

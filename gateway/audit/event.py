@@ -17,7 +17,7 @@ from gateway.core.kinds import Kind as Anomaly
 from gateway.core.outputs import FullOutputs, VerdictOutputs
 from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
-Kind = Literal["flagged", "changed", "blocked", "sample"]
+Kind = Literal["flagged", "suspect", "changed", "blocked", "sample"]
 Review = Literal["confirmed", "false_positive"]
 PictureKind = Literal["input", "saliency", "roi", "roa", "neutral"]
 Privacy = Literal["none", "hash", "image"]
@@ -81,12 +81,17 @@ def label_changed(done: Neutralized | None, raw: Prediction) -> bool:
     return done is not None and done.result.prediction.index != raw.index
 
 
-def kind_of(decision: Decision, *, sampled: bool) -> Kind | None:
-    """The first that holds of blocked, flagged, changed, sample; None when the request leaves no event."""
+def kind_of(decision: Decision, *, sampled: bool, suspects: bool = False) -> Kind | None:
+    """The first that holds of blocked, flagged, suspect, changed, sample; None when the request leaves no event.
+
+    `suspects`: whether suspect requests leave one for that alone.
+    """
     if decision.blocked:
         return "blocked"
     if decision.flagged:
         return "flagged"
+    if suspects and decision.level == "suspect":
+        return "suspect"
     if label_changed(decision.neutralized, decision.raw.prediction):
         return "changed"
     return "sample" if sampled else None

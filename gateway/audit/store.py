@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
@@ -179,7 +179,7 @@ class AuditStore:
         query = sa.select(*columns, weighted).where(*filter_.clauses()).group_by(c.kind, c.review, c.flagged)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-        by_kind: dict[Kind, int] = dict.fromkeys(("flagged", "changed", "blocked", "sample"), 0)
+        by_kind: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
         by_review: dict[Review | Literal["none"], int] = dict.fromkeys(("confirmed", "false_positive", "none"), 0)
         for kind, review, _, count, *_ in rows:
             by_kind[kind] += count

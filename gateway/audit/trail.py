@@ -72,7 +72,7 @@ class Audit:
             return False
         settings = self._settings
         sampled = self._random.random() < settings.audit_sample
-        kind = kind_of(decision, sampled=sampled)
+        kind = kind_of(decision, sampled=sampled, suspects=settings.audit_suspects)
         if kind is None:
             return False
         subject = Subject(

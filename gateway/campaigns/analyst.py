@@ -65,8 +65,10 @@ class Analyst:
     def _take(self, record: np.void, places: np.ndarray) -> None:
         index = self.index
         own = self._own_of(int(record["key"]))
-        numbers, groups = self._compared(record, places, own)
-        same = next((number for number in numbers if index.record(number)["exact"] == record["exact"]), None)
+        same = self._same(record, index.candidates(places))  # nearly always where an image has come before
+        numbers, groups = ([], set[int]()) if same is not None else self._compared(record, places, own)
+        if same is None:
+            same = self._same(record, numbers)
         near = [same] if same is not None else self._near(record, numbers)
         number = same if same is not None else index.add(record, places)
         if same is None:
@@ -94,6 +96,14 @@ class Analyst:
             self._judge(group)
         if group.pattern is not None:
             self._changed[at] = group
+
+    def _same(self, record: np.void, numbers: list[int]) -> int | None:
+        """The query of `numbers` that is the very image of a record, and of its model."""
+        for number in numbers:
+            known = self.index.record(number)
+            if known["exact"] == record["exact"] and known["model"] == record["model"]:
+                return number
+        return None
 
     def _compared(self, record: np.void, places: np.ndarray, own: deque[int]) -> tuple[list[int], set[int]]:
         """What a query is compared with, and their groups: who shares a slot, its caller's last, the groups' newest."""

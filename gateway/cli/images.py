@@ -191,12 +191,15 @@ def _source(url: str | None, key: str | None, model: str | None, models: list[st
     return Remote(Gateway(url, key), model=model)
 
 
+_LEVELS = {"flagged": "[bold red]yes[/]", "suspect": "[yellow]suspect[/]"}
+
+
 def table_cells(body: Body) -> list[str]:
     """A row of the table; a dash stands for what the gateway does not disclose."""
     prediction, verdict, neutralization = (body.get(part) or {} for part in ("prediction", "verdict", "neutralization"))
     certificate = [f"{made['level']} ({made['patch']['side']} px)"] if (made := body.get("certificate")) else []
     before = neutralization.get("before") if neutralization.get("served") else None
-    flagged = "-" if "flagged" not in verdict else "[bold red]yes[/]" if verdict["flagged"] else "no"
+    flagged = "-" if "flagged" not in verdict else _LEVELS.get(str(verdict.get("level")), "no")
     return [
         plain(prediction["label"]),
         f"{prediction['probability']:.1%}" if "probability" in prediction else "-",
@@ -236,6 +239,7 @@ def _summarize(tally: Tally, before: int, total: int, alpha: float | None, out: 
     if tally.judged:
         expected = "" if alpha is None else f"; of benign images at most {alpha:.2%} are"
         lines.append(f"{tally.flagged} flagged ({tally.flagged / tally.judged:.2%}{expected})")
+        lines.append(f"{tally.suspect} suspect, not flagged ({tally.suspect / tally.judged:.2%})")
         lines.append(f"{tally.neutralized} neutralized")
     lines += [f"{count} failed: {code}" for code, count in sorted(tally.errors.items())]
     Console(stderr=True, soft_wrap=True, highlight=False).print("\n".join(plain(line) for line in lines))

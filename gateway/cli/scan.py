@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gateway.cli.files import ImageFile
 from gateway.cli.sources import Body, Setup, Source, SourceFailed
+from gateway.core.verdict import Level
 from gateway.errors import (
     ConfigError,
     EmptyBody,
@@ -27,6 +28,7 @@ from gateway.errors import (
 Row = dict[str, Any]
 """One line of the report."""
 
+_FOUND = ("label", "probability", "flagged", "level", "p_value", "p_cutoff", "neutralized", "error", "detail")
 _KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *Setup._fields)
 _FIRST_KEY = b'{"path": '
 # Errors that depend on the bytes alone, so that a retry would fail in the same way.
@@ -41,12 +43,14 @@ class Tally:
 
     files: int = 0
     flagged: int = 0
+    suspect: int = 0
     neutralized: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
         self.files += 1
         self.flagged += bool(row["flagged"])
+        self.suspect += row.get("level") == "suspect"
         self.neutralized += bool(row["neutralized"])
         if row["error"] is not None:
             self.errors[row["error"]] += 1
@@ -159,14 +163,15 @@ def _judge(ready: Sequence[_Prepared], source: Source, setup: Setup) -> list[Row
 def _row(prepared: _Prepared, answer: Body | PalisadeError, setup: Setup) -> Row:
     row: Row = {"path": str(prepared.file.path), "size": prepared.size, "mtime": prepared.mtime}
     row |= {"sha256": prepared.sha256, **setup._asdict()}
-    row |= dict.fromkeys(("label", "probability", "flagged", "p_value", "p_cutoff", "neutralized", "error", "detail"))
+    row |= dict.fromkeys(_FOUND)
     if not isinstance(answer, PalisadeError):
         verdict, neutralization = answer.get("verdict") or {}, answer.get("neutralization") or {}
         row |= {name: answer["prediction"].get(name) for name in ("label", "probability")}
-        row |= {name: verdict.get(name) for name in ("flagged", "p_value", "p_cutoff")}
+        row |= {name: verdict.get(name) for name in ("flagged", "level", "p_value", "p_cutoff")}
         return row | {"neutralized": neutralization.get("served")}
     if answer.code == "blocked_by_policy":
-        return row | {"flagged": True}
+        level = answer.detail.partition(":")[0]
+        return row | {"flagged": level != "suspect", "level": level if level in get_args(Level) else None}
     return row | {"error": answer.code, "detail": answer.detail}
 
 

@@ -19,10 +19,12 @@ from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.outputs import FullOutputs, PartOutputs, ScreenOutputs, VerdictOutputs
-from gateway.core.verdict import Judge, Verdict, lead
+from gateway.core.verdict import Judge, Level, Verdict, lead
 from gateway.errors import PalisadeError
 
 Action = Literal["observe", "sanitize", "block"]
+BlockFrom = Literal["flagged", "suspect"]
+"""The level of a verdict from which the action `block` gives no answer."""
 Region = Literal["roa", "roa_minus_roi"]
 Stage = Literal["screen", "verdict"]
 Screening = Literal["off", "on", "audit"]
@@ -137,6 +139,7 @@ class Decision:
     certificate: Certificate | None = None
     required: Wanted | None = None
     """The level of certificate below which the decision is not answered."""
+    block_from: BlockFrom = "flagged"
 
     @property
     def served(self) -> Pass:
@@ -158,8 +161,13 @@ class Decision:
         return self.raw.verdict.flagged
 
     @property
+    def level(self) -> Level:
+        """The level of the verdict on the input as it came."""
+        return self.raw.verdict.level
+
+    @property
     def blocked(self) -> bool:
-        return self.flagged and self.action == "block"
+        return self.action == "block" and self.level in ("flagged", self.block_from)
 
     @property
     def uncertified(self) -> bool:
@@ -190,17 +198,33 @@ class Pipeline:
     """The defended answer of one bundle version; safe to call from several threads."""
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, judge: Judge, *, action: Action | None = None, limits: Limits = Limits()
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        judge: Judge,
+        *,
+        action: Action | None = None,
+        block_from: BlockFrom = "flagged",
+        limits: Limits = Limits(),
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.judge = judge
         self.action: Action = action or bundle.manifest.policy.action
+        self.block_from: BlockFrom = block_from
         self.layer_band = judge.layer_band()
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
         self._unsuspected = Verdict(
-            p_value=1.0, alpha=judge.alpha, p_cutoff=judge.p_cutoff, flagged=False, gated=False, evidence={}, layers={}
+            p_value=1.0,
+            alpha=judge.alpha,
+            p_cutoff=judge.p_cutoff,
+            flagged=False,
+            gated=False,
+            evidence={},
+            layers={},
+            suspect_alpha=judge.suspect_alpha,
+            suspect_cutoff=judge.cutoff(judge.suspect_alpha),
         )
 
     @classmethod
@@ -211,6 +235,7 @@ class Pipeline:
         *,
         alpha: float | None = None,
         action: Action | None = None,
+        block_from: BlockFrom = "flagged",
         limits: Limits = Limits(),
     ) -> Pipeline:
         """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
@@ -219,7 +244,7 @@ class Pipeline:
         and `ValueError` for an `alpha` that was not.
         """
         judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
-        return cls(bundle, engine, judge, action=action, limits=limits)
+        return cls(bundle, engine, judge, action=action, block_from=block_from, limits=limits)
 
     @property
     def can_screen(self) -> bool:
@@ -403,6 +428,7 @@ class Pipeline:
             audited=audited,
             timing=Timing(),
             labels=self._labels,
+            block_from=self.block_from,
         )
 
     def _pass(self, outputs: PartOutputs, verdict: Verdict, *, plain: bool) -> Pass:

@@ -17,6 +17,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 SAMPLED: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic")
 """The filters that are defined without antialiasing."""
+OF_TORCH: tuple[Filter, ...] = ("bilinear", "bicubic", "lanczos")
+"""The filters that torch has for bytes with antialiasing."""
 
 
 class _Strict(BaseModel):
@@ -36,6 +38,8 @@ class Resize(_Strict):
     filter: Filter = "bilinear"
     antialias: bool = True
     """Whether the filter widens as an image shrinks, as Pillow's do. Without: four or sixteen neighbours alone."""
+    arithmetic: Literal["pillow", "torch"] = "pillow"
+    """Whose order of passes and rounding: Pillow's, or torch's of tensors of bytes (Transformers' processors)."""
     resize_to: int | None = Field(None, ge=1, le=8192)
     crop_offset: Literal["round", "floor"] = "round"
     """How half a pixel is rounded: to even (torchvision, timm) or down (Transformers)."""
@@ -50,7 +54,15 @@ class Resize(_Strict):
             raise ValueError("center_crop has no resize_to: use shorter_side")
         if not self.antialias and self.filter not in SAMPLED:
             raise ValueError(f"the filter {self.filter} needs antialias: only {', '.join(SAMPLED)} do without")
+        if self.arithmetic == "torch" and not has_torch_arithmetic(self.rule, self.filter, self.antialias):
+            filters = ", ".join(OF_TORCH)
+            raise ValueError(f"the arithmetic torch is that of {filters} with antialias, not of center_crop")
         return self
+
+
+def has_torch_arithmetic(rule: Rule, name: Filter, antialias: bool) -> bool:  # noqa: FBT001  # fields of `Resize`
+    """Whether torch's resize of tensors of bytes follows this rule with this filter."""
+    return antialias and name in OF_TORCH and rule != "center_crop"
 
 
 class Normalisation(_Strict):

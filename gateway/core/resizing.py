@@ -15,10 +15,12 @@ from PIL import Image, ImageOps
 
 from gateway.core.manifest import InputSpec
 from gateway.core.preprocessing import Resize
+from gateway.core.torch_resizing import resized
 
 REDUCED_AT_LEAST = 2.5
 """A JPEG is decoded at a fraction of its size if both its sides are then at least this many times those wanted."""
 _SPARE = 4  # an image of more than so many times the pixels that are kept is not scaled as a whole
+_LONGEST = 1 << 15  # pixels of an axis that torch's weights are computed of, whatever of it is kept
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -121,6 +123,8 @@ def _scaled(image: Image.Image, x: _Axis, y: _Axis, resize: Resize) -> np.ndarra
         return np.asarray(image)[y.kept, x.kept]
     if resize.antialias:
         resample = _FILTERS[resize.filter]
+        if resize.arithmetic == "torch" and max(x.scaled, y.scaled) <= _LONGEST:
+            return resized(np.asarray(image), (x.scaled, y.scaled), (y.kept, x.kept), resize.filter)
         if x.scaled * y.scaled <= _SPARE * x.side * y.side:
             return np.asarray(image.resize((x.scaled, y.scaled), resample))[y.kept, x.kept]
         # The same but for roundings; a strip of 1 x 3000 then costs no more than a square.

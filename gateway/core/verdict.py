@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from gateway.core.manifest import Calibration, Cascade, Guard
 from gateway.core.outputs import VerdictOutputs
 
 TAIL = 0.05
+Level = Literal["flagged", "suspect", "none"]
 
 
 def conformal_p(benign: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -199,6 +201,7 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 class Verdict:
     """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score.
 
+    `gated` is set at the second level, `suspect_alpha`: the input is looked at twice, and suspect if it is not flagged.
     `kind` and its two p-values are None where the bundle has no rule for them, and of images that a screen let through.
     """
 
@@ -209,9 +212,16 @@ class Verdict:
     gated: bool
     evidence: dict[str, float]
     layers: dict[str, float]
+    suspect_alpha: float = 0.0
+    suspect_cutoff: float = 0.0
     kind: Kind | None = None
     p_unfamiliar: float | None = None
     p_attacked: float | None = None
+
+    @property
+    def level(self) -> Level:
+        """`flagged` (at `alpha`), `suspect` (at `suspect_alpha` alone) or `none`."""
+        return "flagged" if self.flagged else "suspect" if self.gated else "none"
 
 
 class Judge:
@@ -241,7 +251,7 @@ class Judge:
             array("fused"), array("fused_weights") if grouped else np.ones(calibration.n), self._total
         )
         self._layer_scores = array("layers")
-        self._gate_alpha = manifest.policy.gate_alpha
+        self.suspect_alpha = manifest.policy.gate_alpha
         self.p_cutoff = self.cutoff(self.alpha)
         rule = calibration.kinds
         self._kinds = None if rule is None else Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
@@ -299,7 +309,7 @@ class Judge:
         """Verdicts of a batch: scores (N, S), layer_deviation (N, L); `cascade` if the screen sent the images on."""
         evidence = component_p(self.fusion.components, scores)
         p = self.p_values(scores, cascade=cascade, evidence=evidence)
-        flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self._gate_alpha))
+        flag, gate = (self.cutoff(alpha, cascade=cascade) for alpha in (self.alpha, self.suspect_alpha))
         layers = component_p(self._layer_scores, layer_deviation)
         return [
             Verdict(
@@ -308,6 +318,8 @@ class Judge:
                 p_cutoff=flag,
                 flagged=bool(p[i] <= flag),
                 gated=bool(p[i] <= gate),
+                suspect_alpha=self.suspect_alpha,
+                suspect_cutoff=gate,
                 evidence=dict(zip(self._names, map(float, evidence[i]), strict=True)),
                 layers=dict(zip(self._layers, map(float, layers[i]), strict=True)),
             )

@@ -98,8 +98,13 @@ class MicroBatcher:
         Raises `Overloaded` when the deadline passes before a batch takes the item, and the item's own error. A
         cancelled caller's item is dropped.
         """
-        (done,) = await self.submit_all(lane, [value], deadline=deadline)
-        return done
+        item: _Item[T, R] = _Item(value, deadline, time.monotonic(), asyncio.get_running_loop().create_future())
+        self._put(lane, item)
+        self._pump()
+        try:
+            return await item.future
+        finally:
+            item.future.cancel()
 
     async def submit_all(self, lane: Lane[T, R], values: Sequence[T], *, deadline: float = math.inf) -> list[Done[R]]:
         """The results of several items, which enter the lane together; raises as `submit`, for the first that fails."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from gateway.core.certificate import CertificateWanted
+from gateway.core.decode import is_quick
 from gateway.core.pipeline import Decision, Pipeline, Screening
 from gateway.errors import Overloaded
 from gateway.inference.batching import MicroBatcher
@@ -63,7 +64,7 @@ class Dispatcher:
         """
         async with self._admitted(certify) as deadline:
             start = time.perf_counter()
-            image = await self.in_thread(lambda: pipeline.decode(data))
+            image = pipeline.decode(data) if is_quick(data) else await self.in_thread(lambda: pipeline.decode(data))
             decoded = time.perf_counter() - start
             decision = await self._defend(pipeline, image, deadline, certify, explain=explain, decode_seconds=decoded)
             await record(decision)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from functools import lru_cache
 from itertools import product
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -31,6 +32,11 @@ requests_total = Counter("palisade_requests_total", "Requests for a prediction, 
 predictions_total = Counter("palisade_predictions_total", "Predictions by served label.", ["model", "label"])
 flagged_total = Counter(
     "palisade_flagged_total", "Flagged inputs by the score with the smallest p-value.", ["model", "evidence", "action"]
+)
+suspects_total = Counter(
+    "palisade_suspects_total",
+    "Inputs that are suspect: unusual at the second level (5 % of benign images), but not flagged.",
+    ["model"],
 )
 kinds_total = Counter(
     "palisade_kinds_total",
@@ -157,6 +163,12 @@ drift_images_total = Counter(
     "Images drawn at random whose p-values were compared with the calibration.",
     ["model"],
 )
+expected_suspect_rate = Gauge(
+    "palisade_expected_suspect_rate",
+    "Largest share of benign inputs that is suspect or flagged.",
+    ["model"],
+    multiprocess_mode="livemax",
+)
 expected_flag_rate = Gauge(
     "palisade_expected_flag_rate",
     "Largest share of benign inputs that is flagged (alpha).",
@@ -177,6 +189,8 @@ def announce(pipeline: Pipeline) -> None:
         store_failures_total.labels(operation)
     _info(pipeline).set(1)
     expected_flag_rate.labels(model).set(pipeline.judge.alpha)
+    expected_suspect_rate.labels(model).set(max(pipeline.judge.alpha, pipeline.judge.suspect_alpha))
+    suspects_total.labels(model)
     drift_images_total.labels(model)
     drift_evidence.labels(model).set(-math.inf)  # of the version before, if there was one
     for outcome in ("ok", "flagged", "blocked", "rejected", "failed"):
@@ -226,35 +240,48 @@ def _info(pipeline: Pipeline) -> Gauge:
     return model_info.labels(bundle.name, bundle.version, engine.provider, engine.precision)
 
 
+@lru_cache(maxsize=8192)
+def _counter(metric: Counter, *labels: str) -> Counter:
+    """`metric.labels(*labels)`, which takes a lock and ten times as long."""
+    return metric.labels(*labels)
+
+
+@lru_cache(maxsize=8192)
+def _histogram(metric: Histogram, *labels: str) -> Histogram:
+    return metric.labels(*labels)
+
+
 def observe(decision: Decision, pipeline: Pipeline) -> None:
     """Count one decision, which `pipeline` made."""
     model, verdict = decision.model, decision.raw.verdict
     outcome = "blocked" if decision.withheld else "flagged" if decision.flagged else "ok"
-    requests_total.labels(model, outcome).inc()
-    p_value.labels(model).observe(_uniform_p(decision, pipeline))
+    _counter(requests_total, model, outcome).inc()
+    _histogram(p_value, model).observe(_uniform_p(decision, pipeline))
     if (whole := decision.raw.whole) is not None:
         for layer, deviation in zip(verdict.layers, whole.layer_deviation, strict=True):
-            layer_deviation.labels(model, layer).observe(float(deviation))
+            _histogram(layer_deviation, model, layer).observe(float(deviation))
     if decision.raw.companion is not None:
         agrees = decision.raw.companion.index == decision.raw.prediction.index
-        companion_total.labels(model, str(agrees).lower()).inc()
-    cascade_total.labels(model, "audit" if decision.audited else decision.stage).inc()
+        _counter(companion_total, model, str(agrees).lower()).inc()
+    _counter(cascade_total, model, "audit" if decision.audited else decision.stage).inc()
     if decision.audited and decision.flagged:
-        cascade_missed_total.labels(model).inc()
+        _counter(cascade_missed_total, model).inc()
+    if decision.level == "suspect":
+        _counter(suspects_total, model).inc()
     if decision.flagged:
-        flagged_total.labels(model, decision.strongest_evidence, decision.action).inc()
+        _counter(flagged_total, model, decision.strongest_evidence, decision.action).inc()
     if verdict.kind is not None:
-        kinds_total.labels(model, verdict.kind, str(decision.flagged).lower()).inc()
+        _counter(kinds_total, model, verdict.kind, str(decision.flagged).lower()).inc()
     if not decision.withheld:
-        predictions_total.labels(model, decision.served.prediction.label).inc()
+        _counter(predictions_total, model, decision.served.prediction.label).inc()
     if decision.certificate is not None:
-        certificates_total.labels(model, decision.certificate.level).inc()
-        certificate_forwards_total.labels(model).inc(decision.certificate.forwards)
+        _counter(certificates_total, model, decision.certificate.level).inc()
+        _counter(certificate_forwards_total, model).inc(decision.certificate.forwards)
     if decision.neutralized is not None:
         changed = decision.neutralized.result.prediction.index != decision.raw.prediction.index
-        neutralized_total.labels(model, str(changed).lower()).inc()
+        _counter(neutralized_total, model, str(changed).lower()).inc()
     for stage in ("decode", "queue", "engine"):
-        stage_seconds.labels(stage).observe(getattr(decision.timing, stage))
+        _histogram(stage_seconds, stage).observe(getattr(decision.timing, stage))
 
 
 def compare(decision: Decision, pipeline: Pipeline, watches: DriftWatches) -> None:

@@ -78,6 +78,7 @@ def trace_stages(decision: Decision, provider: trace.TracerProvider | None = Non
             "palisade.version": decision.version,
             "palisade.stage": decision.stage,
             "palisade.flagged": decision.flagged,
+            "palisade.level": decision.level,
             "palisade.kind": decision.raw.verdict.kind or "",
             "palisade.neutralized": decision.neutralized is not None,
         }

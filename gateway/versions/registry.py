@@ -149,7 +149,14 @@ def opened(bundle: Bundle, settings: Settings) -> Pipeline:
     )
     limits = Limits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels)
     try:
-        pipeline = Pipeline.on(engine, bundle, alpha=settings.alpha, action=settings.policy, limits=limits)
+        pipeline = Pipeline.on(
+            engine,
+            bundle,
+            alpha=settings.alpha,
+            action=settings.policy,
+            block_from=settings.block_from,
+            limits=limits,
+        )
     except ValueError as error:
         raise ConfigError(f"PALISADE_ALPHA: {bundle.path}: {error}") from None
     if not pipeline.judge.calibration.evaluated:

@@ -104,3 +104,7 @@ def test_a_supervisor_is_known_by_its_command_line() -> None:
 
     assert not bento_compat.is_supervisor(os.getpid())
     assert not bento_compat.is_supervisor(2**22 + 1)
+
+
+def test_bentoml_says_whether_it_answers_for_other_origins() -> None:
+    assert bento_compat.sets_cors_headers() is False, f"bentoml {version('bentoml')}"

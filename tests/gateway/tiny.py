@@ -128,9 +128,13 @@ def write_bundle(
     classes: list[str] = CLASSES,
     gain: float = 10.0,
     size: int = SIZE,
+    strictness: float = 1.0,
     **policy: Any,
 ) -> Path:
-    """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels."""
+    """Write a sound bundle to `folder`; benign images have up to 2 % saturated pixels.
+
+    `strictness` divides the cutoff at alpha 1 %: of 100, what is unusual is suspect at 5 % and not flagged.
+    """
     folder.mkdir(parents=True)
     parts = split_parts(ir.from_proto(tiny_graph(size, gain=gain)))
     write_parts(parts, folder)
@@ -150,6 +154,7 @@ def write_bundle(
     named: dict[str, Any] = {f"cpu-fp32/{key}": value for key, value in arrays.items()}
     np.savez(folder / "calibration.npz", **named)
     cutoffs = [Cutoff(alpha=alpha, p_cutoff=alpha * 0.8, confidence=0.95) for alpha in (0.01, 0.05, 0.1)]
+    cutoffs[0] = cutoffs[0].model_copy(update={"p_cutoff": cutoffs[0].p_cutoff / strictness})
     calibration = Calibration(
         provider="cpu",
         precision="fp32",

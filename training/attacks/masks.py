@@ -16,16 +16,28 @@ from training.util.signatures import Predict
 
 
 @torch.no_grad()
-def worst_pairs(predict: Predict, x: Tensor, y: Tensor, masks: MaskSet) -> Tensor:
+def worst_pairs(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    masks: MaskSet,
+    *,
+    candidates: int | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
     """What the greedily worst pair of masks hides (N, H, W), in {0, 1}, by the cross-entropy of labels `y` (N,).
 
-    `x` (N, C, H, W) in [0, 1] at the size of `masks`. Takes two forward passes a mask.
+    `x` (N, C, H, W) in [0, 1] at the size of `masks`. Takes two forward passes a mask; with `candidates` it chooses
+    from that many, drawn anew for each of the two masks, and takes as many passes less.
     """
     singles = torch.from_numpy(masks.singles().copy()).to(x)
     hidden = torch.zeros_like(x[:, 0])
     for _ in range(2):
-        losses = torch.stack([_loss(predict, x, y, torch.maximum(hidden, mask)) for mask in singles])
-        hidden = torch.maximum(hidden, singles[losses.argmax(0)])
+        drawn = (
+            singles if candidates is None else singles[torch.randperm(len(singles), generator=generator)[:candidates]]
+        )
+        losses = torch.stack([_loss(predict, x, y, torch.maximum(hidden, mask)) for mask in drawn])
+        hidden = torch.maximum(hidden, drawn[losses.argmax(0)])
     return hidden
 
 
@@ -34,11 +46,19 @@ def _loss(predict: Predict, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def with_worst_pairs(
-    predict: Predict, x: Tensor, y: Tensor, masks: MaskSet, *, fraction: float, generator: Generator
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    masks: MaskSet,
+    *,
+    fraction: float,
+    generator: Generator,
+    candidates: int | None = None,
 ) -> Tensor:
     """`x` with a random `fraction` of its images behind their worst pairs; the others as they are."""
     count = max(1, round(fraction * len(x)))
     rows = torch.randperm(len(x), generator=generator)[:count].to(x.device)
     made = x.clone()
-    made[rows] = inpaint(x[rows], worst_pairs(predict, x[rows], y[rows], masks))
+    hidden = worst_pairs(predict, x[rows], y[rows], masks, candidates=candidates, generator=generator)
+    made[rows] = inpaint(x[rows], hidden)
     return made

@@ -71,15 +71,37 @@ def loss_gradient(predict: Predict, x: Tensor, y: Tensor, loss: Loss) -> tuple[T
 
 
 def training_pgd(
-    predict: Predict, x: Tensor, y: Tensor, *, eps: float, steps: int, generator: torch.Generator | None = None
+    predict: Predict, x: Tensor, y: Tensor, *, eps: float | Tensor, steps: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The inner maximisation of adversarial training: Linf, cross-entropy, random start, last iterate."""
+    """The inner maximisation of adversarial training: Linf, cross-entropy, random start, last iterate.
+
+    `eps` may be one radius for each image (N, 1, 1, 1).
+    """
     adv = project(x + random_start(x, eps, "linf", generator), x, eps, "linf")
     for _ in range(steps):
         adv.requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(predict(adv).float(), y, reduction="sum"), adv)
         adv = project(adv.detach() + (1.5 * eps / max(steps, 2)) * gradient.sign(), x, eps, "linf")
     return adv
+
+
+def noisy_fgsm(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    noise: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One signed step of `eps` from uniform noise of `noise` times `eps`, in [0, 1] but not projected on the ball.
+
+    N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): at `noise` 2 about as strong a teacher as two or three steps of
+    PGD, without the collapse of projected single steps. Images lie up to (1 + `noise`) `eps` from `x`.
+    """
+    start = (x + noise * random_start(x, eps, "linf", generator)).clamp(0, 1).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(predict(start).float(), y, reduction="sum"), start)
+    return (start.detach() + eps * gradient.sign()).clamp(0, 1)
 
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
@@ -89,18 +111,18 @@ def direction(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
 
 
-def project(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+def project(adv: Tensor, x: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """The point of the `eps` ball around `x`, and of [0, 1], that belongs to `adv`."""
     delta = adv - x
     if norm == "linf":
-        delta = delta.clamp(-eps, eps)
+        delta = delta.clamp(-eps, eps) if not isinstance(eps, Tensor) else delta.minimum(eps).maximum(-eps)
     else:
         size = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         delta = delta * (eps / size).clamp(max=1)[:, None, None, None]
     return (x + delta).clamp(0, 1)
 
 
-def random_start(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
+def random_start(x: Tensor, eps: float | Tensor, norm: Norm, generator: torch.Generator | None) -> Tensor:
     """A random point of the `eps` ball (Linf: uniform in it; L2: on its sphere), as a perturbation like `x`."""
     if norm == "linf":
         return (uniform(x.shape, generator, dtype=x.dtype).to(x.device) * 2 - 1) * eps

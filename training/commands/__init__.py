@@ -9,6 +9,7 @@ from gateway.cli.plugins import Plugin
 
 COMMANDS = {
     "train": Plugin("training.commands.train:train", "Train a network by a recipe."),
+    "weights": Plugin("training.commands.weights:weights", "Keep a network as a file that training can start from."),
     "build": Plugin("training.commands.build:build", "Build a bundle from data, in one command."),
     "wrap": Plugin("training.commands.wrap:wrap", "Defend a trained network as it is: calibrate and export."),
     "harden": Plugin("training.commands.wrap:harden", "Train a network and a companion on an image folder."),

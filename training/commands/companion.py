@@ -11,7 +11,7 @@ from gateway.core.preprocessing import Resize
 from training.bundling.companion import train_companion
 from training.bundling.preprocessing import AUTO, FIND, Wanted
 from training.bundling.wrap import slug
-from training.commands.input_options import Antialias, Channels, Filter, Normalise, Rule, Scale, Size
+from training.commands.input_options import Antialias, Arithmetic, Channels, Filter, Normalise, Rule, Scale, Size
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.commands.wrap import Batch, Data, Labels, LowSide, Model, PerClass, Seed, Weights, spec_of
 from training.errors import PreprocessingError
@@ -39,6 +39,7 @@ def companion(
     resize: Rule = None,
     filter_: Filter = None,
     antialias: Antialias = None,
+    arithmetic: Arithmetic = None,
     channels: Channels = None,
     scale: Scale = None,
     normalise: Normalise = None,
@@ -56,7 +57,7 @@ def companion(
         raise PreprocessingError(
             "`palisade companion` cannot find a preprocessing: pass what `palisade wrap` has found"
         )
-    options = Options(size, resize, filter_, antialias, channels, scale, normalise)
+    options = Options(size, resize, filter_, antialias, arithmetic, channels, scale, normalise)
     spec = spec_of(data, None, Resize(), seed, images_per_class, seen=True)
     with progress_bars() as bars:
         run, right = train_companion(

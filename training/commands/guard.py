@@ -11,7 +11,7 @@ from gateway.settings import load_settings
 from gateway.upstream.connection import Connection
 from training.bundling.guard import FRACTIONS, find_upstream, guard
 from training.bundling.wrap import image_folder
-from training.commands.input_options import Antialias, Channels, Filter, Normalise, Rule, Scale, Size
+from training.commands.input_options import Antialias, Arithmetic, Channels, Filter, Normalise, Rule, Scale, Size
 from training.commands.terminal import command, console, progress_bars
 from training.commands.wrap import Data, Force, PerClass, Seed, Version
 from training.errors import TrainingError
@@ -42,6 +42,7 @@ def calibrate(
     resize: Rule = None,
     filter_: Filter = None,
     antialias: Antialias = None,
+    arithmetic: Arithmetic = None,
     channels: Channels = None,
     scale: Scale = None,
     normalise: Normalise = None,
@@ -69,7 +70,7 @@ def calibrate(
         asked = find_upstream(
             upstream, connection, model=model, input_name=input_name, output_name=output_name, max_rows=max_rows
         )
-    options = Options(size, resize, filter_, antialias, channels, scale, normalise)
+    options = Options(size, resize, filter_, antialias, arithmetic, channels, scale, normalise)
     chosen = options.over(DEFAULT if preprocessing is None else read_preprocessing(preprocessing))
     side = chosen.side or (None if asked.size is None else asked.size[0])
     if side is None:

@@ -24,6 +24,10 @@ Filter = Annotated[Filters | None, typer.Option("--filter", help="Interpolation.
 Antialias = Annotated[
     bool | None, typer.Option("--antialias/--no-antialias", help="Whether the filter widens as images shrink.")
 ]
+Arithmetic = Annotated[
+    Literal["pillow", "torch"] | None,
+    typer.Option(help="Whose rounding a resize has: that of images in Pillow, or of tensors of bytes in torch."),
+]
 Channels = Annotated[Literal["rgb", "bgr"] | None, typer.Option(help="Order of the channels.")]
 Scale = Annotated[Literal["unit", "byte"] | None, typer.Option(help="Pixels of 0 to 1 (unit) or of 0 to 255 (byte).")]
 Normalise = Annotated[

@@ -17,6 +17,7 @@ from training.bundling.wrap import image_folder, slug
 from training.bundling.wrap import wrap as wrap_network
 from training.commands.input_options import (
     Antialias,
+    Arithmetic,
     Channels,
     Filter,
     Normalise,
@@ -81,6 +82,7 @@ def wrap(
     resize: Rule = None,
     filter_: Filter = None,
     antialias: Antialias = None,
+    arithmetic: Arithmetic = None,
     channels: Channels = None,
     scale: Scale = None,
     normalise: Normalise = None,
@@ -98,7 +100,7 @@ def wrap(
     the defence is not stopped (docs/threat-model.md).
     """
     use_threads(threads)
-    options = Options(size, resize, filter_, antialias, channels, scale, normalise)
+    options = Options(size, resize, filter_, antialias, arithmetic, channels, scale, normalise)
     spec = spec_of(data, None, Resize(), seed, images_per_class, seen=True)
     place = out or Path("models") / slug(model)
     with progress_bars() as bars:

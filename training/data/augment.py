@@ -13,7 +13,11 @@ from training.util.random_draws import integers, uniform
 
 
 class Augmentation(BaseModel):
-    """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast."""
+    """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast.
+
+    `colour` is the relative range of a gain for each channel. `erase` is the share of images that lose a rectangle, of
+    2 to 15 % of the area, to one random colour (Zhong et al. 2017, arXiv 1708.04896).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,6 +28,8 @@ class Augmentation(BaseModel):
     flip: bool = False
     brightness: float = Field(0.3, ge=0, lt=1)
     contrast: float = Field(0.3, ge=0, lt=1)
+    colour: float = Field(0.0, ge=0, lt=1)
+    erase: float = Field(0.0, ge=0, le=1)
 
 
 def augment(
@@ -48,7 +54,29 @@ def augment(
     gain, offset = (t.to(x.device)[:, None, None, None] for t in (gain, offset))
     mean = images.mean((1, 2, 3), keepdim=True)
     images = (images - mean) * gain + mean * (1 + 2 * offset)
-    return images.clamp(0, 1), (None if maps is None else moved_maps)
+    # These draw numbers only where they are asked for: recipes without them repeat as they were.
+    if settings.colour:
+        images = images * (1 + settings.colour * (2 * uniform(images.shape[:2], generator) - 1)).to(x)[:, :, None, None]
+    images = images.clamp(0, 1)
+    if settings.erase:
+        images = _erased(images, generator, share=settings.erase)
+    return images, (None if maps is None else moved_maps)
+
+
+def _erased(x: Tensor, generator: torch.Generator, *, share: float) -> Tensor:
+    """`x` (N, C, H, W) with a rectangle of one random colour in a random `share` of the images, cut off at borders."""
+    n, channels, h, w = x.shape
+    area, shape, top, left, chance = (uniform((n,), generator).to(x.device) for _ in range(5))
+    area, shape = 0.02 + 0.13 * area, torch.exp((2 * shape - 1) * math.log(3))
+    tall, wide = (area * shape).sqrt() * h, (area / shape).sqrt() * w
+    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+    top, left = (top * (h + 1) - tall / 2)[:, None], (left * (w + 1) - wide / 2)[:, None]
+    in_rows, in_columns = (
+        (rows >= top) & (rows < top + tall[:, None]),
+        (columns >= left) & (columns < left + wide[:, None]),
+    )
+    hidden = in_rows[:, :, None] & in_columns[:, None] & (chance < share)[:, None, None]
+    return torch.where(hidden[:, None], uniform((n, channels, 1, 1), generator).to(x), x)
 
 
 def mask_windows(x: Tensor, generator: torch.Generator, *, share: float, count: int, fraction: float) -> Tensor:

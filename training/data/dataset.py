@@ -225,7 +225,9 @@ def _load_npz(name: str) -> _Loaded:
     else:
         group = np.arange(len(y_train))
     known = json.loads((Path(__file__).parent / "classes.json").read_text("utf-8"))
-    classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else known.get(Path(name).name)
+    stem = Path(name).name  # NAME_full is the whole of a set of which NAME is a part
+    names = known.get(stem, known.get(stem.removesuffix("_full")))
+    classes = [str(c) for c in arrays["classes"]] if "classes" in arrays else names
     return _Loaded(Split(x_train, y_train, group), Split(x_test, y_test, np.arange(len(y_test))), classes)
 
 

@@ -103,6 +103,23 @@ def note_start(folder: Path, fabric: Fabric, *, precision: str, layout: str, epo
     write_text(path, json.dumps([*starts, start], indent=1))
 
 
+def note_cost(folder: Path, seconds: float) -> None:
+    """Write the processor time of this start so far, until an epoch's checkpoint, into `environment.json`."""
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text("utf-8"))
+    starts[-1]["core_seconds"] = round(seconds, 1)
+    write_text(path, json.dumps(starts, indent=1))
+
+
+def core_hours(folder: Path) -> float | None:
+    """Processor time of all starts of the run, in hours, of its first process; None where one did not record it."""
+    try:
+        starts = json.loads((folder / "environment.json").read_text("utf-8"))
+        return float(sum(start["core_seconds"] for start in starts)) / 3600
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def note_outcome(folder: Path, history: list[dict[str, Any]], *, epochs: int, kept: int) -> None:
     """Write `outcome.json`: of `epochs` planned, those trained, and that whose weights were `kept` (from 1)."""
     content = {

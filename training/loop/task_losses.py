@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from gateway.core.masks import MaskSet, default_patch
 from training.attacks.masks import with_worst_pairs
-from training.attacks.pgd import project, random_start, training_pgd
-from training.recipes.training import Stage
+from training.attacks.pgd import noisy_fgsm, project, random_start, training_pgd
+from training.recipes.training import Adversary, Stage
+from training.util.random_draws import uniform
 from training.util.signatures import Predict
 
 
@@ -24,16 +25,26 @@ def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Ge
     `predict` maps pixels to logits, with the network in evaluation mode.
     """
     if stage.adversary:
-        adversary = stage.adversary
-        x = training_pgd(predict, x, y, eps=adversary.eps / 255, steps=adversary.steps, generator=generator)
+        x = _attacked(stage.adversary, predict, x, y, generator)
     elif stage.trades:
         x = kl_pgd(predict, x, eps=stage.trades.eps / 255, steps=stage.trades.steps, generator=generator)
     elif masks := stage.worst_masks:
         height, width = x.shape[2:]
         patch = default_patch(height, width, masks.patch_share)
         sets = MaskSet(height, width, patch, masks.masks_per_axis)
-        x = with_worst_pairs(predict, x, y, sets, fraction=masks.fraction, generator=generator)
+        x = with_worst_pairs(
+            predict, x, y, sets, fraction=masks.fraction, candidates=masks.candidates, generator=generator
+        )
     return x
+
+
+def _attacked(adversary: Adversary, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    eps: float | Tensor = adversary.eps / 255
+    if adversary.spread:
+        eps = eps * (1 - adversary.spread * uniform((len(x), 1, 1, 1), generator).to(x))
+    if adversary.noise:
+        return noisy_fgsm(predict, x, y, eps=eps, noise=adversary.noise, generator=generator)
+    return training_pgd(predict, x, y, eps=eps, steps=adversary.steps, generator=generator)
 
 
 def task_losses(

@@ -12,6 +12,7 @@ from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.loop.runs import load_run, settled
 from training.loop.trainer import Trainer
+from training.loop.weights import is_file_of_weights, load_kept, note_init, weights_at
 from training.models.network import Network
 from training.recipes.training import Recipe
 from training.util.processes import chosen_device
@@ -37,14 +38,21 @@ def train(
             )
         return network
 
-    def named(role: str) -> Network | None:
-        name = getattr(recipe, role)
-        return load_run(runs / name, data)[1] if name else None
-
-    trainer = Trainer(
-        recipe, data, folder, teacher=named("teacher"), init=named("init"), fabric=fabric, tensorboard=tensorboard
-    )
+    teacher = load_run(runs / recipe.teacher, data)[1] if recipe.teacher else None
+    init = _init(recipe, data, runs)
+    trainer = Trainer(recipe, data, folder, teacher=teacher, init=init, fabric=fabric, tensorboard=tensorboard)
     return trainer.run(lambda event: report(recipe.name, event))
+
+
+def _init(recipe: Recipe, data: Dataset, runs: Path) -> Network | None:
+    """What the recipe's run starts from: a finished run, or a file of weights, noted in the run folder."""
+    if not recipe.init:
+        return None
+    if not is_file_of_weights(recipe.init):
+        return load_run(runs / recipe.init, data)[1]
+    kept, network = load_kept(weights_at(recipe.init), recipe.model, data)
+    note_init(runs / recipe.name, kept)
+    return network
 
 
 def settled_all(recipes: dict[str, Recipe], runs: Path) -> dict[str, Recipe]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,7 +32,7 @@ from training.loop.awp import perturbed_weights
 from training.loop.early_stopping import best_epoch, exhausted
 from training.loop.logs import log_epoch, open_tensorboard, write_metrics
 from training.loop.penalties import penalties, rank_neurons, teacher_maps
-from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_outcome, note_start, settled
+from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_cost, note_outcome, note_start, settled
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
 from training.models import build_model
 from training.models.memory_format import arranged
@@ -117,7 +118,7 @@ class Trainer:
         if done.scaler:
             self.fabric.strategy.precision.load_state_dict(done.scaler)
         self.sensitive = {layer: channels.to(self.fabric.device) for layer, channels in done.sensitive.items()}
-        history = list(done.history)
+        history, began = list(done.history), time.process_time()
         writer = open_tensorboard(self.out / "tensorboard", done=done.epoch) if first and self.tensorboard else None
         if first and done.epoch < self.recipe.epochs:
             precision = self.recipe.precision
@@ -136,6 +137,7 @@ class Trainer:
                 scaler = self.fabric.strategy.precision.state_dict()
                 progress = Progress(number + 1, history, scaler, self.sensitive)
                 save_checkpoint(self.out, networks=self._networks(), optimizer=self.optimizer, progress=progress)
+                note_cost(self.out, time.process_time() - began)
                 write_metrics(self.out / "metrics.csv", history)
                 if writer:
                     log_epoch(writer, number + 1, history[-1])

@@ -1,7 +1,8 @@
 """Hugging Face's `preprocessor_config.json`, as Transformers' image processors follow it.
 
 Files leave out what is the default of the processor's class, and older ones have a number in place of a size, whose
-meaning depends on the class, too. `PROCESSORS` has the defaults of those that classifiers use.
+meaning depends on the class, too. `PROCESSORS` has the defaults of those that classifiers use. Whether a processor
+resizes with torch or with Pillow is not in its file; from version 5 on `AutoImageProcessor` takes torch for every name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.core.preprocessing import Preprocessing
+from gateway.core.preprocessing import Preprocessing, has_torch_arithmetic
 from training.errors import PreprocessingError
 from training.preprocessing.timm_config import from_timm
 from training.preprocessing.values import (
@@ -80,6 +81,8 @@ def from_huggingface(config: Mapping[str, Any], *, source: str = "preprocessor_c
     known = known or Processor(224)
     side, resize = _geometry(kind, config, known, source)
     resize["filter"] = filter_of(config.get("resample", known.resample), f"{source}: resample")
+    if has_torch_arithmetic(resize["rule"], resize["filter"], antialias=True):
+        resize["arithmetic"] = "torch"
     return stated(source, side=side, resize=resize, normalise=_normalise(kind, config, known, source))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.core.preprocessing import Normalisation, Preprocessing, Resize
+from gateway.core.preprocessing import Normalisation, Preprocessing, Resize, has_torch_arithmetic
 from training.errors import PreprocessingError
 from training.preprocessing.values import HALF, IMAGENET, stated
 
@@ -26,6 +26,7 @@ class Options:
     resize: str | None = None
     filter: str | None = None
     antialias: bool | None = None
+    arithmetic: Literal["pillow", "torch"] | None = None
     channels: Literal["rgb", "bgr"] | None = None
     scale: Literal["unit", "byte"] | None = None
     normalise: str | None = None
@@ -37,6 +38,9 @@ class Options:
             resize["resize_to"] = math.floor(resize["resize_to"] * self.size / found.side)
         resize |= _rule(self.resize) if self.resize is not None else {}
         resize |= _given({"filter": self.filter, "antialias": self.antialias})
+        if not has_torch_arithmetic(resize["rule"], resize["filter"], resize["antialias"]):
+            resize["arithmetic"] = "pillow"  # what a file stated of another filter
+        resize |= _given({"arithmetic": self.arithmetic})
         said = [name for name, value in vars(self).items() if value is not None]
         source = f"{found.source}, {', '.join('--' + name for name in said)}" if said else found.source
         return stated(source, side=self.size or found.side, resize=resize, normalise=self._normalised(found.normalise))

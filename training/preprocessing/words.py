@@ -19,7 +19,8 @@ def resize_in_words(resize: Resize, side: int | None) -> str:
         "shorter_side": f"shorter side to {to or side}, crop {side}",
         "pad": f"longer side to {to or side}, padded to {crop}",
     }[resize.rule]
-    return f"{rule}, {resize.filter}{'' if resize.antialias else ' without antialiasing'}"
+    way = " in torch's arithmetic" if resize.arithmetic == "torch" else ""
+    return f"{rule}, {resize.filter}{way}{'' if resize.antialias else ' without antialiasing'}"
 
 
 def normalise_in_words(normalise: Normalisation) -> str:

@@ -46,12 +46,24 @@ class DataSpec(_Strict):
 
 
 class Adversary(_Strict):
-    """Inner maximisation of adversarial training: Linf PGD with `eps` of 255 and `steps` steps."""
+    """Inner maximisation of adversarial training: Linf PGD with `eps` of 255 and `steps` steps.
+
+    With a `spread` every image has a radius of its own, uniform in [(1 - spread) eps, eps]: small ones stand for clean
+    images. With `noise` it is one step from noise of that many radii, not projected (`noisy_fgsm`), in place of PGD.
+    """
 
     eps: float = Field(8.0, ge=0, le=255, description="of 255")
     steps: int = Field(3, ge=1, le=100)
+    spread: float = Field(0.0, ge=0, le=1)
+    noise: float | None = Field(None, gt=0, le=4, description="radii; needs `steps: 1`")
     clean_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy on clean images")
     clean_fraction: float = Field(0.5, gt=0, le=1, description="of the batch, for the clean term")
+
+    @model_validator(mode="after")
+    def _one_step(self) -> Adversary:
+        if self.noise and self.steps != 1:
+            raise ValueError("noise is for one step: write `steps: 1`")
+        return self
 
 
 class Trades(_Strict):
@@ -97,6 +109,7 @@ class WorstMasks(_Strict):
     patch_share: float = Field(0.02, gt=0, le=0.25, description="of the image, under the patch that masks are made for")
     masks_per_axis: int = Field(4, ge=2, le=8)
     fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
+    candidates: int | None = Field(None, ge=1, description="masks, drawn by batch, to choose from; all by default")
 
 
 class Stage(_Strict):
@@ -156,7 +169,11 @@ class Recipe(_Strict):
     )
     early_stopping: EarlyStopping | None = None
     augmentation: Augmentation = Augmentation()
-    init: str | None = Field(None, description="name of the finished run whose weights training starts from")
+    init: str | None = Field(
+        None,
+        description="what training starts from: the name of a finished run, or a .safetensors file of "
+        "`palisade weights`, here or in this package (weights/...)",
+    )
     teacher: str | None = Field(None, description="name of the finished run that is the teacher of the selective term")
 
     @property

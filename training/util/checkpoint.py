@@ -106,10 +106,11 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that it is whole or absent; `TrainingError` if the disk is full."""
     with _whole(path) as temporary:
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
+        copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        save_file(copies, temporary, metadata=metadata)
 
 
 def write_text(path: Path, text: str) -> None:

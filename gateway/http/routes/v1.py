@@ -107,7 +107,7 @@ async def predict(
     request: Request, asked: Certificates, model: Model = None, explain: Explain = "none", top_k: TopK = None
 ) -> Response:
     """Classify an image and report how anomalous it is; on request, explain and certify the label."""
-    return await _answer(request, model, top_k, explain, asked)
+    return await answer(request, model, top_k, explain, asked)
 
 
 @router.post(
@@ -118,7 +118,7 @@ async def predict(
 )
 async def explain(request: Request, asked: Certificates, model: Model = None, top_k: TopK = None) -> Response:
     """The same with every map; `Accept: image/png` returns one picture of them."""
-    return await _answer(request, model, top_k, "all", asked, picture=_prefers_png(request.headers.get("accept", "")))
+    return await answer(request, model, top_k, "all", asked, picture=_prefers_png(request.headers.get("accept", "")))
 
 
 @router.get("/models", responses=problem_docs(Unauthorized, KeySuspended, RateLimited, NotReady))
@@ -141,9 +141,10 @@ async def model(request: Request, name: str) -> schemas.ModelLabel:
     return disclose_model(detail, caller_of(request).disclosure)
 
 
-async def _answer(
+async def answer(
     request: Request, name: str | None, top_k: int | None, explain: Explain, asked: Asked, *, picture: bool = False
 ) -> Response:
+    """The answer to the image in a request, by the model `name` (None: the default one); `picture`: as one PNG."""
     disclosure = caller_of(request).disclosure
     check_explain(disclosure, explain, picture=picture)
     pipeline = registry_of(request).get(name)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from gateway.core.decode import Limits, check_content_type, decode_image, to_image, to_pixels
+from gateway.core.decode import Limits, check_content_type, decode_image, is_quick, to_image, to_pixels
 from gateway.core.jpeg_segments import MAX_SCANS, read_jpeg
 from gateway.core.manifest import InputSpec
 from gateway.core.preprocessing import Resize
 from gateway.errors import EmptyBody, ImageTooLarge, PalisadeError, UndecodableImage, UnsupportedMediaType
-from tests.gateway.tiny import encode
+from tests.gateway.tiny import clean_image, encode
 
 SPEC = InputSpec(height=16, width=16)
 GREY = InputSpec(height=16, width=16, channels=1)
@@ -279,3 +279,19 @@ def test_mutated_images(seed: bytes, changes: list[tuple[int, int]], cut: int) -
 
 def test_webp_is_built_in() -> None:
     assert features.check("webp")
+
+
+@pytest.mark.parametrize(
+    ("data", "quick"),
+    [
+        (encode(clean_image()), True),
+        (encode(clean_image(), "JPEG"), False),
+        (encode(np.zeros((64, 65, 3), np.uint8)), False),
+        (encode(clean_image())[:20], False),
+        (b"", False),
+        (encode(clean_image(), icc_profile=b"profile"), False),
+        (encode(clean_image()) + bytes(20_000), False),
+    ],
+)
+def test_only_small_and_simple_files_are_quick(data: bytes, quick: bool) -> None:
+    assert is_quick(data) is quick

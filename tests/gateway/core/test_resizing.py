@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 from gateway.core.decode import decode_image
 from gateway.core.manifest import InputSpec
-from gateway.core.preprocessing import Normalisation, Resize
+from gateway.core.preprocessing import Normalisation, Resize, has_torch_arithmetic
 from gateway.core.resizing import fitted, scaled_size
 from gateway.errors import UndecodableImage
 
@@ -66,6 +66,20 @@ def test_without_antialiasing_as_torch_does_on_tensors(size: tuple[int, int], na
     theirs = F.center_crop(tensor, [32]).permute(1, 2, 0).numpy()
     ours = fitted(image, spec(rule="shorter_side", filter=name, antialias=False, resize_to=40))
     assert np.abs(ours.astype(int) - theirs).mean() < most
+
+
+@pytest.mark.parametrize("size", [*SIZES, (700, 300), (300, 700), (40, 40), (32, 90), (1, 2)])
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("colours", ["RGB", "L"])
+def test_torchs_arithmetic_is_torchs_to_the_bit(size: tuple[int, int], name: str, colours: str) -> None:
+    image = picture(*size).convert(colours)
+    tensor = F.resize(F.pil_to_tensor(image), [40], InterpolationMode(name), antialias=True)
+    theirs = F.center_crop(tensor, [32]).permute(1, 2, 0).numpy()
+    resize = Resize.model_validate(
+        {"rule": "shorter_side", "filter": name, "resize_to": 40, "arithmetic": "torch", "crop_offset": "round"}
+    )
+    ours = fitted(image, InputSpec(height=32, width=32, channels=3 if colours == "RGB" else 1, resize=resize))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_crop_beyond_the_image_is_filled() -> None:
@@ -138,13 +152,16 @@ def test_old_rules_keep_their_pixels(size: tuple[int, int], name: str) -> None:
     st.booleans(),
     st.sampled_from([None, 5, 16, 19]),
     st.sampled_from([(16, 16), (12, 20)]),
+    st.booleans(),
 )
 def test_any_size_fits(
-    width: int, height: int, rule: str, name: str, aliased: bool, to: int | None, wanted: tuple[int, int]
+    width: int, height: int, rule: str, name: str, aliased: bool, to: int | None, wanted: tuple[int, int], torchs: bool
 ) -> None:
     resize = Resize.model_validate(
         {"rule": rule, "filter": name, "antialias": not aliased, "resize_to": None if rule == "center_crop" else to}
     )
+    if torchs and has_torch_arithmetic(resize.rule, resize.filter, resize.antialias):
+        resize = resize.model_copy(update={"arithmetic": "torch"})
     for channels in (1, 3):
         image = Image.new("RGB" if channels == 3 else "L", (width, height), (9, 9, 9) if channels == 3 else 9)
         made = fitted(image, InputSpec(height=wanted[0], width=wanted[1], channels=channels, resize=resize))
@@ -162,6 +179,8 @@ def test_a_strip_is_not_scaled_as_a_whole() -> None:
     [
         ({"filter": "lanczos", "antialias": False}, "needs antialias"),
         ({"rule": "center_crop", "resize_to": 40}, "use shorter_side"),
+        ({"filter": "box", "arithmetic": "torch"}, "the arithmetic torch is that of"),
+        ({"rule": "center_crop", "arithmetic": "torch"}, "not of center_crop"),
         ({"rule": "shorter_side", "resize_to": 0}, "greater than or equal to 1"),
         ({"rule": "fit"}, "center_crop"),
     ],

@@ -25,15 +25,16 @@ from gateway.errors import PalisadeError
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_pipeline
+from tests.gateway.http.ways import WAYS, by, entrance
 from tests.gateway.tiny import clean_image, encode, patched_image
 
 PNG = {"Content-Type": "image/png"}
 CLEAN, PATCHED = encode(clean_image()), encode(patched_image())
 
 
-@pytest.fixture
-def api(pipeline: Pipeline) -> Iterator[FastAPI]:
-    app = create_api(Settings(max_body_bytes=100_000, body_timeout=0.5))
+@pytest.fixture(params=WAYS)
+def api(pipeline: Pipeline, request: pytest.FixtureRequest) -> Iterator[FastAPI]:
+    app = by(request.param, create_api(Settings(max_body_bytes=100_000, body_timeout=0.5)))
     app.state.registry = Registry([pipeline])
     metrics.announce(pipeline)
     yield app
@@ -42,7 +43,7 @@ def api(pipeline: Pipeline) -> Iterator[FastAPI]:
 
 def call(app: FastAPI, method: str, url: str, **request: Any) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(entrance(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, url, **request)
 
@@ -264,7 +265,7 @@ def test_unexpected_failures_are_problems_too(api: FastAPI, pipeline: Pipeline) 
 
 def test_a_full_house_is_overloaded(pipeline: Pipeline) -> None:
     app = create_api(Settings(decode_threads=1, max_waiting=0, request_timeout=0.3))
-    released = threading.Event()
+    released, photo = threading.Event(), encode(clean_image(), "JPEG")
 
     class Slow:
         bundle = pipeline.bundle
@@ -278,9 +279,9 @@ def test_a_full_house_is_overloaded(pipeline: Pipeline) -> None:
     async def several() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            both = list(await asyncio.gather(*(client.post("/v1/predict", content=CLEAN) for _ in range(2))))
+            both = list(await asyncio.gather(*(client.post("/v1/predict", content=photo) for _ in range(2))))
             # The first one's thread is still at work, so its place is not free.
-            return [*both, await client.post("/v1/predict", content=CLEAN)]
+            return [*both, await client.post("/v1/predict", content=photo)]
 
     try:
         responses = asyncio.run(several())
@@ -304,7 +305,7 @@ def test_a_poisoned_image_in_a_batch_fails_alone(api: FastAPI, pipeline: Pipelin
     black = encode(np.zeros_like(clean_image()))
 
     async def together() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(api)
+        transport = httpx.ASGITransport(entrance(api))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             images = [CLEAN, CLEAN, black, CLEAN, CLEAN]
             return list(await asyncio.gather(*(client.post("/v1/predict", content=image) for image in images)))

@@ -108,6 +108,7 @@ def test_one_image_has_its_verdict_in_the_parameters(client: triton.InferenceSer
     verdict = server.post("/v1/predict?model=tiny", content=encode(PATCHED)).json()["verdict"]
     assert parameters == {
         "flagged": True,
+        "level": "flagged",
         "p_value": verdict["p_value"],
         "alpha": verdict["alpha"],
         "action": "sanitize",

@@ -20,6 +20,7 @@ from gateway.http.strict import StrictRoute
 from gateway.names import nearest, unknown
 from gateway.settings import Settings
 from gateway.versions.registry import Registry
+from tests.gateway.http.ways import WAYS, by, entrance
 from tests.gateway.tiny import clean_image, encode
 
 CLEAN = encode(clean_image())
@@ -35,9 +36,9 @@ ROUTES = [
 IDS = [f"{method} {route.path}" for method, route in ROUTES]
 
 
-@pytest.fixture(scope="module")
-def api(pipeline: Pipeline) -> Iterator[FastAPI]:
-    app = create_api(Settings(max_body_bytes=MAX_BYTES, audit=False))
+@pytest.fixture(scope="module", params=WAYS)
+def api(pipeline: Pipeline, request: pytest.FixtureRequest) -> Iterator[FastAPI]:
+    app = by(request.param, create_api(Settings(max_body_bytes=MAX_BYTES, audit=False)))
     app.state.registry = Registry([pipeline])
     yield app
     app.state.dispatcher.close()
@@ -45,7 +46,7 @@ def api(pipeline: Pipeline) -> Iterator[FastAPI]:
 
 def call(app: FastAPI, method: str, url: str, **request: Any) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(entrance(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, url, **request)
 

@@ -90,3 +90,18 @@ def test_training_behind_worst_masks_lowers_the_loss_there(
 def test_a_stage_has_worst_masks_or_an_attack() -> None:
     with pytest.raises(ValueError, match="worst_masks are of standard training"):
         Stage.model_validate({"name": "s", "epochs": 1, "lr": 0.1, "worst_masks": {}, "adversary": {}})
+
+
+def test_candidates_are_fewer_masks_to_choose_from() -> None:
+    x = torch.rand(4, 1, 16, 16, generator=seeded(0))
+    seen = []
+
+    def counted(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return bright_spots(images)
+
+    hidden = worst_pairs(counted, x, torch.zeros(4).long(), MASKS, candidates=2, generator=seeded(1))
+    assert len(seen) == 4
+    singles = torch.from_numpy(MASKS.singles().copy())
+    unions = [torch.maximum(a, b) for a in singles for b in singles]
+    assert all(any(torch.equal(mask, union) for union in unions) for mask in hidden)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.training.toy import Linear, random_network
 from training.attacks.margin import margin
-from training.attacks.pgd import direction, pgd, project, training_pgd
+from training.attacks.pgd import direction, noisy_fgsm, pgd, project, training_pgd
 from training.models.resnet import SmallResNet
 from training.util.module_modes import seeded
 
@@ -180,3 +180,19 @@ def test_attack_leaves_the_network_without_gradients() -> None:
     pgd(network, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), eps=0.1, steps=2)
     training_pgd(network, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), eps=0.1, steps=2)
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_every_image_may_have_a_radius_of_its_own() -> None:
+    x, y = torch.rand(3, 3, 8, 8, generator=seeded(0)), torch.tensor([0, 1, 0])
+    radii = torch.tensor([0.0, 0.02, 0.1])
+    adv = training_pgd(NETWORK, x, y, eps=radii[:, None, None, None], steps=2, generator=seeded(1))
+    reached = (adv - x).abs().flatten(1).amax(1)
+    assert (reached <= radii + ROUNDING).all()
+    assert (reached >= 0.9 * radii).all()
+
+
+def test_one_step_from_noise_is_not_projected() -> None:
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.tensor([0, 1])
+    adv = noisy_fgsm(NETWORK, x, y, eps=0.02, noise=2.0, generator=seeded(1))
+    assert 0.03 < float((adv - x).abs().max()) <= 0.06 + ROUNDING
+    assert not adv.requires_grad

@@ -103,3 +103,26 @@ def test_windows_of_the_whole_batch_and_of_none() -> None:
     everywhere = mask_windows(x, seeded(0), share=0.3, count=2, fraction=1.0)
     assert (everywhere != x).flatten(1).any(1).all()
     assert torch.equal(everywhere, mask_windows(x, seeded(0), share=0.3, count=2, fraction=1.0))
+
+
+def test_colour_is_a_gain_for_each_channel() -> None:
+    x = torch.full((8, 3, 6, 6), 0.5)
+    images, _ = augment(x, STILL.model_copy(update={"colour": 0.2}), seeded(0))
+    gains = images / x
+    assert (gains.amax((2, 3)) - gains.amin((2, 3))).max() < 1e-5
+    assert 0.8 - 1e-5 <= gains.min() < 0.9
+    assert 1.1 < gains.max() <= 1.2 + 1e-5
+
+
+def test_erasing_hides_one_rectangle_of_one_colour_in_a_share_of_the_images() -> None:
+    x = torch.rand(64, 3, 32, 32, generator=seeded(1))
+    plain, _ = augment(x, STILL, seeded(0))
+    images, _ = augment(x, STILL.model_copy(update={"erase": 0.5}), seeded(0))
+    changed = (images != plain).any(1)
+    erased = changed.flatten(1).any(1)
+    assert 16 < erased.sum() < 48
+    for image, where in zip(images[erased], changed[erased], strict=True):
+        rows, columns = where.any(1), where.any(0)
+        assert torch.equal(where, rows[:, None] & columns[None])
+        assert (image[:, where].std(1) < 1e-6).all()
+        assert where.float().mean() < 0.17

@@ -51,6 +51,7 @@ OUTPUTS = {
     # Rounded as in /v1: with more digits they would disclose the logits.
     "probabilities": Output("FP32", lambda d: np.round(d.served.probabilities, 6), ("K",)),
     "flagged": Output("BOOL", lambda d: d.flagged, blocked=None),
+    "level": Output("BYTES", lambda d: d.level, blocked=None),
     "p_value": Output("FP32", lambda d: d.raw.verdict.p_value, blocked=None),
     "certificate": Output("BYTES", lambda d: d.certificate.level if d.certificate else "none", blocked="none"),
     # Empty where the bundle does not tell kinds apart, and where the screen let the image through.
@@ -136,6 +137,7 @@ def parameters_of(decisions: Sequence[Decision], disclosure: Disclosure) -> Para
         full = shows(disclosure, "full")
         parameters |= {
             "flagged": verdict.flagged,
+            "level": verdict.level,
             "p_value": verdict.p_value if full else coarse_p_value(verdict.p_value),
             "neutralized": decisions[0].serve_neutralized,
         }

@@ -2,8 +2,9 @@
 import { fill, h } from "../dom.js";
 
 const KINDS = {
-  flagged: "Flagged or blocked",
+  flagged: "Flagged",
   blocked: "Blocked",
+  suspect: "Suspect",
   changed: "Changed by neutralisation",
   sample: "Random sample",
   all: "Everything kept",
@@ -26,7 +27,7 @@ export function read(parameters) {
 /** Query parameters of /v1/events. */
 export function query({ kind, review, hours, model }) {
   const since = hours ? new Date(Date.now() - hours * 3_600_000).toISOString() : null;
-  // Blocked inputs are flagged ones too.
+  // Most blocked inputs are flagged ones too.
   const which = kind === "flagged" ? { flagged: true } : { kind: kind === "all" ? null : kind };
   return { ...which, review, model, since };
 }

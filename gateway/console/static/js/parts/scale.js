@@ -11,13 +11,13 @@ export function position(p, lowest = LOWEST) {
 }
 
 /** The p-value of a verdict against its threshold. */
-export function pScale({ p_value: p, p_cutoff: cutoff, flagged }) {
+export function pScale({ p_value: p, p_cutoff: cutoff, flagged, level }) {
   const lowest = Math.min(LOWEST, p);
   const at = (value) => `${position(value, lowest)}%`;
   const text = `p-value ${pValue(p)}, threshold ${pValue(cutoff)}: ${flagged ? "beyond" : "not beyond"} the threshold`;
   return h(
     "div",
-    { class: `p-scale ${flagged ? "flagged" : "calm"}` },
+    { class: `p-scale ${flagged ? "flagged" : level === "suspect" ? "suspect" : "calm"}` },
     svg(
       "svg",
       { width: "100%", height: 78, role: "img", "aria-label": text },

@@ -5,13 +5,21 @@ import { tag } from "./notices.js";
 import { shareBar } from "./scale.js";
 
 /** The sentence under the verdict. */
-export function explainVerdict({ flagged, p_value: p, alpha, p_cutoff: cutoff, stage }) {
+export function explainVerdict(verdict) {
+  const { flagged, p_value: p, alpha, p_cutoff: cutoff, stage } = verdict;
   if (flagged) {
     const threshold =
       cutoff === undefined
         ? ""
         : ` The threshold, p ≤ ${pValue(cutoff)}, is set to flag at most ${percent(alpha, alpha < 0.01 ? 1 : 0)} of them.`;
     return `More anomalous than ${fine(1 - p)} of benign images.${threshold} Evidence, not proof.`;
+  }
+  if (verdict.level === "suspect") {
+    const levels =
+      cutoff === undefined
+        ? ""
+        : ` At most ${percent(verdict.suspect_alpha)} of them are (p ≤ ${pValue(verdict.suspect_cutoff)}); the threshold of a flag is p ≤ ${pValue(cutoff)}.`;
+    return `More anomalous than ${fine(1 - p)} of benign images: worth a look, but not flagged.${levels}`;
   }
   const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";
   const above = cutoff === undefined ? "" : ` That is above the threshold, p ≤ ${pValue(cutoff)}.`;
@@ -52,16 +60,26 @@ export function explainNeutralization(done, action) {
   return `${start}. ${effect}, but the result is still anomalous (p = ${pValue(done.p_value)}): the first answer stands.`;
 }
 
+const LOOKS = {
+  flagged: ["flagged", "flag", "Flagged as anomalous"],
+  suspect: ["suspect", "flag", "Suspect, not flagged"],
+  none: ["calm", "check", "Not flagged"],
+};
+
+/** The level of a verdict; events of older gateways know only whether it was flagged. */
+export const lookOf = ({ level, flagged }) => (level === "suspect" ? "suspect" : flagged ? "flagged" : "none");
+
 /** The heading of a verdict: state, sentence. */
 export function verdictBanner(verdict, { level = "h2", more = null } = {}) {
+  const [look, symbol, title] = LOOKS[lookOf(verdict)];
   return h(
     "div",
-    { class: `banner ${verdict.flagged ? "flagged" : "calm"}` },
-    h("span", { class: "badge", "aria-hidden": "true" }, icon(verdict.flagged ? "flag" : "check")),
+    { class: `banner ${look}` },
+    h("span", { class: "badge", "aria-hidden": "true" }, icon(symbol)),
     h(
       "div",
       {},
-      h(level, {}, verdict.flagged ? "Flagged as anomalous" : "Not flagged"),
+      h(level, {}, title),
       h("p", {}, explainVerdict(verdict)),
       more,
     ),

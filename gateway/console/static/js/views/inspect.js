@@ -5,6 +5,7 @@ import { fill, h } from "../dom.js";
 import { state } from "../state.js";
 import { quoted } from "../parts/code.js";
 import { decision, reviewLink } from "../parts/decision.js";
+import { lookOf } from "../parts/verdict.js";
 import { empty, failure, loading } from "../parts/notices.js";
 import { picker } from "../parts/picker.js";
 import { manifestOf } from "../parts/scoretitles.js";
@@ -110,7 +111,7 @@ export function inspectView() {
 }
 
 function spoken({ verdict, prediction }) {
-  const state = verdict ? `${verdict.flagged ? "Flagged" : "Not flagged"}. ` : "";
+  const state = verdict ? `${{ flagged: "Flagged", suspect: "Suspect, not flagged", none: "Not flagged" }[lookOf(verdict)]}. ` : "";
   return `${state}Answer: ${prediction.label}.`;
 }
 

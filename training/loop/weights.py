@@ -1,0 +1,158 @@
+"""Networks kept as files from which training goes on later: `training/weights/*.safetensors`.
+
+The tensors are float32. The file's metadata have one entry, `training`, a JSON object (`Kept`): the recipe with every
+default, the data and the groups of each split by SHA-256, epochs and core hours, and the same of what it started from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from training.data.dataset import SPLITS, Dataset
+from training.errors import TrainingError
+from training.loop.runs import WEIGHTS, core_hours, recipe_at
+from training.models import ModelSpec, build_model
+from training.models.network import Network
+from training.recipes.training import Recipe
+from training.util.checkpoint import write_tensors, write_text
+
+SUFFIX, ENTRY, INIT = ".safetensors", "training", "init.json"
+PACKAGE = Path(__file__).parents[1]
+
+
+class Kept(BaseModel):
+    """What a file of weights states of the training behind them, that of the network it started from included."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: Recipe
+    data: dict[str, Any] = Field(description="`Dataset.describe` of the last training")
+    groups: dict[str, str] = Field(description="SHA-256 of the sorted group ids of train, select and calibrate")
+    epochs: int = Field(ge=0, description="of the last training")
+    core_hours: float | None = Field(ge=0, description="processor time of it; None where it was not recorded")
+    started_from: Kept | None = None
+
+    @property
+    def totals(self) -> tuple[int, float]:
+        """Epochs and recorded core hours, of this training and all before it."""
+        epochs, hours = self.started_from.totals if self.started_from else (0, 0.0)
+        return epochs + self.epochs, hours + (self.core_hours or 0.0)
+
+
+def is_file_of_weights(name: str) -> bool:
+    """Whether the `init` of a recipe names a file, not a run."""
+    return name.endswith(SUFFIX)
+
+
+def weights_at(name: str) -> Path:
+    """The file of that name: here, or in this package (`weights/...`); `TrainingError` where there is none."""
+    for path in (Path(name), PACKAGE / name):
+        if path.is_file():
+            return path
+    raise TrainingError(f"init: there is no file {name}, neither here nor in the package {PACKAGE.name}")
+
+
+def groups_of(data: Dataset) -> dict[str, str]:
+    """SHA-256 of the sorted group ids of each split but test: the same for a data set and for a part of its frames."""
+    return {
+        name: hashlib.sha256(np.unique(getattr(data, name).group).astype(np.int64).tobytes()).hexdigest()
+        for name in SPLITS
+        if name != "test"
+    }
+
+
+def read_kept(path: Path) -> Kept:
+    """What the file states of its training; `TrainingError` if it is no such file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return Kept.model_validate_json((file.metadata() or {})[ENTRY])
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: not a file of weights: {str(error).splitlines()[0]}") from None
+    except (KeyError, ValidationError):
+        raise TrainingError(
+            f"{path}: its metadata do not state how it was trained; make it with `palisade weights`"
+        ) from None
+
+
+def load_kept(path: Path, model: ModelSpec, data: Dataset) -> tuple[Kept, Network]:
+    """The file's network, which must be such a `model`, trained on splits of the same groups as those of `data`.
+
+    Other groups would let the network have seen what it is judged or calibrated on. Raises `TrainingError`.
+    """
+    kept = read_kept(path)
+    if kept.groups != groups_of(data):
+        raise TrainingError(f"{path} was trained on other groups than the splits of {data.name} have; train it anew")
+    if kept.recipe.model != model:
+        raise TrainingError(f"{path} is of the model {_said(kept.recipe.model)}, not of {_said(model)}")
+    return kept, network_in(path, kept, classes=len(data.classes), side=data.train.x.shape[1])
+
+
+def network_in(path: Path, kept: Kept, *, classes: int, side: int) -> Network:
+    """The network in a file of weights, in evaluation mode; `TrainingError` if its tensors are of another one."""
+    try:
+        tensors = load_file(path)
+        channels = tensors["normalise.mean"].numel() if "normalise.mean" in tensors else 3
+        network = build_model(
+            kept.recipe.model, classes=classes, mean=[0.0] * channels, std=[1.0] * channels, side=side
+        )
+        network.load_state_dict(tensors)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    return network.eval()
+
+
+def note_init(folder: Path, kept: Kept) -> None:
+    """Keep in a run folder what the run starts from, unless it has begun already."""
+    if not (folder / "checkpoint.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / INIT, kept.model_dump_json(indent=1))
+
+
+def keep_run(folder: Path, out: Path, data: Dataset) -> Kept:
+    """Write the network of a run to the file `out`: the finished one, or the averaged one of its last checkpoint."""
+    recipe = recipe_at(folder)
+    try:
+        history = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+        started = Kept.model_validate_json((folder / INIT).read_text("utf-8")) if (folder / INIT).is_file() else None
+        tensors = _tensors(folder, history["tensors"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: no epoch is finished, or its files are damaged: {error}") from None
+    hours = core_hours(folder)
+    kept = Kept(
+        recipe=recipe,
+        data=data.describe(),
+        groups=groups_of(data),
+        epochs=int(history["epoch"]),
+        core_hours=None if hours is None else round(hours, 3),
+        started_from=started,
+    )
+    write_kept(out, tensors, kept)
+    return kept
+
+
+def write_kept(out: Path, tensors: dict[str, Tensor], kept: Kept) -> None:
+    """Write a file of weights, atomically."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(out, tensors, metadata={ENTRY: kept.model_dump_json()})
+    out.chmod(0o644)  # safetensors makes private files
+
+
+def _tensors(folder: Path, checkpoint: str) -> dict[str, Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return load_file(folder / WEIGHTS)
+    prefix = "average/"
+    found = load_file(folder / checkpoint)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+
+
+def _said(model: ModelSpec) -> str:
+    return f"{model.arch} (width {model.width}, blocks {list(model.blocks)}, stem stride {model.stem_stride})"
