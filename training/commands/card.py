@@ -73,7 +73,8 @@ def check(
     bounds = Evaluation.model_validate(card["settings"]).bounds
     problems = stated_problems(loaded, card, bounds, wanted)
     for row in problems:
-        typer.echo(f"{bundle}: {row['title']}: {row['why']}", err=True)
+        why = row["why"] if row["why"].startswith(row["title"]) else f"{row['title']}: {row['why']}"
+        typer.echo(f"{bundle}: {why}", err=True)
     if problems:
         raise typer.Exit(1)
     held = card.get("registration")
