@@ -117,7 +117,10 @@ def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
     assert again.card() is None
     (old,), (new,) = first.manifest.calibrations, again.manifest.calibrations
     # An exporter names its nodes anew every time.
-    assert new.model_copy(update={"graphs_sha256": old.graphs_sha256}) == old
+    assert new.model_copy(update={"graphs_sha256": old.graphs_sha256, "kinds": old.kinds}) == old
+    # Its attacks are made with the networks in memory, whose threads may add in another order.
+    assert new.kinds.fitted == old.kinds.fitted
+    np.testing.assert_allclose(new.kinds.weights, old.kinds.weights, atol=0.05)
     assert recipe_of(again) == recipe_of(first)
     options = ["--level", "basic", "--install", "--work", str(folder / "work")]
     done = CliRunner().invoke(app, ["evaluate", str(folder / "again"), *options])
