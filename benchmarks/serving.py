@@ -255,6 +255,12 @@ def main(
     _print_limits(console, limits)
     servers: dict[str, tuple[contextlib.AbstractContextManager[Server], Part | None, tuple[int, ...]]] = {
         "verdict": (palisade(bundle, path="/v1/predict", threads=threads), "verdict", CLIENTS),
+        # The same answer: a query that the front door does not know goes through BentoML's and FastAPI's layers.
+        "verdict, by the routes": (
+            palisade(bundle, path="/v1/predict?certify=none", threads=threads),
+            "verdict",
+            CLIENTS,
+        ),
         "verdict + saliency": (
             palisade(bundle, path="/v1/predict?explain=saliency", threads=threads),
             "full",

@@ -18,9 +18,8 @@ from rich.table import Table
 
 from gateway.core.certificate import LEADS, CertificateWanted, Level, certify
 from gateway.core.masks import MaskSet, default_k
-from studies.robust import Files, drawn, opened, share
-from training.commands.figures import today, write_json
-from training.commands.terminal import JsonPath, Threads, command, console, progress_bars, use_threads
+from studies.robust import Files, cell, drawn, opened, share, written
+from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.data.dataset import Split
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
@@ -90,14 +89,9 @@ def main(
             found = masked_report(network, data.select, patches, n=n, seed=seed, progress=bars.step)
             epochs, hours = kept.totals
             rows.append({"file": path.name, "epochs": epochs, "core_hours": hours, **found})
-            cells = [found[str(p)][f"{level}_and_right"] for p in patches for level in ("agreed", "proved")]
-            texts = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in (c["mean"], *c["interval"]))) for c in cells]
-            table.add_row(path.name, f"{100 * found['clean']['mean']:.2f}", *texts)
-    if json_path:
-        split = {"split": "select", "data": data.name.partition(":")[2], "n": n, "seed": seed}
-        write_json(json_path, {"date": today(), **split, "networks": rows})
-    console.print(table)
-    console.print(f"select split, n = {n} of {len(data.select)}, seed {seed}: right and certified, %, [95 % interval]")
+            cells = [cell(found[str(p)][f"{level}_and_right"]) for p in patches for level in ("agreed", "proved")]
+            table.add_row(path.name, f"{100 * found['clean']['mean']:.2f}", *cells)
+    written(table, rows, json_path, data, n=n, seed=seed)
 
 
 if __name__ == "__main__":

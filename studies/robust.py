@@ -55,6 +55,22 @@ def share(right: np.ndarray, split: Split) -> dict[str, Any]:
     return {"mean": float(right.mean()), "interval": interval(right, split.group), "n": len(right)}
 
 
+def cell(found: dict[str, Any]) -> str:
+    """A `share` in percent, with its interval."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (found["mean"], *found["interval"])))
+
+
+def written(
+    table: Table, rows: list[dict[str, Any]], json_path: Path | None, data: Dataset, *, n: int, seed: int
+) -> None:
+    """Print the table of networks on the select split, and write its rows to `json_path` if there is one."""
+    if json_path:
+        split = {"split": "select", "data": data.name.partition(":")[2], "n": n, "seed": seed}
+        write_json(json_path, {"date": today(), **split, "networks": rows})
+    console.print(table)
+    console.print(f"select split, n = {n} of {len(data.select)}, seed {seed}: %, [95 % interval over groups]")
+
+
 def robust_report(
     network: Network, split: Split, *, n: int, steps: int, seed: int = 0, progress: StepProgress = silent
 ) -> dict[str, Any]:
@@ -92,14 +108,9 @@ def main(
             found = robust_report(network, data.select, n=n, steps=steps, seed=seed, progress=bars.step)
             epochs, hours = kept.totals
             rows.append({"file": path.name, "epochs": epochs, "core_hours": hours, **found})
-            cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in (c["mean"], *c["interval"])))
-                     for c in (found[f"pgd{steps}_{eps}"] for eps in RADII)]  # fmt: skip
+            cells = [cell(found[f"pgd{steps}_{eps}"]) for eps in RADII]
             table.add_row(path.name, str(epochs), f"{hours:.2f}", f"{100 * found['clean']['mean']:.2f}", *cells)
-    if json_path:
-        split = {"split": "select", "data": data.name.partition(":")[2], "n": n, "seed": seed}
-        write_json(json_path, {"date": today(), **split, "networks": rows})
-    console.print(table)
-    console.print(f"select split, n = {n} of {len(data.select)}, seed {seed}: %, [95 % interval over groups]")
+    written(table, rows, json_path, data, n=n, seed=seed)
 
 
 if __name__ == "__main__":

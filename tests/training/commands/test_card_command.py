@@ -7,23 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 from typer.testing import CliRunner
 
 from gateway.core.loading import Bundle, load_bundle, read_manifest, write_manifest
+from tests.training.commands.running import run
 from training.commands.main import app
-
-
-@pytest.fixture
-def own(bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of the bundle that may be written to."""
-    return Path(shutil.copytree(bundle.path, tmp_path / "own"))
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return done.exit_code, " ".join(done.output.split())
 
 
 def test_a_card_is_registered_measured_and_checked(own: Path, tmp_path: Path) -> None:

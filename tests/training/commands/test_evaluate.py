@@ -1,25 +1,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from gateway.core.loading import Bundle, load_bundle
-from training.commands.main import app
-
-
-@pytest.fixture
-def own(bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of the bundle that may be written to."""
-    return Path(shutil.copytree(bundle.path, tmp_path / "own"))
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return done.exit_code, " ".join(done.output.split())
+from gateway.core.loading import load_bundle
+from tests.training.commands.running import run
 
 
 def test_the_plan_is_told_and_nothing_is_done(own: Path, tmp_path: Path) -> None:
