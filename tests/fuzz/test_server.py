@@ -32,7 +32,9 @@ def resident(server: Server) -> dict[int, int]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("fuzz")
-    one = start(write_bundle(folder / "models" / "tiny").parent, folder, max_body_bytes=300_000, body_timeout=2.0)
+    models = write_bundle(folder / "models" / "tiny").parent
+    # The index of campaigns takes its memory, which is bounded, as queries touch its pages: here a small one.
+    one = start(models, folder, max_body_bytes=300_000, body_timeout=2.0, campaign_queries=5_000)
     wait_until_ready(one)
     for _ in range(50):  # what memory it needs by itself
         one.post(content=encode(clean_image()))
