@@ -14,9 +14,12 @@ from training.util.locks import locked
 def draft_of(out: Path, *, copy: bool = False) -> Iterator[Path]:
     """An empty folder (a copy of `out` with `copy`) named `<out>.part`; at the end it replaces `out`.
 
-    If the body fails the draft is deleted and `out` stays as it was. The gateway does not serve `.part` folders.
+    If the body fails the draft is deleted and `out` stays as it was. The gateway does not serve `.part` folders. Where
+    `out` is a symbolic link, the folder that it points to is replaced.
     `TrainingError` if another process is writing `out`.
     """
+    if out.is_symlink():
+        out = out.resolve()
     draft, old = out.with_name(out.name + ".part"), out.with_name(out.name + ".old.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(out.name + ".lock"), out):

@@ -26,6 +26,18 @@ def test_a_copy_begins_with_what_was_there(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "2"
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    out, link = tmp_path / "kept" / "bundle", tmp_path / "bundle"
+    out.mkdir(parents=True)
+    link.symlink_to(out)
+    for text in ("1", "2"):
+        with draft_of(link, copy=True) as draft:
+            (draft / "a").write_text(text)
+    assert link.is_symlink()
+    assert (out / "a").read_text() == "2"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "bundle", "bundle", "kept"]
+
+
 def test_failure_leaves_what_was_there(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     out.mkdir()
