@@ -59,7 +59,7 @@ imagenet: $(TEST)/.stamp  ## Build models/imagenet again (DATA=photographs with 
 	@$(TEST)/bin/python -m gateway.cli wrap efficientnet_lite0 --weights build/imagenet/weights.safetensors \
 		--labels build/imagenet/classes.txt --data "$(DATA)" --resize shorter_side:256 --filter bicubic \
 		--description "EfficientNet-Lite0 (ImageNet's 1000 classes) as published (Apache-2.0), values of half precision" \
-		--samples 4 --out models/imagenet --force $(ARGS)
+		--version 1.1.0 --samples 4 --out models/imagenet --force $(ARGS)
 
 fuzz: $(TEST)/.stamp  ## Hostile inputs, 10,000 and more cases (CASES=2500 for each property).
 	@PALISADE_FUZZ_CASES=$(CASES) $(TEST)/bin/python -m pytest tests/fuzz tests/gateway/core/test_decode.py -q $(ARGS)
