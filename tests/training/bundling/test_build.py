@@ -119,6 +119,8 @@ def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
     # An exporter names its nodes anew every time.
     assert new.model_copy(update={"graphs_sha256": old.graphs_sha256, "kinds": old.kinds}) == old
     # Its attacks are made with the networks in memory, whose threads may add in another order.
+    assert old.kinds is not None
+    assert new.kinds is not None
     assert new.kinds.fitted == old.kinds.fitted
     np.testing.assert_allclose(new.kinds.weights, old.kinds.weights, atol=0.05)
     assert recipe_of(again) == recipe_of(first)
