@@ -85,13 +85,13 @@ def main(
     """Clean and robust accuracy of kept networks on the select split."""
     use_threads(threads)
     data, networks = opened(files)
-    table = Table("network", "epochs", "core hours", "clean", *(f"PGD-{steps} {eps}/255" for eps in RADII))
+    table = Table("network", "epochs", "recorded core hours", "clean", *(f"PGD-{steps} {eps}/255" for eps in RADII))
     rows = []
     with progress_bars() as bars:
         for path, (kept, network) in zip(files, networks, strict=True):
             found = robust_report(network, data.select, n=n, steps=steps, seed=seed, progress=bars.step)
             epochs, hours = kept.totals
-            rows.append({"file": path.name, "epochs": epochs, "core_hours": hours, **found})
+            rows.append({"file": path.name, "epochs": epochs, "recorded_core_hours": hours, **found})
             cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in (c["mean"], *c["interval"])))
                      for c in (found[f"pgd{steps}_{eps}"] for eps in RADII)]  # fmt: skip
             table.add_row(path.name, str(epochs), f"{hours:.2f}", f"{100 * found['clean']['mean']:.2f}", *cells)
