@@ -88,7 +88,7 @@ def main(
         for path, (kept, network) in zip(files, networks, strict=True):
             found = masked_report(network, data.select, patches, n=n, seed=seed, progress=bars.step)
             epochs, hours = kept.totals
-            rows.append({"file": path.name, "epochs": epochs, "core_hours": hours, **found})
+            rows.append({"file": path.name, "epochs": epochs, "recorded_core_hours": hours, **found})
             cells = [cell(found[str(p)][f"{level}_and_right"]) for p in patches for level in ("agreed", "proved")]
             table.add_row(path.name, f"{100 * found['clean']['mean']:.2f}", *cells)
     written(table, rows, json_path, data, n=n, seed=seed)

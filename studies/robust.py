@@ -101,13 +101,13 @@ def main(
     """Clean and robust accuracy of kept networks on the select split."""
     use_threads(threads)
     data, networks = opened(files)
-    table = Table("network", "epochs", "core hours", "clean", *(f"PGD-{steps} {eps}/255" for eps in RADII))
+    table = Table("network", "epochs", "recorded core hours", "clean", *(f"PGD-{steps} {eps}/255" for eps in RADII))
     rows = []
     with progress_bars() as bars:
         for path, (kept, network) in zip(files, networks, strict=True):
             found = robust_report(network, data.select, n=n, steps=steps, seed=seed, progress=bars.step)
             epochs, hours = kept.totals
-            rows.append({"file": path.name, "epochs": epochs, "core_hours": hours, **found})
+            rows.append({"file": path.name, "epochs": epochs, "recorded_core_hours": hours, **found})
             cells = [cell(found[f"pgd{steps}_{eps}"]) for eps in RADII]
             table.add_row(path.name, str(epochs), f"{hours:.2f}", f"{100 * found['clean']['mean']:.2f}", *cells)
     written(table, rows, json_path, data, n=n, seed=seed)

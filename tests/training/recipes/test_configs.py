@@ -13,11 +13,17 @@ import training
 from tests.training.toy import CLASSES, SIDE, toy_dataset
 from training.bundling.recipe import load_bundle_recipe
 from training.loop.trainer import Trainer
+from training.loop.weights import is_file_of_weights, network_in, read_kept, weights_at
 from training.models import build_model
 from training.recipes.training import Recipe, load_recipe
 
 CONFIGS = Path(training.__file__).parent / "configs"
 BUNDLES = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "companion" in (yaml.safe_load(p.read_text("utf-8")) or {})]
+GOING_ON = [
+    path
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if is_file_of_weights((yaml.safe_load(path.read_text("utf-8")) or {}).get("init") or "")
+]
 FOR_A_GPU = sorted(p for p in (CONFIGS / "cifar10-resnet18").glob("*.yaml") if p not in BUNDLES)
 
 
@@ -65,3 +71,14 @@ def test_a_recipe_for_a_gpu_runs_in_small(path: Path, tmp_path: Path) -> None:
     due = {name for name in ("jacobian", "selective", "sns") if getattr(recipe.stages[-1].terms, name)}
     assert due <= set(history[-1])
     assert all(math.isfinite(value) for row in history for value in row.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("path", GOING_ON, ids=named)
+def test_a_recipe_that_goes_on_fits_the_file_that_it_names(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.init is not None
+    file = weights_at(recipe.init)
+    kept = read_kept(file)
+    assert kept.recipe.model == recipe.model
+    assert kept.recipe.data == recipe.data
+    network_in(file, kept, classes=43, side=32)
