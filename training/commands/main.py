@@ -1,4 +1,4 @@
-"""All commands of training as one Typer application, for tests and for `python -m training.commands.main`."""
+"""All commands of training as one Typer application, for tests; users call them as `palisade COMMAND`."""
 
 from __future__ import annotations
 
