@@ -52,7 +52,7 @@ from training.served.scoring import png, to_uint8
 from training.util.atomic import draft_of
 from training.util.module_modes import seeded
 
-WARM = 50
+IN_A_ROW = 16
 ASKED = ("guard", "in_process", "as_many_rows", "one_row")
 Part = Literal["verdicts", "latency", "killed"]
 PARTS: tuple[Part, ...] = ("verdicts", "latency", "killed")
@@ -202,12 +202,12 @@ def _pictures(network: Network, data: Dataset, count: int, *, seed: int) -> dict
 
 
 def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int) -> dict[str, Any]:
-    """In turns: one image to the gateway, and as many rows as it sends there straight to the peer, by the same client.
+    """In turns: images to the gateway, and as many rows as it sends there straight to the peer, by the same client.
 
-    `in_process` is the same answer without the gateway's own HTTP. What is added is the difference of medians, and the
-    median of the differences between neighbours in time, which a busy machine changes less. Processor time stands
-    beside the wall's: of the gateway for each round (with all that it does in the background), of this thread for an
-    answer in process, and for what it does to send those rows.
+    A turn is `IN_A_ROW` images one after the other, so that neither way finds the processor's caches as another left
+    them. `in_process` is the same answer without the gateway's own HTTP. What is added is the difference of medians,
+    and the median of the differences by image, which a busy machine changes less. Processor time stands beside the
+    wall's: of the gateway, of this thread for an answer in process, and for what it does to send those rows.
     """
     bundle = load_bundle(made)
     upstream = bundle.manifest.upstream
@@ -221,26 +221,36 @@ def _latency(gateway: Server, made: Path, model: str, data: Dataset, rounds: int
     images = data.test.x[:64]
     wall: list[list[float]] = []
     own = np.zeros(len(ASKED))
+    busy = 0.0
     with Connection(timeout=30) as connection:
         direct = Protocol2Peer(upstream.protocol.model_copy(update={"url": model}), connection)
-        for i in range(rounds + WARM):
-            if i == WARM:
-                busy = gateway.cpu_seconds()
-            image = images[i % len(images)]
+
+        def ways(image: np.ndarray) -> dict[str, Callable[[], Any]]:
             body, rows = png(image), np.repeat(to_pixels(image), ROWS, axis=0)
-            work: dict[str, Callable[[], Any]] = {
+            return {
                 "guard": partial(connection.post, f"{gateway.url}/v1/predict", body, {"Content-Type": "image/png"}),
                 "in_process": partial(decided, body),
                 "as_many_rows": partial(direct.values, rows),
                 "one_row": partial(direct.values, rows[:1]),
             }
-            turn = {name: _timed(work[name]) for name in np.roll(ASKED, i).tolist()}
-            if i < WARM:
+
+        for turn in range(-1, rounds // IN_A_ROW):
+            row = [ways(images[(turn * IN_A_ROW + k) % len(images)]) for k in range(IN_A_ROW)]
+            taken: dict[str, list[tuple[float, float, Any]]] = {}
+            for name in np.roll(ASKED, turn).tolist():
+                before = gateway.cpu_seconds()
+                taken[name] = [_timed(work[name]) for work in row]
+                busy += gateway.cpu_seconds() - before if turn >= 0 and name == "guard" else 0.0
+            if turn < 0:
                 continue
-            own += [turn[name][1] for name in ASKED]
-            if turn["in_process"][2].neutralized is None:  # a second pass is rows once more
-                wall.append([turn[name][0] for name in ASKED])
-        busy = gateway.cpu_seconds() - busy
+            own += [sum(each[1] for each in taken[name]) for name in ASKED]
+            # A second pass is rows once more.
+            wall += [
+                [each[0] for each in found]
+                for found in zip(*(taken[name] for name in ASKED), strict=True)
+                if found[ASKED.index("in_process")][2].neutralized is None
+            ]
+    rounds = rounds // IN_A_ROW * IN_A_ROW
     times = dict(zip(ASKED, np.array(wall).T, strict=True))
     figures: dict[str, Any] = {
         name: {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (10, 50, 95)}
