@@ -27,6 +27,7 @@ import yaml
 from safetensors.torch import save_file
 
 from gateway import NO_TELEMETRY
+from tests.e2e.ray_scans import Scans, rows_by_path
 from tests.gateway.server import ROOT, free_port
 from tests.gateway.tiny import clean_image, encode, write_bundle
 from tests.training.bundling.test_wrap import MODEL, write_folder
@@ -141,6 +142,19 @@ def test_predict_and_scan(watched: Watched, tmp_path: Path) -> None:
     (images / "clean.png").write_bytes(encode(clean_image()))
     watched.run("predict", images / "clean.png", "--models", models)
     watched.run("scan", images, "--models", models, "--out", tmp_path / "report.jsonl")
+    quiet(watched)
+
+
+@pytest.mark.e2e
+def test_scan_on_ray(watched: Watched, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    images, scans = tmp_path / "images", Scans(tmp_path, write_bundle(tmp_path / "models" / "tiny"))
+    images.mkdir()
+    for number in range(12):
+        (images / f"{number}.png").write_bytes(encode(clean_image()))
+    options = ("--ray", "local", "--workers", 2, "--batch", 2, "--out", tmp_path / "report.jsonl")
+    watched.run("scan", images, "--models", scans.models, *options, PYTHONPATH=scans.environment["PYTHONPATH"])
+    assert len(rows_by_path(tmp_path / "report.jsonl")) == 12
     quiet(watched)
 
 

@@ -22,7 +22,9 @@ _AHEAD = 1 << 20
 class Blob(Protocol):
     """A file, of this machine or of a store."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The path or the address."""
 
     def open(self) -> BinaryIO:
         """The bytes, which can be sought in; errors are those of the system or of the store."""

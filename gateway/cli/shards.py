@@ -40,7 +40,7 @@ def _images(shard: Shard, file: BinaryIO) -> Iterator[Image]:
     names: set[str] = set()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[misc]  # it would keep every header
+            tar.members = []  # type: ignore[attr-defined]  # it would keep every header
             path = PurePosixPath(member.name.lstrip("/"))
             if not member.isfile() or any(part.startswith(".") and part != ".." for part in path.parts):
                 continue

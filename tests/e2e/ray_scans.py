@@ -28,12 +28,13 @@ class Scans:
         hidden = folder / "hidden"
         hidden.mkdir(parents=True, exist_ok=True)
         (hidden / "rfc3987_syntax.py").write_text("raise ImportError\n")
-        self._models, self._nice = models, nice
-        self.environment = os.environ | {"PALISADE_THREADS": "1", "PYTHONPATH": f"{hidden}{os.pathsep}{ROOT}"}
+        self.models, self._nice = models, nice
+        path = os.pathsep.join([str(hidden), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment = os.environ | {"PALISADE_THREADS": "1", "PYTHONPATH": path}
 
     def start(self, out: Path, *arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "gateway.cli", "scan", *map(str, arguments)]
-        command += ["--out", str(out), "-m", str(self._models)]
+        command += ["--out", str(out), "-m", str(self.models)]
         nice = ["nice", "-n", str(self._nice)] if self._nice else []
         # Errors go to the terminal of the test: a pipe that nobody reads could fill.
         return subprocess.Popen([*nice, *command], env=self.environment, stdout=subprocess.DEVNULL, text=True)
@@ -61,12 +62,14 @@ def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None
         time.sleep(0.05)
 
 
-def kill_tree(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Kill the driver alone (SIGKILL); the processes of its Ray, which must then end by themselves."""
-    below = psutil.Process(process.pid).children(recursive=True)
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """Kill the driver alone (SIGKILL); its workers must then end by themselves (agents of Ray take a minute or so)."""
+    actors = workers(process)
+    assert actors, "no worker runs"
     process.kill()
     process.wait()
-    return below
+    _, alive = psutil.wait_procs(actors, timeout=60)
+    assert alive == []
 
 
 def rows_by_path(out: Path) -> dict[str, dict[str, Any]]:

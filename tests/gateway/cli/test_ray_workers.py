@@ -111,7 +111,7 @@ def test_an_image_that_kills_workers_is_named_and_its_neighbours_are_judged() ->
     assert (["c"], None) in done
     assert sorted(item for piece, result in done if result is not None for item in piece) == list("abdef")
     image = SimpleNamespace(name="c", stat=lambda: (1, 0.0))
-    ((row,),) = OnRay(Pool(Ray(), Crowd(lambda items: judge(["c"])), 1), 1, 8).rows([image])  # type: ignore[list-item]
+    ((row,),) = OnRay(Pool(Ray(), Crowd(lambda items: judge(["c"])), 1), 1, 8).rows([image])
     assert (row["path"], row["error"], row["model"]) == ("c", "worker_lost", "tiny")
 
 
