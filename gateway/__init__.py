@@ -19,8 +19,10 @@ __version__ = "0.1.0"
 
 # Nothing is sent anywhere. The packages decide when they are imported, so this stands before any import of them, in
 # every process; whatever the variables were before, since BentoML accepts only this spelling of no.
-NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
-os.environ.update(NO_TELEMETRY)
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "BENTOML_DO_NOT_TRACK": "True"}
+# Ray is in no deployment, but where `palisade scan --ray` is used.
+NO_RAY_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.update(NO_TELEMETRY | NO_RAY_TELEMETRY)
 
 # Imported when first asked for: `import gateway` alone loads neither NumPy nor ONNX Runtime.
 _HOMES = {

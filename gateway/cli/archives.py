@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, cast
 
-from gateway.cli.files import MAX_FILE_BYTES, SUFFIXES, Image, ImageFile, files_in, is_image
+from gateway.cli.files import MAX_FILE_BYTES, SUFFIXES, Image, files_in, is_image
 from gateway.core.decode import recognized
 from gateway.errors import ArchiveUnreachable, ConfigError, ImageTooLarge, PalisadeError, PullFailed, UnreadableFile
 from gateway.pulling.packages import failing, one_line, package
@@ -127,42 +127,52 @@ class Shard:
         return self.blob.name
 
 
+Place = Image | Shard
 Members = Callable[[Sequence[Shard]], Iterable[list[Image]]]
 """The images in each of the shards, in their order."""
 
 
-def find_everything(paths: Iterable[str], members: Members) -> list[Image]:
-    """The images of folders, files, shards (`.tar`) and addresses (`s3://...`), by name; each once.
+def find_places(paths: Iterable[str]) -> list[Place]:
+    """The images and shards (`.tar`) of folders, files and addresses (`s3://...`), by name; each once.
 
-    A shard that cannot be read to its end gives the images before that, and then a `Failed` with its own name. Raises
-    `ConfigError` for what is not there and for addresses that no package at hand opens, and `ArchiveUnreachable`.
+    Raises `ConfigError` for what is not there and for addresses that no package at hand opens, and
+    `ArchiveUnreachable`.
     """
-    places: dict[str, Image | Shard] = {}
+    found: dict[str, Place] = {}
     for path in paths:
         for place in _in_store(path) if ADDRESS.match(path) else _on_disk(Path(path)):
-            places.setdefault(place.name, place)
-    inside = iter(members([place for place in places.values() if isinstance(place, Shard)]))
+            found.setdefault(place.name, place)
+    return list(found.values())
+
+
+def find_members(places: Sequence[Place], members: Members) -> list[Image]:
+    """The images of `places`, each once, with those in shards at the place of the shard.
+
+    A shard that cannot be read to its end gives the images before that, and then a `Failed` with its own name.
+    """
+    inside = iter(members([place for place in places if isinstance(place, Shard)]))
     found: dict[str, Image] = {}
-    for place in places.values():
+    for place in places:
         for image in next(inside) if isinstance(place, Shard) else [place]:
             found.setdefault(image.name, image)
     return list(found.values())
 
 
-def _on_disk(path: Path) -> Iterator[Image | Shard]:
+def _on_disk(path: Path) -> Iterator[Place]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
+    named = not path.is_dir()
     for file in files_in(path):
         if file.path.suffix.lower() == SHARD_SUFFIX:
             try:
                 yield Shard(LocalBlob(file.name), *file.stat())
             except UnreadableFile:
                 yield file
-        elif not path.is_dir() or is_image(file.path):
-            yield ImageFile(file.path, file.relative)
+        elif named or is_image(file.path):
+            yield file
 
 
-def _in_store(url: str) -> Iterator[Image | Shard]:
+def _in_store(url: str) -> Iterator[Place]:
     refuse_credentials(url)
     url = url.rstrip("/")
     fsspec = package("fsspec", "addresses of stores")

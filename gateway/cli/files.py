@@ -71,8 +71,9 @@ def find_images(paths: Iterable[Path]) -> list[ImageFile]:
     """
     found: dict[Path, ImageFile] = {}
     for path in paths:
+        named = not path.is_dir()
         for file in files_in(path):
-            if not path.is_dir() or is_image(file.path):
+            if named or is_image(file.path):
                 found.setdefault(file.path, file)
     return list(found.values())
 

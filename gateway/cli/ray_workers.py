@@ -210,8 +210,8 @@ def _lost(shard: Shard) -> Image:
 def on_ray(address: str, job: Job, workers: int | None) -> Iterator[OnRay]:
     """Workers (default: one for each core) on the cluster at `address`, or on a Ray of this machine alone (`local`).
 
-    Nothing leaves the cluster: usage statistics are off (`gateway.NO_TELEMETRY`), a local Ray listens on loopback alone
-    and has no dashboard. Raises `ConfigError` where Ray is not installed, and `RayUnavailable`.
+    Nothing leaves the cluster: usage statistics are off (`gateway.NO_RAY_TELEMETRY`), a local Ray listens on loopback
+    alone and has no dashboard. Raises `ConfigError` where Ray is not installed, and `RayUnavailable`.
     """
     if address == LOCAL:
         # Read when Ray is imported; despite its name it decides everywhere whether other machines can join.

@@ -66,13 +66,16 @@ def scan(
     The exit code is 1 if a file or shard could not be read or decoded, and 130 after Ctrl-C; both leave a report to
     resume. Addresses need the extra `remote`; credentials are those of the environment (AWS_...).
     """
-    from gateway.cli.archives import find_everything
+    from gateway.cli.archives import find_members, find_places
     from gateway.cli.scan import Report
 
     if ray is None and workers is not None:
         raise ConfigError("--workers is for scans on Ray: it needs --ray")
     if ray is not None and url is not None:
         raise ConfigError("--ray judges by workers of its own, --url by a gateway: choose one of them")
+    places = find_places(paths)
+    if not places:
+        raise ConfigError(f"no images in {', '.join(paths)}")
     with ExitStack() as stack:
         if ray is None:
             scanner: Scanner = _here(url, key, model, models, batch)
@@ -80,7 +83,7 @@ def scan(
             from gateway.cli.ray_workers import make_job, on_ray
 
             scanner = stack.enter_context(on_ray(ray, make_job(models, model, batch or LOCAL_BATCH), workers))
-        files = find_everything(paths, scanner.members)
+        files = find_members(places, scanner.members)
         if not files:
             raise ConfigError(f"no images in {', '.join(paths)}")
         _run(files, scanner, Report(out), out, only_flagged=only_flagged)

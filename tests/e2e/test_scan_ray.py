@@ -25,7 +25,9 @@ RAY = ("--ray", "local", "--workers", 2)
 def write_images(folder: Path, count: int) -> Path:
     """Half of the images loose, half of them in two shards, the second of which is cut off."""
     rng = np.random.default_rng(0)
-    images = [encode(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(count)]
+    pixels = np.tile(rng.integers(0, 200, (count, 1, 1, 3), dtype=np.uint8), (1, SIZE, SIZE, 1))
+    pixels[::3, 4:10, 4:10] = (0, 0, 255)
+    images = [encode(image) for image in pixels]
     folder.mkdir()
     for number, data in enumerate(images[::2]):
         (folder / f"{number:05d}.png").write_bytes(data)
@@ -36,7 +38,7 @@ def write_images(folder: Path, count: int) -> Path:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     cut = folder / "b.tar"
-    cut.write_bytes(cut.read_bytes()[:-20_000])
+    cut.write_bytes(cut.read_bytes()[:-15_000])
     return folder
 
 

@@ -136,6 +136,8 @@ def test_workers_with_another_bundle_and_errors_of_all_images_end_the_scan() -> 
 
 
 def test_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+
     def said(*options: str) -> str:
         result = CliRunner().invoke(app, ["scan", str(tmp_path), "--out", str(tmp_path / "r.jsonl"), *options])
         assert result.exit_code == 2

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.cli.archives import Failed, LocalBlob, Shard, find_everything
+from gateway.cli.archives import Failed, LocalBlob, Shard, find_members, find_places
 from gateway.cli.files import Image
 from gateway.cli.main import app
 from gateway.cli.shards import read_members
@@ -212,7 +212,8 @@ def test_each_place_once_in_a_fixed_order(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "f" / "b.tar", [("x.png", CLEAN)])
     for name in ("a.png", "c.png"):
         (tmp_path / "f" / name).write_bytes(CLEAN)
-    images = find_everything([str(shard), str(tmp_path / "f")], lambda shards: map(read_members, shards))
+    places = find_places([str(shard), str(tmp_path / "f")])
+    images = find_members(places, lambda shards: [read_members(shard) for shard in shards])
     assert [image.name for image in images] == [
         f"{shard}/x.png",
         *(str(tmp_path / "f" / n) for n in ("a.png", "c.png")),
