@@ -99,7 +99,8 @@ class Watched:
 
 def _is_loopback(target: str) -> bool:
     try:
-        return ipaddress.ip_address(target.partition("%")[0]).is_loopback
+        address = ipaddress.ip_address(target.partition("%")[0])
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False
 

@@ -29,6 +29,9 @@ LOCAL = "local"
 # Ray gives its own processes 15 seconds to start, which a busy machine can exceed.
 _STARTS = 3
 _STORE_BYTES = 100_000_000
+# With its usage statistics off, Ray asks all the same at which cloud it is (169.254.169.254, metadata.google.internal),
+# by plain HTTP, which goes to this proxy instead: a port of this machine where nobody listens.
+_NOWHERE = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "localhost,127.0.0.1"}
 _CONNECT_SECONDS = 5.0
 # Workers that a piece may cost: the first as a whole, then image by image.
 _DEATHS = 2
@@ -38,12 +41,13 @@ _BATCHES = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know; `environment` holds this process's settings."""
+    """What a worker needs to know; `environment` holds this process's settings, `proxies` the user's."""
 
     models: list[str] | None
     model: str | None
     batch: int
     environment: dict[str, str]
+    proxies: dict[str, str]
     folder: str
 
 
@@ -51,7 +55,8 @@ def make_job(models: list[str] | None, model: str | None, batch: int) -> Job:
     """The job with this process's settings (`PALISADE_...`, but for its API key) and one thread a worker."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("PALISADE_")}
     settings.pop("PALISADE_KEY", None)
-    return Job(models, model, batch, settings | {"PALISADE_THREADS": "1"}, str(Path.cwd()))
+    proxies = {name: os.environ[name] for name in _NOWHERE if name in os.environ}
+    return Job(models, model, batch, settings | {"PALISADE_THREADS": "1"}, proxies, str(Path.cwd()))
 
 
 class Worker:
@@ -64,6 +69,8 @@ class Worker:
     def open(self) -> Setup:
         """Open the bundle; raises what `open_local` raises."""
         os.environ.update(self._job.environment)
+        if os.environ.items() >= _NOWHERE.items():
+            _replace(self._job.proxies)
         with suppress(OSError):
             os.chdir(self._job.folder)
         self._source = open_local(self._job.models, self._job.model)
@@ -238,12 +245,30 @@ def _connect(ray: Any, address: str, workers: int | None) -> None:
     local = {"num_cpus": workers or usable_cores(), "num_gpus": 0, "include_dashboard": False}
     for last in range(_STARTS):
         try:
-            ray.init(address=LOCAL, object_store_memory=_STORE_BYTES, **local, **quiet)
+            with _without_cloud():
+                ray.init(address=LOCAL, object_store_memory=_STORE_BYTES, **local, **quiet)
             return
         except Exception as error:  # noqa: BLE001 (Ray raises many kinds, Exception itself among them)
             if last == _STARTS - 1:
                 raise RayUnavailable(f"--ray {LOCAL}: {one_line(error)}") from None
             ray.shutdown()
+
+
+@contextmanager
+def _without_cloud() -> Iterator[None]:
+    """Processes that are started meanwhile reach this machine alone by HTTP."""
+    before = {name: os.environ[name] for name in _NOWHERE if name in os.environ}
+    os.environ.update(_NOWHERE)
+    try:
+        yield
+    finally:
+        _replace(before)
+
+
+def _replace(proxies: dict[str, str]) -> None:
+    for name in _NOWHERE:
+        os.environ.pop(name, None)
+    os.environ.update(proxies)
 
 
 def _knock(address: str) -> None:
