@@ -8,6 +8,7 @@ CASES ?= 2500
 # Nothing is sent anywhere, also by what runs without importing the gateway.
 export BENTOML_DO_NOT_TRACK := True
 export ORT_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SERVE := .venv-serve

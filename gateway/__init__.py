@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Bundle", "Decision", "Pipeline", "__version__", "load_bundle", "load_pipeline"]
 __version__ = "0.1.0"
 
-# Nothing is sent anywhere. Both packages decide when they are imported, so this stands before any import of them, in
+# Nothing is sent anywhere. The packages decide when they are imported, so this stands before any import of them, in
 # every process; whatever the variables were before, since BentoML accepts only this spelling of no.
 NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "BENTOML_DO_NOT_TRACK": "True"}
-os.environ.update(NO_TELEMETRY)
+# Ray is in no deployment, but where `palisade scan --ray` is used.
+NO_RAY_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.update(NO_TELEMETRY | NO_RAY_TELEMETRY)
 
 # Imported when first asked for: `import gateway` alone loads neither NumPy nor ONNX Runtime.
 _HOMES = {

@@ -194,3 +194,27 @@ class UnreadableFile(PalisadeError):
     """On the command line: the operating system refuses to read the file."""
 
     status, code, title = 500, "unreadable_file", "Unreadable file"
+
+
+class DamagedShard(PalisadeError):
+    """On the command line: a tar file that cannot be read to its end; the detail says where."""
+
+    status, code, title = 422, "damaged_shard", "Damaged shard"
+
+
+class ArchiveUnreachable(PalisadeError):
+    """On the command line: an object store that does not answer when it is asked what it holds."""
+
+    status, code, title = 502, "archive_unreachable", "Archive unreachable"
+
+
+class RayUnavailable(PalisadeError):
+    """On the command line: a Ray cluster that does not answer, or whose workers die before they can work."""
+
+    status, code, title = 503, "ray_unavailable", "Ray unavailable"
+
+
+class WorkerLost(PalisadeError):
+    """On the command line: each worker that was given this image or shard died of it, or with it."""
+
+    status, code, title = 500, "worker_lost", "Worker lost"

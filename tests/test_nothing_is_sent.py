@@ -26,7 +26,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from gateway import NO_TELEMETRY
+from gateway import NO_RAY_TELEMETRY, NO_TELEMETRY
+from tests.e2e.ray_scans import Scans, rows_by_path
 from tests.gateway.server import ROOT, free_port
 from tests.gateway.tiny import clean_image, encode, write_bundle
 from tests.training.bundling.test_wrap import MODEL, write_folder
@@ -98,7 +99,8 @@ class Watched:
 
 def _is_loopback(target: str) -> bool:
     try:
-        return ipaddress.ip_address(target.partition("%")[0]).is_loopback
+        address = ipaddress.ip_address(target.partition("%")[0])
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False
 
@@ -141,6 +143,19 @@ def test_predict_and_scan(watched: Watched, tmp_path: Path) -> None:
     (images / "clean.png").write_bytes(encode(clean_image()))
     watched.run("predict", images / "clean.png", "--models", models)
     watched.run("scan", images, "--models", models, "--out", tmp_path / "report.jsonl")
+    quiet(watched)
+
+
+@pytest.mark.e2e
+def test_scan_on_ray(watched: Watched, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    images, scans = tmp_path / "images", Scans(tmp_path, write_bundle(tmp_path / "models" / "tiny"))
+    images.mkdir()
+    for number in range(12):
+        (images / f"{number}.png").write_bytes(encode(clean_image()))
+    options = ("--ray", "local", "--workers", 2, "--batch", 2, "--out", tmp_path / "report.jsonl")
+    watched.run("scan", images, "--models", scans.models, *options, PYTHONPATH=scans.environment["PYTHONPATH"])
+    assert len(rows_by_path(tmp_path / "report.jsonl")) == 12
     quiet(watched)
 
 
@@ -208,8 +223,9 @@ def test_serve(watched: Watched, tmp_path: Path, seconds: float) -> None:
 
 
 def test_whatever_a_user_set_telemetry_is_off(hook: Path) -> None:
-    program = "import os, gateway; assert {k: os.environ[k] for k in gateway.NO_TELEMETRY} == gateway.NO_TELEMETRY"
-    environment = os.environ | dict.fromkeys(NO_TELEMETRY, "0")
+    wanted = NO_TELEMETRY | NO_RAY_TELEMETRY
+    program = f"import os; assert os.environ.items() >= {wanted}.items()"
+    environment = os.environ | dict.fromkeys(wanted, "x")
     for package in ("gateway", "training", "studies", "benchmarks"):
         command = [sys.executable, "-c", f"import {package}\n{program}"]
         subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, check=True)

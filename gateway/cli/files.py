@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gateway.core.decode import recognized
 from gateway.errors import ImageTooLarge, UnreadableFile
@@ -15,12 +16,41 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp",
 MAX_FILE_BYTES = 100_000_000
 
 
+class Image(Protocol):
+    """An image wherever it lies; instances are sent to workers, so they hold names and numbers alone."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a report, which no other image has."""
+
+    def stat(self) -> tuple[int, float | None]:
+        """Size in bytes, and time of the last change (seconds since 1970; None where it is unknown).
+
+        Raises `UnreadableFile`.
+        """
+
+    def read(self) -> bytes:
+        """The bytes; raises `UnreadableFile`, `ImageTooLarge` or, for what stands for a shard, `DamagedShard`."""
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """A file, and its path relative to the folder that was named (its name, where the file itself was)."""
 
     path: Path
     relative: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def stat(self) -> tuple[int, float | None]:
+        """See `Image`."""
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise UnreadableFile(error.strerror or str(error)) from None
+        return stat.st_size, stat.st_mtime
 
     def read(self) -> bytes:
         """The bytes; raises `UnreadableFile` or `ImageTooLarge`."""
@@ -41,21 +71,27 @@ def find_images(paths: Iterable[Path]) -> list[ImageFile]:
     """
     found: dict[Path, ImageFile] = {}
     for path in paths:
-        for file in _images_in(path) if path.is_dir() else [ImageFile(path, Path(path.name))]:
-            found.setdefault(file.path, file)
+        named = not path.is_dir()
+        for file in files_in(path):
+            if named or is_image(file.path):
+                found.setdefault(file.path, file)
     return list(found.values())
 
 
-def _images_in(root: Path) -> Iterator[ImageFile]:
+def files_in(root: Path) -> Iterator[ImageFile]:
+    """The files in a folder, by name, without hidden ones and folders behind links; `root` itself where it is none."""
+    if not root.is_dir():
+        yield ImageFile(root, Path(root.name))
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file() and _is_image(path):
+            if not name.startswith(".") and path.is_file():
                 yield ImageFile(path, path.relative_to(root))
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether the suffix, or else the first bytes, are those of an image."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:

@@ -15,13 +15,14 @@ from gateway.cli.keys import app as keys_app
 from gateway.cli.models import app as models_app
 from gateway.cli.plugins import Commands
 from gateway.cli.pull import pull
+from gateway.cli.scanning import scan
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bundle_app, name="bundle")
 app.command()(serving.serve)
 app.add_typer(serving.guard_app, name="guard")
 app.command()(images_cli.predict)
-app.command()(images_cli.scan)
+app.command()(scan)
 app.command()(pull)
 app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")

@@ -1,23 +1,26 @@
-"""Folders of images, judged into a report of one JSON line a file that a later run resumes (`palisade scan`)."""
+"""Images, judged into a report of one JSON line a file that a later run resumes (`palisade scan`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
-from gateway.cli.files import ImageFile
+from gateway.cli.archives import Shard
+from gateway.cli.files import Image
+from gateway.cli.shards import read_members
 from gateway.cli.sources import Body, Setup, Source, SourceFailed
 from gateway.core.verdict import Level
 from gateway.errors import (
     ConfigError,
+    DamagedShard,
     EmptyBody,
     ImageTooLarge,
     PalisadeError,
@@ -33,7 +36,7 @@ _KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *
 _FIRST_KEY = b'{"path": '
 # Errors that depend on the bytes alone, so that a retry would fail in the same way.
 _LASTING = frozenset(
-    {None, *(error.code for error in (EmptyBody, ImageTooLarge, UnsupportedMediaType, UndecodableImage))}
+    {None, *(error.code for error in (DamagedShard, EmptyBody, ImageTooLarge, UnsupportedMediaType, UndecodableImage))}
 )
 
 
@@ -76,18 +79,19 @@ class Report:
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
 
-    def find(self, file: ImageFile, setup: Setup) -> Row | None:
+    def find(self, file: Image, setup: Setup) -> Row | None:
         """The row of a file that has not changed since (same size and time, or same content), judged by `setup`."""
-        row = self._rows.get(str(file.path))
+        row = self._rows.get(file.name)
         if row is None or row["error"] not in _LASTING or tuple(row[name] for name in Setup._fields) != setup:
             return None
         try:
-            stat = file.path.stat()
-            if row["size"] != stat.st_size:
+            size, mtime = file.stat()
+            if row["size"] != size:
                 return None
-            if row["mtime"] == stat.st_mtime or row["sha256"] == hashlib.sha256(file.read()).hexdigest():
+            unchanged = mtime is not None and row["mtime"] == mtime
+            if unchanged or row["sha256"] == hashlib.sha256(file.read()).hexdigest():
                 return row
-        except (OSError, PalisadeError):
+        except PalisadeError:
             pass
         return None
 
@@ -102,19 +106,45 @@ class Report:
         self._file.close()
 
 
-def scan(
-    files: Sequence[ImageFile],
-    source: Source,
-    report: Report,
-    *,
-    batch: int,
-    threads: int,
-    on_rows: Callable[[list[Row]], None],
-) -> None:
-    """Judge `files` in their order, `batch` at a time, while the next are read and decoded in `threads`.
+class Scanner(Protocol):
+    """What reads and judges images: this process, or workers on Ray (`gateway.cli.ray_workers`)."""
 
-    A file that cannot be read or decoded gets a row with `error`. Raises `ConfigError` when the report cannot be
-    written, and passes on errors of `source` that do not concern one image.
+    @property
+    def setup(self) -> Setup: ...
+
+    def members(self, shards: Sequence[Shard]) -> Iterable[list[Image]]:
+        """The images in each of the shards, in their order."""
+
+    def rows(self, files: Sequence[Image]) -> Iterator[list[Row]]:
+        """One row for each file, in pieces; raises what the source of answers raises."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """The scanner that is this process; `batch` images at a time, while the next are read in `threads`."""
+
+    source: Source
+    batch: int
+    threads: int
+
+    @property
+    def setup(self) -> Setup:
+        return self.source.setup
+
+    def members(self, shards: Sequence[Shard]) -> Iterable[list[Image]]:
+        """See `Scanner`."""
+        return map(read_members, shards)
+
+    def rows(self, files: Sequence[Image]) -> Iterator[list[Row]]:
+        """See `Scanner`."""
+        return judged(files, self.source, batch=self.batch, threads=self.threads)
+
+
+def judged(files: Iterable[Image], source: Source, *, batch: int, threads: int) -> Iterator[list[Row]]:
+    """The rows of `files` in their order, `batch` at a time, while the next are read and decoded in `threads`.
+
+    A file that cannot be read or decoded gets a row with `error`. Passes on errors of `source` that do not concern one
+    image.
     """
     setup = source.setup
     todo = iter(files)
@@ -125,15 +155,17 @@ def scan(
                 waiting.append(pool.submit(_prepare, file, source))
             if not waiting:
                 return
-            ready = [waiting.popleft().result() for _ in range(min(batch, len(waiting)))]
-            rows = _judge(ready, source, setup)
-            report.append(rows)
-            on_rows(rows)
+            yield _judge([waiting.popleft().result() for _ in range(min(batch, len(waiting)))], source, setup)
+
+
+def failed(file: Image, error: PalisadeError, setup: Setup) -> Row:
+    """The row of a file for which nothing could be found out."""
+    return _row(_Prepared(file), error, setup)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    file: ImageFile
+    file: Image
     size: int | None = None
     mtime: float | None = None
     sha256: str | None = None
@@ -141,12 +173,14 @@ class _Prepared:
     error: PalisadeError | None = None
 
 
-def _prepare(file: ImageFile, source: Source) -> _Prepared:
+def _prepare(file: Image, source: Source) -> _Prepared:
     known: dict[str, Any] = {}
     try:
+        # The time of before it is read: what changes meanwhile is judged again by the next run.
+        size, mtime = file.stat()
+        known = {"size": size, "mtime": mtime}
         data = file.read()
-        stat = file.path.stat()
-        known = {"size": len(data), "mtime": stat.st_mtime, "sha256": hashlib.sha256(data).hexdigest()}
+        known |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return _Prepared(file, **known, value=source.prepare(data))
     except SourceFailed:
         raise
@@ -161,7 +195,7 @@ def _judge(ready: Sequence[_Prepared], source: Source, setup: Setup) -> list[Row
 
 
 def _row(prepared: _Prepared, answer: Body | PalisadeError, setup: Setup) -> Row:
-    row: Row = {"path": str(prepared.file.path), "size": prepared.size, "mtime": prepared.mtime}
+    row: Row = {"path": prepared.file.name, "size": prepared.size, "mtime": prepared.mtime}
     row |= {"sha256": prepared.sha256, **setup._asdict()}
     row |= dict.fromkeys(_FOUND)
     if not isinstance(answer, PalisadeError):

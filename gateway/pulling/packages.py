@@ -24,12 +24,12 @@ def failing(what: str) -> Iterator[None]:
         raise PullFailed(f"{what}: {one_line(error)}") from None
 
 
-def package(name: str) -> ModuleType:
-    """A package of the extra `remote`; `ConfigError` says how it is installed."""
+def package(name: str, use: str = "bundles from elsewhere", extra: str = "remote") -> ModuleType:
+    """A package of an extra; `ConfigError` says what needs it and how it is installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"bundles from elsewhere need {name}: pip install 'palisade-gateway[remote]'") from None
+        raise ConfigError(f"{use} need {name}: pip install 'palisade-gateway[{extra}]'") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,8 @@ from gateway.errors import ConfigError, PullFailed
 from gateway.pulling.packages import CHUNK, failing, one_line, package
 from gateway.pulling.registries import Artefact
 
-_URL = re.compile(r"^([a-z][a-z0-9+]*)://(.+)$")
+ADDRESS = re.compile(r"^([a-z][a-z0-9+]*)://(.+)$")
+"""`PROTOCOL://REST`, in two groups."""
 
 
 class Source(Protocol):
@@ -29,14 +30,19 @@ def open_source(url: str) -> Source:
 
     Raises `ConfigError` for an address that no package at hand can open, and `PullFailed` if it does not answer.
     """
-    matched = _URL.match(url)
+    matched = ADDRESS.match(url)
     if matched is None:
         raise ConfigError(f"{url!r}: expected s3://BUCKET/PATH or oci://REGISTRY/NAME:TAG")
-    if "@" in matched[2].split("/", 1)[0]:
-        raise ConfigError("a URL with a user or password would be logged: give credentials by the environment")
+    refuse_credentials(url)
     if matched[1] == "oci":
         return Artefact(matched[2])
     return Folder(url, matched[1])
+
+
+def refuse_credentials(url: str) -> None:
+    """Raises `ConfigError` for an address with a user or password."""
+    if "@" in url.partition("://")[2].split("/", 1)[0]:
+        raise ConfigError("a URL with a user or password would be logged: give credentials by the environment")
 
 
 class Folder:
