@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 INTERVAL = 0.5
 LEASE_SECONDS = 15.0
 """Seconds after which another process takes over from one that is gone."""
+RENEW_SECONDS = LEASE_SECONDS / 3
+"""Age at which the lease is renewed: each renewal is a write to disk."""
 RETENTION_SECONDS = 10.0
 ACTIVE = timedelta(hours=1)
 _BATCHES = 200
@@ -38,6 +40,7 @@ class Follower:
         self._analyst: Analyst | None = None
         self._seq = self._written = 0
         self._retain_at = 0.0
+        self._renewed = datetime.min.replace(tzinfo=UTC)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,19 +70,25 @@ class Follower:
 
     def follow(self, now: datetime) -> None:
         """One step: ask for the lease, and look at the batches that are new. Raises `AuditUnavailable`."""
+        if self._analyst is None or not timedelta() <= now - self._renewed <= timedelta(seconds=RENEW_SECONDS):
+            self._renew(now)
+        if self._analyst is not None:
+            self._look(self._analyst)
+            self._retain(now)
+
+    def _renew(self, now: datetime) -> None:
+        """Ask for the lease: who gets it anew begins with the groups of the queries that are kept."""
         cursor = self._store.lease(self._me, seconds=LEASE_SECONDS, now=now)
         if cursor is None:
             if self._analyst is not None:
                 metrics.campaign_queries.set(0)
             self._analyst = None
             return
-        analyst = self._analyst
-        if analyst is None:
+        self._renewed = now
+        if self._analyst is None:
             analyst = Analyst(self._salt, self._limits.max_queries)
             analyst.restore(self._store.cases(None, limit=1000, since=now - self._limits.max_age))
             self._analyst, self._seq, self._written = analyst, 0, cursor
-        self._look(analyst)
-        self._retain(now)
 
     def _look(self, analyst: Analyst) -> None:
         renewed = time.monotonic()
@@ -91,7 +100,7 @@ class Follower:
                     analyst.written()  # by the process before
                 if self._stop.is_set() and batch.seq <= self._written:
                     return  # rebuilding what another process will rebuild
-                if time.monotonic() - renewed > LEASE_SECONDS / 3:
+                if time.monotonic() - renewed > RENEW_SECONDS:
                     renewed = time.monotonic()
                     if self._store.lease(self._me, seconds=LEASE_SECONDS, now=datetime.now(UTC)) is None:
                         self._analyst = None
