@@ -281,7 +281,7 @@ def test_what_a_caller_sees(tmp_path: Path, pipeline: Pipeline) -> None:
     assert set(full) == common | {"timing_ms"}
     assert set(verdict) == set(full) - {"timing_ms"}
     assert verdict["prediction"] == full["prediction"]
-    assert set(verdict["verdict"]) == {"flagged", "p_value", "action", "kind"}
+    assert set(verdict["verdict"]) == {"flagged", "level", "p_value", "action", "kind"}
     assert set(verdict["neutralization"]) == {"applied", "served", "changed"}
     assert set(label) == {"id", "model", "prediction"}
     assert (label["model"], set(label["prediction"])) == ({"name": "tiny"}, {"label", "index"})
