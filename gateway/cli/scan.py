@@ -230,7 +230,8 @@ def _read_rows(path: Path) -> tuple[list[Row], int]:
                 break
             try:
                 row = json.loads(line)
-                rows.append({name: row[name] for name in _KEYS})
+                # Reports of earlier versions have no level.
+                rows.append({name: row[name] for name in _KEYS} | {"level": row.get("level")})
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{path}: line {number} is not one of palisade scan; choose another --out") from None
             whole += len(line)

@@ -109,6 +109,19 @@ def test_a_second_run_judges_what_is_new_or_has_changed(folder: Path, out: Path,
     assert [row["flagged"] for row in added] == [True, False]
 
 
+def test_suspects_are_counted_again_by_a_second_run(folder: Path, out: Path, tmp_path: Path) -> None:
+    lenient = write_bundle(tmp_path / "lenient" / "tiny", strictness=100)
+    for new in (5, 0):
+        said = run_scan(folder, out, models=lenient).output
+        assert f"{new} new" in said
+        assert "1 suspect, not flagged" in said
+    patched = next(row for row in rows(out) if row["path"].endswith("patched.PNG"))
+    assert (patched["flagged"], patched["level"]) == (False, "suspect")
+    older = [{name: value for name, value in row.items() if name != "level"} for row in rows(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in older))
+    assert "0 new" in run_scan(folder, out, models=lenient).output
+
+
 def test_another_version_or_policy_judges_everything_again(folder: Path, out: Path, tmp_path: Path) -> None:
     run_scan(folder, out, models=write_bundle(tmp_path / "one"))
     run_scan(folder, out, models=write_bundle(tmp_path / "two", version="1.1.0"))
