@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio.to_thread
@@ -53,7 +55,8 @@ def recorder(request: Request, data: bytes, *, index: int = 0) -> Record:
     caller, request_id = caller_of(request), request.state.request_id
 
     async def record(decision: Decision) -> bool:
-        campaigns.offer(decision, caller, request_id, index=index)
+        # After the answer: a campaign is many requests, of which each is judged without the others.
+        asyncio.get_running_loop().call_soon(partial(campaigns.offer, decision, caller, request_id, index=index))
         return await audit.record(decision, caller, request_id, data, index=index)
 
     return record

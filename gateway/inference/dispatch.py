@@ -137,8 +137,8 @@ class Dispatcher:
         decision = await self._lanes.run(pipeline, steps, deadline=deadline, decode_seconds=decode_seconds)
         if certify is not None and not decision.blocked:
             decision = await self._lanes.certify(pipeline, decision, certify, deadline=deadline)
-        metrics.observe(decision, pipeline)
-        metrics.compare(decision, pipeline, self._drift)
+        # After the answer, which goes out before this task waits again.
+        asyncio.get_running_loop().call_soon(self._count, decision, pipeline)
         trace_stages(decision)
         if self.shadow is not None:
             self.shadow.offer(pipeline, image, decision)
@@ -160,6 +160,10 @@ class Dispatcher:
             raise Overloaded(f"no answer within {self._timeout:g} s", headers={"Retry-After": "1"}) from None
         finally:
             self._images, self._work = self._images - 1, self._work - work
+
+    def _count(self, decision: Decision, pipeline: Pipeline) -> None:
+        metrics.observe(decision, pipeline)
+        metrics.compare(decision, pipeline, self._drift)
 
     def _done_at_last(self) -> None:
         self._abandoned -= 1

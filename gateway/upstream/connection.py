@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
+import orjson
 
 from gateway.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 
@@ -221,7 +222,11 @@ def _certificates() -> ssl.SSLContext:
 
 
 def parsed(body: bytes) -> Any:
-    """JSON text as Python has it; `UpstreamInvalid` if it is none."""
+    """JSON text as Python has it, with its NaN and Infinity; `UpstreamInvalid` if it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

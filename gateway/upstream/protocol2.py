@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import orjson
 
 from gateway.core.upstream import Protocol2
 from gateway.errors import UpstreamInvalid
@@ -46,24 +46,13 @@ def request_of(spec: Protocol2, rows: np.ndarray) -> tuple[bytes, dict[str, str]
     described: dict[str, Any] = {"name": spec.input, "shape": list(tensor.shape), "datatype": spec.datatype}
     wanted: dict[str, Any] = {"name": spec.output}
     if not spec.binary:
-        described["data"] = []
-        head = _compact({"inputs": [described], "outputs": [wanted]})
-        return head.replace(b'"data":[]', b'"data":[%s]' % _numbers(tensor), 1), {"Content-Type": "application/json"}
+        described["data"] = tensor.ravel()  # to the bit
+        return _compact({"inputs": [described], "outputs": [wanted]}), {"Content-Type": "application/json"}
     described["parameters"] = {"binary_data_size": tensor.nbytes}
     wanted["parameters"] = {"binary_data": True}
     head = _compact({"inputs": [described], "outputs": [wanted]})
     headers = {"Content-Type": "application/octet-stream", _LENGTH: str(len(head))}
     return head + tensor.tobytes(), headers
-
-
-def _numbers(tensor: np.ndarray) -> bytes:
-    """Its elements as JSON has them, float32 to the bit.
-
-    Pixels of 256 values are mostly equal to one another: each value is written once (25 times as fast as `json`).
-    """
-    values, places = np.unique(tensor.ravel(), return_inverse=True)
-    words = np.array([f"{value:.9g}" for value in values.tolist()], object)
-    return ",".join(words[places].tolist()).encode()
 
 
 def output_of(name: str, n: int, answer: Answer) -> np.ndarray:
@@ -120,7 +109,10 @@ def _flat(data: Any) -> list[Any]:
     """The elements of a flat or nested list."""
     if not isinstance(data, list):
         raise TypeError("no list")
-    if not any(isinstance(element, list) for element in data):
+    kinds = set(map(type, data))
+    if kinds <= {float, int}:
+        return data
+    if list not in kinds:
         return [math.nan if element is None else _number(element) for element in data]
     return [element for inner in data for element in _flat(inner)]
 
@@ -131,5 +123,5 @@ def _number(element: Any) -> float:
     return float(element)
 
 
-def _compact(head: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    return json.dumps(head, separators=(",", ":")).encode()
+def _compact(head: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
