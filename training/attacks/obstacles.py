@@ -18,6 +18,7 @@ from torch import Tensor
 
 from training.attacks.margin import margin
 from training.attacks.unaware import Attack, Made, Scene
+from training.util import random_draws
 from training.util.signatures import Predict
 
 Draw = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -29,7 +30,7 @@ _DARK, _LIGHT = 0.04, 0.96
 
 def uniform(x: Tensor, shape: tuple[int, ...], low: float, high: float, generator: torch.Generator | None) -> Tensor:
     """Random numbers (N, *shape) of [low, high), on the device of `x` (N, ...)."""
-    return (low + (high - low) * torch.rand(len(x), *shape, generator=generator)).to(x)
+    return (low + (high - low) * random_draws.uniform((len(x), *shape), generator)).to(x)
 
 
 def rectangles(x: Tensor, height: Tensor, width: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -31,6 +31,7 @@ from training.imaging.pixels import to_tensor
 from training.loop.awp import perturbed_weights
 from training.loop.early_stopping import best_epoch, exhausted
 from training.loop.logs import log_epoch, open_tensorboard, write_metrics
+from training.loop.obstacles import with_obstacles
 from training.loop.penalties import penalties, rank_neurons, teacher_maps
 from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_cost, note_outcome, note_start, settled
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
@@ -320,6 +321,8 @@ class Trainer:
         x, maps = augment(x, self.recipe.augmentation, generator, maps)
         if windows := stage.mask_augmentation:
             x = mask_windows(x, generator, share=windows.share, count=windows.count, fraction=windows.fraction)
+        if stage.obstacles:
+            x = with_obstacles(x, generator, fraction=stage.obstacles.fraction)
         return x, y, None if maps is None else maps[:, 0]
 
     def _predict(self, x: Tensor) -> Tensor:

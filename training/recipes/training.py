@@ -103,6 +103,12 @@ class MaskAugmentation(_Strict):
     fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
 
 
+class Obstacles(_Strict):
+    """Stickers, bars, strips, shadows, casts of colour and rain at random (`training.loop.obstacles`)."""
+
+    fraction: float = Field(0.3, gt=0, le=1, description="of the batch")
+
+
 class WorstMasks(_Strict):
     """Training behind the greedily worst pairs of a certificate's masks (`training.attacks.masks`)."""
 
@@ -128,6 +134,7 @@ class Stage(_Strict):
     trades: Trades | None = None
     awp: Awp | None = None
     mask_augmentation: MaskAugmentation | None = None
+    obstacles: Obstacles | None = None
     worst_masks: WorstMasks | None = None
     terms: Terms = Terms()
 
