@@ -14,6 +14,7 @@ from gateway.cli.terminal import plain, reported, shown
 from gateway.errors import ConfigError, PalisadeError, UnreadableFile
 
 if TYPE_CHECKING:
+    from gateway.answers.certificate_request import Asked
     from gateway.cli.files import ImageFile
     from gateway.cli.sources import Body, Source
 
@@ -32,6 +33,16 @@ Key = Annotated[
     ),
 ]
 
+Certify = Annotated[
+    Literal["none", "patch"], typer.Option(help="Certify each label against a square patch anywhere in the image.")
+]
+PatchSide = Annotated[
+    int | None, typer.Option(min=1, help="Side of that patch in pixels of the network's input (default: by share).")
+]
+CertifyLevel = Annotated[
+    Literal["agreed", "proved"] | None, typer.Option(help="Highest level of certificate that is tried.")
+]
+
 
 @reported
 def predict(
@@ -45,15 +56,9 @@ def predict(
     ] = False,
     explain: Annotated[Literal["none", "saliency", "all"], typer.Option(help="Which maps the JSON contains.")] = "none",
     panel: Annotated[Path | None, typer.Option(help="Folder that receives a picture of each decision.")] = None,
-    certify: Annotated[
-        Literal["none", "patch"], typer.Option(help="Certify each label against a square patch anywhere in the image.")
-    ] = "none",
-    patch_side: Annotated[
-        int | None, typer.Option(min=1, help="Side of that patch in pixels of the network's input (default: by share).")
-    ] = None,
-    certify_level: Annotated[
-        Literal["agreed", "proved"] | None, typer.Option(help="Highest level of certificate that is tried.")
-    ] = None,
+    certify: Certify = "none",
+    patch_side: PatchSide = None,
+    certify_level: CertifyLevel = None,
     require: Annotated[
         Literal["agreed", "proved"] | None, typer.Option(help="Refuse answers below this level of certificate.")
     ] = None,
@@ -66,7 +71,7 @@ def predict(
     asked = Asked(certify, patch_side, certify_level, require)
     asked.check()
     files = find_images(paths)
-    source = choose_source(url, key, model, models)
+    source = choose_source(url, key, model, models, asked)
     table = Table(
         Column("file", overflow="fold"),
         "prediction",
@@ -80,7 +85,7 @@ def predict(
     failed = False
     for file in files:
         try:
-            answer = source.answer(file.read(), explain=explain, picture=panel is not None, asked=asked)
+            answer = source.answer(file.read(), explain=explain, picture=panel is not None)
         except SourceFailed:
             raise
         except PalisadeError as error:
@@ -101,18 +106,20 @@ def predict(
         raise typer.Exit(1)
 
 
-def choose_source(url: str | None, key: str | None, model: str | None, models: list[str] | None) -> Source:
-    """What answers: the gateway at `url`, or else a model in this process."""
+def choose_source(
+    url: str | None, key: str | None, model: str | None, models: list[str] | None, asked: Asked
+) -> Source:
+    """What answers, with the certificate that is asked for: the gateway at `url`, or else a model in this process."""
     if url is None:
         from gateway.cli.sources import open_local
 
-        return open_local(models, model)
+        return open_local(models, model, asked)
     from gateway.cli.remote import Remote
     from gateway.client import Gateway
 
     if models:
         raise ConfigError("--models is for this process: with --url the gateway has its own")
-    return Remote(Gateway(url, key), model=model)
+    return Remote(Gateway(url, key), model=model, asked=asked)
 
 
 _LEVELS = {"flagged": "[bold red]yes[/]", "suspect": "[yellow]suspect[/]"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.answers.certificate_request import Asked
 from gateway.cli.archives import Failed, Shard
 from gateway.cli.files import Image
 from gateway.cli.scan import Row, failed, judged
@@ -45,18 +46,19 @@ class Job:
 
     models: list[str] | None
     model: str | None
+    asked: Asked
     batch: int
     environment: dict[str, str]
     proxies: dict[str, str]
     folder: str
 
 
-def make_job(models: list[str] | None, model: str | None, batch: int) -> Job:
+def make_job(models: list[str] | None, model: str | None, asked: Asked, batch: int) -> Job:
     """The job with this process's settings (`PALISADE_...`, but for its API key) and one thread a worker."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("PALISADE_")}
     settings.pop("PALISADE_KEY", None)
     proxies = {name: os.environ[name] for name in _NOWHERE if name in os.environ}
-    return Job(models, model, batch, settings | {"PALISADE_THREADS": "1"}, proxies, str(Path.cwd()))
+    return Job(models, model, asked, batch, settings | {"PALISADE_THREADS": "1"}, proxies, str(Path.cwd()))
 
 
 class Worker:
@@ -73,7 +75,7 @@ class Worker:
             _replace(self._job.proxies)
         with suppress(OSError):
             os.chdir(self._job.folder)
-        self._source = open_local(self._job.models, self._job.model)
+        self._source = open_local(self._job.models, self._job.model, self._job.asked)
         return self._source.setup
 
     def members(self, shards: Sequence[Shard]) -> list[list[Image]]:

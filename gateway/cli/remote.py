@@ -26,16 +26,17 @@ class Remote:
     Raises `GatewayAnswer` for an image that the gateway refuses, `SourceFailed` if it refuses all or does not answer.
     """
 
-    def __init__(self, gateway: Gateway, *, model: str | None = None) -> None:
+    def __init__(self, gateway: Gateway, *, model: str | None = None, asked: Asked = Asked()) -> None:
+        asked.check()
         self._gateway = gateway
         self._query = {} if model is None else {"model": model}
+        certificate = {name: value for name, value in asdict(asked).items() if value not in (None, "none")}
+        self._certificate = certificate
         self.setup = self._setup(model)
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
         """See `gateway.cli.sources.Source`."""
-        certificate = asdict(asked) if asked.certify != "none" else {}
-        query = {"explain": explain, **{name: value for name, value in certificate.items() if value is not None}}
-        body = self._predict(data, query)
+        body = self._predict(data, {"explain": explain})
         return Answer(body, self._post("/v1/explain", data, {}, "image/png").content if picture else None)
 
     def prepare(self, data: bytes) -> Body:
@@ -49,12 +50,13 @@ class Remote:
         models = self._gateway.call("GET", "v1", "models")["models"]
         for entry in models:
             if entry["name"] == model or (model is None and entry["default"]):
-                return Setup(entry["name"], entry.get("version"), entry.get("alpha"), entry.get("policy"))
+                certified = " ".join(map(str, self._certificate.values())) or None
+                return Setup(entry["name"], entry.get("version"), entry.get("alpha"), entry.get("policy"), certified)
         have = ", ".join(entry["name"] for entry in models)
         raise SourceFailed(f"model {model!r} is not served at {self._gateway.url} (has {have})")
 
     def _predict(self, data: bytes, query: dict[str, Any]) -> Body:
-        response = self._post("/v1/predict", data, {"top_k": 1, **query}, "application/json")
+        response = self._post("/v1/predict", data, {"top_k": 1, **query, **self._certificate}, "application/json")
         try:
             body: Body = response.json()
         except ValueError:

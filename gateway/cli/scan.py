@@ -31,8 +31,11 @@ from gateway.errors import (
 Row = dict[str, Any]
 """One line of the report."""
 
-_FOUND = ("label", "probability", "flagged", "level", "p_value", "p_cutoff", "neutralized", "error", "detail")
-_KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *Setup._fields)
+_JUDGED = ("label", "probability", "flagged", "level", "p_value", "p_cutoff", "neutralized", "certificate")
+_FOUND = (*_JUDGED, "error", "detail")
+# Reports of earlier versions have not the later ones.
+_LATER = ("level", "certificate", "certified")
+_KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *_LATER, *Setup._fields)
 _FIRST_KEY = b'{"path": '
 # Errors that depend on the bytes alone, so that a retry would fail in the same way.
 _LASTING = frozenset(
@@ -42,12 +45,13 @@ _LASTING = frozenset(
 
 @dataclass
 class Tally:
-    """Counts over files; `errors` by code."""
+    """Counts over files; `errors` by code, `certificates` by level."""
 
     files: int = 0
     flagged: int = 0
     suspect: int = 0
     neutralized: int = 0
+    certificates: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
@@ -55,6 +59,8 @@ class Tally:
         self.flagged += bool(row["flagged"])
         self.suspect += row.get("level") == "suspect"
         self.neutralized += bool(row["neutralized"])
+        if row.get("certificate") is not None:
+            self.certificates[row["certificate"]] += 1
         if row["error"] is not None:
             self.errors[row["error"]] += 1
 
@@ -202,7 +208,8 @@ def _row(prepared: _Prepared, answer: Body | PalisadeError, setup: Setup) -> Row
         verdict, neutralization = answer.get("verdict") or {}, answer.get("neutralization") or {}
         row |= {name: answer["prediction"].get(name) for name in ("label", "probability")}
         row |= {name: verdict.get(name) for name in ("flagged", "level", "p_value", "p_cutoff")}
-        return row | {"neutralized": neutralization.get("served")}
+        certificate = answer.get("certificate") or {}
+        return row | {"neutralized": neutralization.get("served"), "certificate": certificate.get("level")}
     if answer.code == "blocked_by_policy":
         level = answer.detail.partition(":")[0]
         return row | {"flagged": level != "suspect", "level": level if level in get_args(Level) else None}
@@ -230,8 +237,7 @@ def _read_rows(path: Path) -> tuple[list[Row], int]:
                 break
             try:
                 row = json.loads(line)
-                # Reports of earlier versions have no level.
-                rows.append({name: row[name] for name in _KEYS} | {"level": row.get("level")})
+                rows.append({name: row.get(name) if name in _LATER else row[name] for name in _KEYS})
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{path}: line {number} is not one of palisade scan; choose another --out") from None
             whole += len(line)

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gateway.cli.images import Key, Model, Models, Url, choose_source
+from gateway.cli.images import Certify, CertifyLevel, Key, Model, Models, PatchSide, Url, choose_source
 from gateway.cli.terminal import plain, reported, shown
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gateway.answers.certificate_request import Asked
     from gateway.cli.files import Image
     from gateway.cli.scan import Report, Row, Scanner, Tally
+    from gateway.cli.sources import Setup
 
 LOCAL_BATCH, REMOTE_BATCH = 32, 8
 INTERRUPTED = 130
@@ -57,6 +59,9 @@ def scan(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of workers on Ray (default: one for each core that Ray has).")
     ] = None,
+    certify: Certify = "none",
+    patch_side: PatchSide = None,
+    certify_level: CertifyLevel = None,
     only_flagged: Annotated[
         bool, typer.Option("--only-flagged", help="Print each flagged file when it is found.")
     ] = False,
@@ -66,6 +71,7 @@ def scan(
     The exit code is 1 if a file or shard could not be read or decoded, and 130 after Ctrl-C; both leave a report to
     resume. Addresses need the extra `remote`; credentials are those of the environment (AWS_...).
     """
+    from gateway.answers.certificate_request import Asked
     from gateway.cli.archives import find_members, find_places
     from gateway.cli.scan import Report
 
@@ -73,28 +79,32 @@ def scan(
         raise ConfigError("--workers is for scans on Ray: it needs --ray")
     if ray is not None and url is not None:
         raise ConfigError("--ray judges by workers of its own, --url by a gateway: choose one of them")
+    asked = Asked(certify, patch_side, certify_level)
+    asked.check()
     places = find_places(paths)
     if not places:
         raise ConfigError(f"no images in {', '.join(paths)}")
     with ExitStack() as stack:
         if ray is None:
-            scanner: Scanner = _here(url, key, model, models, batch)
+            scanner: Scanner = _here(url, key, model, models, asked, batch)
         else:
             from gateway.cli.ray_workers import make_job, on_ray
 
-            scanner = stack.enter_context(on_ray(ray, make_job(models, model, batch or LOCAL_BATCH), workers))
+            scanner = stack.enter_context(on_ray(ray, make_job(models, model, asked, batch or LOCAL_BATCH), workers))
         files = find_members(places, scanner.members)
         if not files:
             raise ConfigError(f"no images in {', '.join(paths)}")
         _run(files, scanner, Report(out), out, only_flagged=only_flagged)
 
 
-def _here(url: str | None, key: str | None, model: str | None, models: list[str] | None, batch: int | None) -> Scanner:
+def _here(
+    url: str | None, key: str | None, model: str | None, models: list[str] | None, asked: Asked, batch: int | None
+) -> Scanner:
     from gateway.cli.scan import Here
     from gateway.core.cores import usable_cores
 
     batch = batch or (REMOTE_BATCH if url else LOCAL_BATCH)
-    return Here(choose_source(url, key, model, models), batch, batch if url else usable_cores())
+    return Here(choose_source(url, key, model, models, asked), batch, batch if url else usable_cores())
 
 
 def _run(files: list[Image], scanner: Scanner, report: Report, out: Path, *, only_flagged: bool) -> None:
@@ -122,7 +132,7 @@ def _run(files: list[Image], scanner: Scanner, report: Report, out: Path, *, onl
         interrupted = True
     finally:
         report.close()
-        _summarize(tally, before, len(files), scanner.setup.alpha, out)
+        _summarize(tally, before, len(files), scanner.setup, out)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if tally.errors:
@@ -134,15 +144,22 @@ def _flagged_line(row: Row) -> str:
     return f"{shown(Path(row['path']))}\t{row['label'] or ''}\t{p_value}"
 
 
-def _summarize(tally: Tally, before: int, total: int, alpha: float | None, out: Path) -> None:
+def _summarize(tally: Tally, before: int, total: int, setup: Setup, out: Path) -> None:
     lines = [f"{total} images: {tally.files - before} new, {before} in {out} before, {tally.judged} judged"]
     if tally.files < total:
         lines.append(f"{total - tally.files} are left: run the same command again to resume")
     if tally.judged:
-        expected = "" if alpha is None else f"; of benign images at most {alpha:.2%} are"
+        expected = "" if setup.alpha is None else f"; of benign images at most {setup.alpha:.2%} are"
         lines.append(f"{tally.flagged} flagged ({tally.flagged / tally.judged:.2%}{expected})")
         lines.append(f"{tally.suspect} suspect, not flagged ({tally.suspect / tally.judged:.2%})")
         lines.append(f"{tally.neutralized} neutralized")
+        counts = tally.certificates
+        if counts:
+            levels = (
+                f"{counts[level]} {level} ({counts[level] / counts.total():.2%})"
+                for level in ("proved", "agreed", "none")
+            )
+            lines.append(f"certificates ({setup.certified}): {', '.join(levels)}")
     lines += [f"{count} failed: {code}" for code, count in sorted(tally.errors.items())]
     Console(stderr=True, soft_wrap=True, highlight=False).print("\n".join(plain(line) for line in lines))
 

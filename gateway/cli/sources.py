@@ -10,6 +10,7 @@ import numpy as np
 
 from gateway.answers.certificate_request import Asked, CertificatePolicy, uncertified, wanted
 from gateway.answers.respond import Explain, predict_response
+from gateway.core.certificate import CertificateWanted
 from gateway.core.pipeline import Decision, Pipeline
 from gateway.errors import PalisadeError
 
@@ -18,12 +19,16 @@ Body = dict[str, Any]
 
 
 class Setup(NamedTuple):
-    """What gives the answers; None stands for what a gateway does not disclose."""
+    """What gives the answers; None stands for what a gateway does not disclose.
+
+    `certified`: the certificate that is tried for each, as text; None for none.
+    """
 
     model: str
     version: str | None
     alpha: float | None
     action: str | None
+    certified: str | None = None
 
 
 class SourceFailed(PalisadeError):
@@ -39,16 +44,16 @@ class Answer:
 
 
 class Source(Protocol):
-    """`answer` takes one image; `prepare` (in threads) and `judge` (a batch of what they gave) take many."""
+    """`answer` takes one image; `prepare` (in threads) and `judge` (a batch of what they gave) take many.
+
+    Each answer has the certificate that the source was made for.
+    """
 
     @property
     def setup(self) -> Setup: ...
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
-        """The answer to a file's bytes, with the picture of `/v1/explain` and a certificate on request.
-
-        Raises `PalisadeError`.
-        """
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
+        """The answer to a file's bytes, with the picture of `/v1/explain` on request; raises `PalisadeError`."""
 
     def prepare(self, data: bytes) -> Any:
         """The concurrent part of the work, for one image; raises the error of an image that cannot be read."""
@@ -60,24 +65,26 @@ class Source(Protocol):
 class Local:
     """A bundle's pipeline in this process."""
 
-    def __init__(self, pipeline: Pipeline, policy: CertificatePolicy = CertificatePolicy()) -> None:
+    def __init__(
+        self, pipeline: Pipeline, policy: CertificatePolicy = CertificatePolicy(), asked: Asked = Asked()
+    ) -> None:
+        """Raises `BadParameter` for a certificate that the pipeline cannot make."""
         self._pipeline = pipeline
         self._policy = policy
+        self._asked = asked
+        self._certify = wanted(asked, pipeline, policy, "full")
 
     @property
     def setup(self) -> Setup:
-        bundle = self._pipeline.bundle
-        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action)
+        bundle, certify = self._pipeline.bundle, self._certify
+        certified = None if certify is None else f"{certify.level}, patch {certify.masks.patch}"
+        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action, certified)
 
-    def answer(self, data: bytes, *, explain: Explain, picture: bool, asked: Asked = Asked()) -> Answer:
+    def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
         from gateway.answers.panel import panel_png
 
-        certify = wanted(asked, self._pipeline, self._policy, "full", votes=explain == "all")
-        decision = self._pipeline.decide(data)
-        if certify is not None and not decision.blocked:
-            decision = self._pipeline.certified(decision, certify)
-        if decision.uncertified:
-            raise uncertified(decision, "full")
+        certify = wanted(self._asked, self._pipeline, self._policy, "full", votes=explain == "all")
+        decision = self._certified(self._pipeline.decide(data), certify)
         return Answer(self._body(decision, explain), panel_png(decision) if picture else None)
 
     def prepare(self, data: bytes) -> np.ndarray:
@@ -85,17 +92,32 @@ class Local:
 
     def judge(self, prepared: Sequence[np.ndarray]) -> list[Body | PalisadeError]:
         try:
-            return [self._body(decision) for decision in self._pipeline.decide_images(prepared, explain=False)]
+            decisions = self._pipeline.decide_images(prepared, explain=False)
         except PalisadeError as error:
             # One of them failed the batch: each is answered alone.
             return [error] if len(prepared) == 1 else [self.judge([image])[0] for image in prepared]
+        return [self._judged(decision) for decision in decisions]
+
+    def _judged(self, decision: Decision) -> Body | PalisadeError:
+        try:
+            return self._body(self._certified(decision, self._certify))
+        except PalisadeError as error:
+            return error
+
+    def _certified(self, decision: Decision, certify: CertificateWanted | None) -> Decision:
+        """The decision with its certificate; raises `NotCertified` below the level that is required."""
+        if certify is not None and not decision.blocked:
+            decision = self._pipeline.certified(decision, certify)
+        if decision.uncertified:
+            raise uncertified(decision, "full")
+        return decision
 
     def _body(self, decision: Decision, explain: Explain = "none") -> Body:
         body = predict_response(decision, self._pipeline, request_id="", explain=explain, top_k=1)
         return body.model_dump(mode="json")
 
 
-def open_local(models: list[str] | None, model: str | None) -> Local:
+def open_local(models: list[str] | None, model: str | None, asked: Asked = Asked()) -> Local:
     """The active version of `model`, or of the default one, in `models` or else in the settings' folders."""
     from gateway.pulling.cache import fetch_sources
     from gateway.settings import load_settings
@@ -104,4 +126,4 @@ def open_local(models: list[str] | None, model: str | None) -> Local:
     settings = load_settings(**({"models": models} if models else {}))
     fetch_sources(settings)
     policy = CertificatePolicy(settings.require, settings.certify_share)
-    return Local(load_registry(settings, load=opened).get(model), policy)
+    return Local(load_registry(settings, load=opened).get(model), policy, asked)

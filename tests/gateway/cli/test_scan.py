@@ -246,3 +246,52 @@ def test_a_gateway_that_is_busy_is_waited_for_and_one_that_fails_ends_the_scan(
     assert "401 c401" in result.stderr
     told = [(row["label"], row["flagged"], row["error"]) for row in rows(out)]
     assert told == [("red", None, None), ("red", None, None), (None, True, None)]
+
+
+def test_certificates_have_a_column_and_a_count(folder: Path, out: Path, bundle_folder: Path) -> None:
+    options = ("--certify", "patch", "--patch-side", 2)
+    result = run_scan(folder / "a", out, *options, models=bundle_folder)
+    levels = [row["certificate"] for row in rows(out)]
+    assert levels[0] is None  # the cut file
+    assert set(levels[1:]) <= {"none", "agreed", "proved"}
+    assert {row["certified"] for row in rows(out)} == {"proved, patch 2"}
+    counted = f"{levels.count('proved')} proved"
+    assert f"certificates (proved, patch 2): {counted}" in " ".join(result.output.split())
+    again = run_scan(folder / "a", out, *options, models=bundle_folder)
+    assert "0 new" in again.output
+    assert counted in again.output
+    assert "3 new" in run_scan(folder / "a", out, *options, "--certify-level", "agreed", models=bundle_folder).output
+    assert "certificates (" not in run_scan(folder / "a", out, models=bundle_folder).output
+
+
+def test_a_report_without_certificates_is_taken_up(folder: Path, out: Path, bundle_folder: Path) -> None:
+    run_scan(folder, out, models=bundle_folder)
+    kept = [{k: v for k, v in row.items() if k not in ("certificate", "certified")} for row in rows(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert "0 new" in run_scan(folder, out, models=bundle_folder).output
+
+
+def test_an_answer_below_the_required_level_is_an_error(
+    folder: Path, out: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALISADE_REQUIRE", "proved")
+    result = run_scan(folder, out, models=bundle_folder)
+    refused = [row for row in rows(out) if row["error"] == "not_certified"]
+    assert result.exit_code == 1
+    assert all(row["label"] is None for row in refused)
+    assert len(refused) + sum(row["certificate"] == "proved" for row in rows(out)) == len(FOUND) - 1
+
+
+def test_parameters_of_no_certificate_are_refused(folder: Path, out: Path, bundle_folder: Path) -> None:
+    result = run_scan(folder, out, "--patch-side", 2, models=bundle_folder)
+    assert result.exit_code == 2
+    assert "send certify=patch" in result.output
+
+
+def test_a_gateway_certifies_what_it_scans(folder: Path, out: Path, pipeline: Pipeline) -> None:
+    api = create_api(Settings(audit=False))
+    api.state.registry = Registry([pipeline])
+    with serving(api) as url:
+        run_scan(folder, out, "--url", url, "--certify", "patch", "--certify-level", "agreed")
+    assert {row["certificate"] for row in rows(out)} <= {None, "none", "agreed"}
+    assert {row["certified"] for row in rows(out)} == {"patch agreed"}
