@@ -20,9 +20,10 @@ from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.fingerprint import Fingerprint, Fingerprinter
 from gateway.campaigns.records import RECORD, Query, pack
 from gateway.campaigns.watch import query_of
+from gateway.core.decision import Decision
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from training.commands.terminal import JsonPath
 
 MILLION = 1_000_000

@@ -10,8 +10,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway.core.decision import Decision
     from gateway.core.loading import Bundle, load_bundle
-    from gateway.core.pipeline import Decision, Pipeline
+    from gateway.core.pipeline import Pipeline
     from gateway.opening import load_pipeline
 
 __all__ = ["Bundle", "Decision", "Pipeline", "__version__", "load_bundle", "load_pipeline"]

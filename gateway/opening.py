@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from gateway.core.pipeline import Action, Pipeline
+from gateway.core.decision import Action
+from gateway.core.pipeline import Pipeline
 from gateway.settings import load_settings
 from gateway.versions.registry import load_pipeline as load_with
 

@@ -20,10 +20,11 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from gateway.core.decision import Decision
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine
 from gateway.core.masks import MaskSet
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import conformal_p, lead
 from studies.obstacles import FAMILIES, fooling
 from training.commands.figures import today, with_data, write_json

@@ -8,7 +8,8 @@ import numpy as np
 
 from gateway.answers import schemas
 from gateway.core.certificate import Certificate
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 
 
 def certificate_body(decision: Decision, pipeline: Pipeline, *, votes: bool) -> schemas.CertificateBody | None:

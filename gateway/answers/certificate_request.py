@@ -8,8 +8,9 @@ from typing import Literal
 from gateway.access.keys import Disclosure
 from gateway.answers.disclosure import shows
 from gateway.core.certificate import RANK, CertificateWanted, Wanted
+from gateway.core.decision import Decision
 from gateway.core.masks import PATCH_SHARE, MaskSet, default_k, default_patch, largest_patch
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.errors import BadParameter, Forbidden, NotCertified
 
 Certify = Literal["none", "patch"]

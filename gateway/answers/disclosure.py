@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.access.keys import Disclosure
 from gateway.answers import schemas
 from gateway.answers.respond import Explain
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import BlockedByPolicy, Forbidden
 
 _RANK: dict[Disclosure, int] = {"label": 0, "verdict": 1, "full": 2}

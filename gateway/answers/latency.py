@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 from gateway.access.keys import Disclosure
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 
 # The slowest path (screen, verdict, verdict of the neutralised image) in terms of each path, by forwards, rounded up;
 # where a policy certifies every image, each of these paths with all masks, of which there are at least nine.

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gateway.answers.colours import SCALE, colourise
 from gateway.answers.render import png, to_pil
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 
 _TILE = 256
 _GAP = 20

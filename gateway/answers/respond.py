@@ -10,8 +10,9 @@ import numpy as np
 from gateway.answers import schemas
 from gateway.answers.certificate import certificate_body
 from gateway.answers.render import image_png, map_png
+from gateway.core.decision import Decision, Neutralized, Prediction
 from gateway.core.outputs import FullOutputs
-from gateway.core.pipeline import Decision, Neutralized, Pipeline, Prediction
+from gateway.core.pipeline import Pipeline
 
 Explain = Literal["none", "saliency", "all"]
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.access.keys import Disclosure, Role
 from gateway.core.certificate import Level, Wanted
+from gateway.core.decision import Action, Region, Stage
 from gateway.core.kinds import Kind
 from gateway.core.manifest import Precision
-from gateway.core.pipeline import Action, Region, Stage
 from gateway.core.verdict import Level as VerdictLevel
 
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.answers.render import image_png, map_png
 from gateway.answers.schemas import ClassScore
+from gateway.core.decision import Action, Decision, Neutralized, Prediction, Region, Stage
 from gateway.core.kinds import Kind as Anomaly
 from gateway.core.outputs import FullOutputs, VerdictOutputs
-from gateway.core.pipeline import Action, Decision, Neutralized, Prediction, Region, Stage
 
 Kind = Literal["flagged", "suspect", "changed", "blocked", "sample"]
 Review = Literal["confirmed", "false_positive"]

@@ -16,7 +16,7 @@ from gateway.audit.mover import Mover
 from gateway.audit.spool import Spool
 from gateway.audit.store import AuditStore, Limits
 from gateway.audit.writer import SpoolWriter
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import AuditUnavailable, ConfigError
 from gateway.settings import Settings
 from gateway.telemetry import metrics

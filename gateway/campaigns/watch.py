@@ -22,7 +22,7 @@ from gateway.campaigns.fingerprint import Fingerprint, Fingerprinter
 from gateway.campaigns.follow import Follower
 from gateway.campaigns.records import Query, pack
 from gateway.campaigns.store import CampaignStore, Limits
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import AuditUnavailable, ConfigError
 from gateway.settings import Settings
 from gateway.telemetry import metrics

@@ -11,7 +11,8 @@ import numpy as np
 from gateway.answers.certificate_request import Asked, CertificatePolicy, uncertified, wanted
 from gateway.answers.respond import Explain, predict_response
 from gateway.core.certificate import CertificateWanted
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.errors import PalisadeError
 
 Body = dict[str, Any]

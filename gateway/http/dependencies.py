@@ -14,7 +14,7 @@ from fastapi import Request
 from gateway.access.auth import Caller
 from gateway.audit.trail import Audit
 from gateway.campaigns.watch import Campaigns
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import NOT_READY, NotReady
 from gateway.inference.dispatch import Dispatcher, Record
 from gateway.versions.registry import Registry

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from gateway.core.certificate import CertificateWanted
+from gateway.core.decision import Decision
 from gateway.core.decode import is_quick
-from gateway.core.pipeline import Decision, Pipeline, Screening
+from gateway.core.pipeline import Pipeline, Screening
 from gateway.errors import Overloaded
 from gateway.inference.batching import MicroBatcher
 from gateway.inference.lanes import MASKED_COST, Lanes

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from gateway.core.certificate import CertificateWanted
+from gateway.core.decision import Decision, Pass, Timing
 from gateway.core.manifest import Part
-from gateway.core.pipeline import Decision, Masked, Pass, Pipeline, Timing, Work
+from gateway.core.pipeline import Masked, Pipeline, Work
 from gateway.errors import EngineError, PalisadeError
 from gateway.inference.batching import Lane, MicroBatcher
 

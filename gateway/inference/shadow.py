@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.inference.batching import MicroBatcher
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry

@@ -14,8 +14,9 @@ from itertools import product
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway.core.certificate import RANK
+from gateway.core.decision import Decision
 from gateway.core.kinds import KINDS
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
 from gateway.telemetry.drift import DriftWatches

@@ -9,7 +9,7 @@ from typing import Any
 from opentelemetry import trace
 
 from gateway import bento_compat
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import ConfigError
 from gateway.settings import Settings
 

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.core.decision import Decision
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from gateway.errors import BundleError, PalisadeError
 
 FOLDER, ANSWERS = "samples", "answers.json"

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, Limits
 from gateway.audit.trail import Audit
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import ConfigError
 from gateway.ids import new_id
 from gateway.settings import Settings

@@ -19,7 +19,7 @@ from gateway.campaigns import follow, watch
 from gateway.campaigns.case import Case
 from gateway.campaigns.store import CampaignStore
 from gateway.campaigns.watch import Campaigns
-from gateway.core.pipeline import Decision
+from gateway.core.decision import Decision
 from gateway.errors import AuditUnavailable
 from gateway.settings import Settings
 from gateway.versions.registry import load_pipeline

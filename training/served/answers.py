@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from gateway.core.decision import Decision
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.pipeline import Pipeline
 from training.served.scoring import batches, png
 from training.util.signatures import Progress, silent
 

@@ -16,8 +16,8 @@ from gateway.answers.latency import LatencyQuantum
 from gateway.answers.panel import panel_png
 from gateway.answers.respond import Explain, model_detail, model_summary, predict_response
 from gateway.core.certificate import Wanted
+from gateway.core.decision import Decision
 from gateway.core.decode import check_content_type
-from gateway.core.pipeline import Decision
 from gateway.errors import (
     BadParameter,
     BlockedByPolicy,

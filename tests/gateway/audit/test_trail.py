@@ -28,7 +28,8 @@ from gateway.audit.spool import Spool
 from gateway.audit.store import AuditStore, Filter, Limits, StoredEvent
 from gateway.audit.trail import Audit, check_audit
 from gateway.audit.writer import SpoolWriter
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.errors import AuditUnavailable, ConfigError
 from gateway.ids import new_id
 from gateway.settings import Settings

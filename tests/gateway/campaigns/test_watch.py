@@ -18,7 +18,8 @@ from gateway.campaigns import watch
 from gateway.campaigns.follow import LEASE_SECONDS, Follower
 from gateway.campaigns.store import CampaignStore, Limits
 from gateway.campaigns.watch import Campaigns
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.errors import AuditUnavailable
 from gateway.settings import Settings
 from tests.gateway.campaigns.sequences import squares

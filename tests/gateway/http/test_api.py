@@ -20,7 +20,8 @@ from prometheus_client import REGISTRY
 
 from gateway import errors
 from gateway.app import create_api
-from gateway.core.pipeline import Pass, Pipeline, Work
+from gateway.core.decision import Pass
+from gateway.core.pipeline import Pipeline, Work
 from gateway.errors import PalisadeError
 from gateway.settings import Settings
 from gateway.telemetry import metrics

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.inference.batching import MicroBatcher
 from gateway.inference.shadow import Shadow, agreement
 from gateway.settings import Settings

@@ -7,7 +7,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.core.pipeline import Pipeline, Timing
+from gateway.core.decision import Timing
+from gateway.core.pipeline import Pipeline
 from gateway.settings import Settings
 from gateway.telemetry import tracing
 from tests.gateway.tiny import clean_image

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gateway.core.decision import Decision, Pass
 from gateway.core.outputs import FullOutputs
-from gateway.core.pipeline import Decision, Pass
 from training.analysis.pictures import data_uri, overlaid, plain
 from training.bundling.samples import first_of_classes
 from training.evaluate.harness.attacked import attacked

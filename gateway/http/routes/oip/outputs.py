@@ -10,8 +10,8 @@ import numpy as np
 
 from gateway.access.keys import Disclosure
 from gateway.answers.disclosure import coarse_p_value, shows
+from gateway.core.decision import Decision
 from gateway.core.manifest import Manifest
-from gateway.core.pipeline import Decision
 from gateway.errors import BadParameter, Forbidden
 from gateway.http.routes.oip.tensors import DTYPES, InferRequest, Parameters, check_parameters, flag
 

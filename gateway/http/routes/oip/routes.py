@@ -20,7 +20,8 @@ from gateway.answers.certificate_request import wanted as certificate_wanted
 from gateway.answers.disclosure import refusal, shows
 from gateway.answers.latency import LatencyQuantum
 from gateway.core.certificate import CertificateWanted
-from gateway.core.pipeline import Decision, Pipeline
+from gateway.core.decision import Decision
+from gateway.core.pipeline import Pipeline
 from gateway.errors import (
     BadParameter,
     BlockedByPolicy,
