@@ -25,6 +25,7 @@ from gateway.inference.shadow import Shadow
 from gateway.process import home
 from gateway.process.serving import CHECKED, abort_server, log_to_stderr, use_one_gpu
 from gateway.pulling.cache import fetch_sources
+from gateway.replicas.exchange import Exchange, check_replicas
 from gateway.settings import load_settings
 from gateway.telemetry import metrics, worker_metrics
 from gateway.telemetry.tracing import check_provider, tracing_options
@@ -69,7 +70,9 @@ class Palisade:
         sys.setswitchinterval(_SWITCH_SECONDS)
         worker_metrics.forget_dead_workers()
         use_one_gpu(bentoml.server_context.worker_index)
-        self._rollout = Rollout(settings, api.state.store)
+        self._exchange = Exchange(settings.replicas_url, api.state.store) if settings.replicas_url else None
+        publish = None if self._exchange is None else self._exchange.publish
+        self._rollout = Rollout(settings, api.state.store, publish)
         api.state.ready = self.__is_ready__
         self._closing = threading.Event()
         if _now(self._rollout.served_before):
@@ -99,6 +102,7 @@ class Palisade:
                 fetch_sources(now)
                 load_registry(now, read_wanted(shared)[0], load=opened)
                 check_audit(now)
+                check_replicas(now)
             shared.close()
             check_provider()
         except PalisadeError as error:
@@ -117,6 +121,8 @@ class Palisade:
         gc.collect()
         gc.freeze()
         try:
+            if self._exchange is not None:
+                self._exchange.start(self._rollout)
             _patiently(self._rollout.start)
             api.state.audit.start()
             api.state.campaigns.start()
@@ -151,6 +157,8 @@ class Palisade:
         api.state.dispatcher.close()
         api.state.campaigns.close()
         api.state.audit.close()
+        if self._exchange is not None:
+            self._exchange.close()
         api.state.store.close()
 
 

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     """Answers at disclosure `label` are sent at multiples of at least this many seconds."""
     state_dir: Path | None = None
     """Folder on a local disk for what the workers of this server share; unset: a temporary one."""
+    replicas_url: str | None = Field(default=None, repr=False)
+    """`postgresql://user:password@host/name`, through which several gateways that are one service hold one limit for
+    each caller and serve the same versions; unset: each gateway for itself."""
 
     audit: bool = True
     """Keep flagged, changed and blocked requests, and a uniform sample, for review."""

@@ -113,9 +113,12 @@ leases = sa.Table(
 class Database:
     """An engine with transactions that raise our errors; used from any thread."""
 
-    def __init__(self, url: str) -> None:
-        """`ConfigError` when the URL is not one of SQLite or PostgreSQL, or PostgreSQL's driver is missing."""
-        self.url = _parsed(url)
+    def __init__(self, url: str, *, setting: str = "PALISADE_AUDIT_URL") -> None:
+        """`ConfigError` when the URL is not one of SQLite or PostgreSQL, or PostgreSQL's driver is missing.
+
+        `setting` is the variable that it stands in.
+        """
+        self.url = _parsed(url, setting)
         if self.url.get_backend_name() == "sqlite":
             self._engine = sa.create_engine(self.url, connect_args={"timeout": BUSY_SECONDS})
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
@@ -188,18 +191,18 @@ def sqlite_url(path: Path) -> str:
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def _parsed(url: str) -> sa.URL:
+def _parsed(url: str, setting: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError:
-        raise ConfigError("PALISADE_AUDIT_URL: not a database URL (postgresql://user:password@host/name)") from None
+        raise ConfigError(f"{setting}: not a database URL (postgresql://user:password@host/name)") from None
     backend = parsed.drivername.split("+")[0]
     if backend == "sqlite":
         return parsed.set(drivername="sqlite+pysqlite")
     if backend not in ("postgresql", "postgres"):
-        raise ConfigError(f"PALISADE_AUDIT_URL: {backend} is not supported (postgresql or sqlite)")
+        raise ConfigError(f"{setting}: {backend} is not supported (postgresql or sqlite)")
     if importlib.util.find_spec("psycopg") is None:
-        raise ConfigError('PALISADE_AUDIT_URL: PostgreSQL needs `pip install "palisade-gateway[postgres]"`')
+        raise ConfigError(f'{setting}: PostgreSQL needs `pip install "palisade-gateway[postgres]"`')
     return parsed.set(drivername="postgresql+psycopg")
 
 

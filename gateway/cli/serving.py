@@ -121,6 +121,7 @@ def _start(**given: Any) -> None:
     from gateway.process.home import bentoml_home
     from gateway.process.serving import free_port, run_server, sample_image
     from gateway.pulling.cache import fetch_sources
+    from gateway.replicas.exchange import check_replicas
     from gateway.telemetry.tracing import tracing_options
     from gateway.versions.registry import load_registry, opened
     from gateway.versions.rollout import stored_wanted
@@ -129,6 +130,7 @@ def _start(**given: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_access(settings)
     check_audit(settings)
+    check_replicas(settings)
     tracing_options(settings)
     fetch_sources(settings)
     # Opening the bundles once here reports an error in one line with an exit code, before workers start and warm up.

@@ -34,6 +34,7 @@ _COMPLETE = "complete"
 # Seconds until a change that this worker could not load is tried again.
 _RETRY_SECONDS = 10.0
 _WANTED = TypeAdapter(dict[str, Versions])
+Publish = Callable[[str, Versions], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Worker:
 class Rollout:
     """Makes this worker's registry follow the shared state, and changes that state; used from several threads."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, publish: Publish | None = None) -> None:
+        """`publish` tells other replicas of a change before it holds here; it raises `Conflict` to refuse it."""
+        self._publish = publish
         self.registry = Registry(default=settings.default_model)
         self.catalogue = Catalogue(settings.models, settings.demands)
         self._settings = settings
@@ -148,6 +151,17 @@ class Rollout:
 
         return self._change(name, edit)
 
+    def adopt(self, versions: Mapping[str, Versions]) -> None:
+        """Want what another replica wants, of the models that are here; workers load it as they `follow`.
+
+        Raises `StoreUnavailable`, and `Conflict` where another worker wrote meanwhile.
+        """
+        wanted, generation = self.wanted()
+        here = {found.name for found in self.catalogue.look()[0]}
+        edited = wanted | {name: each for name, each in versions.items() if name in here}
+        if edited != wanted:
+            self._write(edited, generation)
+
     def wanted(self) -> tuple[dict[str, Versions], int]:
         """The shared state, by model, and its generation. Raises `StoreUnavailable`."""
         return read_wanted(self._store)
@@ -190,6 +204,8 @@ class Rollout:
                 wanted[name] = edited
                 # Loaded before it is written: a version that cannot be served never becomes the shared state.
                 loaded = self._load(wanted)
+                if self._publish is not None:
+                    self._publish(name, edited)
                 generation = self._write(wanted, generation)
                 log.info("%s: active %s, shadow %s, pinned %s", name, edited.active, edited.shadow, list(edited.pinned))
                 self._run(wanted, generation, loaded)

@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +62,10 @@ ON CONFLICT (name) DO UPDATE SET full_at = max(full_at, :now) + :cost / :rate
 WHERE max(full_at, :now) + min(:cost, :burst) / :rate <= :now + :burst / :rate + 1e-6
 RETURNING full_at
 """
+_OWE = """
+INSERT INTO buckets (name, full_at) VALUES (?, ?)
+ON CONFLICT (name) DO UPDATE SET full_at = max(full_at, excluded.full_at)
+"""
 _PRUNE = "DELETE FROM buckets WHERE name IN (SELECT name FROM buckets WHERE full_at <= :now LIMIT :limit)"
 
 
@@ -74,6 +78,8 @@ class Store:
         self._takes = 0
         self._own = _Database(":memory:", _LIMITS_SCHEMA)
         self._own_until = 0.0
+        self._spent: dict[str, float] | None = None
+        self._spending = threading.Lock()
 
     def get(self, name: str) -> tuple[dict[str, Any] | None, int]:
         """Value and version of `name`; (None, 0) if it was never put. Raises `StoreUnavailable`."""
@@ -108,6 +114,32 @@ class Store:
         While the store fails, each worker counts for itself.
         """
         values = {"name": bucket, "rate": rate, "burst": burst, "now": now, "cost": cost}
+        wait = self._taken(values)
+        if wait == 0.0 and self._spent is not None:
+            with self._spending:
+                self._spent[bucket] = self._spent.get(bucket, 0.0) + cost / rate
+        return wait
+
+    def note_spent(self) -> None:
+        """From now on, keep what is granted for `spent`."""
+        self._spent = {}
+
+    def spent(self) -> dict[str, float]:
+        """What this process has taken from each bucket since the last call, in seconds of its refill."""
+        with self._spending:
+            found, self._spent = self._spent or {}, {}
+        return found
+
+    def owe(self, buckets: Mapping[str, float], now: float) -> None:
+        """Let each bucket be full again no earlier than so many seconds after `now` (monotonic), as replicas say.
+
+        Raises `StoreUnavailable`.
+        """
+        rows = [(name, now + seconds) for name, seconds in buckets.items()]
+        with self._limits.open("take") as connection, _transaction(connection):
+            connection.executemany(_OWE, rows)
+
+    def _taken(self, values: dict[str, Any]) -> float:
         if time.monotonic() >= self._own_until:
             try:
                 return self._take(self._limits, values)
