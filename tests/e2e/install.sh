@@ -11,6 +11,7 @@ need chromium chromium
 need node nodejs
 need npm npm
 need docker-registry docker-registry
+[ -x /usr/sbin/nginx ] || need nginx nginx-light
 compgen -G '/usr/lib/postgresql/*/bin/initdb' > /dev/null || missing+=(postgresql)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
@@ -32,7 +33,7 @@ fi
 "${root[@]}" apt-get update -qq
 "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 if command -v systemctl > /dev/null; then
-    for service in prometheus prometheus-alertmanager postgresql docker-registry; do
-        [[ " ${missing[*]} " != *" $service "* ]] || "${root[@]}" systemctl disable --quiet "$service" || true
+    for service in prometheus prometheus-alertmanager postgresql docker-registry nginx; do
+        [[ " ${missing[*]} " != *" $service"* ]] || "${root[@]}" systemctl disable --quiet "$service" || true
     done
 fi
