@@ -101,6 +101,7 @@ REFERENCES: dict[str, Reference] = {
     "patch_adaptive": Reference(("2.2.1", "2.2.4", "2.2.5"), _PATCH.atlas),
     "harm": _ADAPTIVE,
     "queries": Reference(("2.2.2", "2.2.5"), (*_QUERY.atlas, "AML.T0063")),
+    "certificates": _PATCH,
     "explanations": _NONE,
     "layers": _WHITE,
     "pictures": _NONE,

@@ -11,6 +11,7 @@ from training.evaluate.measurements import (
     autoattack,
     benign,
     cascade,
+    certificates,
     companion_pgd,
     control,
     curve,
@@ -48,6 +49,7 @@ UNITS: dict[str, Unit] = {
         queries.UNIT,
         explanations.UNIT,
         layers.UNIT,
+        certificates.UNIT,
         pictures.UNIT,
     )
 }

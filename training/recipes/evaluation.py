@@ -46,6 +46,7 @@ class Evaluation(BaseModel):
     square_queries: int = Field(2000, ge=1)
     surrogate_epochs: int = Field(6, ge=1, description="of the two networks that transferred attacks are made on")
     patched: int = Field(300, ge=1, description="patches, unaware of the defence")
+    certified: int | None = Field(None, ge=1, description="certificates against patches")
     adaptive: int = Field(200, ge=0, description="joint attacks; 0 leaves them out of a build's card")
     adaptive_steps: int = Field(60, ge=1)
     adaptive_targets: int = Field(5, ge=1)
@@ -80,6 +81,7 @@ COUNTS = (
     "minimal",
     "square",
     "patched",
+    "certified",
     "adaptive",
     "doubled",
     "adaptive_patched",

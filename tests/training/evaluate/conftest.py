@@ -33,6 +33,7 @@ TINY = Evaluation(
     square_queries=60,
     surrogate_epochs=1,
     patched=8,
+    certified=8,
     adaptive=6,
     adaptive_steps=5,
     adaptive_targets=1,

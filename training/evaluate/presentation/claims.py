@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from training.evaluate.harness.section import Interval
 from training.evaluate.harness.shown import by_eps, percent, ranged
 from training.evaluate.measurements.adaptive import Adaptive
+from training.evaluate.measurements.certificates import Certificates
 from training.evaluate.measurements.harm import Harm
 from training.evaluate.measurements.patch_adaptive import PatchAdaptive
 from training.evaluate.measurements.queries import Asked, Queries
@@ -80,6 +81,7 @@ def claims(card: Card) -> list[Claim]:
         "patch_adaptive": _patch_adaptive,
         "harm": _harm,
         "queries": _queries,
+        "certificates": _certificates,
     }
     found = [claim for key, make in makers.items() if card.get(key) for claim in make(card[key])]
     attacks = TypeAdapter(dict[str, Unaware]).validate_python(card.get("unaware", {}))
@@ -124,6 +126,18 @@ def _harm(section: object) -> Iterator[Claim]:
         f"n = {found.n:,}."
     )
     yield Claim("harm", text, found.n, [Share(found.harmed, found.harmed_interval)])
+
+
+def _certificates(section: object) -> Iterator[Claim]:
+    found = Certificates.model_validate(section)
+    each = found.default
+    text = (
+        f"A patch of {each.patch}x{each.patch} pixels, whatever it shows and wherever it lies, gets a wrong answer that "
+        f"is certified as `proved` on at most {ranged(each.double_masking_errs, each.double_masking_errs_interval)} of "
+        f"images, n = {found.n:,}. This follows from the images without a patch, and no attack can exceed it; "
+        f"{ranged(each.proved, each.proved_interval)} of images that nobody attacked are answered rightly and `proved`."
+    )
+    yield Claim("certificates", text, found.n, [Share(each.double_masking_errs, each.double_masking_errs_interval)])
 
 
 def _queries(section: object) -> Iterator[Claim]:
