@@ -131,10 +131,11 @@ def _harm(section: object) -> Iterator[Claim]:
 def _certificates(section: object) -> Iterator[Claim]:
     found = Certificates.model_validate(section)
     each = found.default
+    bound = ranged(each.double_masking_errs, each.double_masking_errs_interval)
     text = (
         f"A patch of {each.patch}x{each.patch} pixels, whatever it shows and wherever it lies, gets a wrong answer "
-        f"that is certified as `proved` on at most {ranged(each.double_masking_errs, each.double_masking_errs_interval)} of "
-        f"images, n = {found.n:,}. This follows from the images without a patch, and no attack can exceed it; "
+        f"that is certified as `proved` on at most {bound} of images, n = {found.n:,}. This follows from the images "
+        "without a patch, and no attack can exceed it; "
         f"{ranged(each.proved, each.proved_interval)} of images that nobody attacked are answered rightly and `proved`."
     )
     yield Claim("certificates", text, found.n, [Share(each.double_masking_errs, each.double_masking_errs_interval)])
