@@ -38,10 +38,19 @@ def train(
             )
         return network
 
-    teacher = load_run(runs / recipe.teacher, data)[1] if recipe.teacher else None
+    teacher = _teacher(recipe, data, runs)
     init = _init(recipe, data, runs)
     trainer = Trainer(recipe, data, folder, teacher=teacher, init=init, fabric=fabric, tensorboard=tensorboard)
     return trainer.run(lambda event: report(recipe.name, event))
+
+
+def _teacher(recipe: Recipe, data: Dataset, runs: Path) -> Network | None:
+    """The recipe's teacher, a finished run or a file of weights, of whatever model."""
+    if not recipe.teacher:
+        return None
+    if is_file_of_weights(recipe.teacher):
+        return load_kept(weights_at(recipe.teacher), None, data)[1]
+    return load_run(runs / recipe.teacher, data)[1]
 
 
 def _init(recipe: Recipe, data: Dataset, runs: Path) -> Network | None:

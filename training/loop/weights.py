@@ -49,7 +49,7 @@ class Kept(BaseModel):
 
 
 def is_file_of_weights(name: str) -> bool:
-    """Whether the `init` of a recipe names a file, not a run."""
+    """Whether the `init` or `teacher` of a recipe names a file, not a run."""
     return name.endswith(SUFFIX)
 
 
@@ -58,7 +58,7 @@ def weights_at(name: str) -> Path:
     for path in (Path(name), PACKAGE / name):
         if path.is_file():
             return path
-    raise TrainingError(f"init: there is no file {name}, neither here nor in the package {PACKAGE.name}")
+    raise TrainingError(f"there is no file {name}, neither here nor in the package {PACKAGE.name}")
 
 
 def groups_of(data: Dataset) -> dict[str, str]:
@@ -83,15 +83,15 @@ def read_kept(path: Path) -> Kept:
         ) from None
 
 
-def load_kept(path: Path, model: ModelSpec, data: Dataset) -> tuple[Kept, Network]:
-    """The file's network, which must be such a `model`, trained on splits of the same groups as those of `data`.
+def load_kept(path: Path, model: ModelSpec | None, data: Dataset) -> tuple[Kept, Network]:
+    """The file's network, which must be such a `model` if one is given, trained on splits of the same groups as `data`.
 
     Other groups would let the network have seen what it is judged or calibrated on. Raises `TrainingError`.
     """
     kept = read_kept(path)
     if kept.groups != groups_of(data):
         raise TrainingError(f"{path} was trained on other groups than the splits of {data.name} have; train it anew")
-    if kept.recipe.model != model:
+    if model is not None and kept.recipe.model != model:
         raise TrainingError(f"{path} is of the model {_said(kept.recipe.model)}, not of {_said(model)}")
     return kept, network_in(path, kept, classes=len(data.classes), side=data.train.x.shape[1])
 

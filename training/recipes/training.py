@@ -181,7 +181,9 @@ class Recipe(_Strict):
         description="what training starts from: the name of a finished run, or a .safetensors file of "
         "`palisade weights`, here or in this package (weights/...)",
     )
-    teacher: str | None = Field(None, description="name of the finished run that is the teacher of the selective term")
+    teacher: str | None = Field(
+        None, description="the teacher of the selective term: the name of a finished run, or a file, as for `init`"
+    )
 
     @property
     def epochs(self) -> int:

@@ -76,6 +76,16 @@ def test_training_starts_from_a_file_and_states_it(kept: Path, data: Dataset, tm
     assert stated.totals[0] == 2
 
 
+def test_a_file_of_another_model_may_be_the_teacher(kept: Path, data: Dataset, tmp_path: Path) -> None:
+    terms = {"fraction": 0.5, "selective": {"weight": 0.1, "grid": 3}}
+    stage = STAGE | {"batchnorm": "frozen", "adversary": {"eps": 4, "steps": 1}, "terms": terms}
+    wider = recipe("wider", model={"width": 16}, stages=[stage], teacher=str(kept))
+    train(wider, data, runs=tmp_path)
+    assert list((tmp_path / ".cache").glob("teacher-maps-3-*"))
+    with pytest.raises(TrainingError, match="no file absent"):
+        train(recipe("none", stages=[stage], teacher="absent.safetensors"), data, runs=tmp_path)
+
+
 def test_what_a_begun_run_started_from_stays_noted(kept: Path, data: Dataset, tmp_path: Path) -> None:
     """The file may have been replaced by the time that the run is resumed."""
     more = recipe("more", init=str(kept))
