@@ -1,6 +1,7 @@
 """Every query of the dashboards: `python deploy/grafana/queries.py [ADDRESS]`.
 
-Without the address of a Prometheus it prints them; with one it runs them there, and fails if one gives nothing.
+Without the address of a Prometheus it prints them; with one it runs them there, and fails if one gives nothing but
+those of `palisade guard`'s upstream, which other gateways have not.
 """  # noqa: INP001
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 # The values that Grafana gives its variables when nothing is selected.
 VARIABLES = {"$__rate_interval": "1m", "$job": ".*", "$model": ".*"}
+
+OF_GUARD = "palisade_upstream_"
 
 
 def dashboard_queries(folder: Path = Path(__file__).parent / "dashboards") -> Iterator[tuple[str, str]]:
@@ -38,7 +41,7 @@ def main() -> None:
     empty = 0
     for title, query in dashboard_queries():
         found = series(sys.argv[1], query) if len(sys.argv) > 1 else None
-        empty += found == 0
+        empty += found == 0 and OF_GUARD not in query
         sys.stdout.write(f"{title}: {query}{'' if found is None else f'  -> {found} series'}\n")
     sys.exit(f"{empty} queries give nothing" if empty else 0)
 

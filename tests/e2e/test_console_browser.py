@@ -384,8 +384,8 @@ def test_the_model_page_answers_questions(open_page: Callable[..., Page], server
         "Patches answered rightly after neutralisation": CARD["patches"]["patch"]["recovered"],
         "At worst: wrong and not flagged": worst,
     }
-    expect(page.locator(".plain h3")).to_have_text([part["title"] for part in CARD["plain"]])
-    expect(page.locator(".plain li")).to_have_count(sum(len(part["sentences"]) for part in CARD["plain"]))
+    expect(page.locator(".in-plain-words h3")).to_have_text([part["title"] for part in CARD["plain"]])
+    expect(page.locator(".in-plain-words li")).to_have_count(sum(len(part["sentences"]) for part in CARD["plain"]))
     figures = page.locator(".headline .figure")
     expect(figures.locator("h3")).to_have_text(list(expected))
     expect(figures.locator(".value")).to_have_text([share(value) for value in expected.values()])

@@ -10,7 +10,7 @@ export function plain(card) {
   if (!parts.length) return null;
   return h(
     "section",
-    { class: "plain", "aria-labelledby": "plain-title" },
+    { class: "in-plain-words", "aria-labelledby": "plain-title" },
     h("h2", { id: "plain-title" }, "In plain words"),
     parts.map(({ title, sentences }) => [
       h("h3", {}, title),
