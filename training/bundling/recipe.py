@@ -16,7 +16,9 @@ from training.recipes.training import read_yaml, validate
 
 
 class BundleRecipe(BaseModel):
-    """What a bundle is made of; `standard` and `companion` are recipe files beside this one.
+    """What a bundle is made of; `standard` and `companion` are recipe files beside this one, or files of weights.
+
+    A file of weights (`palisade weights`), here or in this package (`weights/...safetensors`), is taken as it is.
 
     A score that is not computed by default is if it is fused or guards. `localiser` finds the region of attack.
     """

@@ -27,6 +27,7 @@ from training.evaluate.card import evaluate, write_card
 from training.evaluate.registration import Registration, differences, read_registration
 from training.evaluate.units import known_figures
 from training.loop.train import settled_all, train
+from training.loop.weights import is_file_of_weights, load_kept, read_kept, weights_at
 from training.recipes.training import load_recipe
 from training.util.atomic import draft_of
 
@@ -55,7 +56,12 @@ def build_bundle(
     except TrainingError as error:
         raise RecipeError(f"{config}: evaluation.{error}") from None
     check_free(out, force=force)
-    recipes = {role: load_recipe(config.parent / getattr(recipe, role)) for role in ROLES}
+    files = {role: weights_at(name) for role in ROLES if is_file_of_weights(name := getattr(recipe, role))}
+    kept = {role: read_kept(path) for role, path in files.items()}
+    recipes = {
+        role: kept[role].recipe if role in kept else load_recipe(config.parent / getattr(recipe, role))
+        for role in ROLES
+    }
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"], report.step)
@@ -66,8 +72,13 @@ def build_bundle(
         spec = input_spec(data, recipes["standard"].data.resize)
         made = load_networks(networks, models, classes=len(data.classes), spec=spec)
     else:
-        recipes = settled_all(recipes, runs)
-        made = {role: train(recipes[role], data, runs=runs, report=report.training) for role in ROLES}
+        recipes |= settled_all({role: recipes[role] for role in ROLES if role not in kept}, runs)
+        made = {
+            role: load_kept(files[role], None, data)[1]
+            if role in kept
+            else train(recipes[role], data, runs=runs, report=report.training)
+            for role in ROLES
+        }
     plan = Plan(
         name=recipe.name,
         version=recipe.version,
@@ -82,7 +93,8 @@ def build_bundle(
         seed=recipe.evaluation.seed,
         resize=recipes["standard"].data.resize,
         training={role: recipes[role].model_dump(mode="json") for role in recipes}
-        | {"evaluation": recipe.evaluation.model_dump(mode="json"), "benign": recipe.benign.model_dump(mode="json")},
+        | {"evaluation": recipe.evaluation.model_dump(mode="json"), "benign": recipe.benign.model_dump(mode="json")}
+        | ({"history": {role: each.history for role, each in kept.items()}} if kept else {}),
     )
     with draft_of(out) as draft:
         assemble(draft, plan, made, data, report)

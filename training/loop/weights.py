@@ -47,9 +47,15 @@ class Kept(BaseModel):
         epochs, hours = self.started_from.totals if self.started_from else (0, 0.0)
         return epochs + self.epochs, hours + (self.core_hours or 0.0)
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Recipe, epochs and core hours of each training, the first one first."""
+        before = self.started_from.history if self.started_from else []
+        return [*before, self.model_dump(mode="json", include={"recipe", "epochs", "core_hours"})]
+
 
 def is_file_of_weights(name: str) -> bool:
-    """Whether the `init` or `teacher` of a recipe names a file, not a run."""
+    """Whether the name in a recipe (`init`, `teacher`; a bundle's networks) is that of a file of weights."""
     return name.endswith(SUFFIX)
 
 

@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import MANIFEST, WEIGHTS
-from training.bundling.provenance import recipe_of
+from training.bundling.provenance import load_data, recipe_of
 from training.commands.build import build_bundle
 from training.commands.main import app
 from training.errors import RecipeError, TrainingError
+from training.loop.weights import keep_run
 from training.served.answers import open_pipeline, serve
 
 SIZE, CLASSES = 16, 4
@@ -133,6 +136,29 @@ def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
     assert told["figures"] == found["figures"]
     with pytest.raises(TrainingError, match="cannot rebuild the networks"):
         build_bundle(folder / "bundle.yaml", folder / "never", runs=folder / "r", networks=folder / "squares.npz")
+
+
+def test_networks_may_be_files_of_weights(folder):
+    """Nothing is trained; the manifest states every training behind them."""
+    first = load_bundle(folder / "out")
+    data = load_data(recipe_of(first)[0])
+    content = yaml.safe_load((folder / "bundle.yaml").read_text())
+    for role in ("standard", "companion"):
+        keep_run(folder / "runs" / f"squares-{role}", folder / f"kept-{role}.safetensors", data)
+        content[role] = str(folder / f"kept-{role}.safetensors")
+    (folder / "kept.yaml").write_text(yaml.safe_dump(content))
+    made = build_bundle(folder / "kept.yaml", folder / "kept", runs=folder / "no-runs", card=False)
+    assert not (folder / "no-runs").exists()
+    assert recipe_of(made) == recipe_of(first)
+    pairs = [load_file(bundle.path / "networks.safetensors") for bundle in (made, first)]
+    assert pairs[0].keys() == pairs[1].keys()
+    # Constants are fitted anew, by sums in another order.
+    networks = [name for name in pairs[0] if not name.startswith("constants/")]
+    assert len(networks) > 20
+    assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in networks)
+    (stated,) = made.manifest.training["history"]["standard"]
+    assert stated["recipe"] == made.manifest.training["standard"]
+    assert stated["epochs"] >= 1
 
 
 def test_card_and_samples(folder):
