@@ -46,6 +46,22 @@ def test_json_and_binary_tensors_carry_the_same_numbers() -> None:
     np.testing.assert_array_equal(np.frombuffer(body[end:], "<f4"), ROWS.ravel())
 
 
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP16", np.float16), ("FP32", np.float32), ("FP64", np.float64)])
+def test_json_numbers_are_exact(datatype: str, dtype: type) -> None:
+    rows = np.random.default_rng(0).random(ROWS.shape).astype(np.float32)
+    body, _ = request_of(SPEC.model_copy(update={"datatype": datatype}), rows)
+    sent = np.array(json.loads(body)["inputs"][0]["data"], dtype)
+    np.testing.assert_array_equal(sent, rows.astype(dtype).ravel())
+
+
+def test_pythons_own_nan_is_read() -> None:
+    text = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1,3],"data":[NaN,1.0,-Infinity]}]}'
+    answer = Answer(text, HTTPMessage())
+    values = output_of("y", 1, answer)
+    assert np.isnan(values[0, 0])
+    assert values[0, 2] == -np.inf
+
+
 def test_bytes_with_channels_last() -> None:
     body, _ = request_of(SPEC.model_copy(update={"datatype": "UINT8", "layout": "nhwc"}), ROWS)
     tensor = json.loads(body)["inputs"][0]
