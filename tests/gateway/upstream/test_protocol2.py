@@ -50,7 +50,7 @@ def test_json_and_binary_tensors_carry_the_same_numbers() -> None:
 def test_json_numbers_are_exact(datatype: str, dtype: type) -> None:
     rows = np.random.default_rng(0).random(ROWS.shape).astype(np.float32)
     body, _ = request_of(SPEC.model_copy(update={"datatype": datatype}), rows)
-    sent = np.array(json.loads(body)["inputs"][0]["data"], dtype)
+    sent: np.ndarray = np.array(json.loads(body)["inputs"][0]["data"], dtype)
     np.testing.assert_array_equal(sent, rows.astype(dtype).ravel())
 
 
