@@ -1,13 +1,15 @@
-"""Images of traffic signs as uploads, for tests that drive the shipped bundle."""
+"""Images of traffic signs as uploads, for tests that drive the shipped bundle; an empty PostgreSQL where one is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.e2e.audit_postgres import Postgres
 from tests.gateway.server import ROOT
 from tests.gateway.tiny import encode
 
@@ -32,3 +34,13 @@ def attacked() -> list[bytes]:
     """60 images under PGD and 40 with a patch, against the shipped networks (tests/data/make.py), as PNG."""
     with np.load(DATA / "gtsrb.npz", allow_pickle=False) as file:
         return [encode(image) for image in file["x"][file["kind"] > 0]]
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A server of its own, empty; the test is skipped where PostgreSQL is not installed."""
+    if not any(Path("/usr/lib/postgresql").glob("*/bin")):
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    server = Postgres()
+    yield server
+    server.close()

@@ -53,15 +53,6 @@ def flagged(bundle: Path) -> Decision:
 
 
 @pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    if not any(Path("/usr/lib/postgresql").glob("*/bin")):
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    server = Postgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     if os.getuid() != 0:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,15 +30,6 @@ from tests.gateway.tiny import encode, patched_image, write_bundle
 pytestmark = pytest.mark.e2e
 SECONDS = 60.0
 _spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    if not any(Path("/usr/lib/postgresql").glob("*/bin")):
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    server = Postgres()
-    yield server
-    server.close()
 
 
 @pytest.fixture(autouse=True)

@@ -31,15 +31,6 @@ IMAGE = encode(clean_image())
 CLIENTS = 8
 
 
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    if not any(Path("/usr/lib/postgresql").glob("*/bin")):
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    server = Postgres()
-    yield server
-    server.close()
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
