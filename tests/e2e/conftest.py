@@ -1,4 +1,4 @@
-"""Images of traffic signs as uploads, for tests that drive the shipped bundle; an empty PostgreSQL where one is asked for."""
+"""Images of traffic signs as uploads, for tests that drive the shipped bundle; an empty PostgreSQL."""
 
 from __future__ import annotations
 
