@@ -177,7 +177,6 @@ class MicroBatcher:
     def _start(self, lane: Lane[T, R], batch: list[_Item[T, R]]) -> None:
         self._running += 1
         self._waiting -= len(batch)
-        metrics.batch_size.observe(len(batch))
         loop = asyncio.get_running_loop()
         started = time.monotonic()
 
@@ -192,6 +191,7 @@ class MicroBatcher:
             loop.call_soon_threadsafe(self._finish, lane, batch, outcome, started, time.monotonic() - started)
 
         self._pool.submit(work)
+        metrics.batch_size.observe(len(batch))  # while it runs
 
     def _finish(
         self,
