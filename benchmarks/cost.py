@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +89,7 @@ def open_served(*, bundle: Path, graph: Path | None, provider: Provider, threads
     return Served(engine, spec, model, graphs_sha256(hash_files(place)))
 
 
-def in_turns(calls: dict[str, Callable[[], object]], *, repeats: int, seconds: float) -> dict[str, Times]:
+def in_turns(calls: Mapping[str, Callable[[], object]], *, repeats: int, seconds: float) -> dict[str, Times]:
     """Time every call once a round, for `repeats` rounds or until `seconds` have passed (five rounds at least)."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():

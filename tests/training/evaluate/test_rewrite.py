@@ -109,8 +109,7 @@ def test_the_summary_has_six_rows_with_n_seed_and_date(own: Path) -> None:
         assert date in dates
     assert "knows everything" in rows[-1][0]
     card["figures"].pop("joint_8")
-    with pytest.raises(TrainingError, match="no figure joint_8"):
-        summary(card)
+    assert summary(card).splitlines()[-1].endswith("| not measured | | | |")
 
 
 def test_the_readme_has_the_summary_of_the_shipped_card() -> None:
