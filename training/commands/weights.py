@@ -13,7 +13,7 @@ from training.bundling.provenance import load_data, made_with
 from training.commands.terminal import Subject, command, console
 from training.errors import TrainingError
 from training.loop.runs import recipe_at
-from training.loop.weights import Kept, groups_of, keep_run, write_kept
+from training.loop.weights import Kept, averaged, groups_of, keep_run, write_kept
 from training.models import ModelSpec
 from training.recipes.training import Recipe
 
@@ -25,6 +25,9 @@ def weights(
     subject: Subject,
     out: Annotated[Path, typer.Argument(help="The file, for example training/weights/gtsrb-companion.safetensors.")],
     role: Annotated[Role, typer.Option(help="Which network of a bundle; a run has one.")] = "companion",
+    mean_with: Annotated[
+        list[Path] | None, typer.Option(help="Files of weights; the mean with their networks is kept. May be repeated.")
+    ] = None,
 ) -> None:
     """Keep the network of a run or of a bundle as a file from which a recipe can start (`init: FILE`).
 
@@ -34,6 +37,8 @@ def weights(
         kept = _of_bundle(subject, role, out)
     else:
         kept = keep_run(subject, out, load_data(recipe_at(subject)))
+    if mean_with:
+        kept = averaged(out, mean_with)
     epochs, hours = kept.totals
     console.print(f"{out}: {kept.recipe.name}, {epochs} epochs in all, {hours:.2f} core hours recorded", soft_wrap=True)
 

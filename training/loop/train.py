@@ -12,7 +12,7 @@ from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.loop.runs import load_run, settled
 from training.loop.trainer import Trainer
-from training.loop.weights import is_file_of_weights, load_kept, note_init, weights_at
+from training.loop.weights import is_file_of_weights, kept_of, load_kept, note_init, weights_at
 from training.models.network import Network
 from training.recipes.training import Recipe
 from training.util.processes import chosen_device
@@ -54,11 +54,15 @@ def _teacher(recipe: Recipe, data: Dataset, runs: Path) -> Network | None:
 
 
 def _init(recipe: Recipe, data: Dataset, runs: Path) -> Network | None:
-    """What the recipe's run starts from: a finished run, or a file of weights, noted in the run folder."""
+    """What the recipe's run starts from: a finished run, or a file of weights; either is noted in the run folder."""
     if not recipe.init:
         return None
     if not is_file_of_weights(recipe.init):
-        return load_run(runs / recipe.init, data)[1]
+        before = runs / recipe.init
+        network = load_run(before, data)[1]
+        if (before / "checkpoint.json").is_file():  # whoever lacks room may have deleted it from a finished run
+            note_init(runs / recipe.name, kept_of(before, data))
+        return network
     kept, network = load_kept(weights_at(recipe.init), recipe.model, data)
     note_init(runs / recipe.name, kept)
     return network

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,22 @@ class Kept(BaseModel):
     epochs: int = Field(ge=0, description="of the last training")
     core_hours: float | None = Field(ge=0, description="processor time of it; None where it was not recorded")
     started_from: Kept | None = None
+    averaged_with: list[Kept] = Field([], description="trainings whose networks it is the mean with, weight by weight")
 
     @property
     def totals(self) -> tuple[int, float]:
-        """Epochs and recorded core hours, of this training and all before it."""
-        epochs, hours = self.started_from.totals if self.started_from else (0, 0.0)
-        return epochs + self.epochs, hours + (self.core_hours or 0.0)
+        """Epochs and recorded core hours, of this training and all that are in it; shared ones count once."""
+        history = self.history
+        return sum(each["epochs"] for each in history), sum(each["core_hours"] or 0.0 for each in history)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Recipe, epochs and core hours of each training, the first one first."""
+        """Recipe, epochs and core hours of each training, the first one first; those that two share come once."""
         before = self.started_from.history if self.started_from else []
-        return [*before, self.model_dump(mode="json", include={"recipe", "epochs", "core_hours"})]
+        found = [*before, self.model_dump(mode="json", include={"recipe", "epochs", "core_hours"})]
+        for other in self.averaged_with:
+            found += [each for each in other.history if each not in found]
+        return found
 
 
 def is_file_of_weights(name: str) -> bool:
@@ -125,23 +130,62 @@ def note_init(folder: Path, kept: Kept) -> None:
 
 def keep_run(folder: Path, out: Path, data: Dataset) -> Kept:
     """Write the network of a run to the file `out`: the finished one, or the averaged one of its last checkpoint."""
-    recipe = recipe_at(folder)
+    kept = kept_of(folder, data)
     try:
-        history = json.loads((folder / "checkpoint.json").read_text("utf-8"))
-        started = Kept.model_validate_json((folder / INIT).read_text("utf-8")) if (folder / INIT).is_file() else None
-        tensors = _tensors(folder, history["tensors"])
+        tensors = _tensors(folder, _checkpoint(folder)["tensors"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: no epoch is finished, or its files are damaged: {error}") from None
-    hours = core_hours(folder)
-    kept = Kept(
+        raise _damaged(folder, error) from None
+    write_kept(out, tensors, kept)
+    return kept
+
+
+def kept_of(folder: Path, data: Dataset) -> Kept:
+    """What there is to state of a run's training, that of the network it started from included."""
+    recipe, hours = recipe_at(folder), core_hours(folder)
+    try:
+        epochs = int(_checkpoint(folder)["epoch"])
+        started = Kept.model_validate_json((folder / INIT).read_text("utf-8")) if (folder / INIT).is_file() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from None
+    return Kept(
         recipe=recipe,
         data=data.describe(),
         groups=groups_of(data),
-        epochs=int(history["epoch"]),
+        epochs=epochs,
         core_hours=None if hours is None else round(hours, 3),
         started_from=started,
     )
-    write_kept(out, tensors, kept)
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    return content
+
+
+def _damaged(folder: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{folder}: no epoch is finished, or its files are damaged: {error}")
+
+
+def averaged(out: Path, others: Sequence[Path]) -> Kept:
+    """Replace the network in the file `out` by the mean of itself and `others`, each tensor of numbers by its mean.
+
+    A mean of networks that were trained on from one and the same is often better than each of them (Wortsman et al.
+    2022, arXiv 2203.05482). `TrainingError` for other models, or other splits.
+    """
+    kept, tensors = read_kept(out), load_file(out)
+    with_them = []
+    for path in others:
+        other, more = read_kept(path), load_file(path)
+        if other.recipe.model != kept.recipe.model or other.groups != kept.groups:
+            raise TrainingError(f"{path} is of another model or of other splits than {out}")
+        tensors = {
+            name: tensor + more[name] if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+        }
+        with_them.append(other)
+    n = 1 + len(others)
+    mean = {name: tensor / n if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    kept = kept.model_copy(update={"averaged_with": [*kept.averaged_with, *with_them]})
+    write_kept(out, mean, kept)
     return kept
 
 

@@ -18,7 +18,7 @@ from training.errors import TrainingError
 from training.loop.runs import core_hours
 from training.loop.train import train
 from training.loop.trainer import Trainer
-from training.loop.weights import INIT, keep_run, load_kept, read_kept, weights_at, write_kept
+from training.loop.weights import INIT, averaged, keep_run, load_kept, read_kept, weights_at, write_kept
 from training.models import ModelSpec
 from training.recipes.training import Recipe
 
@@ -137,3 +137,35 @@ def test_files_that_state_nothing_are_refused(kept: Path, tmp_path: Path) -> Non
         read_kept(tmp_path / "text.safetensors")
     with pytest.raises(TrainingError, match=r"no file weights/none\.safetensors"):
         weights_at("weights/none.safetensors")
+
+
+def test_the_mean_of_two_networks_states_both_trainings(kept: Path, data: Dataset, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, seed in zip(runs, (1, 2), strict=True):
+        train(recipe(run.name, init=str(kept), seed=seed), data, runs=tmp_path)
+        keep_run(run, run.with_suffix(".safetensors"), data)
+    files = [run.with_suffix(".safetensors") for run in runs]
+    first, second = (load_file(file) for file in files)
+    stated = averaged(files[0], files[1:])
+    found, network = load_kept(files[0], ModelSpec(width=8), data)
+    assert found == stated
+    for name, tensor in network.state_dict().items():
+        wanted = (first[name] + second[name]) / 2 if tensor.is_floating_point() else first[name]
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=0)
+    assert [each["recipe"]["name"] for each in stated.history] == ["toy", "a", "b"]  # what both started from comes once
+    assert stated.totals[0] == 3
+
+
+def test_a_mean_with_another_network_is_refused(kept: Path, data: Dataset, tmp_path: Path) -> None:
+    network = load_kept(kept, None, data)[1]
+    other = read_kept(kept).model_copy(update={"groups": {}})
+    write_kept(tmp_path / "other.safetensors", dict(network.state_dict()), other)
+    with pytest.raises(TrainingError, match="another model or of other splits"):
+        averaged(tmp_path / "other.safetensors", [kept])
+
+
+def test_a_run_that_starts_from_a_run_states_it(data: Dataset, tmp_path: Path) -> None:
+    train(recipe("first"), data, runs=tmp_path)
+    train(recipe("second", init="first"), data, runs=tmp_path)
+    stated = keep_run(tmp_path / "second", tmp_path / "second.safetensors", data)
+    assert [each["recipe"]["name"] for each in stated.history] == ["first", "second"]
