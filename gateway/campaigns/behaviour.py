@@ -81,6 +81,9 @@ BURST = 5.0
 """Median step, in levels, from which images of a search were made elsewhere."""
 LONG = 7.0
 """Median step, in levels, beyond which only label changes make a search."""
+FILM_CHAIN = 0.5
+"""Share of images whose parent is the one just before, from which images that far apart are a film of an unclear sign,
+however its label changes: a walk along a boundary takes small steps."""
 _TINY = 1e-6
 
 
@@ -203,7 +206,7 @@ def _along_a_boundary(shape: Shape, links: Provenance, needed: float) -> bool:
     """Whether margins and labels speak for a search, and the images are no film and no noise about an unclear one."""
     if links.blocks >= PLAIN_BLOCKS and links.flips >= FLIPS and links.parents <= BOUNDARY_PARENTS:
         return links.boundary >= BLOCK_BOUNDARY
-    if links.boundary < needed:
+    if links.boundary < needed or (links.chain > FILM_CHAIN and shape.step > LONG):
         return False
     directions = DIMENSIONS <= shape.dimension <= BOUNDARY_NOISE and shape.wide >= WIDE_DIMENSIONS
     walk = directions and shape.stretch <= BOUNDARY_STRETCH and links.parents <= BOUNDARY_PARENTS

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gateway.campaigns import analyst as analysts
 from gateway.campaigns.analyst import Analyst
+from gateway.campaigns.behaviour import Provenance, Shape, looks
 from gateway.campaigns.case import MAX_KEYS, MAX_STEPS
 from tests.gateway.campaigns.sequences import (
     SALT,
@@ -63,6 +65,15 @@ def test_a_camera_that_stands_still(seed: int) -> None:
 def test_a_film_of_what_the_network_is_not_sure_of_is_none() -> None:
     (case,) = ask(Analyst(SALT, CAPACITY), pan(0, 60), labels=("stop", "stop", "yield"), margin=0.05)
     assert case.pattern == "video"
+
+
+def test_a_walk_along_a_boundary_takes_small_steps() -> None:
+    """Frames that follow each other and differ a lot, of a sign that gets several labels, are a film."""
+    links = Provenance(flips=0.48, parents=0.7, small=0.96, tiny=0.62, hub=0.09, chain=0.64, blocks=0.67)
+    shape = Shape(dimension=4.0, wide=3.2, stretch=1.3, step=15.4, contrast=0.29, images=24)
+    assert looks(shape, links, 0.0) != "search"
+    assert looks(replace(shape, step=4.0), links, 0.0) == "search"
+    assert looks(shape, replace(links, chain=0.2), 0.0) == "search"
 
 
 def test_a_camera_that_stands_still_before_what_the_network_is_not_sure_of() -> None:
