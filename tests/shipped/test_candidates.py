@@ -34,6 +34,6 @@ def test_a_candidate_is_the_registered_one_and_answers(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", CANDIDATES, ids=lambda path: path.name)
 def test_what_was_measured_of_a_candidate_is_of_known_units(folder: Path) -> None:
-    for path in folder.glob("work/units/*.json"):
+    for path in folder.glob("measured/units/*.json"):
         assert path.stem in UNITS
         assert json.loads(path.read_text("utf-8"))["n"] > 0
