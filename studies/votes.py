@@ -157,9 +157,16 @@ def _share(which: np.ndarray, group: np.ndarray) -> dict[str, Any]:
 
 
 def votes_report(
-    pipeline: Pipeline, data: Any, *, n: int, benign: int, seed: int = 0, progress: StepProgress = silent
+    pipeline: Pipeline,
+    data: Any,
+    *,
+    n: int,
+    benign: int,
+    test: bool = True,
+    seed: int = 0,
+    progress: StepProgress = silent,
 ) -> dict[str, Any]:
-    """Families of obstacles on the select and on the test split; JSON content. The score is chosen on select."""
+    """Families of obstacles on the select and, with `test`, on the test split; JSON content. Select chooses the score."""
 
     def drawn(split: Split, count: int, stage: int) -> Split:
         return split.take(np.random.default_rng([seed, stage]).permutation(len(split))[:count])
@@ -170,7 +177,7 @@ def votes_report(
     calm = asked("calibrate, benign", drawn(data.calibrate, benign, 0).x)
     report: dict[str, Any] = {}
     chosen: tuple[str, str] | None = None
-    for stage, name in enumerate(("select", "test"), 1):
+    for stage, name in enumerate(("select", "test") if test else ("select",), 1):
         split = drawn(getattr(data, name), 20 * n, stage)
         clean = split.take(np.arange(min(benign, len(split))))
         sets = {"benign": (asked(f"{name}, benign", clean.x), clean)}
@@ -215,6 +222,7 @@ def main(
     json_path: JsonPath = None,
     n: Annotated[int, typer.Option("--n", min=2, help="Number of images of each family that fool the network.")] = 100,
     benign: Annotated[int, typer.Option(min=20, help="Number of benign images of each split.")] = 400,
+    test: Annotated[bool, typer.Option(help="Whether to read the test split, too.")] = True,
     seed: int = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
 ) -> None:
@@ -222,12 +230,12 @@ def main(
     loaded, data = with_data(bundle)
     pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize")
     with progress_bars() as bars:
-        report = votes_report(pipeline, data, n=n, benign=benign, seed=seed, progress=bars.step)
+        report = votes_report(pipeline, data, n=n, benign=benign, test=test, seed=seed, progress=bars.step)
     if json_path:
         write_json(json_path, {"subject": f"{loaded.name} {loaded.version}", "date": today(), **report})
     for pair, value in sorted(report["compared"].items(), key=lambda item: -item[1]):
         console.print(f"select, both at 5 %, mean of families: {100 * value:.1f} % with {pair}")
-    for split in ("select", "test"):
+    for split in ("select", "test") if test else ("select",):
         console.print(votes_table(report, split))
 
 

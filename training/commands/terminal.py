@@ -86,6 +86,8 @@ class Bars:
             text = f"{run}: {event['stage']}, epoch {event['of_epoch']}/{event['of_epochs']}, loss {event['loss']:.3f}"
             done = (event["of_epoch"] - 1) * event["batches"] + event["batch"]  # of the whole run, as is the time left
             self._set(run, text, done, event["of_epochs"] * event["batches"])
+        elif "step" in event:
+            self.step(f"{run}: {event['step']}", event["done"], event["total"])
         else:
             terms = ", ".join(f"{k} {v:.4f}" for k, v in event.items() if isinstance(v, float))
             self._progress.console.print(f"{run}: epoch {event['epoch']}/{event['epochs']} ({event['stage']}): {terms}")

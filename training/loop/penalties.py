@@ -22,7 +22,7 @@ from training.losses.term import Context, NeuronTerm, Term
 from training.models.network import Network
 from training.util.checkpoint import write_tensors
 from training.util.module_modes import affine_batchnorm, frozen, seeded
-from training.util.signatures import Predict
+from training.util.signatures import Predict, Progress, silent
 
 
 def due(term: Term | None, *, progress: float, step: int) -> float:
@@ -93,7 +93,9 @@ def rank_neurons(
     return select_sensitive(sensitivity, share=term.share)
 
 
-def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path) -> Tensor:
+def teacher_maps(
+    teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path, progress: Progress = silent
+) -> Tensor:
     """Perturbation saliency (N, grid, grid) of uint8 images (N, H, W, C) by the frozen teacher, computed once.
 
     The maps are kept in the folder `cache`, which may be shared, in a file that is named after the settings and a hash
@@ -107,10 +109,11 @@ def teacher_maps(teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str
         return known
     device = next(teacher.parameters()).device
     with frozen(teacher), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        parts = [
-            perturbation_saliency(lambda z: teacher(z).float(), to_tensor(part).to(device), grid=grid).cpu()
-            for part in np.array_split(x, max(1, len(x) // 256))
-        ]
+        parts: list[Tensor] = []
+        for part in np.array_split(x, max(1, len(x) // 256)):
+            pixels = to_tensor(part).to(device)
+            parts.append(perturbation_saliency(lambda z: teacher(z).float(), pixels, grid=grid).cpu())
+            progress(sum(map(len, parts)), len(x))
     maps = torch.cat(parts)
     cache.mkdir(parents=True, exist_ok=True)
     write_tensors(path, {"maps": maps})

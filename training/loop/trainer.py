@@ -106,7 +106,7 @@ class Trainer:
         """Train to the end (from the last checkpoint, if the run folder has one) and return the averaged network.
 
         With early stopping, the averaged network of the best epoch. It is returned on the CPU. `report` gets a dict for
-        every batch and epoch. Raises `TrainingError` when the loss is not finite, or the disk or the memory full.
+        every batch, epoch and other step. Raises `TrainingError` when the loss is not finite, or the disk or the memory full.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out / LOCK, self.out) if self.fabric.is_global_zero else nullcontext(), denormals_flushed():
@@ -204,13 +204,20 @@ class Trainer:
         stopping = self.recipe.early_stopping
         return stopping is not None and exhausted(_watched(history), patience=stopping.patience)
 
-    def _teacher_maps(self, grid: int) -> Tensor:
+    def _teacher_maps(self, grid: int, report: Report) -> Tensor:
         if self.teacher is None:
             raise TrainingError("terms with a `grid` need a teacher: name its run folder in the recipe (`teacher:`)")
         teacher = copy.deepcopy(self.teacher).to(self.fabric.device)
         cache = self.out.parent / ".cache"  # other runs of the same teacher and data read it too
         with self.fabric.rank_zero_first():
-            return teacher_maps(teacher, self.x, grid=grid, precision=self.recipe.precision, cache=cache)
+            return teacher_maps(
+                teacher,
+                self.x,
+                grid=grid,
+                precision=self.recipe.precision,
+                cache=cache,
+                progress=lambda done, total: report({"step": "maps of the teacher", "done": done, "total": total}),
+            )
 
     def _lr(self, stage: Stage, progress: float) -> float:
         """One cycle by stage, `progress` in [0, 1): a linear warm-up over the first tenth, then a cosine to zero."""
@@ -221,7 +228,7 @@ class Trainer:
         generator = shared(seeded(self.recipe.seed, number), rank=rank, world=world)
         torch.manual_seed(generator.initial_seed() + rank)  # of networks that draw themselves (dropout)
         if stage.terms.grid and (self.maps is None or self.maps.shape[1] != stage.terms.grid):
-            self.maps = self._teacher_maps(stage.terms.grid)
+            self.maps = self._teacher_maps(stage.terms.grid, report)
         if (ranked := stage.terms.neurons) and epoch % ranked.rerank_epochs == 0:
             assert stage.radius is not None
             self.sensitive = rank_neurons(

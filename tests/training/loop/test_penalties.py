@@ -250,6 +250,14 @@ def maps(cache: Path, **changes: Any) -> Tensor:
     return teacher_maps(settings.pop("teacher"), settings.pop("x"), cache=cache, **settings)
 
 
+def test_maps_tell_how_far_they_are(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    maps(tmp_path, x=DATA.train.x[:520], progress=lambda done, total: told.append((done, total)))
+    total = len(DATA.train.x[:520])
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
 def test_maps_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = maps(tmp_path / "new" / "cache")
     assert first.shape == (6, 2, 2)
