@@ -166,7 +166,7 @@ def votes_report(
     seed: int = 0,
     progress: StepProgress = silent,
 ) -> dict[str, Any]:
-    """Families of obstacles on the select and, with `test`, on the test split; JSON content. Select chooses the score."""
+    """Families of obstacles on select, which chooses the score, and with `test` on the test split; JSON content."""
 
     def drawn(split: Split, count: int, stage: int) -> Split:
         return split.take(np.random.default_rng([seed, stage]).permutation(len(split))[:count])
@@ -222,7 +222,9 @@ def main(
     json_path: JsonPath = None,
     n: Annotated[int, typer.Option("--n", min=2, help="Number of images of each family that fool the network.")] = 100,
     benign: Annotated[int, typer.Option(min=20, help="Number of benign images of each split.")] = 400,
-    test: Annotated[bool, typer.Option(help="Whether to read the test split, too.")] = True,
+    test: Annotated[  # noqa: FBT002
+        bool, typer.Option(help="Whether to read the test split, too.")
+    ] = True,
     seed: int = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
 ) -> None:

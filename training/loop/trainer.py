@@ -106,7 +106,8 @@ class Trainer:
         """Train to the end (from the last checkpoint, if the run folder has one) and return the averaged network.
 
         With early stopping, the averaged network of the best epoch. It is returned on the CPU. `report` gets a dict for
-        every batch, epoch and other step. Raises `TrainingError` when the loss is not finite, or the disk or the memory full.
+        every batch, epoch and other step. Raises `TrainingError` when the loss is not finite, or the disk or the memory
+        full.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out / LOCK, self.out) if self.fabric.is_global_zero else nullcontext(), denormals_flushed():
