@@ -1,7 +1,8 @@
 """How robust networks are that are kept as files (`palisade weights`), side by side on the same images of select.
 
 Clean accuracy on the whole split; accuracy under PGD (Linf, margin loss, random start) on `n` random images of it.
-Nothing is read of the test split, so that networks can be chosen by these figures.
+With a teacher also what J-SIGR works on: the Jacobian norm and the share of the input gradient's energy outside what
+the teacher finds important. Nothing is read of the test split, so that networks can be chosen by these figures.
 
 `python -m studies.robust BEFORE.safetensors training/weights/gtsrb-companion.safetensors --n 1000 --steps 20`
 """
@@ -26,12 +27,17 @@ from training.export.fold import folded
 from training.imaging.pixels import to_tensor
 from training.loop.trainer import accuracy
 from training.loop.weights import Kept, load_kept, read_kept
+from training.losses.jacobian import jacobian_norm
+from training.losses.perturbation_saliency import important_mask, perturbation_saliency
+from training.losses.selective import off_mask_share
 from training.models.network import Network
 from training.util.module_modes import seeded
 from training.util.signatures import StepProgress, silent
 from training.util.statistics import interval
 
 RADII = (4, 8)
+GRID, MASS = 6, 0.5
+"""Of the teacher's maps, as the recipes have them."""
 Files = Annotated[list[Path], typer.Argument(help="Files of weights; the data are those of the last one.")]
 
 
@@ -90,25 +96,45 @@ def robust_report(
     return report
 
 
+def gradient_report(network: Network, teacher: Network, split: Split) -> dict[str, Any]:
+    """Median R_J and mean off-mask share (`training.losses`) of `network` on the images of a split."""
+    x, y = to_tensor(split.x), torch.from_numpy(split.y)
+    maps = perturbation_saliency(teacher, x, grid=GRID)
+    important = important_mask(maps, size=(x.shape[2], x.shape[3]), mass=MASS)
+    outside = off_mask_share(network, x, y, important).numpy()
+    return {"jacobian": float(jacobian_norm(network, x).median()), "off_mask": share(outside, split)}
+
+
 def main(
     files: Files,
     json_path: JsonPath = None,
     n: Annotated[int, typer.Option("--n", min=2, help="Number of images under attack.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 20,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights of a teacher: also measure R_J and the off-mask share.")
+    ] = None,
+    gradients: Annotated[int, typer.Option(min=2, help="Number of images for these.")] = 400,
     seed: int = 0,
     threads: Threads = 1,
 ) -> None:
     """Clean and robust accuracy of kept networks on the select split."""
     use_threads(threads)
     data, networks = opened(files)
+    known = None if teacher is None else opened([teacher, files[-1]])[1][0][1]
     table = Table("network", "epochs", "recorded core hours", "clean", *(f"PGD-{steps} {eps}/255" for eps in RADII))
+    for column in ("median R_J", "off-mask share") if known else ():
+        table.add_column(column)
     rows = []
     with progress_bars() as bars:
         for path, (kept, network) in zip(files, networks, strict=True):
             found = robust_report(network, data.select, n=n, steps=steps, seed=seed, progress=bars.step)
+            if known is not None:
+                found |= gradient_report(network, known, drawn(data.select, n=gradients, seed=seed))
             epochs, hours = kept.totals
             rows.append({"file": path.name, "epochs": epochs, "recorded_core_hours": hours, **found})
             cells = [cell(found[f"pgd{steps}_{eps}"]) for eps in RADII]
+            if known is not None:
+                cells += [f"{found['jacobian']:.1f}", cell(found["off_mask"])]
             table.add_row(path.name, str(epochs), f"{hours:.2f}", f"{100 * found['clean']['mean']:.2f}", *cells)
     written(table, rows, json_path, data, n=n, seed=seed)
 
