@@ -11,8 +11,9 @@ from training.bundling.calibrate import ALPHAS, GUARD, SCREENED_BY, Benign
 from training.defence.localisers import LOCALISER, LOCALISERS
 from training.defence.scores import SCORES, default_scores, screening
 from training.errors import RecipeError
+from training.loop.weights import is_file_of_weights, read_kept, weights_at
 from training.recipes.evaluation import Evaluation
-from training.recipes.training import read_yaml, validate
+from training.recipes.training import Recipe, load_recipe, read_yaml, validate
 
 
 class BundleRecipe(BaseModel):
@@ -66,3 +67,8 @@ def load_bundle_recipe(path: Path) -> BundleRecipe:
             calibrated = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
             raise RecipeError(f"{path}: policy.{name}: no cutoff is calibrated for it; there are {calibrated}")
     return recipe
+
+
+def network_recipe(config: Path, name: str) -> Recipe:
+    """The training recipe of the network that a bundle recipe, the file `config`, names: a file, or of the weights."""
+    return read_kept(weights_at(name)).recipe if is_file_of_weights(name) else load_recipe(config.parent / name)

@@ -19,7 +19,7 @@ from training.bundling.calibrate import enough_to_calibrate
 from training.bundling.kinds import add_kinds
 from training.bundling.networks import ROLES, load_networks
 from training.bundling.provenance import load_data
-from training.bundling.recipe import BundleRecipe, load_bundle_recipe
+from training.bundling.recipe import BundleRecipe, load_bundle_recipe, network_recipe
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset
 from training.errors import RecipeError, TrainingError
@@ -28,7 +28,6 @@ from training.evaluate.registration import Registration, differences, read_regis
 from training.evaluate.units import known_figures
 from training.loop.train import settled_all, train
 from training.loop.weights import is_file_of_weights, load_kept, read_kept, weights_at
-from training.recipes.training import load_recipe
 from training.util.atomic import draft_of
 
 
@@ -58,10 +57,7 @@ def build_bundle(
     check_free(out, force=force)
     files = {role: weights_at(name) for role in ROLES if is_file_of_weights(name := getattr(recipe, role))}
     kept = {role: read_kept(path) for role, path in files.items()}
-    recipes = {
-        role: kept[role].recipe if role in kept else load_recipe(config.parent / getattr(recipe, role))
-        for role in ROLES
-    }
+    recipes = {role: network_recipe(config, getattr(recipe, role)) for role in ROLES}
     if recipes["standard"].data != recipes["companion"].data:
         raise RecipeError(f"{config}: answering network and companion must be trained on the same data and splits")
     data = load_data(recipes["standard"], report.step)

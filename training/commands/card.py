@@ -12,7 +12,7 @@ from gateway.atomic import write_text
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import MANIFEST
 from training.bundling.provenance import load_data, made_with
-from training.bundling.recipe import load_bundle_recipe
+from training.bundling.recipe import load_bundle_recipe, network_recipe
 from training.commands.terminal import BundlePath, command, console
 from training.data.dataset import Dataset
 from training.errors import TrainingError
@@ -22,7 +22,6 @@ from training.evaluate.registration import register as registered
 from training.evaluate.units import known_figures
 from training.evaluate.verify import stated_problems
 from training.recipes.evaluation import Evaluation
-from training.recipes.training import load_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Register, check and export robustness cards.")
 
@@ -105,5 +104,5 @@ def _asked(path: Path) -> tuple[str, str, Evaluation, Dataset]:
         data, evaluation = made_with(bundle)
         return bundle.name, bundle.version, evaluation, data
     recipe = load_bundle_recipe(path)
-    data = load_data(load_recipe(path.parent / recipe.standard))
+    data = load_data(network_recipe(path, recipe.standard))
     return recipe.name, recipe.version, recipe.evaluation, data

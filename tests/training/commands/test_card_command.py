@@ -45,6 +45,17 @@ def test_a_card_is_registered_measured_and_checked(own: Path, tmp_path: Path) ->
     assert "registration: bounds are not the registered ones: accuracy_answering" in said
 
 
+def test_a_recipe_that_names_files_of_weights_is_registered(own: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((Path(os.environ["PALISADE_DATA"]) / "bundle.yaml").read_text())
+    for role in ("standard", "companion"):
+        recipe[role] = str(tmp_path / f"{role}.safetensors")
+        assert run("weights", own, recipe[role], "--role", role)[0] == 0
+    (tmp_path / "bundle.yaml").write_text(yaml.safe_dump(recipe))
+    code, said = run("card", "register", tmp_path / "bundle.yaml", "--out", tmp_path / "held.json")
+    assert code == 0, said
+    assert json.loads((tmp_path / "held.json").read_text())["data"] == read_manifest(own).data
+
+
 def test_another_evaluation_than_the_registered_one_does_not_start(own: Path, bundle: Bundle, tmp_path: Path) -> None:
     root, held = Path(os.environ["PALISADE_DATA"]), tmp_path / "held.json"
     recipe = yaml.safe_load((root / "bundle.yaml").read_text())
