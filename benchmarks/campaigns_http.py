@@ -139,13 +139,19 @@ def _pages(client: httpx.Client, key: str) -> Iterator[dict[str, Any]]:
 
 
 def summary(runs: list[Run], found: list[dict[str, Any]], queries: int) -> dict[str, Any]:
-    """By attack and number of keys: queries until the campaign was known, and what it was said to resemble."""
+    """By attack and number of keys: queries until the campaign was known, and what it was said to resemble.
+
+    `median_success`: queries until half of the runs had succeeded, None where fewer did; `succeeded_unknown`: runs that
+    succeeded and were in no campaign.
+    """
     first: dict[str, dict[str, Any]] = {case["path"][0]["request"]: case for case in found}
     table: dict[str, Any] = {}
     for keys in (1, SPREAD):
         for name in SEARCHES:
             some = [run for run in runs if run.name == name and len(run.keys) == keys]
             known, kinds, attributed = [], Counter[str](), 0
+            needed = [float(len(run.requests)) if run.succeeded else np.inf for run in some]
+            early = 0
             for run in some:
                 ended = len(run.requests) < 50 and run.succeeded
                 mine = [(at, first[request]) for at, request in enumerate(run.requests) if request in first]
@@ -156,6 +162,7 @@ def summary(runs: list[Run], found: list[dict[str, Any]], queries: int) -> dict[
                     attributed += len(case["keys"]) == min(keys, case["queries"])
                 elif not ended:
                     known.append(queries + 1)
+                early += run.succeeded and not mine
             if some:
                 table[f"{name}, {keys} keys" if keys > 1 else f"{name}, 1 key"] = {
                     "disclosure": some[0].disclosure,
@@ -168,6 +175,8 @@ def summary(runs: list[Run], found: list[dict[str, Any]], queries: int) -> dict[
                     "resembles": dict(kinds),
                     "every_key_named": attributed,
                     "succeeded": sum(run.succeeded for run in some),
+                    "succeeded_unknown": early,
+                    "median_success": float(np.median(needed)) if np.isfinite(np.median(needed)) else None,
                 }
     return table
 

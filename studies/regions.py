@@ -182,7 +182,7 @@ def _at_gate(
     def serves(answered: Answers, *, always: bool) -> np.ndarray:
         if always or rule is None:
             return np.full(len(answered.label), always)
-        strength = rule.strength(answered.stands_out.cpu().numpy(), lead(answered.scores.cpu().numpy()))
+        strength = rule.strength(answered.stands_out.cpu().numpy(), lead(answered.scores.cpu().numpy()), 0.0)
         return np.asarray(strength >= rule.threshold)
 
     result: dict[str, Any] = {"recovery": None if rule is None else rule.model_dump()}

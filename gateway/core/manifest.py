@@ -128,21 +128,26 @@ class Cascade(_Strict):
 
 
 class Recovery(_Strict):
-    """Which second answers are served once the gate is up: those behind a window that stood out, and by a clear lead.
+    """Which second answers are served once the gate is up: behind a window that stood out, clear, and not doubted.
 
     `contrast` (the graph's `roa_score`) and `lead` (best logit of the second answer less the next), each less its mean
-    over gated benign images and in their deviations, have to add up to at least `threshold`.
+    over gated benign images and in their deviations, and `preference` (what the companion gives the second label more
+    than the first on the image as it came, in logits; 0 where the label is the same), over its root mean square on the
+    benign images whose label changes, have to add up to at least `threshold`. Without `preference_rms` there is no
+    third term.
     """
 
     contrast_mean: float
     contrast_std: float = Field(gt=0)
     lead_mean: float
     lead_std: float = Field(gt=0)
+    preference_rms: float | None = Field(None, gt=0)
     threshold: float
 
-    def strength(self, contrast: Any, lead: Any) -> Any:
+    def strength(self, contrast: Any, lead: Any, preference: Any) -> Any:
         """The value that is compared with `threshold`, of numbers, arrays (N,) or tensors (N,), as one of those."""
-        return (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
+        own = (contrast - self.contrast_mean) / self.contrast_std + (lead - self.lead_mean) / self.lead_std
+        return own if self.preference_rms is None else own + preference / self.preference_rms
 
 
 class KindRule(_Strict):

@@ -31,7 +31,7 @@ from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.outputs import PartOutputs, ScreenOutputs
-from gateway.core.verdict import Judge, Verdict, lead
+from gateway.core.verdict import Judge, Verdict, lead, preference
 from gateway.errors import PalisadeError
 
 Screening = Literal["off", "on", "audit"]
@@ -260,16 +260,19 @@ class Pipeline:
     def _recovers(self, raw: Pass, second: Pass) -> bool:
         """Whether the second answer is better than the first.
 
-        Where the gate was up: if the window stood out and the answer without it is a clear one. Where it was down: if
-        it is still down.
+        Where the gate was up: if the window stood out, the answer without it is a clear one, and the companion does
+        not prefer the first one (`Recovery`). Where it was down: if it is still down.
         """
         if not raw.verdict.gated:
             return not second.verdict.gated
         recovery, outputs = self.judge.calibration.recovery, raw.whole
         if recovery is None or outputs is None:
             return False
-        clear = float(lead(second.outputs.logits[None])[0])
-        return bool(recovery.strength(float(outputs.roa_score), clear) >= recovery.threshold)
+        clear, prefers = float(lead(second.outputs.logits[None])[0]), 0.0
+        if outputs.companion_logits is not None:
+            labels = (np.array([each.prediction.index]) for each in (raw, second))
+            prefers = float(preference(outputs.companion_logits[None], *labels)[0])
+        return bool(recovery.strength(float(outputs.roa_score), clear, prefers) >= recovery.threshold)
 
     def _decision(
         self,

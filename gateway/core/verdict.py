@@ -73,6 +73,12 @@ def lead(logits: np.ndarray) -> np.ndarray:
     return np.asarray(best[:, 1] - best[:, 0])
 
 
+def preference(companion: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """By how much (N,) the companion's logits (N, K) favour labels `second` (N,) over `first` (N,)."""
+    rows = np.arange(len(first))
+    return np.asarray(companion[rows, second].astype(np.float64) - companion[rows, first])
+
+
 @dataclass(frozen=True)
 class Fusion:
     """From the scores of an image to one statistic, against benign images.

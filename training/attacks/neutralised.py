@@ -33,11 +33,11 @@ def neutralised(images: Tensor, localiser: Localiser) -> Tensor:
 def still_wrong(recovery: Recovery | None) -> Afterwards:
     """Of an image whose first answer is the target: so is the second one, or it isn't served."""
 
-    def afterwards(defence: DefenceGraph, images: Tensor, _seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
+    def afterwards(defence: DefenceGraph, images: Tensor, seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
         if recovery is None:
             return []
         logits = defence.network(neutralised(images, defence.localiser))
-        served = _served(defence.localiser, recovery, images, logits)
+        served = _served(defence.localiser, recovery, images, seen, logits)
         return [torch.minimum(says(logits, target), (served + _CLEARLY).relu())]
 
     return afterwards
@@ -67,12 +67,14 @@ def harm(recovery: Recovery | None) -> Afterwards:
         hinges = [says(seen.logits, label), says(logits, target)]
         if recovery is None:
             return hinges
-        return [*hinges, (_CLEARLY - _served(defence.localiser, recovery, images, logits)).relu()]
+        return [*hinges, (_CLEARLY - _served(defence.localiser, recovery, images, seen, logits)).relu()]
 
     return afterwards
 
 
-def _served(localiser: Localiser, recovery: Recovery, images: Tensor, logits: Tensor) -> Tensor:
+def _served(localiser: Localiser, recovery: Recovery, images: Tensor, seen: Seen, logits: Tensor) -> Tensor:
     """How far (M,) the second answers `logits` (M, K) are above the threshold at which they are served."""
-    best = logits.topk(2, 1).values
-    return recovery.strength(localiser.locate(images)[1], best[:, 0] - best[:, 1]) - recovery.threshold
+    best, labels = logits.topk(2, 1)
+    of_both = seen.companion.gather(1, torch.stack([labels[:, 0], seen.logits.argmax(1)], 1))
+    strength = recovery.strength(localiser.locate(images)[1], best[:, 0] - best[:, 1], of_both[:, 0] - of_both[:, 1])
+    return strength - recovery.threshold

@@ -24,7 +24,7 @@ from scipy.stats import beta
 from gateway.core.engine import Engine, Provider
 from gateway.core.grouped import GroupedScores, group_weights
 from gateway.core.manifest import Calibration, Cascade, Cutoff, Guard, InputSpec, Precision, Recovery
-from gateway.core.verdict import Fusion, fisher, lead, own_p
+from gateway.core.verdict import Fusion, fisher, lead, own_p, preference
 from training.bundling.kept import Kept
 from training.data.corruptions import CHANGES, NOISES, partly_changed
 from training.data.dataset import Dataset
@@ -38,7 +38,7 @@ CALIBRATION = "calibration.npz"
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1)
 CONFIDENCE = 0.9
 ROA_QUANTILE = 0.999
-GATED, COST = 0.05, 0.01
+GATED, COST = 0.05, 0.002
 GOES_ON = 0.13
 FEWEST = 20
 GUARD = Guard(score="companion_strict", share_below=0.2, share=0.9, knee=0.005)
@@ -75,7 +75,8 @@ class Benign(BaseModel):
 class BenignScores:
     """What calibration reads of N images of the calibrate split; `tails` are the scores (M, S) of the select split.
 
-    `hidden(rows)` are the logits (R, K) of those calibrate images with their region of attack inpainted.
+    `hidden(rows)` are the logits (R, K) of those calibrate images with their region of attack inpainted,
+    `companion(rows)` the companion's of the images as they come; None without a companion.
     """
 
     scores: np.ndarray  # (N, S)
@@ -86,6 +87,7 @@ class BenignScores:
     labels: np.ndarray  # (N,) the true ones
     hidden: Callable[[np.ndarray], np.ndarray]
     tails: np.ndarray | None = None
+    companion: Callable[[np.ndarray], np.ndarray | None] = lambda _rows: None
     objects: np.ndarray | None = None  # (N,) whether the companion, where there is one, answers otherwise
 
     @property
@@ -128,9 +130,14 @@ def benign_scores(
 
     found = look() if kept is None else kept.arrays(look)
 
+    again = partial(run_images, engine, spec=spec, part="verdict", batch=batch)
+
     def hidden(rows: np.ndarray) -> np.ndarray:
         masks = np.unpackbits(found["regions"][rows], axis=2, count=spec.width).astype(np.float32)
-        return run_images(engine, images[rows], spec, masks=masks, part="verdict", batch=batch).logits
+        return again(images[rows], masks=masks).logits
+
+    def companion(rows: np.ndarray) -> np.ndarray | None:
+        return again(images[rows]).companion_logits
 
     return BenignScores(
         found["scores"],
@@ -141,6 +148,7 @@ def benign_scores(
         data.calibrate.y,
         hidden,
         found.get("tails"),
+        companion,
         found.get("objects"),
     )
 
@@ -231,7 +239,9 @@ def calibrate(
             "smallest_p": float(benign_p.p_values(np.array([fusion.beyond]))[0]),
             "design_effect": effect,
             "roa_threshold": float(np.quantile(scores.roa_score, ROA_QUANTILE)),
-            "recovery": _recovery(scores, gated, allowed=allowed_count(n, n / effect, share=COST)),
+            "recovery": _recovery(
+                scores, gated, allowed=allowed_count(n, n / effect, share=COST), trusted=guard is not None
+            ),
             "date": today or datetime.now(UTC).date(),
             "evaluated": evaluated,
         }
@@ -251,31 +261,42 @@ def _enough(select: int, calibrate: int, groups: int) -> None:
         )
 
 
-def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int) -> Recovery | None:
-    """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go."""
-    labels, after = scores.labels[gated], scores.hidden(gated)
-    lost = (scores.answers[gated] == labels).astype(int) - (after.argmax(1) == labels)
+def _recovery(scores: BenignScores, gated: np.ndarray, *, allowed: int, trusted: bool) -> Recovery | None:
+    """When second answers of `gated` calibrate images (M,) are served, so that at most `allowed` right ones go.
+
+    A companion is asked only where it is `trusted`.
+    """
+    labels, first, after = scores.labels[gated], scores.answers[gated], scores.hidden(gated)
+    second = after.argmax(1)
+    lost = (first == labels).astype(int) - (second == labels)
     contrast = scores.roa_score[gated].astype(np.float64)
-    return fit_recovery(contrast, lead(after), lost, allowed=allowed)
+    companion = scores.companion(gated) if trusted else None
+    prefers = None if companion is None else preference(companion, first, second)
+    return fit_recovery(contrast, lead(after), lost, prefers, allowed=allowed)
 
 
-def fit_recovery(contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, *, allowed: int) -> Recovery | None:
+def fit_recovery(
+    contrast: np.ndarray, clear: np.ndarray, lost: np.ndarray, prefers: np.ndarray | None = None, *, allowed: int
+) -> Recovery | None:
     """The lowest threshold whose second answers lose at most `allowed` images their right answer in total.
 
     Of gated benign images: `contrast` of the window (M,), the second answer's lead `clear` (M,), and `lost` (M,), which
-    is 1 where a right answer becomes wrong, -1 where a wrong one becomes right. None with fewer than two images, and
-    where even the strongest answer loses more.
+    is 1 where a right answer becomes wrong, -1 where a wrong one becomes right; of a companion its preference `prefers`
+    (M,) for the second label. None with fewer than two images, and where even the strongest answer loses more.
     """
     if len(lost) < 2:
         return None
+    prefers = np.zeros(len(lost)) if prefers is None else prefers
+    changed = prefers[prefers != 0]
     rule = Recovery(
         contrast_mean=float(contrast.mean()),
         contrast_std=float(max(contrast.std(), 1e-6)),
         lead_mean=float(clear.mean()),
         lead_std=float(max(clear.std(), 1e-6)),
+        preference_rms=float(np.sqrt(np.mean(changed**2))) if len(changed) else None,
         threshold=0.0,
     )
-    strength = rule.strength(contrast, clear)
+    strength = rule.strength(contrast, clear, prefers)
     order = np.argsort(-strength, kind="stable")
     fits = np.flatnonzero(np.cumsum(lost[order]) <= allowed)
     return rule.model_copy(update={"threshold": float(strength[order[fits[-1]]])}) if len(fits) else None

@@ -95,7 +95,7 @@ def test_what_is_served_once_the_gate_was_up(pipeline: Pipeline) -> None:
     recovery = pipeline.judge.calibration.recovery
     assert recovery is not None
     clear = lead(decision.neutralized.result.outputs.logits[None])[0]
-    strength = recovery.strength(float(full(decision.raw).roa_score), clear)
+    strength = recovery.strength(float(full(decision.raw).roa_score), clear, 0.0)
 
     def decided(rule: Recovery | None) -> Decision:
         judge = copy.copy(pipeline.judge)
@@ -111,6 +111,30 @@ def test_what_is_served_once_the_gate_was_up(pipeline: Pipeline) -> None:
         assert kept.neutralized is not None
         assert not kept.serve_neutralized
         assert kept.served.prediction.label == "blue"
+
+
+def test_a_companion_that_prefers_the_first_answer_holds_the_second_one_back(pipeline: Pipeline) -> None:
+    """Its preference on the image as it came is a third term, where the rule has one."""
+    (decision,) = pipeline.decide_images([pipeline.decode(encode(patched_image()))])
+    assert decision.neutralized is not None
+    second, recovery = decision.neutralized.result, pipeline.judge.calibration.recovery
+    assert recovery is not None
+    first = decision.raw.prediction.index
+    assert first != second.prediction.index
+    clear = float(lead(second.outputs.logits[None])[0])
+    own = recovery.strength(float(full(decision.raw).roa_score), clear, 0.0)
+
+    def served(favours_first_by: float, rms: float | None) -> bool:
+        companion = np.zeros(len(second.outputs.logits), np.float32)
+        companion[first] = favours_first_by
+        raw = replace(decision.raw, outputs=replace(decision.raw.outputs, companion_logits=companion))
+        judge = copy.copy(pipeline.judge)
+        rule = recovery.model_copy(update={"threshold": own - 1, "preference_rms": rms})
+        judge.calibration = judge.calibration.model_copy(update={"recovery": rule})
+        return Pipeline(pipeline.bundle, pipeline.engine, judge)._recovers(raw, second)
+
+    assert [served(by, 2.0) for by in (1.9, 2.1, -9)] == [True, False, True]
+    assert served(100, None)
 
 
 def test_below_the_gate_an_image_that_raises_it_is_not_served_neutralised(pipeline: Pipeline) -> None:

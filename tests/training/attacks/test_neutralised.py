@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gateway.core.manifest import Guard, Recovery
-from gateway.core.verdict import Fusion, lead
-from training.attacks.joint import look
+from gateway.core.verdict import Fusion, lead, preference
+from training.attacks.joint import Seen, look
 from training.attacks.neutralised import gated, harm, neutralised, still_wrong
 from training.defence.graph import DefenceGraph
 from training.defence.localisers import LOCALISERS
@@ -74,7 +74,7 @@ def test_gated_is_met_just_where_the_gate_is_up(guard: Guard | None) -> None:
 
 
 def rule(threshold: float) -> Recovery:
-    return Recovery(contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, threshold=threshold)
+    return Recovery(contrast_mean=10, contrast_std=2, lead_mean=1, lead_std=1, preference_rms=2, threshold=threshold)
 
 
 @pytest.fixture
@@ -82,8 +82,10 @@ def second(defence: DefenceGraph, seen) -> Tensor:
     return defence.network(neutralised(seen[0], LOCALISER))
 
 
-def strengths(x: Tensor, second: Tensor) -> Tensor:
-    return rule(0).strength(LOCALISER.locate(x)[1], torch.from_numpy(lead(second.detach().numpy()))).detach()
+def strengths(x: Tensor, found: Seen, second: Tensor) -> Tensor:
+    after, companion = second.detach().numpy(), found.companion.detach().numpy()
+    prefers = preference(companion, found.logits.argmax(1).numpy(), after.argmax(1))
+    return rule(0).strength(LOCALISER.locate(x)[1], *map(torch.from_numpy, (lead(after), prefers))).detach()
 
 
 def test_harm_wants_the_first_answer_right_and_the_second_wrong_and_served(
@@ -107,7 +109,7 @@ def test_still_wrong_is_met_where_the_second_answer_is_the_target_or_not_served(
     defence: DefenceGraph, seen, second: Tensor
 ) -> None:
     x, found = seen
-    after, middle = second.argmax(1), float(strengths(x, second).median())
+    after, middle = second.argmax(1), float(strengths(x, found, second).median())
 
     def unmet(target: Tensor, threshold: float) -> Tensor:
         (hinge,) = still_wrong(rule(threshold))(defence, x, found, target, target)
@@ -116,6 +118,6 @@ def test_still_wrong_is_met_where_the_second_answer_is_the_target_or_not_served(
     assert (unmet(after, -100) < 0.5).all()
     assert (unmet((after + 1) % 4, -100) > 0.5).all()
     assert (unmet((after + 1) % 4, 100) == 0).all()
-    served = (strengths(x, second) > middle).float()
+    served = (strengths(x, found, second) > middle).float()
     assert torch.equal((unmet((after + 1) % 4, middle) > 0.1).float() * served, served)
     assert still_wrong(None)(defence, x, found, after, after) == []

@@ -246,6 +246,22 @@ def test_recovery_keeps_to_what_may_be_lost() -> None:
     assert fit_recovery(contrast[:1], clear[:1], lost[:1], allowed=1) is None
 
 
+def test_recovery_hears_the_companion_where_the_label_changes() -> None:
+    contrast = clear = np.array([0, 0, 0, 1, 1.1, 1.1])
+    lost = np.array([0, 0, 0, 0, 1, 1])
+    alone = fit_recovery(contrast, clear, lost, allowed=0)
+    assert alone is None  # what stands out most is what loses
+    prefers = np.array([0, 0, 0, 3.0, -9, -9])
+    rule = fit_recovery(contrast, clear, lost, prefers, allowed=0)
+    assert rule is not None
+    assert rule.preference_rms == pytest.approx(np.sqrt((9 + 81 + 81) / 3))
+    strength = rule.strength(contrast, clear, prefers)
+    assert (strength >= rule.threshold).tolist() == [False, False, False, True, False, False]
+    unchanged = fit_recovery(contrast, clear, np.zeros(6), np.zeros(6), allowed=0)
+    assert unchanged is not None
+    assert unchanged.preference_rms is None
+
+
 def test_recovery_counts_right_answers_that_hiding_the_region_takes_or_gives(tmp_path: Path) -> None:
     calibrated = outputs(400, 1)
     first = calibrated.logits.argmax(1)
