@@ -47,8 +47,8 @@ def masked_report(
         found, right = np.array(levels), labels == some.y
         agreed, proved = found != "none", found == "proved"
         report[str(patch)] = {
-            "agreed_and_right": share(agreed & right, some),
-            "proved_and_right": share(proved & right, some),
+            "agreed_and_right": share(agreed & right, some.group),
+            "proved_and_right": share(proved & right, some.group),
             "agreed_and_wrong": int((agreed & ~right).sum()),
             "proved_and_wrong": int((proved & ~right).sum()),
         }

@@ -9,35 +9,29 @@ benign images of the select split and on attacks that fool the answering network
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from rich.table import Table
 
 from gateway.core.manifest import Recovery
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import lead, preference
-from training.attacks.coarse import searched
-from training.attacks.listed import ATTACKS
-from training.attacks.unaware import Scene
+from studies.fooling import BATCH, fooling, known
+from studies.robust import share
 from training.bundling.calibrate import allowed_count, fit_recovery
 from training.bundling.networks import load_defence
 from training.commands.figures import today, with_data, write_json
 from training.commands.terminal import BundlePath, JsonPath, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset, Split
-from training.errors import TrainingError
-from training.imaging.pixels import to_tensor
 from training.models.network import Network
 from training.recipes.evaluation import Evaluation
 from training.served.answers import open_pipeline
-from training.served.scoring import to_uint8
-from training.util.module_modes import seeded
 from training.util.signatures import StepProgress, silent
-from training.util.statistics import interval
 
 RULES = {
     "1 point": (0.01, False),
@@ -46,7 +40,6 @@ RULES = {
 }
 """What benign images may lose, and whether the companion is heard."""
 USUAL = ("patch", "patch_low", "strip", "strip_smooth", "oblong_smooth", "pair", "bars", "dull_sticker")
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -94,35 +87,13 @@ def seen(pipeline: Pipeline, split: Split, name: str, progress: StepProgress) ->
     return Seen(split.y, split.group, *(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def fooling(network: Network, split: Split, name: str, n: int, effort: Evaluation, seed: int) -> Split:
-    """Images of `split` under the attack of that name that the network answers wrongly now, about `n`."""
-    order, parts = np.random.default_rng([seed, 5]).permutation(len(split)), list[tuple[np.ndarray, ...]]()
-    predict = searched(network)
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        with torch.no_grad():
-            rows = rows[network(to_tensor(split.x[rows])).argmax(1).numpy() == split.y[rows]]
-        x, y = to_tensor(split.x[rows]), torch.from_numpy(split.y[rows])
-        scene = Scene(predict, effort, lambda _trained: [], seeded(seed, 5, start))
-        images = to_uint8(ATTACKS[name].make(scene, x, y).adversarial.detach().numpy())
-        with torch.no_grad():
-            fools = network(to_tensor(images)).argmax(1).numpy() != split.y[rows]
-        parts.append((images[fools], split.y[rows[fools]], split.group[rows[fools]]))
-        if sum(len(part[0]) for part in parts) >= n:
-            break
-    x_all, y_all, group = (np.concatenate(column)[:n] for column in zip(*parts, strict=True))
-    if len(x_all) < 2:
-        raise TrainingError(f"{name} fools the answering network on {len(x_all)} images: none to measure")
-    return Split(x_all, y_all, group)
-
-
 def recovery_report(
     pipeline: Pipeline,
     network: Network,
     data: Dataset,
     effort: Evaluation,
     *,
-    names: tuple[str, ...] = USUAL,
+    names: Sequence[str] = USUAL,
     n: int = 150,
     benign: int | None = None,
     seed: int = 0,
@@ -157,14 +128,10 @@ def recovery_report(
         rules[title] = {
             "rule": None if rule is None else rule.model_dump(),
             "clean": {"before": float(before.mean()), "after": float(after.mean()), "n": len(after)},
-            "harmed": _share(before & ~after, clean.group),
-            "recovered": {name: _share(of.served(rule) == of.truth, of.group) for name, of in attacked.items()},
+            "harmed": share(before & ~after, clean.group),
+            "recovered": {name: share(of.served(rule) == of.truth, of.group) for name, of in attacked.items()},
         }
     return {"seed": seed, "fitted_on": len(fit.truth), "gated": len(rows), "rules": rules}
-
-
-def _share(which: np.ndarray, group: np.ndarray) -> dict[str, Any]:
-    return {"mean": float(which.mean()), "interval": interval(which, group), "n": len(which)}
 
 
 def recovery_table(report: dict[str, Any]) -> Table:
@@ -191,9 +158,7 @@ def main(
     """Compare rules for serving the answer to a neutralised image, on the select split."""
     use_threads(threads)
     loaded, data = with_data(bundle)
-    names = tuple(attack or USUAL)
-    if unknown := sorted(set(names) - set(ATTACKS)):
-        raise TrainingError(f"unknown attacks {', '.join(unknown)}; there are {', '.join(ATTACKS)}")
+    names = known(attack or list(USUAL))
     network = load_defence(loaded).network
     with progress_bars() as bars:
         report = recovery_report(

@@ -56,9 +56,9 @@ def drawn(split: Split, *, n: int, seed: int) -> Split:
     return split.take(np.random.default_rng(seed).permutation(len(split))[:n])
 
 
-def share(right: np.ndarray, split: Split) -> dict[str, Any]:
-    """Mean of `right` (N,) and its 95 % interval over groups."""
-    return {"mean": float(right.mean()), "interval": interval(right, split.group), "n": len(right)}
+def share(right: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """Mean of `right` (N,) and its 95 % interval over groups (N,)."""
+    return {"mean": float(right.mean()), "interval": interval(right, group), "n": len(right)}
 
 
 def cell(found: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def robust_report(
             progress(f"PGD {eps}/255", done, total)
 
         _, fooled = pgd_until_fooled(network, x, y, eps=eps / 255, steps=steps, generator=generator, progress=step)
-        report[f"pgd{steps}_{eps}"] = share(~fooled.numpy(), some)
+        report[f"pgd{steps}_{eps}"] = share(~fooled.numpy(), some.group)
     return report
 
 
@@ -102,7 +102,7 @@ def gradient_report(network: Network, teacher: Network, split: Split) -> dict[st
     maps = perturbation_saliency(teacher, x, grid=GRID)
     important = important_mask(maps, size=(x.shape[2], x.shape[3]), mass=MASS)
     outside = off_mask_share(network, x, y, important).numpy()
-    return {"jacobian": float(jacobian_norm(network, x).median()), "off_mask": share(outside, split)}
+    return {"jacobian": float(jacobian_norm(network, x).median()), "off_mask": share(outside, split.group)}
 
 
 def main(

@@ -26,14 +26,19 @@ from gateway.core.engine import Engine
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import conformal_p, lead
-from studies.obstacles import FAMILIES, fooling
+from studies.fooling import fooling
+from studies.robust import share
+from training.bundling.networks import load_defence
 from training.commands.figures import today, with_data, write_json
 from training.commands.terminal import BundlePath, JsonPath, command, console, progress_bars
 from training.data.dataset import Split
+from training.models.network import Network
+from training.recipes.evaluation import Evaluation
 from training.util.signatures import StepProgress, silent
-from training.util.statistics import interval
 
 RATES = (0.01, 0.05)
+FAMILIES = ("bars", "dull_sticker", "strip", "strip_smooth", "pair", "half_shadow")
+"""Attacks of the card (`training.attacks.listed`)."""
 
 
 def mask_sets(size: int) -> dict[str, np.ndarray]:
@@ -144,20 +149,17 @@ def judged(
     }
     found: dict[str, dict[str, Any]] = {}
     for way, (values, null) in ways.items():
-        found[way] = {f"flagged_{rate:g}": _share(values <= np.quantile(null, rate), group) for rate in RATES}
-    found["system"]["right"] = _share(voted.served == truth, group)
+        found[way] = {f"flagged_{rate:g}": share(values <= np.quantile(null, rate), group) for rate in RATES}
+    found["system"]["right"] = share(voted.served == truth, group)
     for rate in RATES:
         answers = np.where(by_vote <= rate, label_under(voted, masks), voted.served)
-        found["both"][f"right_{rate:g}"] = _share(answers == truth, group)
+        found["both"][f"right_{rate:g}"] = share(answers == truth, group)
     return found
-
-
-def _share(which: np.ndarray, group: np.ndarray) -> dict[str, Any]:
-    return {"mean": float(which.mean()), "interval": interval(which, group)}
 
 
 def votes_report(
     pipeline: Pipeline,
+    network: Network,
     data: Any,
     *,
     n: int,
@@ -182,8 +184,8 @@ def votes_report(
         clean = split.take(np.arange(min(benign, len(split))))
         sets = {"benign": (asked(f"{name}, benign", clean.x), clean)}
         for family in FAMILIES:
-            rows, images = fooling(pipeline.engine, split.x, split.y, family, n, seed=seed)
-            sets[family] = (asked(f"{name}, {family}", images), split.take(rows))
+            fooled = fooling(network, split, family, n, Evaluation(), seed)
+            sets[family] = (asked(f"{name}, {family}", fooled.x), fooled)
 
         def table(masks: str, score: str, sets: dict[str, tuple[Voted, Split]] = sets) -> dict[str, Any]:
             return {
@@ -232,7 +234,9 @@ def main(
     loaded, data = with_data(bundle)
     pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize")
     with progress_bars() as bars:
-        report = votes_report(pipeline, data, n=n, benign=benign, test=test, seed=seed, progress=bars.step)
+        report = votes_report(
+            pipeline, load_defence(loaded).network, data, n=n, benign=benign, test=test, seed=seed, progress=bars.step
+        )
     if json_path:
         write_json(json_path, {"subject": f"{loaded.name} {loaded.version}", "date": today(), **report})
     for pair, value in sorted(report["compared"].items(), key=lambda item: -item[1]):

@@ -13,7 +13,6 @@ from gateway.settings import Settings
 from gateway.versions.registry import load_pipeline
 from studies.certified import certified_report, certified_tables
 from studies.certified_attack import attack, attack_report, attack_table, patched, places
-from studies.obstacles import FAMILIES, fooling
 from studies.votes import RATES, SCORES, SETS, Voted, flips, judged, label_under, mask_sets, vote, votes_table
 from tests.gateway.tiny import SIZE, clean_image, write_bundle
 from training.data.dataset import Split
@@ -71,26 +70,6 @@ def test_the_attack_fools_where_there_is_no_certificate(pipeline: Pipeline) -> N
     image[0] = 0.45
     found = attack(pipeline, network, image, 0, MaskSet(SIZE, SIZE, 5, 4), np.random.default_rng(0))
     assert found["fooled"] > 0
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_obstacles_change_a_part_of_the_image(family: str) -> None:
-    image = np.random.default_rng(0).integers(100, 150, (32, 32, 3)).astype(np.uint8)
-    drawn = FAMILIES[family](image, np.random.default_rng(1))
-    changed = (drawn != image).any(2).mean()
-    assert drawn.shape == image.shape
-    assert 0.03 < changed < 0.7
-
-
-def test_fooling_obstacles_change_a_right_label(pipeline: Pipeline) -> None:
-    images = np.stack([clean_image((150, 0, 30)), clean_image((0, 120, 0))])
-    rows, found = fooling(pipeline.engine, images, np.array([0, 2]), "white bar", 5, seed=0)
-    assert rows.tolist() == [0]
-    assert found.shape == (1, SIZE, SIZE, 3)
-    logits = pipeline.engine.answer(
-        found.transpose(0, 3, 1, 2).astype(np.float32) / 255, np.zeros((1, SIZE, SIZE), "f4")
-    )
-    assert logits.argmax(1)[0] != 0
 
 
 def test_votes_of_one_spot_stand_out() -> None:

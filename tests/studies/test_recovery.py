@@ -15,7 +15,8 @@ from gateway.core.manifest import Recovery
 from gateway.core.pipeline import Pipeline
 from gateway.settings import Settings
 from gateway.versions.registry import load_pipeline
-from studies.recovery import RULES, fooling, recovery_report, recovery_table, seen
+from studies.fooling import fooling, known
+from studies.recovery import RULES, recovery_report, recovery_table, seen
 from tests.gateway.tiny import clean_image, patched_image, write_bundle
 from training.data.dataset import Split
 from training.errors import TrainingError
@@ -69,6 +70,12 @@ def test_only_images_that_fool_are_kept(split: Split) -> None:
         fooling(
             cast(Any, Colours()), Split(right[None], np.array([0]), np.array([0])), "pgd_8", 5, Evaluation(), seed=0
         )
+
+
+def test_only_attacks_of_the_card_have_a_name() -> None:
+    assert known(["bars"]) == ["bars"]
+    with pytest.raises(TrainingError, match=r"unknown attacks lasers; there are .*bars"):
+        known(["bars", "lasers"])
 
 
 def test_every_rule_is_reported(pipeline: Pipeline, split: Split) -> None:
