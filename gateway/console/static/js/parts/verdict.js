@@ -53,7 +53,7 @@ export function explainNeutralization(done, action) {
   const what = done.region === "roa" ? "the region of attack" : "the region of attack without the region of importance";
   const start = `${percent(done.area)} of the image (${what}) was inpainted and the network asked again`;
   const effect = done.changed ? "The answer changed" : "The answer stayed the same";
-  // A suspected window goes as a whole, and by its contrast and the second answer's lead it is decided which answer is better.
+  // A suspected window goes as a whole; its contrast, the second answer's lead and the companion decide which answer is better.
   const suspected = done.region === "roa";
   const p = `p = ${pValue(done.p_value)}`;
   if (done.served)
@@ -63,7 +63,7 @@ export function explainNeutralization(done, action) {
   if (action === "observe")
     return `${start}. ${effect}; the policy “observe” only reports that and serves the first answer.`;
   const why = suspected
-    ? "the window did not stand out enough, or the answer without it is not clear"
+    ? "the window did not stand out enough, the answer without it is not clear, or the companion prefers the first"
     : "the result is suspect";
   return `${start}. ${effect}, but ${why} (${p}): the first answer stands.`;
 }
