@@ -108,11 +108,17 @@ def teacher_maps(
     if (known := _read_maps(path, (len(x), grid, grid))) is not None:
         return known
     device = next(teacher.parameters()).device
-    with frozen(teacher), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+
+    def predict(pixels: Tensor) -> Tensor:
+        # The blur stays in float32: oneDNN takes minutes for a convolution of three groups in bfloat16, channels last.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits: Tensor = teacher(pixels)
+        return logits.float()
+
+    with frozen(teacher):
         parts: list[Tensor] = []
         for part in np.array_split(x, max(1, len(x) // 256)):
-            pixels = to_tensor(part).to(device)
-            parts.append(perturbation_saliency(lambda z: teacher(z).float(), pixels, grid=grid).cpu())
+            parts.append(perturbation_saliency(predict, to_tensor(part).to(device), grid=grid).cpu())
             progress(sum(map(len, parts)), len(x))
     maps = torch.cat(parts)
     cache.mkdir(parents=True, exist_ok=True)
