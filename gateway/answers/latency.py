@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 from gateway.access.keys import Disclosure
 from gateway.core.decision import Decision
@@ -24,17 +25,22 @@ _QUANTILE = 0.99
 _RECENT = 256
 
 
+_REMEMBERED = 60.0
+"""Seconds for which a time counts: a machine that was busy, or a first image, must not slow answers for good."""
+
+
 class LatencyQuantum:
     """Releases answers at whole multiples of a quantum that the slowest path's time fits into.
 
     The quantum is `floor`, doubled until a high quantile of each path's recent times, and the work that the slowest
     path has more, fit with a margin; it is the process's, moved by all traffic and not by one request. What takes
-    longer than one quantum goes out at the next multiple.
+    longer than one quantum goes out at the next multiple. A path that was not taken lately is known by the others.
     """
 
-    def __init__(self, floor: float) -> None:
+    def __init__(self, floor: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._floor = floor
-        self._recent = {path: deque[float](maxlen=_RECENT) for path in _SLOWEST}
+        self._clock = clock
+        self._recent = {path: deque[tuple[float, float]](maxlen=_RECENT) for path in _SLOWEST}
         self._bounds = dict.fromkeys(_SLOWEST, 0.0)
         self.seconds = floor
 
@@ -52,12 +58,15 @@ class LatencyQuantum:
 
     def note(self, path: str, elapsed: float) -> None:
         """Take note of the time of one path: `screen`, `verdict` or `neutralized`."""
-        times = self._recent[path]
-        times.append(elapsed)
-        ordered = sorted(times)
-        high, median = ordered[math.ceil(_QUANTILE * len(times)) - 1], ordered[len(times) // 2]
-        # What the slowest path takes more is work, not waiting for others.
-        self._bounds[path] = _MARGIN * (high + (_SLOWEST[path] - 1.0) * median)
+        now = self._clock()
+        self._recent[path].append((now, elapsed))
+        for each, times in self._recent.items():
+            forgotten = False
+            while times and now - times[0][0] > _REMEMBERED:
+                times.popleft()
+                forgotten = True
+            if forgotten or each == path:
+                self._bounds[each] = _bound(each, [elapsed for _, elapsed in times])
         doublings = math.ceil(math.log2(max(1.0, max(self._bounds.values()) / self._floor)))
         self.seconds = self._floor * 2.0**doublings
 
@@ -73,3 +82,13 @@ class LatencyQuantum:
         """At `label`, wait until an answer that was begun at `start` (`time.perf_counter`) and is ready may go out."""
         if disclosure == "label":
             await asyncio.sleep(self.wait(time.perf_counter() - start, images))
+
+
+def _bound(path: str, times: list[float]) -> float:
+    """The time that the slowest path takes, by recent times of this one; 0 for none."""
+    if not times:
+        return 0.0
+    ordered = sorted(times)
+    high, median = ordered[math.ceil(_QUANTILE * len(times)) - 1], ordered[len(times) // 2]
+    # What the slowest path takes more is work, not waiting for others.
+    return _MARGIN * (high + (_SLOWEST[path] - 1.0) * median)

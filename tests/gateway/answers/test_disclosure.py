@@ -56,6 +56,19 @@ def test_the_quantum_follows_the_load_and_comes_back() -> None:
     assert quantum.seconds == pytest.approx(0.1)
 
 
+def test_a_path_that_is_rarely_taken_does_not_hold_the_quantum_up() -> None:
+    now = 0.0
+    quantum = LatencyQuantum(0.1, lambda: now)
+    quantum.note("neutralized", 3.0)  # the machine was busy, and no such image comes again
+    assert quantum.seconds == pytest.approx(6.4)
+    now = 59.0
+    quantum.note("verdict", 0.01)
+    assert quantum.seconds == pytest.approx(6.4)
+    now = 61.0
+    quantum.note("verdict", 0.01)
+    assert quantum.seconds == pytest.approx(0.1)
+
+
 def test_copies_in_a_batch_do_not_add_up_what_one_hides() -> None:
     quantum = LatencyQuantum(0.1)
     for _ in range(50):
