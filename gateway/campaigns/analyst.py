@@ -82,7 +82,8 @@ class Analyst:
             if near[0] not in group.parents:
                 group.parents.append(near[0])
             for other in groups - {at}:
-                if any(index.group(found) == other for found in near):
+                # A group that began just now may have taken the place of one of them.
+                if other in self._groups and any(index.group(found) == other for found in near):
                     at, group = self._merge(at, other)
         seen = self._seen(record, number)
         if same is not None:

@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from gateway.campaigns.analyst import Analyst
+from gateway.campaigns.records import Batch
 from gateway.campaigns.store import CampaignStore, Limits
 from gateway.errors import AuditUnavailable
 from gateway.telemetry import metrics
@@ -39,6 +40,7 @@ class Follower:
         self._salt = b""
         self._analyst: Analyst | None = None
         self._seq = self._written = 0
+        self._refused: set[int] = set()
         self._retain_at = 0.0
         self._renewed = datetime.min.replace(tzinfo=UTC)
         self._stop = threading.Event()
@@ -94,7 +96,7 @@ class Follower:
         renewed = time.monotonic()
         while batches := self._store.after(self._seq, limit=_BATCHES):
             for batch in batches:
-                analyst.take(batch)
+                self._take(analyst, batch)
                 self._seq = batch.seq
                 if batch.seq <= self._written:
                     analyst.written()  # by the process before
@@ -109,6 +111,16 @@ class Follower:
                 self._write(analyst)
             if len(batches) < _BATCHES:
                 return
+
+    def _take(self, analyst: Analyst, batch: Batch) -> None:
+        """Look at a batch; one that fails is left out from then on, since whoever begins again meets it again."""
+        if batch.seq in self._refused:
+            return
+        try:
+            analyst.take(batch)
+        except Exception:
+            self._refused.add(batch.seq)
+            raise
 
     def _write(self, analyst: Analyst) -> None:
         new = self._store.write(analyst.cases(), holder=self._me, cursor=self._seq)

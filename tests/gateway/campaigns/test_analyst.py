@@ -142,3 +142,17 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ask(analyst, pairs, keys=tuple(f"key-{i}" for i in range(40)))
     assert len(analyst._groups) <= 10
     assert len(analyst._own) <= 5
+
+
+def test_a_group_that_makes_room_for_its_neighbour_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query between an image of the oldest group and one without a group, while there are as many as may be."""
+    monkeypatch.setattr(analysts, "MAX_GROUPS", 10)
+    far = np.random.default_rng(1).normal(size=base(0).shape)
+    oldest = eight_bit([base(0), base(0) + 1, base(0) + 21 * far])
+    others = eight_bit([base(100 + i // 2) + i % 2 for i in range(18)])
+    between = eight_bit([base(0) + 13 * far])
+    analyst = Analyst(SALT, CAPACITY)
+    ask(analyst, np.concatenate([oldest, others, between]), keys=("a", "a", "a", *["b"] * 18, "a"))
+    assert len(analyst._groups) == 10
+    (case,) = [found for found in ask(analyst, squares(5, 60), name="later") if found.pattern == "search"]
+    assert case.queries == 60

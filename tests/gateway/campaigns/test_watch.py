@@ -16,6 +16,7 @@ from gateway.access.reactions import Reactions
 from gateway.audit.database import sqlite_url
 from gateway.campaigns import watch
 from gateway.campaigns.follow import LEASE_SECONDS, Follower
+from gateway.campaigns.records import RECORD, Batch
 from gateway.campaigns.store import CampaignStore, Limits
 from gateway.campaigns.watch import Campaigns
 from gateway.core.decision import Decision
@@ -151,6 +152,30 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     assert (before.queries, after.id, after.queries) == (60, before.id, 120)
     first.follow(now + timedelta(seconds=LEASE_SECONDS + 2))  # no longer its business
     assert store.cases("search", limit=9) == [after]
+
+
+def test_a_batch_that_fails_is_left_out_when_the_analyst_begins_again(
+    store: CampaignStore, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    worker = Campaigns(settings(tmp_path))
+    worker._salt, worker.store = store.prepare(), store
+    nobody = Batch(np.ones(1, RECORD), ["tiny"], [None], ["stop"])  # numbers that its names do not have
+    for part in (decisions(pipeline, 60)[:30], [], decisions(pipeline, 60)[30:]):
+        if not part:
+            store.append(nobody, now=datetime.now(UTC))
+        for decision in part:
+            worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
+            worker._bytes += decision.pixels.nbytes
+        worker.flush()
+    follower = Follower(store, LIMITS)
+    follower.prepare(store.prepare())
+    follower._stop.set()  # so that it does not wait before it begins again
+    follower._step()
+    assert store.cases("search", limit=9) == []
+    follower._stop.clear()
+    follower._step()
+    (case,) = store.cases("search", limit=9)
+    assert case.queries == 60
 
 
 def test_every_worker_learns_whose_keys_they_are(store: CampaignStore, pipeline: Pipeline, tmp_path: Path) -> None:
