@@ -20,7 +20,7 @@ MAX_CALLERS = 10_000
 _LATER = 8
 """A campaign's shape is looked at again with every eighth image; it stays a campaign."""
 _OWN = 4
-"""Newest queries of the same caller that a query is always compared with."""
+"""Newest images of the same caller that a query is always compared with."""
 
 
 class Analyst:
@@ -71,7 +71,7 @@ class Analyst:
             same = self._same(record, numbers)
         near = [same] if same is not None else self._near(record, numbers)
         number = same if same is not None else index.add(record, places)
-        if same is None:
+        if number not in own:  # an image that is sent again and again is known by it, whatever came between
             own.append(number)
         if not near:
             return

@@ -46,6 +46,11 @@ class Case(BaseModel):
     label_flips: int = Field(description="Queries with another label than the image most like them before.")
     lowest_p_value: float
     keys: dict[str, int] = Field(description="Queries by id of the caller's key; `(none)` is callers without one.")
+    took_part: dict[str, int] | None = Field(
+        None,
+        description="Of a campaign: different images by id of the caller's key, among those that it was known by and "
+        "since. Null of other groups, and in case files of earlier gateways.",
+    )
     labels: dict[str, int] = Field(description="Queries by label.")
     dimension: float | None = Field(description="Local dimension of the newest different images; motion has about 2.")
     step: float | None = Field(description="Median distance to the image before, in levels of 255.")

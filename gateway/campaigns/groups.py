@@ -66,6 +66,8 @@ class Group:
     label_flips: int = 0
     lowest_p: float = 2.0
     keys: Counter[str] = field(default_factory=Counter)
+    took_part: Counter[str] = field(default_factory=Counter)
+    senders: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     labels: Counter[str] = field(default_factory=Counter)
     window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
     parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
@@ -93,6 +95,10 @@ class Group:
             _count(self.keys, name, MAX_KEYS, n)
         for name, n in other.labels.items():
             _count(self.labels, name, MAX_LABELS, n)
+        if self.pattern == "search":
+            for _, name in other.senders:
+                _count(self.took_part, name, MAX_KEYS)
+        self.senders = deque(sorted([*self.senders, *other.senders]), maxlen=WINDOW)
         self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
         self.links = deque(sorted([*self.links, *other.links], key=lambda link: link.number), maxlen=WINDOW)
 
@@ -103,7 +109,8 @@ class Group:
         self.last, self.last_request = max(self.last, seen.time), seen.request
         self.queries += 1
         self.flagged += seen.flagged
-        _count(self.keys, NOBODY if seen.key is None else seen.key, MAX_KEYS)
+        sender = NOBODY if seen.key is None else seen.key
+        _count(self.keys, sender, MAX_KEYS)
         _count(self.labels, seen.label, MAX_LABELS)
         self._follow(seen, flip=link is not None and link.flip)
         if identical:
@@ -112,6 +119,9 @@ class Group:
             return
         self.different += 1
         self.window.append(seen.number)
+        self.senders.append((seen.number, sender))
+        if self.pattern == "search":
+            _count(self.took_part, sender, MAX_KEYS)
         if link is not None:
             self.links.append(link)
             self.label_flips += link.flip
@@ -132,11 +142,13 @@ class Group:
             self.streak += 1
             if self.streak > CONFIRM and self.pattern != "search":
                 self._name("search")
+                self.took_part = Counter(name for _, name in self.senders)
                 self.kind = resembles(shape, links, self._flip_share)
             elif self.pattern == "search" and self._flip_share >= FEW_FLIPS:
                 self.kind = "decision_based"
         else:
             self.streak = 0
+            self.senders.clear()  # of images that were explained
             if self.pattern != "search":
                 self._name(found)
 
@@ -147,6 +159,7 @@ class Group:
         self.queries, self.different, self.flagged = case.queries, case.different, case.flagged
         self.label_flips, self.lowest_p = case.label_flips, case.lowest_p_value
         self.keys, self.labels, self.path = Counter(case.keys), Counter(case.labels), list(case.path)
+        self.took_part = Counter(case.keys if case.took_part is None else case.took_part)
 
     def case(self) -> Case:
         """The case file; `ValueError` for a group that looks like nothing yet."""
@@ -165,6 +178,7 @@ class Group:
             label_flips=self.label_flips,
             lowest_p_value=min(self.lowest_p, 1.0),
             keys=dict(self.keys),
+            took_part=dict(self.took_part) if self.pattern == "search" else None,
             labels=dict(self.labels),
             dimension=None if self.shape is None else self.shape.dimension,
             step=None if self.shape is None else self.shape.step,

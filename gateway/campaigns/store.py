@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 MAX_CASES = 5_000
 """Case files kept; beyond it those that grew last the longest ago go first, and campaigns last."""
 SUSPECT_QUERIES = 3
-"""Queries in a campaign from which a key took part: whoever sent the image that others attack did so once or twice."""
+"""Different images of a campaign from which a key took part: whoever sends the image that others attack sends one."""
 MAX_SUSPECT_CASES = 1_000
 _CHUNK = 2_000
 """Batches that one call of `retain` looks at, so that others get their turn."""
@@ -181,13 +181,13 @@ class CampaignStore:
             return [Case.model_validate(body) for body in connection.execute(query).scalars()]
 
     def suspects(self, since: datetime) -> frozenset[str]:
-        """Ids of keys with at least `SUSPECT_QUERIES` queries of a campaign that grew after `since`."""
+        """Ids of keys with at least `SUSPECT_QUERIES` different images of a campaign that grew after `since`."""
         c = _cases.c
         query = sa.select(c.body).where(c.pattern == "search", c.last_seen >= since.timestamp())
         query = query.order_by(c.last_seen.desc()).limit(MAX_SUSPECT_CASES)
         with self._database.reading() as connection:
             bodies = connection.execute(query).scalars().all()
-        counts = [pair for body in bodies for pair in body["keys"].items()]
+        counts = [pair for body in bodies for pair in (body.get("took_part") or body["keys"]).items()]
         return frozenset(key for key, n in counts if n >= SUSPECT_QUERIES)
 
     def case(self, case_id: str) -> Case | None:

@@ -12,6 +12,7 @@ from gateway.campaigns import analyst as analysts
 from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.behaviour import Provenance, Shape, looks
 from gateway.campaigns.case import MAX_KEYS, MAX_STEPS
+from gateway.campaigns.store import SUSPECT_QUERIES
 from tests.gateway.campaigns.sequences import (
     SALT,
     ask,
@@ -122,6 +123,29 @@ def test_a_case_goes_on_in_another_process() -> None:
     second.written()
     (after,) = ask(second, images[60:], start=60.0, name="later")
     assert (after.id, after.queries, after.first_seen) == (before.id, 120, before.first_seen)
+    assert after.took_part is not None
+    assert after.took_part["alice"] >= 100
+
+
+def test_who_sent_the_image_that_is_attacked_took_no_part() -> None:
+    """As the sample that a bundle ships: everybody sends it, again and again, and somebody searches around it."""
+    analyst, everybody = Analyst(SALT, CAPACITY), tuple(f"key-{i}" for i in range(100))
+    images = squares(0, 60)
+    ask(analyst, np.repeat(images[:1], 400, axis=0), keys=everybody, name="before")
+    ask(analyst, images[1:], keys=("mallory",), start=400.0)
+    (case,) = ask(analyst, np.repeat(images[:1], 40, axis=0), keys=everybody, start=460.0, name="after")
+    assert (case.pattern, case.took_part) == ("search", {"key-0": 1, "mallory": 59})
+    assert "mallory" not in case.keys  # after 64 others
+
+
+def test_who_was_there_long_before_took_no_part() -> None:
+    analyst = Analyst(SALT, CAPACITY)
+    ask(analyst, noisy(0, 200), keys=("camera",), name="before")
+    (case,) = ask(analyst, squares(0, 60), keys=("mallory",), start=200.0)
+    assert (case.pattern, case.keys["camera"]) == ("search", 200)
+    assert case.took_part is not None
+    assert case.took_part["mallory"] > 50
+    assert case.took_part.get("camera", 0) < SUSPECT_QUERIES
 
 
 def test_what_is_kept_of_a_case_is_bounded() -> None:

@@ -131,13 +131,14 @@ def test_case_files_are_bounded(store: CampaignStore, monkeypatch: pytest.Monkey
 
 def test_who_took_part_in_a_campaign(store: CampaignStore) -> None:
     store.lease("me", seconds=10, now=NOON)
-    keys = {"attacker": 50, "second": 3, "passer-by": 2}
+    keys, took_part = {"sender": 90}, {"attacker": 50, "second": 3, "passer-by": 2, "sender": 1}
     later = NOON + timedelta(hours=1)
     cases = [
-        case(id="search", keys=keys),
+        case(id="search", keys=keys, took_part=took_part),
+        case(id="of an earlier gateway", keys={"early": 3}, took_part=None),
         case(id="old", keys={"old": 50}, last_seen=NOON - timedelta(hours=2)),
-        case(id="film", keys={"camera": 50}, pattern="video"),
+        case(id="film", keys={"camera": 50}, took_part=None, pattern="video"),
     ]
     store.write(cases, holder="me", cursor=0)
-    assert store.suspects(NOON - timedelta(hours=1)) == {"attacker", "second"}
+    assert store.suspects(NOON - timedelta(hours=1)) == {"attacker", "second", "early"}
     assert store.suspects(later) == frozenset()

@@ -116,6 +116,7 @@ export function campaignsView() {
       Queries: `${count(found.queries)}, ${count(found.different)} different, ${count(found.flagged)} flagged`,
       Labels: share(found.labels),
       Keys: share(found.keys),
+      ...(found.took_part ? { "Took part": share(found.took_part) } : {}),
       "Lowest p-value": pValue(found.lowest_p_value),
       "Local dimension": decimal(found.dimension, 1),
       "Median step": found.step === null ? "–" : `${decimal(found.step, 1)} of 255`,
