@@ -93,6 +93,7 @@ class KeyRing:
         self._path = path
         self._keys: dict[str, ApiKey] = {}
         self._stamp: object = None
+        self._trouble = ""
         self._checked = -RELOAD_SECONDS
 
     def find(self, key: str) -> ApiKey | None:
@@ -112,19 +113,23 @@ class KeyRing:
         if now - self._checked >= RELOAD_SECONDS:
             self._checked = now
             stamp = _stamp(self._path)
-            if stamp != self._stamp:
+            if stamp != self._stamp and self._reload():
                 self._stamp = stamp
-                self._reload()
         return self._keys
 
-    def _reload(self) -> None:
+    def _reload(self) -> bool:
+        """Read the file; False where that fails, which is logged once and tried again: a right to read is no change."""
         try:
             entries = read_keys(self._path)
         except ConfigError as error:
-            log.error("keys are not reloaded, %d stay valid: %s", len(self._keys), error.detail)  # noqa: TRY400
-            return
+            if error.detail != self._trouble:
+                log.error("keys are not reloaded, %d stay valid: %s", len(self._keys), error.detail)  # noqa: TRY400
+            self._trouble = error.detail
+            return False
+        self._trouble = ""
         self._keys = {entry.id: entry for entry in entries if not entry.disabled}
         log.info("%d keys are valid", len(self._keys))
+        return True
 
 
 def _stamp(path: Path) -> object:

@@ -95,6 +95,24 @@ def test_a_broken_file_keeps_the_last_good_keys(
     assert (ring.find(key), ring.find(other) is not None) == (None, True)
 
 
+def test_a_file_that_may_be_read_again_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when root revokes a key, and gives the file to the gateway's user afterwards: only its owner changes."""
+    monkeypatch.setattr(keys, "RELOAD_SECONDS", 0.0)
+    file = tmp_path / "keys.json"
+    key = create(file, "shop")
+    ring = KeyRing(file)
+    assert ring.find(key) is not None
+    runner.invoke(app, ["revoke", "shop", "--file", str(file)])
+
+    def denied(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", denied)
+        assert ring.find(key) is not None
+    assert ring.find(key) is None
+
+
 def test_errors_of_the_file_do_not_show_hashes(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     create(file, "shop")
