@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from gateway.errors import AuditUnavailable, ConfigError
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 3.0
 """Seconds that a statement waits for another's lock."""
+SKEW = timedelta(hours=1)
+"""How far clocks may be apart: a lease that ends later than that after it could is of a clock that was wrong."""
 _LOCK = 0x50_41_4C  # of PostgreSQL's advisory locks: one writer of events at a time, also while tables are made
 
 

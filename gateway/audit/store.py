@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.audit.database import Database, events, leases, pictures
+from gateway.audit.database import SKEW, Database, events, leases, pictures
 from gateway.audit.event import Event, Kind, PictureKind, Record, Review
 from gateway.core.kinds import Kind as Anomaly
 
@@ -202,9 +202,10 @@ class AuditStore:
 
     def lease(self, name: str, *, seconds: float, now: datetime) -> bool:
         """Whether the caller, alone of all processes and machines, may do what `name` stands for until then."""
-        claim = leases.update().where(leases.c.name == name, leases.c.until <= now)
+        until, c = now + timedelta(seconds=seconds), leases.c
+        claim = leases.update().where(c.name == name, sa.or_(c.until <= now, c.until > until + SKEW))
         with self._database.writing() as connection:
-            return connection.execute(claim.values(until=now + timedelta(seconds=seconds))).rowcount == 1
+            return connection.execute(claim.values(until=until)).rowcount == 1
 
     def retain(self, limits: Limits, *, now: datetime) -> int:
         """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns how many events."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.audit.database import Database
+from gateway.audit.database import SKEW, Database
 from gateway.campaigns.behaviour import Pattern
 from gateway.campaigns.case import Case
 from gateway.campaigns.records import Batch, unpack
@@ -127,10 +127,11 @@ class CampaignStore:
 
     def lease(self, holder: str, *, seconds: float, now: datetime) -> int | None:
         """Become, or stay, the one that analyses: the number of the last batch that is done; None if another is."""
-        c = _leases.c
-        claim = _leases.update().where(c.name == _LEASE, sa.or_(c.until <= now.timestamp(), c.holder == holder))
+        c, until = _leases.c, now.timestamp() + seconds
+        free = sa.or_(c.until <= now.timestamp(), c.until > until + SKEW.total_seconds(), c.holder == holder)
+        claim = _leases.update().where(c.name == _LEASE, free)
         with self._database.writing() as connection:
-            won = connection.execute(claim.values(holder=holder, until=now.timestamp() + seconds)).rowcount == 1
+            won = connection.execute(claim.values(holder=holder, until=until)).rowcount == 1
             if not won:
                 return None
             return int(connection.execute(sa.select(c.cursor).where(c.name == _LEASE)).scalar_one())

@@ -130,6 +130,13 @@ def test_a_lease_is_one_holders_at_a_time(store: AuditStore) -> None:
     assert store.lease("retention", seconds=10, now=NOON + timedelta(seconds=10))
 
 
+def test_a_lease_of_a_clock_that_was_wrong_holds_nobody_up(store: AuditStore) -> None:
+    """As where a machine starts years ahead, and its clock is set right later."""
+    assert store.lease("retention", seconds=10, now=NOON + timedelta(days=3650))
+    assert store.lease("retention", seconds=10, now=NOON)
+    assert not store.lease("retention", seconds=10, now=NOON - timedelta(minutes=30))  # clocks of two machines
+
+
 def test_gateways_that_start_at_once_make_one_set_of_tables(tmp_path: Path) -> None:
     def prepare(_: int) -> None:
         store = AuditStore(sqlite_url(tmp_path / "shared.db"))

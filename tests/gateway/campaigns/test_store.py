@@ -101,6 +101,12 @@ def test_one_analyst_at_a_time(store: CampaignStore) -> None:
     assert store.lease("a", seconds=15, now=NOON + timedelta(seconds=27)) == 41
 
 
+def test_an_analyst_whose_clock_was_wrong_holds_nobody_up(store: CampaignStore) -> None:
+    assert store.lease("gone", seconds=15, now=NOON + timedelta(days=3650)) == 0
+    assert store.lease("a", seconds=15, now=NOON) == 0
+    assert store.lease("behind", seconds=15, now=NOON - timedelta(minutes=30)) is None
+
+
 def test_case_files_grow_and_new_patterns_are_told(store: CampaignStore) -> None:
     store.lease("a", seconds=15, now=NOON)
     one = case()
