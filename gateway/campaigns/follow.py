@@ -93,6 +93,8 @@ class Follower:
             self._analyst, self._seq, self._written = analyst, 0, cursor
 
     def _look(self, analyst: Analyst) -> None:
+        if self._seq > self._written:  # the store was away when it was to be written, and nobody may ask anything more
+            self._write(analyst)
         renewed = time.monotonic()
         while batches := self._store.after(self._seq, limit=_BATCHES):
             for batch in batches:

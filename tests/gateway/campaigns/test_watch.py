@@ -154,6 +154,30 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     assert store.cases("search", limit=9) == [after]
 
 
+def test_a_case_that_could_not_be_written_is_written_though_nobody_asks_anything_more(
+    store: CampaignStore, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Campaigns(settings(tmp_path))
+    worker._salt, worker.store = store.prepare(), store
+    for decision in decisions(pipeline, 60):
+        worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
+        worker._bytes += decision.pixels.nbytes
+    worker.flush()
+    follower = Follower(store, LIMITS)
+    follower.prepare(store.prepare())
+
+    def away(*_: object, **__: object) -> None:
+        raise AuditUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", away)
+        with pytest.raises(AuditUnavailable):
+            follower.follow(datetime.now(UTC))
+    follower.follow(datetime.now(UTC))
+    (case,) = store.cases("search", limit=9)
+    assert case.queries == 60
+
+
 def test_a_batch_that_fails_is_left_out_when_the_analyst_begins_again(
     store: CampaignStore, pipeline: Pipeline, tmp_path: Path
 ) -> None:
