@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.records import Batch
-from gateway.campaigns.store import CampaignStore, Limits
+from gateway.campaigns.store import MAX_CASES, CampaignStore, Limits
 from gateway.errors import AuditUnavailable
 from gateway.telemetry import metrics
 
@@ -89,7 +89,7 @@ class Follower:
         self._renewed = now
         if self._analyst is None:
             analyst = Analyst(self._salt, self._limits.max_queries)
-            analyst.restore(self._store.cases(None, limit=1000, since=now - self._limits.max_age))
+            analyst.restore(self._store.cases(None, limit=MAX_CASES, since=now - self._limits.max_age))
             self._analyst, self._seq, self._written = analyst, 0, cursor
 
     def _look(self, analyst: Analyst) -> None:

@@ -145,6 +145,10 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     now = datetime.now(UTC)
     first.follow(now)
     (before,) = store.cases("search", limit=9)
+    # Groups of no importance, which anybody can make by repeating an image.
+    retries = [before.model_copy(update={"id": f"retries-{i}", "pattern": "retries", "path": []}) for i in range(1001)]
+    later = {"last_seen": before.last_seen + timedelta(seconds=1), "last_request": "another"}
+    store.write([case.model_copy(update=later) for case in retries], holder=first._me, cursor=first._written)
     second.follow(now)
     ask(found[60:])
     second.follow(now + timedelta(seconds=LEASE_SECONDS + 1))
