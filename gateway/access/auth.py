@@ -91,6 +91,18 @@ class Auth:
         """The valid key that was presented."""
         return None if self._ring is None else self._ring.find(presented)
 
+    def still(self, caller: Caller, role: Role) -> bool:
+        """Whether a caller who was admitted still may what `role` may, for answers that go on and on.
+
+        Raises `StoreUnavailable` (sessions only).
+        """
+        if self._ring is None or caller.key_id is None:
+            return True
+        key = self._ring.get(caller.key_id)
+        if key is None or _RANK[key.role] < _RANK[role]:
+            return False
+        return caller.session is None or self.sessions.find(caller.session.cookie, self._ring.get) is not None
+
     def caller_of(self, key: ApiKey, session: Session | None = None) -> Caller:
         disclosure = key.disclosure or (self._settings.disclosure if key.role == "client" else "full")
         rate = self._settings.rate if key.rate is None and key.role == "client" else key.rate

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gateway.access.auth import Caller
+from gateway.access.auth import Auth, Caller
 from gateway.audit.event import Kind, PictureKind, Review
 from gateway.audit.store import AuditStore, Filter, Stats, StoredEvent
 from gateway.audit.trail import Audit
@@ -25,6 +26,7 @@ from gateway.errors import (
     Forbidden,
     Overloaded,
     RateLimited,
+    StoreUnavailable,
     Unauthorized,
     UnknownEvent,
 )
@@ -126,15 +128,20 @@ async def stats(request: Request, _caller: Reviewer, chosen: Chosen) -> Stats:
 
 @router.get("/stream", response_class=StreamingResponse)
 async def stream(
-    request: Request, _caller: Reviewer, last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 63)] = None
+    request: Request, caller: Reviewer, last_event_id: Annotated[int | None, Header(ge=0, lt=1 << 63)] = None
 ) -> StreamingResponse:
-    """Server-sent events, one for each event that reaches the store; `Last-Event-ID` resumes after that event."""
+    """Server-sent events, one for each event that reaches the store; `Last-Event-ID` resumes after that event.
+
+    A stream ends when its key is revoked or its session is over.
+    """
     store = _store(request)
     if _streams >= MAX_STREAMS:
         raise Overloaded(f"{MAX_STREAMS} streams are open", headers={"Retry-After": "10"})
     seq = last_event_id if last_event_id is not None else await in_store_thread(store.last_seq)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_follow(store, seq), media_type="text/event-stream", headers=headers)
+    auth: Auth = request.app.state.auth
+    admitted = partial(auth.still, caller, "reviewer")
+    return StreamingResponse(_follow(store, seq, admitted), media_type="text/event-stream", headers=headers)
 
 
 @router.get("/{event_id}", responses=_ONE)
@@ -165,13 +172,16 @@ async def review(request: Request, caller: Reviewer, event_id: str, body: Review
     return _known(await in_store_thread(lambda: store.review(event_id, changes, reviewer=caller.key_id)), event_id)
 
 
-async def _follow(store: AuditStore, seq: int) -> AsyncIterator[str]:
+async def _follow(store: AuditStore, seq: int, admitted: Callable[[], bool]) -> AsyncIterator[str]:
     global _streams  # noqa: PLW0603  # of this process, on its one event loop
     _streams += 1
     quiet = 0.0
     try:
         yield "retry: 2000\n\n"
         while not _server_is_stopping():
+            with contextlib.suppress(StoreUnavailable):  # where nobody knows whether the session goes on
+                if not admitted():
+                    return
             try:
                 found = await in_store_thread(partial(store.after, seq, limit=_STREAM_BATCH))
             except AuditUnavailable:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from typer.testing import CliRunner
 
 from gateway.access import keys
-from gateway.access.auth import Caller, check_access, is_loopback
+from gateway.access.auth import Auth, Caller, check_access, is_loopback
 from gateway.access.keys import Role
 from gateway.access.limits import charge_images
 from gateway.app import create_api
@@ -379,6 +379,23 @@ def test_a_revoked_key_ends_its_sessions(gateway: Gateway, monkeypatch: pytest.M
     monkeypatch.setattr(keys, "RELOAD_SECONDS", 0.0)
     CliRunner().invoke(keys_app, ["revoke", "reviewer", "--file", str(gateway.file)])
     assert code(gateway.call("GET", "/v1/session", headers=as_header(jar))) == (401, "unauthorized")
+
+
+def test_what_goes_on_and_on_ends_with_its_key_or_session(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    auth: Auth = gateway.app.state.auth
+    key = auth.key(gateway.keys["reviewer"])
+    assert key is not None
+    session = auth.sessions.open(key)
+    by_key, by_session = auth.caller_of(key), auth.caller_of(key, session)
+    assert auth.still(by_key, "reviewer")
+    assert auth.still(by_session, "reviewer")
+    assert not auth.still(by_key, "admin")
+    auth.sessions.end(session)
+    assert not auth.still(by_session, "reviewer")
+    monkeypatch.setattr(keys, "RELOAD_SECONDS", 0.0)
+    CliRunner().invoke(keys_app, ["revoke", "reviewer", "--file", str(gateway.file)])
+    assert not auth.still(by_key, "reviewer")
+    assert Gateway.serve().state.auth.still(Caller(None, "admin", "full"), "reviewer")
 
 
 def test_bad_logins(gateway: Gateway) -> None:

@@ -177,7 +177,7 @@ def test_the_stream_tells_new_events_and_resumes(store: AuditStore, monkeypatch:
     store.insert([record(i) for i in range(3)])
 
     async def follow() -> list[str]:
-        follower = routes._follow(store, 2)
+        follower = routes._follow(store, 2, lambda: True)
         told = [await anext(follower) for _ in range(2)]
         while not (beat := await anext(follower)).startswith(":"):
             pass
@@ -193,6 +193,18 @@ def test_the_stream_tells_new_events_and_resumes(store: AuditStore, monkeypatch:
     assert second.startswith("id: 3\nevent: event\ndata: {")
     assert beat == ": still here\n\n"
     assert json.loads(fourth.split("data: ")[1])["id"] == record(9).event.id
+    assert routes._streams == 0
+
+
+def test_a_stream_ends_when_its_reader_may_no_longer_read(store: AuditStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "POLL_SECONDS", 0.01)
+    store.insert([record(i) for i in range(3)])
+    allowed = iter([True, False])
+
+    async def follow() -> list[str]:
+        return [line async for line in routes._follow(store, 0, lambda: next(allowed))]
+
+    assert len(asyncio.run(follow())) == 1 + 3
     assert routes._streams == 0
 
 
