@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -77,7 +78,8 @@ class Mover:
             log.exception("audit: moving events failed")
         else:
             self._note("")
-        self._show()
+        with contextlib.suppress(OSError):  # which was noted: the next cycle looks again
+            self._show()
 
     def _move(self) -> None:
         if not self._prepared:

@@ -118,9 +118,8 @@ class Spool:
     def sync(self) -> None:
         """Bring everything appended to the disk."""
         with self._mutex:
-            descriptors, self._ended = self._ended, []
-            if self._fd is not None:
-                descriptors.append(os.dup(self._fd))
+            current = [] if self._fd is None else [os.dup(self._fd)]  # which may fail, and then loses no other
+            descriptors, self._ended = self._ended + current, []
         with contextlib.ExitStack() as stack:
             for fd in descriptors:
                 stack.callback(os.close, fd)

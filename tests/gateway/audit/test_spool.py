@@ -144,6 +144,27 @@ def test_a_failed_write_leaves_the_segment_readable(tmp_path: Path, monkeypatch:
     assert waiting(spool) == [1, 3]
 
 
+def test_without_a_descriptor_to_spare_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spools, "SEGMENT_BYTES", 1)
+    spool = Spool(tmp_path, max_bytes=BIG)
+    spool.append(record(1))
+    monkeypatch.setattr(spools, "SEGMENT_BYTES", BIG)
+    spool.append(record(2))
+
+    def none_left(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        with pytest.raises(OSError, match="Too many"):
+            spool.sync()
+    (ended,) = spool._ended
+    spool.sync()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(ended)
+    spool.close()
+
+
 def test_kill_9_loses_no_record_that_was_acknowledged(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from gateway.audit.spool import Spool; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import sqlite3
@@ -224,6 +225,29 @@ def test_a_store_that_fails_in_the_midst_gets_each_event_once(tmp_path: Path, co
         time.sleep(0.01)
     assert mover.close()
     assert since(counted) == {"stored": 249, "refused": 1}
+
+
+def test_a_folder_that_cannot_be_listed_for_a_while_ends_nothing(tmp_path: Path, counted: dict[str, float]) -> None:
+    """As without a file descriptor to spare: every way to look at the folder fails."""
+
+    class Unlisted(Spool):
+        listed = threading.Event()
+
+        def _own(self) -> list[Path]:
+            if not self.listed.is_set():
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super()._own()
+
+    store = AuditStore(sqlite_url(tmp_path / "audit.db"))
+    store.prepare()
+    spool = Unlisted(tmp_path / "spool", max_bytes=1 << 30)
+    spool.append(record(1))
+    mover = Mover(spool, store, LIMITS, interval=0.01)
+    mover.start(prepared=True)
+    time.sleep(0.1)
+    spool.listed.set()
+    assert mover.close()
+    assert since(counted) == {"stored": 1}
 
 
 class StuckSpool(Spool):
