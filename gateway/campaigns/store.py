@@ -214,6 +214,19 @@ class CampaignStore:
             beyond = connection.execute(sa.select(c.id).order_by(*order).offset(MAX_CASES).limit(500)).scalars()
             connection.execute(_cases.delete().where(c.id.in_(list(beyond))))
 
+    def expire(self, limits: Limits, *, now: datetime) -> None:
+        """Remove what is beyond age, where nobody looks for campaigns any more; without tables there is nothing."""
+        b, c = _batches.c, _cases.c
+        oldest, old = now - limits.max_age, c.last_seen < (now - limits.case_age).timestamp()
+        removed = _CHUNK
+        while removed == _CHUNK:
+            with self._database.writing() as connection:
+                if not sa.inspect(connection).has_table(_cases.name):
+                    return
+                some = sa.select(b.seq).where(b.time < oldest.timestamp()).order_by(b.seq).limit(_CHUNK).subquery()
+                removed = connection.execute(_batches.delete().where(b.seq.in_(sa.select(some.c.seq)))).rowcount
+                connection.execute(_cases.delete().where(old))
+
     def _through(self, connection: sa.Connection) -> int:
         last = sa.select(_batches.c.through).order_by(_batches.c.seq.desc()).limit(1)
         return int(connection.execute(last).scalar() or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -33,6 +34,8 @@ INTERVAL = 0.5
 """Seconds between two writes of a worker's fingerprints."""
 REACTION_SECONDS = 5.0
 """Seconds within which every worker of every gateway on the store knows the keys of a campaign."""
+EXPIRY_SECONDS = 600.0
+"""Seconds between two looks at what is beyond its age, where campaigns are not looked for."""
 WAITING_BYTES = 64 << 20
 """Bytes of pixels that may wait for their fingerprints; beyond it, images are left out and counted."""
 WAITING = 20_000
@@ -60,23 +63,32 @@ class Campaigns:
         self.store: CampaignStore | None = None
 
     def start(self) -> None:
-        """Begin, if the settings say so and there is a store; a database that does not answer is waited for."""
+        """Begin, if the settings say so and there is a store; a database that does not answer is waited for.
+
+        Where they say no, what was kept before still goes when it is beyond its age.
+        """
         settings = self._settings
-        if not settings.campaigns or not settings.audit:
-            return
-        if settings.audit_privacy == "none":
-            log.warning("campaigns are not looked for: PALISADE_AUDIT_PRIVACY=none keeps nothing of an image")
+        if not settings.audit:
             return
         try:
-            url = settings.audit_url or sqlite_url(data_folder(settings) / "audit.db")
+            file = data_folder(settings) / "audit.db"
         except OSError:
             return  # the audit trail has said so
-        self.store = CampaignStore(url)
+        store = CampaignStore(settings.audit_url or sqlite_url(file))
         limits = Limits(
             settings.campaign_queries,
             timedelta(days=settings.campaign_max_age_days),
             timedelta(days=settings.audit_max_age_days),
         )
+        if not settings.campaigns or settings.audit_privacy == "none":
+            if settings.campaigns:
+                log.warning("campaigns are not looked for: PALISADE_AUDIT_PRIVACY=none keeps nothing of an image")
+            if settings.audit_url is not None or file.is_file():
+                threading.Thread(
+                    target=self._expire, args=(store, limits), name="palisade-campaigns", daemon=True
+                ).start()
+            return
+        self.store = store
         _announce()
         self._follower = Follower(self.store, limits)
         self._thread = threading.Thread(target=self._run, name="palisade-campaigns", daemon=True)
@@ -97,10 +109,10 @@ class Campaigns:
 
     def close(self, seconds: float = 5.0) -> None:
         """Write what waits; `seconds` is how long a thread may go on that hangs in the database."""
+        self._stop.set()
         thread, self._thread = self._thread, None
         if thread is None or self.store is None or self._follower is None:
             return
-        self._stop.set()
         thread.join(seconds)
         if thread.is_alive():
             return  # and what it holds stays open until the process ends
@@ -136,6 +148,14 @@ class Campaigns:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stop.wait(INTERVAL):
             self._cycle()
+
+    def _expire(self, store: CampaignStore, limits: Limits) -> None:
+        while True:
+            with contextlib.suppress(AuditUnavailable):  # which the audit trail logs
+                store.expire(limits, now=datetime.now(UTC))
+            if self._stop.wait(EXPIRY_SECONDS):
+                store.close()
+                return
 
     def _cycle(self) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from prometheus_client import REGISTRY
 from gateway.access.auth import Caller
 from gateway.access.reactions import Reactions
 from gateway.audit.database import sqlite_url
+from gateway.campaigns import store as stores
 from gateway.campaigns import watch
 from gateway.campaigns.follow import LEASE_SECONDS, Follower
 from gateway.campaigns.records import RECORD, Batch
@@ -124,6 +127,32 @@ def test_off(tmp_path: Path, pipeline: Pipeline, off: dict[str, Any]) -> None:
     worker.close()
     assert worker.store is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("off", [{"campaigns": False}, {"audit_privacy": "none"}])
+def test_what_was_kept_before_goes_with_age_when_nobody_looks_any_more(
+    store: CampaignStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(stores, "_CHUNK", 2)
+    now = datetime.now(UTC)
+    for days in (10, 9, 8, 8, 6):
+        store.append(Batch(np.zeros(1, RECORD), ["tiny"], [None], ["stop"]), now=now - timedelta(days=days))
+    worker = Campaigns(settings(tmp_path, **off))
+    worker.start()
+    deadline = time.monotonic() + 10
+    while store.queries() > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.close()
+    assert [batch.seq for batch in store.after(0, limit=9)] == [5]
+    assert worker.store is None
+
+
+def test_a_store_without_tables_stays_without(tmp_path: Path) -> None:
+    store = CampaignStore(sqlite_url(tmp_path / "audit.db"))
+    store.expire(LIMITS, now=datetime.now(UTC))
+    with sqlite3.connect(tmp_path / "audit.db") as connection:
+        assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    store.close()
 
 
 def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipeline: Pipeline, tmp_path: Path) -> None:
