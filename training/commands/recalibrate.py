@@ -45,4 +45,8 @@ def recalibrate(
         f"{out}: {made.name} {made.version}, calibrated on {calibration.n:,} images in {calibration.groups:,} groups "
         f"of the sample ({found.confirmed} confirmed attacks left out, {found.unpictured} events without picture)"
     )
+    others = [each.key for each in made.manifest.calibrations if each.key != calibration.key]
+    if others:
+        named = " or ".join(others)
+        console.print(f"only {calibration.key} is calibrated anew: a gateway that serves with {named} judges as before")
     console.print(f"next: palisade models shadow {made.name} {made.version}; compare; palisade models activate")

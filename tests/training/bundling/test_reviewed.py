@@ -21,6 +21,7 @@ from gateway.core.pipeline import Pipeline
 from gateway.versions.catalogue import _newest_first as newest_first
 from tests.gateway.audit.records import NOON, record
 from tests.gateway.core.test_kinds import tell_apart
+from tests.gateway.core.test_precision import with_half
 from tests.gateway.tiny import clean_image, patched_image, write_bundle
 from training.bundling.reviewed import from_reviews, groups_of, open_store, reviewed_images
 from training.commands.main import app
@@ -115,6 +116,16 @@ def test_events_of_one_caller_that_follow_one_another_are_a_group(store: AuditSt
     groups = groups_of(events)
     assert groups[0] == groups[1] == groups[2]
     assert len({groups[0], groups[3], groups[4]}) == 3
+
+
+def test_calibrations_that_stay_as_they_were_are_named(store: AuditStore, tmp_path: Path) -> None:
+    """A gateway on a GPU goes on serving with them."""
+    bundle = with_half(write_bundle(tmp_path / "tiny"), "cuda-fp16")
+    fill(store, 300)
+    command = ["recalibrate", str(bundle), "--from-reviews", str(tmp_path), "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "serves with cuda-fp16 judges as before" in " ".join(done.output.split())
 
 
 def test_too_few_events_and_wrong_places_are_errors(store: AuditStore, tmp_path: Path) -> None:
