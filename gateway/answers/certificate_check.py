@@ -13,7 +13,7 @@ from gateway.answers.certificate import pixels_sha256
 from gateway.core.certificate import LEADS, Certificate, CertificateWanted
 from gateway.core.decode import to_pixels
 from gateway.core.manifest import graphs_sha256
-from gateway.core.masks import MaskSet, largest_patch
+from gateway.core.masks import MaskSet, default_k, largest_patch
 from gateway.core.pipeline import Pipeline
 from gateway.errors import PalisadeError
 
@@ -77,8 +77,10 @@ def check_certificate(stated: Stated, image: bytes, pipeline: Pipeline) -> Certi
     # Where a certificate that fails ends depends on the order of masks, which rounding can change.
     if found.level == made.tried and made.forwards != found.forwards:
         raise CertificateRefused(f"forwards: the answer states {made.forwards}, the certificate takes {found.forwards}")
+    if not 1 <= made.forwards <= wanted.forwards:
+        raise CertificateRefused(f"forwards: no certificate of this kind takes {made.forwards}")
     if made.votes is not None:
-        _check_votes(made.votes, found)
+        _check_votes(made.votes, found, pipeline.bundle.manifest.classes)
     return found
 
 
@@ -95,19 +97,24 @@ def _masks(stated: Stated, pipeline: Pipeline) -> MaskSet:
         raise CertificateRefused(f"label: the bundle has no class {made.index} named {made.label!r}")
     if record.lead < LEADS[record.precision]:
         raise CertificateRefused(f"lead: {record.lead:g} is less than rounding can change")
-    if not 1 <= made.patch.side <= largest_patch(spec.height, spec.width) or not 1 <= record.masks_per_axis <= 16:
-        raise CertificateRefused("patch: no certificate has such a patch, or so many masks")
+    # Fewer masks than the gateway's are larger, up to one that hides the whole image and shows nothing of its label.
+    fewest = default_k(spec.height, spec.width)
+    if not 1 <= made.patch.side <= largest_patch(spec.height, spec.width) or not fewest <= record.masks_per_axis <= 16:
+        raise CertificateRefused("patch: no certificate has such a patch, or so many or few masks")
     masks = MaskSet(spec.height, spec.width, made.patch.side, record.masks_per_axis)
     _same("masks", len(masks), made.masks)
     _same("patch share", round(masks.share, 6), made.patch.share)
     return masks
 
 
-def _check_votes(stated: list[schemas.MaskVote], found: Certificate) -> None:
+def _check_votes(stated: list[schemas.MaskVote], found: Certificate, classes: list[str]) -> None:
     boxes = [(vote.top, vote.left, vote.height, vote.width) for vote in stated]
+    names = dict(enumerate(classes))
+    # None of them is missing, since every mask is run for votes.
+    named = all(vote.index is not None and names.get(vote.index) == vote.label for vote in stated)
     clear = [None if vote is None or vote.lead < found.lead else vote.index for vote in found.votes]
     same = all(index is None or index == vote.index for index, vote in zip(clear, stated, strict=False))
-    if boxes != found.masks.boxes or not same:
+    if boxes != found.masks.boxes or not named or not same:
         raise CertificateRefused("votes: they are not those of the image")
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
-from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
+from gateway.opening import load_pipeline
+from tests.gateway.tiny import SIZE, clean_image, encode, patched_image, write_bundle
 
 PROVED, AGREED = clean_image((200, 0, 0)), clean_image()
 runner = CliRunner()
@@ -80,7 +82,10 @@ def _set(*place: str | int, to: Any) -> Callable[[Any], None]:
         (_set("certificate", "record", "graphs_sha256", to="0" * 64), "graphs"),
         (_set("certificate", "record", "pixels_sha256", to="0" * 64), "another one than was certified"),
         (_set("model", "version", to="2.0.0"), "model"),
+        (_set("certificate", "forwards", to=0), "forwards"),
+        (_set("certificate", "forwards", to=137), "forwards"),
         (_set("certificate", "votes", 3, "index", to=2), "votes"),
+        (_set("certificate", "votes", 3, "label", to="blue"), "votes"),
         (_set("certificate", "votes", 0, "top", to=1), "votes"),
         (_set("certificate", "votes", to=[]), "votes"),
     ],
@@ -101,6 +106,18 @@ def test_another_class_for_the_same_image_is_refused(answered: Callable[..., Any
     for part in (answer["prediction"], answer["certificate"]):
         part |= {"label": "blue", "index": 2}
     assert "level: the answer states 'agreed', found is 'none'" in check(answer, path, bundle_folder).stderr
+
+
+def test_masks_that_hide_the_whole_image_prove_nothing(answered: Callable[..., Any], bundle_folder: Path) -> None:
+    path, answer = answered(AGREED)
+    pipeline = load_pipeline(bundle_folder)
+    hidden = pipeline.engine.answer(np.zeros((1, 3, SIZE, SIZE), np.float32), np.ones((1, SIZE, SIZE), np.float32))
+    index = int(hidden.argmax())
+    for part in (answer["prediction"], answer["certificate"]):
+        part |= {"label": pipeline.bundle.manifest.classes[index], "index": index}
+    answer["certificate"] |= {"level": "proved", "masks": 1, "forwards": 1, "votes": None}
+    answer["certificate"]["record"]["masks_per_axis"] = 1
+    assert "so many or few masks" in check(answer, path, bundle_folder).stderr
 
 
 def test_a_certificate_states_the_passes_that_it_takes(answered: Callable[..., Any], bundle_folder: Path) -> None:
