@@ -2,12 +2,15 @@
 
 Uvicorn itself closes connections that idle after an answer, but waits for ever for the first byte of a new connection
 or for the rest of a head, and buffers a head of any size. At shutdown it cancels requests that
-take too long, which BentoML's layers turn into an answer 500 and a stack trace.
+take too long, which BentoML's layers turn into an answer 500 and a stack trace. And it takes the body of a request that
+offers another protocol (`Upgrade`) for the next request.
 """
 
 from __future__ import annotations
 
 import asyncio
+
+import httptools
 
 from gateway.bento_compat import STATUS_LINE, HttpToolsProtocol, replace_http_protocol
 from gateway.errors import BadRequest, HeadTooLarge, Overloaded, PalisadeError, RequestTimeout
@@ -21,6 +24,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """Closes a connection whose next head is incomplete `head_seconds` after it was begun, or grows too large.
 
     When the server stops, a request that is not answered within `drain_seconds` is refused with 503 `overloaded`.
+    Offers of another protocol, which HTTP lets a server ignore, are ignored.
     """
 
     head_seconds = 20.0
@@ -38,18 +42,27 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is None and not self._in_body:
             self._await_head()
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # the latter of CONNECT
+            msg = "Invalid HTTP request received."
+            self.logger.warning(msg)
+            self.send_400_response(msg)
+            return
         if self._timer is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(HeadTooLarge(f"a request's head may have {MAX_HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
-        self._in_body = True
-        super().on_headers_complete()
+        if not self._offers_protocol():
+            self._stop_waiting()
+            self._in_body = True
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_body = False
-        super().on_message_complete()
+        if not self._offers_protocol():
+            self._in_body = False
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -62,6 +75,27 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest(msg))
+
+    def _feed(self, data: bytes) -> None:
+        """Parse `data`; at the end of a head that offers a protocol the parser stops, and is given one without."""
+        rest = memoryview(data)
+        while True:
+            try:
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                if not self._offers_protocol():
+                    raise
+                rest = rest[offer.args[0] :]
+                self.parser.feed_data(self._plain_head())
+
+    def _offers_protocol(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _plain_head(self) -> bytes:
+        """The head that was parsed, without its offer."""
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = (name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade")
+        return first + b"".join(lines) + b"\r\n"
 
     def _await_head(self) -> None:
         self._head_bytes = 0

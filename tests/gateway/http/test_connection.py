@@ -121,6 +121,33 @@ def test_bodies_and_requests_in_a_row_have_their_own_limits(port: int) -> None:
             answer += steady.recv(1000)
 
 
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0"])
+@pytest.mark.parametrize("pieces", ["one", "two"])
+def test_a_body_behind_an_offer_of_another_protocol_is_no_request(port: int, offer: bytes, pieces: str) -> None:
+    inner = b"GET / HTTP/1.1\r\n\r\n"
+    lines = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMA\r\n" % offer
+    head = b"POST /a?b=c HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (lines, len(inner))
+    chunked = b"POST / HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n" % lines
+    with connect(port) as client:
+        for top, body in ((head, inner), (chunked, b"3\r\nabc\r\n0\r\n\r\n")):
+            for piece in [top + body] if pieces == "one" else [top, body]:
+                client.sendall(piece)
+                time.sleep(SECONDS / 8)
+            size = b"%6d" % (3 if top is chunked else len(inner))
+            answer = client.recv(1000)
+            assert answer.endswith(size)
+            assert answer.count(b"HTTP/1.1 ") == 1
+        client.sendall(b"GET / HTTP/1.1\r\n" + lines + b"\r\n" + head + inner + b"GET / HTTP/1.0\r\n\r\n")
+        answers = rest(client).split(b"HTTP/1.1 200 OK")[1:]
+        assert [answer[-6:] for answer in answers] == [b"     0", b"    %d" % len(inner), b"     0"]
+
+
+def test_a_tunnel_is_refused(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+        assert refusal(rest(client)) == (400, "bad_request")
+
+
 def test_the_end_waits_for_what_is_in_flight_but_not_for_ever() -> None:
     head = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nab"
     with contextlib.ExitStack() as stack:
