@@ -175,6 +175,7 @@ def test_parameters_are_the_protocols_place_for_extensions() -> None:
         wrong: list[object] = [None, [], {}, [1]]
         for value in wrong:
             refused(placed(place, {"x": value}))
+        refused(placed(place, {f"outbinary_put_data{i}": 1 for i in range(65)}))
 
 
 def placed(place: str, parameters: dict[str, object]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ _ASKED = TypeAdapter(Asked)
 _SLIP = 0.85
 
 Parameters = dict[str, bool | int | float | str]
+# Each name is compared with those that are read here, which takes longer than to parse it.
+_Given = Annotated[Parameters, Field(max_length=64)]
 
 
 class TensorRequest(StrictBody):
@@ -49,7 +51,7 @@ class TensorRequest(StrictBody):
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=4)]
     datatype: str
-    parameters: Parameters | None = None
+    parameters: _Given | None = None
     data: list[Any] | None = None
 
 
@@ -57,7 +59,7 @@ class RequestedOutput(StrictBody):
     """An output that is asked for; `parameters.binary_data` for this one."""
 
     name: str
-    parameters: Parameters | None = None
+    parameters: _Given | None = None
 
 
 class InferRequest(StrictBody):
@@ -68,7 +70,7 @@ class InferRequest(StrictBody):
 
     id: Annotated[str, Field(max_length=256)] | None = None
     model_name: str | None = None
-    parameters: Parameters | None = None
+    parameters: _Given | None = None
     inputs: Annotated[list[TensorRequest], Field(min_length=1, max_length=8)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=64)] | None = None
 
