@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from gateway.core.decode import Limits, check_content_type, decode_image, is_quick, to_image, to_pixels
+from gateway.core.decode import Limits, check_content_type, decode_image, is_quick, open_image, to_image, to_pixels
 from gateway.core.jpeg_segments import MAX_SCANS, read_jpeg
 from gateway.core.manifest import InputSpec
 from gateway.core.preprocessing import Resize
@@ -213,6 +213,24 @@ def test_webp_bombs_are_refused_before_libwebp_sees_them() -> None:
     ):
         with pytest.raises(ImageTooLarge, match="pixels"):
             decode_image(b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body, SPEC)
+
+
+@pytest.mark.parametrize(("compression", "bits"), [(1, 8), (2, 4)])
+def test_run_lengths_of_a_bmp_are_few_pixels(compression: int, bits: int) -> None:
+    def bmp(width: int, height: int) -> bytes:
+        palette = bytes(4) + b"\xff" * (4 * 2**bits - 4)
+        head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 2**bits, 0)
+        start = 14 + len(head) + len(palette)
+        # Each line is begun and left to the decoder to fill.
+        runs = b"\x01\x11\x00\x00" * height + b"\x00\x01"
+        return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + head + palette + runs
+
+    image = decode_image(bmp(16, 16), SPEC)
+    assert (image[:, 0] == 255).all()
+    assert not image[:, 1:].any()
+    assert open_image(bmp(1000, 1000)).size == (1000, 1000)
+    with pytest.raises(ImageTooLarge, match="1000 x 1001 pixels, at most 1000000"):
+        open_image(bmp(1000, 1001))
 
 
 def test_real_webp_headers_are_read_right() -> None:
