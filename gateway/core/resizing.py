@@ -20,7 +20,9 @@ from gateway.core.torch_resizing import resized
 REDUCED_AT_LEAST = 2.5
 """A JPEG is decoded at a fraction of its size if both its sides are then at least this many times those wanted."""
 _SPARE = 4  # an image of more than so many times the pixels that are kept is not scaled as a whole
-_LONGEST = 1 << 15  # pixels of an axis that torch's weights are computed of, whatever of it is kept
+# Pixels of an axis, before and after, up to which torch's arithmetic is used: its weights are of the whole axis,
+# whatever of it is kept, and its first pass makes lines of the network's width, though the image may be one pixel wide.
+_LONGEST = 1 << 15
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -123,7 +125,7 @@ def _scaled(image: Image.Image, x: _Axis, y: _Axis, resize: Resize) -> np.ndarra
         return np.asarray(image)[y.kept, x.kept]
     if resize.antialias:
         resample = _FILTERS[resize.filter]
-        if resize.arithmetic == "torch" and max(x.scaled, y.scaled) <= _LONGEST:
+        if resize.arithmetic == "torch" and max(*image.size, x.scaled, y.scaled) <= _LONGEST:
             return resized(np.asarray(image), (x.scaled, y.scaled), (y.kept, x.kept), resize.filter)
         if x.scaled * y.scaled <= _SPARE * x.side * y.side:
             return np.asarray(image.resize((x.scaled, y.scaled), resample))[y.kept, x.kept]
@@ -136,7 +138,8 @@ def _scaled(image: Image.Image, x: _Axis, y: _Axis, resize: Resize) -> np.ndarra
 def _sampled(image: np.ndarray, x: _Axis, y: _Axis, resize: Resize) -> np.ndarray:
     """Interpolation between neighbours alone, as of OpenCV's `resize` and of torch without antialiasing."""
     (rows, row_weights), (columns, column_weights) = (_taps(axis, resize) for axis in (y, x))
-    near = image[rows.reshape(-1)][:, columns.reshape(-1)].astype(np.float32)
+    # In one step: whole rows of an image that is millions of pixels wide would take gigabytes.
+    near = image[rows.reshape(-1, 1), columns.reshape(-1)].astype(np.float32)
     near = near.reshape(*rows.shape, *columns.shape, -1)
     made = np.einsum("atbuc,at,bu->abc", near, row_weights, column_weights, optimize=True)
     return np.asarray(np.clip(np.floor(made + 0.5), 0, 255).astype(np.uint8))

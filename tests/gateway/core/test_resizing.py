@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,19 @@ def test_float_images_are_not_needed() -> None:
     theirs = torch.nn.functional.interpolate(tensor, (32, 32), mode="bilinear")[0].permute(1, 2, 0).round().numpy()
     ours = fitted(image, spec(antialias=False)).astype(int)
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000)])
+@pytest.mark.parametrize(
+    "rule", [{"antialias": False}, {"filter": "bicubic", "antialias": False}, {"arithmetic": "torch"}]
+)
+def test_a_line_of_pixels_takes_little_memory(size: tuple[int, int], rule: dict[str, Any]) -> None:
+    line = Image.new("RGB", size, (10, 20, 30))
+    tracemalloc.start()
+    try:
+        made = fitted(line, spec(resize_to=36, **rule))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (made == (10, 20, 30)).all()
+    assert peak < 10_000_000
