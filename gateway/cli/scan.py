@@ -103,8 +103,10 @@ class Report:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write rows at once, so that an interruption falls between lines."""
+        left = "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
-            self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            while left:  # a disk that is nearly full takes a part without an error
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror}") from None
 

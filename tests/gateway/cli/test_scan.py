@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,20 @@ def test_a_torn_line_is_repaired(folder: Path, out: Path, bundle_folder: Path, c
     out.write_bytes(whole[:-cut])
     run_scan(folder, out, models=bundle_folder)
     assert out.read_bytes() == whole
+
+
+def test_a_full_disk_ends_the_scan_and_loses_no_row(folder: Path, out: Path, bundle_folder: Path) -> None:
+    """Of a write that goes beyond the limit the system takes the first part without an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        full = run_scan(folder, out, models=bundle_folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (full.exit_code, out.stat().st_size) == (2, 1000)
+    assert "File too large" in full.stderr
+    assert run_scan(folder, out, models=bundle_folder).exit_code == 1
+    assert names(rows(out), folder) == FOUND
 
 
 @pytest.mark.parametrize("other", [CLEAN, b"{}\n", b"[1]\n", b'{"path": "x"}\n', b"text without an end"])
