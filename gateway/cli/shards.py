@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
@@ -38,19 +39,24 @@ def read_members(shard: Shard) -> list[Image]:
 
 def _images(shard: Shard, file: BinaryIO) -> Iterator[Image]:
     names: set[str] = set()
+    again: Counter[str] = Counter()
+    offset = -1
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+            # A size below zero, which `tarfile` follows backwards, and then for ever.
+            if member.size < 0 or tar.offset <= offset:
+                raise tarfile.ReadError(f"a size below zero before byte {member.offset_data}")
+            offset = tar.offset
             path = PurePosixPath(member.name.lstrip("/"))
             if not member.isfile() or any(part.startswith(".") and part != ".." for part in path.parts):
                 continue
             if path.suffix.lower() not in SUFFIXES and not _recognized(member, file):
                 continue
-            name = f"{shard.name}/{path}"
-            number = 1
+            name = first = f"{shard.name}/{path}"
             while name in names:
-                number += 1
-                name = f"{shard.name}/{path}#{number}"
+                again[first] += 1
+                name = f"{first}#{again[first] + 1}"
             names.add(name)
             if member.issparse():
                 yield Failed(name, member.size, shard.changed, UnreadableFile("sparse members are not read"))

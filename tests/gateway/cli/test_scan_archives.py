@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,34 @@ def test_members_of_one_name_are_all_judged(tmp_path: Path) -> None:
         ("a.png#2", GREEN),
         ("a.png#3", PATCHED),
     ]
+
+
+def test_many_members_of_one_name_take_no_longer_each(tmp_path: Path) -> None:
+    """Each name was looked for from 2 on: these took minutes."""
+    shard = write_shard(tmp_path / "s.tar", [("a.png", b"")] * 20_000)
+    begun = time.process_time()
+    assert found(shard)[-1].name == f"{shard}/a.png#20000"
+    assert time.process_time() - begun < 20
+
+
+def _member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[124] |= 0x80
+    header[148:157] = b" " * 8 + kind
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(("size", "kind"), [(-1, b"0"), (-512, b"0"), (-1024, b"0"), (-512, b"Z")])
+def test_a_size_below_zero_is_damage(size: int, kind: bytes, tmp_path: Path) -> None:
+    """`tarfile` goes backwards, and for ever where it meets the same header again."""
+    sound = _member("0.png", len(CLEAN)) + CLEAN.ljust(512, b"\0")
+    (tmp_path / "s.tar").write_bytes(sound + _member("1.png", size, kind) + bytes(1024))
+    first, last = found(tmp_path / "s.tar")
+    assert first.read() == CLEAN
+    assert isinstance(last, Failed)
+    assert last.error.code == "damaged_shard"
 
 
 def _cut(data: bytes) -> bytes:
