@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from gateway.cli.files import MAX_FILE_BYTES, SUFFIXES, Image, files_in, is_image
 from gateway.core.decode import recognized
@@ -51,19 +51,24 @@ class LocalBlob:
 
 @dataclass(frozen=True)
 class StoreBlob:
-    """`name` is the address."""
+    """`name` is the address; `store` the one that was given, and `path` the object's in its file system.
+
+    An address made of `name` alone would be another one where the path has `::` or `//` in it, or the store is a chain.
+    """
 
     name: str
+    store: str
+    path: str
 
     def open(self) -> BinaryIO:
-        files, path = package("fsspec").core.url_to_fs(self.name)
-        return cast(BinaryIO, files.open(path, "rb", cache_type="readahead", block_size=_AHEAD))
+        files, _ = package("fsspec").core.url_to_fs(self.store)
+        return cast(BinaryIO, files.open(self.path, "rb", cache_type="readahead", block_size=_AHEAD))
 
     def read(self, start: int, size: int) -> bytes:
         try:
             with failing(self.name):
-                files, path = package("fsspec").core.url_to_fs(self.name)
-                return bytes(files.cat_file(path, start=start, end=start + size))
+                files, _ = package("fsspec").core.url_to_fs(self.store)
+                return bytes(files.cat_file(self.path, start=start, end=start + size))
         except (PullFailed, OSError) as error:
             raise UnreadableFile(one_line(error)) from None
 
@@ -180,6 +185,8 @@ def _in_store(url: str) -> Iterator[Place]:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{url}: {one_line(error)} (pip install 'palisade-gateway[remote]')") from None
+    except Exception as error:  # noqa: BLE001 (some stores connect at once, and each has errors of its own)
+        raise ArchiveUnreachable(f"{url}: {one_line(error)}") from None
     try:
         with failing(url):
             entries = files.find(root, detail=True)
@@ -190,16 +197,27 @@ def _in_store(url: str) -> Iterator[Place]:
     if not entries:
         raise ConfigError(f"{url}: no such file or folder")
     for path, entry in sorted(entries.items()):
-        relative = path[len(root) :].strip("/")
-        blob = StoreBlob(f"{url}/{relative}" if relative else url)
+        relative = path[len(root) :].removeprefix("/")
+        blob = StoreBlob(f"{url}/{relative}" if relative else url, url, path)
         suffix = posixpath.splitext(path)[1].lower()
-        size, changed = int(entry["size"] or 0), _changed(entry)
         if _hidden(relative):
             continue
-        if suffix == SHARD_SUFFIX:
-            yield Shard(blob, size, changed)
-        elif not relative or suffix in SUFFIXES or _recognized(blob):
-            yield Part(blob.name, blob, 0, size, changed)
+        if suffix == SHARD_SUFFIX or not relative or suffix in SUFFIXES or _recognized(blob):
+            yield _place(files, blob, entry, shard=suffix == SHARD_SUFFIX)
+
+
+def _place(files: Any, blob: StoreBlob, entry: dict[str, Any], *, shard: bool) -> Place:
+    """The object with its size, for which stores are asked once more whose listings lack it (those of web servers)."""
+    try:
+        if entry.get("size") is None:
+            with failing(blob.name):
+                entry = files.info(blob.path)
+        if entry.get("size") is None:
+            raise UnreadableFile(f"{blob.name}: the store does not state its size")
+    except (PullFailed, OSError, UnreadableFile) as error:
+        return Failed(blob.name, 0, _changed(entry), UnreadableFile(one_line(error)))
+    size, changed = int(entry["size"]), _changed(entry)
+    return Shard(blob, size, changed) if shard else Part(blob.name, blob, 0, size, changed)
 
 
 def _changed(entry: dict[str, object]) -> float | None:

@@ -141,7 +141,7 @@ def _run(files: list[Image], scanner: Scanner, report: Report, out: Path, *, onl
 
 def _flagged_line(row: Row) -> str:
     p_value = "" if row["p_value"] is None else f"{row['p_value']:.4g}"
-    return f"{shown(Path(row['path']))}\t{row['label'] or ''}\t{p_value}"
+    return f"{shown(row['path'])}\t{row['label'] or ''}\t{p_value}"
 
 
 def _summarize(tally: Tally, before: int, total: int, setup: Setup, out: Path) -> None:

@@ -26,8 +26,8 @@ def plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def shown(path: Path) -> str:
-    """A file's name without characters that steer the terminal or that no encoding has."""
+def shown(path: Path | str) -> str:
+    """A file's name or address without characters that steer the terminal or that no encoding has."""
     text = str(path)
     return text if text.isprintable() else repr(text)[1:-1]
 
