@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -164,9 +165,11 @@ def find_members(places: Sequence[Place], members: Members) -> list[Image]:
 
 
 def _on_disk(path: Path) -> Iterator[Place]:
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder")
-    named = not path.is_dir()
+    try:
+        named = not stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise ConfigError(f"{path}: {'no such file or folder' if missing else error.strerror}") from None
     for file in files_in(path):
         if file.path.suffix.lower() == SHARD_SUFFIX:
             try:
@@ -233,10 +236,11 @@ def _changed(entry: dict[str, object]) -> float | None:
 
 
 def _recognized(blob: Blob) -> bool:
+    """True also of what cannot be read, which must not be missing from the report."""
     try:
         return recognized(blob.read(0, _HEAD))
     except UnreadableFile:
-        return False
+        return True
 
 
 def _hidden(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,10 @@ class ImageFile:
     def stat(self) -> tuple[int, float | None]:
         """See `Image`."""
         try:
-            stat = self.path.stat()
+            status = self.path.stat()
         except OSError as error:
             raise UnreadableFile(error.strerror or str(error)) from None
-        return stat.st_size, stat.st_mtime
+        return status.st_size, status.st_mtime
 
     def read(self) -> bytes:
         """The bytes; raises `UnreadableFile` or `ImageTooLarge`."""
@@ -67,11 +68,11 @@ def find_images(paths: Iterable[Path]) -> list[ImageFile]:
     """Files as they are named, and the images in folders, by name; each once.
 
     An image is recognised by its suffix, or else by its first bytes. Names that begin with a dot are left out, as are
-    folders behind links.
+    folders behind links. What cannot be read is among them, so that reading it raises why.
     """
     found: dict[Path, ImageFile] = {}
     for path in paths:
-        named = not path.is_dir()
+        named = not _is_folder(path)
         for file in files_in(path):
             if named or is_image(file.path):
                 found.setdefault(file.path, file)
@@ -79,23 +80,47 @@ def find_images(paths: Iterable[Path]) -> list[ImageFile]:
 
 
 def files_in(root: Path) -> Iterator[ImageFile]:
-    """The files in a folder, by name, without hidden ones and folders behind links; `root` itself where it is none."""
-    if not root.is_dir():
+    """The files in a folder, by name, without hidden ones and folders behind links; `root` itself where it is none.
+
+    Folders that cannot be read come last, as files: to read them raises why.
+    """
+    if not _is_folder(root):
         yield ImageFile(root, Path(root.name))
-    for folder, folders, names in os.walk(root):
+        return
+    closed: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and _may_be_file(path):
                 yield ImageFile(path, path.relative_to(root))
+    for path in sorted(closed):
+        yield ImageFile(path, path.relative_to(root))
 
 
 def is_image(path: Path) -> bool:
-    """Whether the suffix, or else the first bytes, are those of an image."""
+    """Whether the suffix, or else the first bytes, are those of an image; true of what is there and cannot be read."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
         with path.open("rb") as file:
             return recognized(file.read(16))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
     except OSError:
         return False
+
+
+def _may_be_file(path: Path) -> bool:
+    """False of pipes, devices and folders; true of what cannot be looked at, and of links to nothing."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True

@@ -129,8 +129,10 @@ def test_predict_by_a_gateway(
 def test_predict_reports_files_that_are_no_images(bundle_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "a\x1b[31m.txt"
     text.write_text("text")
-    result = runner.invoke(app, ["predict", str(text), str(tmp_path / "absent"), "-m", str(bundle_folder)])
+    absent = [str(tmp_path / "absent"), str(tmp_path / ("x" * 300))]
+    result = runner.invoke(app, ["predict", str(text), *absent, "-m", str(bundle_folder)])
     assert result.exit_code == 1
+    assert "File name too long" in result.output
     assert "not PNG, JPEG, WebP or BMP" in result.output
     assert "No such file" in result.output
     assert "\x1b" not in result.output

@@ -144,6 +144,34 @@ def test_a_torn_line_is_repaired(folder: Path, out: Path, bundle_folder: Path, c
     assert out.read_bytes() == whole
 
 
+def test_what_cannot_be_read_has_a_row(
+    folder: Path, out: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is closed, a file that is, and a link to nothing: none of them is missing without a word."""
+    (folder / "link.png").symlink_to(target := folder / "elsewhere.png")
+    scandir, opened = os.scandir, Path.open
+
+    def closed_folder(path: Any) -> Any:
+        if Path(path).name == "c":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def closed_file(path: Path, *options: Any, **named: Any) -> Any:
+        if path.name == "no suffix":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *options, **named)
+
+    monkeypatch.setattr(os, "scandir", closed_folder)
+    monkeypatch.setattr(Path, "open", closed_file)
+    assert run_scan(folder, out, models=bundle_folder).exit_code == 1
+    unreadable = [row["path"] for row in rows(out) if row["error"] == "unreadable_file"]
+    assert unreadable == [str(folder / name) for name in ("link.png", "a/no suffix", "b/c")]
+    monkeypatch.undo()
+    target.write_bytes(CLEAN)
+    assert run_scan(folder, out, models=bundle_folder).exit_code == 1
+    assert [row["error"] for row in rows(out)[-4:]] == [None] * 4
+
+
 def test_a_full_disk_ends_the_scan_and_loses_no_row(folder: Path, out: Path, bundle_folder: Path) -> None:
     """Of a write that goes beyond the limit the system takes the first part without an error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,6 +236,7 @@ def test_an_image_that_the_engine_fails_on_fails_alone(
 def test_usage(tmp_path: Path, folder: Path, out: Path, bundle_folder: Path) -> None:
     for result, said in (
         (run_scan(tmp_path / "absent", out, models=bundle_folder), "no such file or folder"),
+        (run_scan(tmp_path / ("x" * 300), out, models=bundle_folder), "File name too long"),
         (run_scan(folder / "a" / "..", tmp_path, models=bundle_folder), "Is a directory"),
         (run_scan(folder, out, "--url", "ftp://x"), "expected http://host:port"),
         (run_scan(folder, out, "--url", "http://127.0.0.1:1"), "does not answer"),

@@ -100,11 +100,11 @@ def test_members_of_one_name_are_all_judged(tmp_path: Path) -> None:
 
 
 def test_many_members_of_one_name_take_no_longer_each(tmp_path: Path) -> None:
-    """Each name was looked for from 2 on: these took a quarter of a minute."""
-    shard = write_shard(tmp_path / "s.tar", [("a.png", b"")] * 12_000)
+    """Each name was looked for from 2 on: these took seven seconds."""
+    shard = write_shard(tmp_path / "s.tar", [("a.png", b"")] * 8_000)
     begun = time.process_time()
-    assert found(shard)[-1].name == f"{shard}/a.png#12000"
-    assert time.process_time() - begun < 8
+    assert found(shard)[-1].name == f"{shard}/a.png#8000"
+    assert time.process_time() - begun < 3
 
 
 def _member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -242,6 +242,7 @@ def test_errors_of_stores(memory: str, out: Path, bundle_folder: Path, monkeypat
     files = fsspec.filesystem("memory")
     files.pipe("/archive/a.png", CLEAN)
     files.pipe("/archive/b.png", GREEN)
+    files.pipe("/archive/no suffix", GREEN)
     for address, said in {
         "memory://absent": "no such file or folder",
         "nosuchprotocol://x/y": "palisade-gateway[remote]",
@@ -255,16 +256,16 @@ def test_errors_of_stores(memory: str, out: Path, bundle_folder: Path, monkeypat
     cat_file = type(files).cat_file
 
     def fails(self: Any, path: str, **options: Any) -> bytes:
-        if path.endswith("a.png"):
+        if path.endswith(("a.png", "no suffix")):
             raise RuntimeError("throttled")
         return bytes(cat_file(self, path, **options))
 
     monkeypatch.setattr(type(files), "cat_file", fails)
     assert scan(out, bundle_folder, memory).exit_code == 1
-    assert [row["error"] for row in rows(out)] == ["unreadable_file", None]
+    assert [row["error"] for row in rows(out)] == ["unreadable_file", None, "unreadable_file"]
     monkeypatch.undo()
     assert scan(out, bundle_folder, memory).exit_code == 0
-    assert len(rows(out)) == 3
+    assert len(rows(out)) == 5
     monkeypatch.setattr(type(files), "find", fails)
     assert "throttled" in scan(out, bundle_folder, f"{memory}/a.png").stderr
 
