@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import IO, Any, Protocol, get_args
 
 from gateway.cli.archives import Shard
 from gateway.cli.files import Image
@@ -22,7 +23,6 @@ from gateway.errors import (
     ConfigError,
     DamagedShard,
     EmptyBody,
-    ImageTooLarge,
     PalisadeError,
     UndecodableImage,
     UnsupportedMediaType,
@@ -37,9 +37,9 @@ _FOUND = (*_JUDGED, "error", "detail")
 _LATER = ("level", "certificate", "certified")
 _KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *_LATER, *Setup._fields)
 _FIRST_KEY = b'{"path": '
-# Errors that depend on the bytes alone, so that a retry would fail in the same way.
+# Errors that depend on the bytes alone, so that a retry would fail in the same way. An image is too large by settings.
 _LASTING = frozenset(
-    {None, *(error.code for error in (DamagedShard, EmptyBody, ImageTooLarge, UnsupportedMediaType, UndecodableImage))}
+    {None, *(error.code for error in (DamagedShard, EmptyBody, UnsupportedMediaType, UndecodableImage))}
 )
 
 
@@ -72,18 +72,22 @@ class Tally:
 class Report:
     """A file of rows, read and appended to. A last line that a kill left torn is cut off.
 
-    Raises `ConfigError` for a file that cannot be written, or that is something else, which is left as it is.
+    Raises `ConfigError` for a file that cannot be written, that another scan writes, or that is something else, which
+    is left as it is.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            rows, whole = _read_rows(path)
-            self._rows = {row["path"]: row for row in rows}
-            self._file = path.open("ab", buffering=0)
-            self._file.truncate(whole)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from None
+        with ExitStack() as undo:
+            try:
+                self._file = undo.enter_context(path.open("ab", buffering=0))
+                _lock(self._file, path)
+                rows, whole = _read_rows(path)
+                self._file.truncate(whole)
+            except OSError as error:
+                raise ConfigError(f"{path}: {error.strerror}") from None
+            undo.pop_all()
+        self._rows = {row["path"]: row for row in rows}
 
     def find(self, file: Image, setup: Setup) -> Row | None:
         """The row of a file that has not changed since (same size and time, or same content), judged by `setup`."""
@@ -227,12 +231,20 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Keep the file for this process until it is closed, where its file system has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{path}: another palisade scan is writing it") from None
+    except OSError:
+        pass
+
+
 def _read_rows(path: Path) -> tuple[list[Row], int]:
     """The rows of a report, and its size without a torn last line, which must look like ours."""
     rows: list[Row] = []
     whole = 0
-    if not path.exists():
-        return rows, whole
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n") and line[: len(_FIRST_KEY)] == _FIRST_KEY[: len(line)]:

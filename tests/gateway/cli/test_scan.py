@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from gateway.app import create_api
 from gateway.cli.files import find_images
 from gateway.cli.main import app
+from gateway.cli.scan import Report
 from gateway.cli.sources import Local
 from gateway.core.pipeline import Pipeline
 from gateway.errors import EngineError
@@ -170,6 +171,24 @@ def test_what_cannot_be_read_has_a_row(
     target.write_bytes(CLEAN)
     assert run_scan(folder, out, models=bundle_folder).exit_code == 1
     assert [row["error"] for row in rows(out)[-4:]] == [None] * 4
+
+
+def test_an_image_too_large_is_judged_once_it_may_be(
+    folder: Path, out: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALISADE_MAX_PIXELS", "64")
+    assert "failed: image_too_large" in run_scan(folder, out, models=bundle_folder).stderr
+    monkeypatch.undo()
+    assert "failed: image_too_large" not in run_scan(folder, out, models=bundle_folder).stderr
+
+
+def test_two_scans_of_one_report(folder: Path, out: Path, bundle_folder: Path) -> None:
+    report = Report(out)
+    second = run_scan(folder, out, models=bundle_folder)
+    assert (second.exit_code, out.read_bytes()) == (2, b"")
+    assert "another palisade scan" in second.stderr
+    report.close()
+    assert run_scan(folder, out, models=bundle_folder).exit_code == 1
 
 
 def test_a_full_disk_ends_the_scan_and_loses_no_row(folder: Path, out: Path, bundle_folder: Path) -> None:
