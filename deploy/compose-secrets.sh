@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 umask 077
 mkdir secrets
 umask 022
+mkdir secrets/keys
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 password=$(random)
 printf %s "$password" > secrets/postgres_password
@@ -15,8 +16,8 @@ printf 'postgresql://palisade:%s@postgres/palisade' "$password" > secrets/audit_
 random > secrets/metrics_token
 random > secrets/grafana_password
 for role in client reviewer admin; do
-    key=$("$PALISADE" keys create --id "first-$role" --role "$role" --file "$PWD/secrets/palisade_keys")
+    key=$("$PALISADE" keys create --id "first-$role" --role "$role" --file "$PWD/secrets/keys/keys.json")
     printf '%s key: %s\n' "$role" "$key"
 done
-chmod 644 secrets/*
+chmod 644 secrets/keys/keys.json
 printf 'Grafana, user admin: %s\n' "$(cat secrets/grafana_password)"

@@ -97,11 +97,12 @@ confined=(
 ! podman --runtime runc run --rm "${confined[@]}" "$image" > "$work/log" 2>&1 || fail "it starts without keys"
 grep --quiet PALISADE_KEYS_FILE "$work/log" || { cat "$work/log"; fail "without keys it should end for want of them"; }
 echo "does not start without keys"
-key=$("$PALISADE" keys create --id container-test --role client --disclosure full --file "$work/keys.json" 2> "$work/log") \
+mkdir "$work/keys"
+key=$("$PALISADE" keys create --id container-test --role client --disclosure full --file "$work/keys/keys.json" 2> "$work/log") \
     || fail "palisade keys create: $(cat "$work/log")"
-chmod 0644 "$work/keys.json"
+chmod 0644 "$work/keys/keys.json"
 quietly podman --runtime runc run --detach --name "$name" "${confined[@]}" \
-    --volume "$work/keys.json:/run/secrets/keys.json:ro" --env PALISADE_KEYS_FILE=/run/secrets/keys.json "$image"
+    --volume "$work/keys:/run/palisade:ro" --env PALISADE_KEYS_FILE=/run/palisade/keys.json "$image"
 url=http://127.0.0.1:$port
 for _ in $(seq 120); do
     [ "$(podman inspect --format '{{.State.Running}}' "$name")" = true ] || fail "the container ended"

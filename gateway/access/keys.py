@@ -10,14 +10,16 @@ import hmac
 import json
 import logging
 import secrets
+import stat
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from gateway.atomic import PRIVATE, write_text
+from gateway.atomic import PRIVATE, replacing
 from gateway.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -78,9 +80,12 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def write_keys(path: Path, entries: list[ApiKey]) -> None:
-    """Replace the file whole, readable by its owner alone."""
+    """Replace the file whole, readable by its owner alone, or by whoever could read the one before."""
     text = json.dumps([entry.model_dump(mode="json", exclude_none=True) for entry in entries], indent=1) + "\n"
-    write_text(path, text, mode=PRIVATE)
+    with replacing(path, mode=PRIVATE) as draft:
+        draft.write_text(text, "utf-8")
+        with suppress(FileNotFoundError):
+            draft.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 class KeyRing:

@@ -48,7 +48,8 @@ def test_service_of_compose_is_confined(service: dict[str, Any]) -> None:
     assert set(service.get("secrets", ())) <= COMPOSE["secrets"].keys()
     for volume in service.get("volumes", ()):
         source = volume.partition(":")[0]
-        assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+        made = source == "./secrets/keys" or (DEPLOY / source).exists()
+        assert made if source.startswith(".") else source in COMPOSE["volumes"]
 
 
 def test_compose_publishes_what_asks_for_a_key() -> None:
@@ -56,8 +57,10 @@ def test_compose_publishes_what_asks_for_a_key() -> None:
     assert published.keys() == {"gateway", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     gateway = COMPOSE["services"]["gateway"]
-    assert gateway["environment"]["PALISADE_KEYS_FILE"] == "/run/secrets/palisade_keys"
-    assert "palisade_keys" in gateway["secrets"]
+    # `palisade keys` replaces the file: mounted alone, the old one would stay, with keys that were revoked.
+    assert gateway["environment"]["PALISADE_KEYS_FILE"] == "/run/palisade/keys.json"
+    assert "./secrets/keys:/run/palisade:ro" in gateway["volumes"]
+    assert "secrets/keys/keys.json" in (DEPLOY / "compose-secrets.sh").read_text("utf-8")
     assert "GF_SECURITY_ADMIN_PASSWORD__FILE" in COMPOSE["services"]["grafana"]["environment"]
 
 

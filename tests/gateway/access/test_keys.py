@@ -32,7 +32,9 @@ def test_create_list_revoke(tmp_path: Path) -> None:
     assert key not in file.read_text()
     (entry,) = json.loads(file.read_text())
     assert (entry["role"], entry["rate"], entry["burst"], entry["disclosure"]) == ("reviewer", 5.0, 10, "label")
+    file.chmod(0o644)  # for the user that a container runs as
     create(file, "other")
+    assert file.stat().st_mode & 0o777 == 0o644
     listed = runner.invoke(app, ["list", "--file", str(file)]).output
     assert "shop" in listed
     assert entry["sha256"][:8] not in listed
