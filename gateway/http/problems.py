@@ -16,6 +16,7 @@ from gateway.errors import (
     BadParameter,
     BlockedByPolicy,
     MethodNotAllowed,
+    NotCertified,
     NotFound,
     PalisadeError,
     UpstreamInvalid,
@@ -66,8 +67,8 @@ def problem_response(error: PalisadeError, scope: MutableMapping[str, Any]) -> R
     """The answer to a request (its ASGI scope) that failed with `error`, which is counted."""
     state = scope.get("state", {})
     metrics.rejected_total.labels(error.code).inc()
-    # A blocked input was decided on, and is counted with the decisions.
-    if PREDICT_ROUTES.fullmatch(scope["path"]) and not isinstance(error, BlockedByPolicy):
+    # An input whose answer is withheld was decided on, and is counted with the decisions.
+    if PREDICT_ROUTES.fullmatch(scope["path"]) and not isinstance(error, BlockedByPolicy | NotCertified):
         outcome = "rejected" if error.status < 500 else "failed"
         metrics.requests_total.labels(state.get("model", ""), outcome).inc()
     return uncounted_response(error, scope)

@@ -81,6 +81,16 @@ def test_an_answer_below_the_level_that_is_required_is_refused(api: FastAPI) -> 
     problem(call(api, "POST", "/v1/explain?certify=patch&require=agreed", content=NONE), 403, "not_certified")
 
 
+def test_an_answer_that_is_withheld_counts_once(api: FastAPI) -> None:
+    def counted() -> dict[str, float]:
+        outcomes = ("ok", "flagged", "blocked", "rejected", "failed")
+        return {name: value("palisade_requests_total", model="tiny", outcome=name) for name in outcomes}
+
+    before = counted()
+    problem(call(api, "POST", "/v1/predict?certify=patch&require=proved", content=AGREED), 403, "not_certified")
+    assert {name: count - before[name] for name, count in counted().items() if count != before[name]} == {"blocked": 1}
+
+
 @pytest.mark.parametrize(
     ("query", "why"),
     [
