@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from gateway.errors import BadParameter, PalisadeError
 
 # Statuses of a gateway that has no room now and will have some.
 ROOM_AGAIN = frozenset({429, 503})
-_LONGEST_PAUSE = 5.0
+# `Retry-After: 0`, as some proxies send it, would else be a loop without a pause.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_KEY = re.compile("[!-~]+")
 
 
 class GatewayAnswer(PalisadeError):
@@ -62,11 +65,13 @@ class Gateway:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        if key and not _KEY.fullmatch(key):
+            raise BadParameter("--key: it has characters that no key has")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             parsed = httpx.URL(url)
             self._client = httpx.Client(base_url=parsed, headers=headers)
-        except (httpx.InvalidURL, UnicodeEncodeError):
+        except (httpx.InvalidURL, UnicodeEncodeError):  # of a host that no encoding has
             parsed = httpx.URL()
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise BadParameter(f"--url {url!r}: expected http://host:port")
@@ -75,13 +80,17 @@ class Gateway:
     def call(
         self, method: str, *path: str, query: dict[str, Any] | None = None, body: object = None, timeout: float = 30.0
     ) -> Any:
-        """The JSON answer to a request for the segments `path`; raises as `send` does."""
+        """The JSON answer to a request for the segments `path`, an object with `models`; raises as `send` does."""
         segments = "/".join(quote(part, safe="") for part in path)
         response = self.send(method, segments, params=query, json=body, timeout=timeout)
         try:
-            return response.json()
+            answer = response.json()
         except ValueError:
             raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: the answer is not JSON") from None
+        models = answer.get("models") if isinstance(answer, dict) else None
+        if not (isinstance(models, list) and all(isinstance(model, dict) and "name" in model for model in models)):
+            raise GatewayUnreachable(f"{self.url} does not answer as a gateway does: the answer lists no models")
+        return answer
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         """The answer to a request of httpx; raises `GatewayAnswer` for an error, `GatewayUnreachable` for none."""
@@ -116,7 +125,7 @@ class Gateway:
                 if error.status not in ROOM_AGAIN:
                     raise
                 last: PalisadeError = error
-                pause = error.retry_after
+                pause = max(error.retry_after, _SHORTEST_PAUSE)
             except GatewayUnreachable as error:
                 if isinstance(error.__cause__, httpx.ConnectError) and not patience.reconnect:
                     raise

@@ -49,7 +49,7 @@ class Remote:
     def _setup(self, model: str | None) -> Setup:
         models = self._gateway.call("GET", "v1", "models")["models"]
         for entry in models:
-            if entry["name"] == model or (model is None and entry["default"]):
+            if entry["name"] == model or (model is None and entry.get("default")):
                 certified = " ".join(map(str, self._certificate.values())) or None
                 return Setup(entry["name"], entry.get("version"), entry.get("alpha"), entry.get("policy"), certified)
         have = ", ".join(entry["name"] for entry in models)
@@ -59,9 +59,10 @@ class Remote:
         response = self._post("/v1/predict", data, {"top_k": 1, **query, **self._certificate}, "application/json")
         try:
             body: Body = response.json()
-        except ValueError:
+            body["prediction"]["label"]
+        except (ValueError, KeyError, TypeError):
             raise SourceFailed(
-                f"{self._gateway.url} does not answer as a gateway does: the answer is not JSON"
+                f"{self._gateway.url} does not answer as a gateway does: the answer is no prediction"
             ) from None
         return body
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.client import Gateway, GatewayAnswer, GatewayUnreachable, Patience
-from gateway.errors import PalisadeError
+from gateway.errors import BadParameter, PalisadeError
 
 Reply = httpx.Response | Exception
 ROOM = httpx.Response(200, json={"ok": True})
@@ -50,6 +50,28 @@ def test_no_room_is_waited_for_as_long_as_it_says_and_a_little_longer() -> None:
     assert sent == 4
     for told, waited in zip((7, 1, 2), waits, strict=True):
         assert told <= waited <= 1.25 * told
+
+
+def test_no_room_without_a_wait_is_no_loop_without_a_pause() -> None:
+    _, waits, sent = ask([problem(503, "0")] * 9 + [ROOM], Patience())
+    assert sent == 10
+    assert min(waits) >= 0.1
+
+
+@pytest.mark.parametrize("answer", [{"object": "list", "data": []}, [], None, {"models": ["a"]}, {"models": 1}])
+def test_another_server_that_answers_json_is_no_gateway(answer: object) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    gateway = Gateway("http://gateway.test")
+    gateway._client = httpx.Client(transport=transport, base_url="http://gateway.test")
+    with pytest.raises(GatewayUnreachable, match="does not answer as a gateway does"):
+        gateway.call("GET", "v1", "models")
+
+
+@pytest.mark.parametrize("key", ["ключ", "pal_a\nb", "pal_a "])
+def test_a_key_that_is_none_is_called_so_and_not_shown(key: str) -> None:
+    with pytest.raises(BadParameter, match="--key") as caught:
+        Gateway("http://gateway.test", key)
+    assert key not in caught.value.detail
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 415, 422, 500, 502])
