@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,6 +84,7 @@ def predict(
         box=None,
     )
     failed = False
+    pictures: set[Path] = set()
     for file in files:
         try:
             answer = source.answer(file.read(), explain=explain, picture=panel is not None)
@@ -94,7 +96,7 @@ def predict(
             Console(stderr=True, soft_wrap=True).print(message, highlight=False)
             continue
         if panel is not None and answer.picture is not None:
-            _write_picture(panel, file, answer.picture)
+            _write_picture(panel, file, answer.picture, pictures)
         if as_json:
             body = {name: value for name, value in answer.body.items() if name != "id"}
             typer.echo(json.dumps({"file": str(file.path), **body}))
@@ -147,10 +149,15 @@ def _against_cutoff(verdict: Body) -> str:
     return f"{p} {'<=' if verdict['flagged'] else '>'} {verdict['p_cutoff']:.4f}" if "p_cutoff" in verdict else p
 
 
-def _write_picture(folder: Path, file: ImageFile, picture: bytes) -> None:
-    """Write the picture below `folder`, at the path that the image has below the folder that was named."""
+def _write_picture(folder: Path, file: ImageFile, picture: bytes, before: set[Path]) -> None:
+    """Write the picture below `folder`, at the path that the image has below the folder that was named.
+
+    `before` has the pictures of this run, to which it is added: none replaces another's (of `a.png` and `a.jpg`).
+    """
     place = folder / file.relative
-    target = place.with_name(f"{place.stem}.panel.png")
+    names = chain((place.stem, place.name), (f"{place.name}.{number}" for number in count(2)))
+    target = next(path for name in names if (path := place.with_name(f"{name}.panel.png")) not in before)
+    before.add(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(picture)

@@ -93,6 +93,17 @@ def test_predict_walks_folders_and_puts_panels_in_the_same_places(bundle_folder:
     ]
 
 
+def test_no_panel_replaces_another(bundle_folder: Path, tmp_path: Path) -> None:
+    panels = tmp_path / "panels"
+    for name in ("1/x.png", "1/x.jpg", "2/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode(clean_image()))
+    folders = [str(tmp_path / name) for name in ("1", "2")]
+    assert runner.invoke(app, ["predict", *folders, "-m", str(bundle_folder), "--panel", str(panels)]).exit_code == 0
+    names = ["x.panel.png", "x.png.2.panel.png", "x.png.panel.png"]
+    assert sorted(path.name for path in panels.iterdir()) == names
+
+
 @pytest.mark.parametrize(
     ("disclosure", "cells", "code"),
     [
