@@ -105,6 +105,8 @@ def test_models_from_addresses_signed_and_with_cards() -> None:
     assert found["Secret/palisade"]["stringData"].keys() == example["stringData"].keys()
     ports = [rule["ports"] for rule in found["NetworkPolicy/palisade"]["spec"]["egress"]]
     assert [[port["port"] for port in each] for each in ports] == [[53, 53], [6432], [443, 5000]]
+    disk = next(each for each in pod("addresses")["volumes"] if each["name"] == "data")
+    assert disk["emptyDir"] == {"sizeLimit": "8Gi"}
     metrics = found["HorizontalPodAutoscaler/palisade"]["spec"]["metrics"]
     assert [each["pods"]["metric"]["name"] for each in metrics if "pods" in each] == ["palisade_queue_delay_seconds"]
     assert "palisade_queue_delay_seconds" in (DEPLOY.parent / "docs" / "operations.md").read_text("utf-8")

@@ -132,6 +132,17 @@ def test_secrets_of_pods_are_those_of_the_example(folder: str) -> None:
     assert keys <= example["stringData"].keys()
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_disk_of_a_pod_holds_what_the_settings_allow(folder: str) -> None:
+    """A pod that writes beyond the limit is evicted."""
+    pod = gateway_pod(folder)
+    env = {entry["name"] for entry in pod["containers"][0]["env"]}
+    (data,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
+    gib = int(data["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+    here = 0 if "PALISADE_AUDIT_URL" in env else Settings.model_fields["audit_max_bytes"].default
+    assert gib << 30 > 1.5 * here + 2 * Settings.model_fields["audit_spool_bytes"].default
+
+
 def test_gpu_overlay() -> None:
     container = gateway_pod("overlays/gpu")["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
