@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -144,7 +145,7 @@ class Auth:
         return Caller(key_id=None, role="client", disclosure=self._settings.disclosure, limit=limit)
 
     def _limit(self, bucket: str, rate: float | None, burst: int | None) -> Limit | None:
-        if not rate:
+        if not rate or rate == math.inf:
             return None
         return Limit(bucket, rate, float(burst or self._settings.burst or max(1.0, rate)))
 

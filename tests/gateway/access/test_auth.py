@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncIterator
@@ -257,6 +258,12 @@ def test_batches_cost_their_images(tmp_path: Path) -> None:
     assert gateway.call("PUT", "/test/batch/8", "client").status_code == 200
     assert code(gateway.call("PUT", "/test/batch/3", "client")) == (429, "rate_limited")
     assert gateway.call("PUT", "/test/batch/1", "client").status_code == 200
+
+
+def test_an_infinite_rate_is_no_limit(tmp_path: Path) -> None:
+    """`palisade keys create --rate inf`, or PALISADE_RATE=inf: of a bucket without end nothing can be counted."""
+    gateway = Gateway(tmp_path, rate=math.inf)
+    assert [gateway.call("GET", "/test/client", "client").status_code for _ in range(3)] == [200] * 3
 
 
 def test_strangers_are_limited_by_address() -> None:
