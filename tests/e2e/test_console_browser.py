@@ -588,3 +588,16 @@ def test_a_chosen_theme_lasts(open_page: Callable[..., Page], server: Server) ->
     assert dark != light
     page.reload()
     assert ground() == dark
+
+
+def test_an_input_that_left_the_list_can_be_reviewed(open_page: Callable[..., Page], server: Server) -> None:
+    identifier = flag_something(server)
+    page = open_page(f"{server.url}/#/events?id={identifier}")
+    expect(page.locator(".detail .toggles")).to_be_visible()
+    page.locator("select[name=kind]").select_option("sample")
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_have_count(0)
+    page.get_by_role("button", name="Confirm attack").click()
+    expect(page.locator("#announcer")).to_contain_text("Saved")
+    expect(page.get_by_role("button", name="Confirm attack")).to_have_attribute("aria-pressed", "true")
+    assert httpx.get(f"{server.url}/v1/events/{identifier}").json()["review"] == "confirmed"
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_have_count(0)

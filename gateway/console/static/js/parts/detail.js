@@ -10,7 +10,7 @@ import { fill, h, icon } from "../dom.js";
 import { moment, percent } from "../format.js";
 import { detailOf } from "../state.js";
 
-/** `onReview(id, change)` resolves to null or the error; `onClose()`. */
+/** `onReview(event, change)` resolves to null or the error; `onClose()`. */
 export function detailPanel({ onReview, onClose }) {
   const element = h("aside", { class: "panel detail", "aria-label": "Selected input" });
   const title = h("h2", { tabindex: "-1" });
@@ -97,10 +97,10 @@ export function detailPanel({ onReview, onClose }) {
   }
 
   async function send(change) {
-    const { id } = shown;
+    const event = shown;
     fill(trouble);
-    const error = await onReview(id, change);
-    if (error && shown?.id === id)
+    const error = await onReview(event, change);
+    if (error && shown?.id === event.id)
       fill(
         trouble,
         failure({ ...error, message: `The review was not saved. ${error.message}` }, () => send(change)),

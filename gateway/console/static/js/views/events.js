@@ -197,12 +197,11 @@ export function eventsView() {
     else if (focus) detail.focusIfCovering();
   }
 
-  /** Show a review at once, and undo it when the gateway refuses. */
-  async function review(id, change) {
-    const before = events.find((event) => event.id === id);
+  /** Show a review at once, and undo it when the gateway refuses; the event may have left the list meanwhile. */
+  async function review(before, change) {
     put({ ...before, ...change });
     try {
-      put(await api.review(id, change));
+      put(await api.review(before.id, change));
       announce(`Saved: ${REVIEWS[change.review ?? before.review ?? "none"]}`);
       summary.draw(filters);
       return null;
@@ -214,7 +213,7 @@ export function eventsView() {
   }
 
   function put(event) {
-    merge([event]);
+    if (events.some((known) => known.id === event.id)) merge([event]);
     if (selected === event.id) detail.update(event);
   }
 
