@@ -601,3 +601,19 @@ def test_an_input_that_left_the_list_can_be_reviewed(open_page: Callable[..., Pa
     expect(page.get_by_role("button", name="Confirm attack")).to_have_attribute("aria-pressed", "true")
     assert httpx.get(f"{server.url}/v1/events/{identifier}").json()["review"] == "confirmed"
     expect(page.locator(f'tr[data-id="{identifier}"]')).to_have_count(0)
+
+
+def test_an_input_that_the_screen_let_through(open_page: Callable[..., Page], server: Server) -> None:
+    identifier = flag_something(server)
+    page = open_page(f"{server.url}/#/events?id={identifier}")
+    expect(page.locator(".detail .p-scale")).to_be_visible()
+    event = httpx.get(f"{server.url}/v1/events/{identifier}").json()
+    event |= {"kind": "sample", "stage": "screen", "flagged": False, "p_value": None, "after": None}
+    event |= {"neutralization": None, "evidence": {}, "layers": {}, "anomaly": None, "sampled": True}
+    page.route(f"**/v1/events/{identifier}", lambda route: route.fulfill(json=event))
+    page.goto(f"{server.url}/#/events?kind=sample&id={identifier}")
+    page.reload()
+    banner = page.locator(".detail .banner")
+    expect(banner).to_contain_text("The screen found it plainly benign")
+    expect(banner).not_to_contain_text("%")
+    expect(page.locator(".detail .p-scale")).to_have_count(0)

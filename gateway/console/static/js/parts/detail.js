@@ -150,8 +150,7 @@ function body(event) {
         ? "The policy “block” refused this input: no answer was given."
         : explainNeutralization(done && { ...done, applied: true }, event.action),
     ),
-    h("h3", {}, "How unusual"),
-    pScale(event),
+    event.p_value !== null && [h("h3", {}, "How unusual"), pScale(event)],
     event.anomaly && [h("h3", {}, "Kind of anomaly"), kindOfAnomaly({ ...event, kind: event.anomaly })],
     h("h3", {}, "Evidence by score"),
     evidence,

@@ -21,6 +21,9 @@ export function explainVerdict(verdict) {
         : ` At most ${percent(verdict.suspect_alpha)} of them are (p ≤ ${pValue(verdict.suspect_cutoff)}); the threshold of a flag is p ≤ ${pValue(cutoff)}.`;
     return `More anomalous than ${fine(1 - p)} of benign images: worth a look, but not flagged.${levels}`;
   }
+  // What the screen lets through is kept without a p-value.
+  if (p === null)
+    return "The screen found it plainly benign, so that no layers were compared. That nothing was flagged does not prove that the image is clean.";
   const screened = stage === "screen" ? " The screen found it plainly benign, so that no layers were compared." : "";
   const above = cutoff === undefined ? "" : ` That is above the threshold, p ≤ ${pValue(cutoff)}.`;
   return `${fine(p)} of benign images look at least as unusual.${above}${screened} That nothing was flagged does not prove that the image is clean.`;
