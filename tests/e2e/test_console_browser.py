@@ -6,6 +6,7 @@ fetched when the tests run. With PALISADE_SCREENSHOTS=FOLDER every view is saved
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -617,3 +618,47 @@ def test_an_input_that_the_screen_let_through(open_page: Callable[..., Page], se
     expect(banner).to_contain_text("The screen found it plainly benign")
     expect(banner).not_to_contain_text("%")
     expect(page.locator(".detail .p-scale")).to_have_count(0)
+
+
+def case_file(identifier: str, pattern: str) -> dict[str, Any]:
+    step: dict[str, Any] = {"number": 1, "request": f"r-{identifier}", "time": "2026-11-29T10:00:00Z", "label": HOSTILE}
+    step |= {"p_value": 0.5, "flagged": False}
+    case: dict[str, Any] = {"id": identifier, "pattern": pattern, "resembles": None, "model": "gtsrb", "queries": 40}
+    case |= {"first_seen": "2026-11-29T10:00:00Z", "last_seen": "2026-11-29T11:00:00Z", "different": 40, "flagged": 3}
+    case |= {"label_flips": 2, "lowest_p_value": 0.001, "keys": {HOSTILE: 40}, "labels": {HOSTILE: 40}, "step": None}
+    case |= {"dimension": None, "known_after": None, "path": [step], "last_request": step["request"]}
+    return case | {"pictured": [step["request"]]}
+
+
+def test_campaigns_of_the_chosen_pattern_alone(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/campaigns")
+    expect(page.locator(".list-foot")).to_contain_text("Nothing here")
+    held: dict[str, Route] = {}
+    page.route("**/v1/campaigns?*", lambda route: held.update({route.request.url.split("pattern=")[1][:5]: route}))
+    for pattern in ("video", "retries"):
+        page.get_by_label("Which groups").select_option(pattern)
+        page.wait_for_timeout(200)
+    for name, pattern in (("retri", "retries"), ("video", "video")):
+        with contextlib.suppress(sync_api.Error):
+            held[name].fulfill(json={"campaigns": [case_file(f"c-{pattern}", pattern)], "next": None})
+        page.wait_for_timeout(200)
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("Retries")
+
+
+def test_the_case_file_that_was_opened_last_is_shown(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page("about:blank")
+    cases = {name: case_file(name, name) for name in ("video", "retries")}
+    page.route("**/v1/campaigns?*", lambda route: route.fulfill(json={"campaigns": list(cases.values()), "next": None}))
+    held: dict[str, Route] = {}
+    page.route("**/v1/campaigns/*", lambda route: held.update({route.request.url.rpartition("/")[2]: route}))
+    page.goto(f"{server.url}/#/campaigns")
+    for name in ("Video", "Retries"):
+        page.get_by_role("button", name=f"Open {name}").click()
+        page.wait_for_timeout(200)
+    for name in ("retries", "video"):
+        with contextlib.suppress(sync_api.Error):
+            held[name].fulfill(json=cases[name])
+        page.wait_for_timeout(200)
+    expect(page.locator(".detail h2")).to_have_text("Retries")
+    expect(page.locator(".detail li a")).to_have_accessible_name(re.compile("query 1"))

@@ -41,6 +41,9 @@ export function campaignsView() {
   );
   const element = h("div", { class: "events" }, list, detail);
   let next = null;
+  // Answers to what was asked before are not shown.
+  let asking = null;
+  let opening = null;
 
   return { element, show };
 
@@ -62,15 +65,17 @@ export function campaignsView() {
   }
 
   async function more() {
+    const asked = (asking = {});
     try {
       const page = await api.campaigns({ pattern: choice.value, limit: PAGE, cursor: next });
+      if (asked !== asking) return;
       rows.append(...page.campaigns.map(row));
       table.hidden = rows.children.length === 0;
       next = page.next;
       if (table.hidden) fill(foot, empty("Nothing here", "No group of queries looks like that."));
       else fill(foot, next && h("button", { type: "button", onclick: more }, `Load ${PAGE} more`));
     } catch (error) {
-      fill(foot, failure(error, more));
+      if (asked === asking) fill(foot, failure(error, more));
     }
   }
 
@@ -90,18 +95,21 @@ export function campaignsView() {
   }
 
   async function open(id) {
+    const asked = (opening = {});
     detail.hidden = false;
     element.classList.add("with-detail");
     fill(detail, loading("Reading the case file"));
     try {
-      fill(detail, file(await api.campaign(id)));
+      const found = await api.campaign(id);
+      if (asked === opening) fill(detail, file(found));
     } catch (error) {
-      fill(detail, closing(), failure(error, () => open(id)));
+      if (asked === opening) fill(detail, closing(), failure(error, () => open(id)));
     }
   }
 
   function closing() {
     const close = () => {
+      opening = null;
       detail.hidden = true;
       element.classList.remove("with-detail");
     };
@@ -134,7 +142,8 @@ export function campaignsView() {
   function picture(found, step) {
     if (!found.pictured.includes(step.request)) return null;
     const src = api.pictureAddress(step.request, "input");
-    const image = h("img", { class: "pixels", src, alt: "", width: 40, height: 40, loading: "lazy" });
+    const alt = `Open query ${count(step.number)} among the flagged inputs`;
+    const image = h("img", { class: "pixels", src, alt, width: 40, height: 40, loading: "lazy" });
     return h("a", { href: `#/events?id=${encodeURIComponent(step.request)}` }, image);
   }
 }
