@@ -662,3 +662,38 @@ def test_the_case_file_that_was_opened_last_is_shown(open_page: Callable[..., Pa
         page.wait_for_timeout(200)
     expect(page.locator(".detail h2")).to_have_text("Retries")
     expect(page.locator(".detail li a")).to_have_accessible_name(re.compile("query 1"))
+
+
+def hold(page: Page, address: str) -> list[Route]:
+    """Requests to `address`, which wait until their routes go on."""
+    held: list[Route] = []
+    page.route(address, lambda route: held.append(route))  # noqa: PLW0108  # Playwright sets an attribute on it
+    return held
+
+
+def two_models(page: Page, server: Server) -> None:
+    """The page is told of a second model, which has the samples of the first."""
+    models = httpx.get(f"{server.url}/v1/models").json()["models"]
+    other = {**models[0], "name": "other", "default": False}
+    page.route("**/v1/models", lambda route: route.fulfill(json={"models": [*models, other]}))
+    samples = httpx.get(f"{server.url}/v1/models/gtsrb/samples").json()
+    page.route("**/v1/models/other/samples", lambda route: route.fulfill(json=samples))
+
+
+def test_another_model_is_chosen_while_an_answer_is_awaited(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page("about:blank")
+    two_models(page, server)
+    held = hold(page, "**/v1/predict*")
+    page.goto(server.url)
+    page.locator('[data-file="clean_0.png"]').click()
+    until(page, "() => document.querySelector('.result').getAttribute('aria-busy') === 'true'")
+    choice = page.locator(".model-choice select")
+    choice.focus()
+    choice.select_option("other")
+    expect(choice).to_be_focused()
+    expect(page.locator(".result")).to_have_attribute("aria-busy", "false")
+    for route in held:
+        with contextlib.suppress(sync_api.Error):
+            route.continue_()
+    page.wait_for_timeout(1000)
+    expect(page.locator(".result")).to_contain_text("Nothing inspected yet")

@@ -54,7 +54,10 @@ function drawHeader() {
       h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, VIEWS[name].title),
     ),
   );
-  fill(document.getElementById("tools"), modelChoice(), themeButton(), sessionLink(current));
+  const tools = document.getElementById("tools");
+  const choosing = tools.contains(document.activeElement) && document.activeElement.localName === "select";
+  fill(tools, modelChoice(), themeButton(), sessionLink(current));
+  if (choosing) tools.querySelector("select")?.focus();
 }
 
 function modelChoice() {

@@ -42,7 +42,10 @@ export function inspectView() {
   async function offerSamples() {
     if (!state.model || state.model.name === model) return;
     model = state.model.name;
-    last = null;
+    // An answer of the model before would stand below the name of this one.
+    running?.abort();
+    running = last = null;
+    settle();
     certifying.hidden = state.session.disclosure === "label";
     const asked = model;
     fill(result, welcome());
@@ -102,11 +105,13 @@ export function inspectView() {
         failure(error, () => inspect(image), link),
       );
     } finally {
-      if (run === running) {
-        result.setAttribute("aria-busy", "false");
-        result.classList.remove("waiting");
-      }
+      if (run === running) settle();
     }
+  }
+
+  function settle() {
+    result.setAttribute("aria-busy", "false");
+    result.classList.remove("waiting");
   }
 }
 
