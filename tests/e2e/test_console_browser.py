@@ -697,3 +697,17 @@ def test_another_model_is_chosen_while_an_answer_is_awaited(open_page: Callable[
             route.continue_()
     page.wait_for_timeout(1000)
     expect(page.locator(".result")).to_contain_text("Nothing inspected yet")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(429, "Too many requests"), (404, "That did not work"), (0, "No connection")]
+)
+def test_a_sample_that_cannot_be_had(open_page: Callable[..., Page], server: Server, status: int, text: str) -> None:
+    page = open_page(server.url)
+    problem = {"code": "any", "detail": "the reason"}
+    refuse = lambda route: route.fulfill(status=status, json=problem) if status else route.abort()  # noqa: E731
+    page.route("**/samples/attacked_0.png", refuse)
+    page.locator('[data-file="attacked_0.png"]').click()
+    expect(page.locator(".notice.failure")).to_contain_text(text)
+    if status:
+        expect(page.locator(".notice.failure")).to_contain_text("the reason")

@@ -16,7 +16,13 @@ export const address = (path) => new URL(path, document.baseURI).href;
 let csrf = null;
 const SAFE = new Set(["GET", "HEAD"]);
 
-export async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
+/** The JSON of an answer, null of an empty one. */
+export async function request(path, options) {
+  const response = await ask(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
   const all = { Accept: "application/json", ...headers };
   if (!SAFE.has(method) && csrf) all["X-CSRF-Token"] = csrf;
   let response;
@@ -38,8 +44,7 @@ export async function request(path, { method = "GET", body, headers = {}, signal
     );
   }
   if (!response.ok) throw await problem(response);
-  if (response.status === 204) return null;
-  return response.json();
+  return response;
 }
 
 async function problem(response) {
@@ -77,7 +82,10 @@ export const models = () => request("v1/models");
 export const model = (name) => request(`v1/models/${part(name)}`);
 export const reportAddress = (name) => address(`v1/models/${part(name)}/report`);
 export const samples = (name) => request(`v1/models/${part(name)}/samples`);
-export const sampleAddress = (name, file) => address(`v1/models/${part(name)}/samples/${part(file)}`);
+const samplePath = (name, file) => `v1/models/${part(name)}/samples/${part(file)}`;
+export const sampleAddress = (name, file) => address(samplePath(name, file));
+export const sample = async (name, file, signal) =>
+  (await ask(samplePath(name, file), { headers: { Accept: "image/png" }, signal })).blob();
 
 /** `explain`: none or all; a caller who may not see explanations is refused if they ask for them. */
 export function predict(blob, { model, explain, certify, signal }) {

@@ -71,13 +71,14 @@ export function inspectView() {
 
   function onSample(sample) {
     choice.mark(sample.file);
-    const source = api.sampleAddress(model, sample.file);
+    const from = model;
+    const source = api.sampleAddress(from, sample.file);
     inspect({
       name: sample.file,
       truth: sample.truth,
       command: `curl -s ${quoted(source)} | curl -s --data-binary @-`,
       type: "image/png",
-      blob: async () => (await fetch(source)).blob(),
+      blob: (signal) => api.sample(from, sample.file, signal),
     });
   }
 
@@ -89,7 +90,7 @@ export function inspectView() {
     result.classList.add("waiting");
     if (!result.querySelector(".decision")) fill(result, loading("Running the defence"));
     try {
-      const blob = await image.blob();
+      const blob = await image.blob(run.signal);
       const explain = state.session.disclosure === "label" ? "none" : "all";
       const asked = certify.checked && !certifying.hidden ? "patch" : undefined;
       const answer = await api.predict(blob, { model, explain, certify: asked, signal: run.signal });
