@@ -711,3 +711,17 @@ def test_a_sample_that_cannot_be_had(open_page: Callable[..., Page], server: Ser
     expect(page.locator(".notice.failure")).to_contain_text(text)
     if status:
         expect(page.locator(".notice.failure")).to_contain_text("the reason")
+
+
+def test_the_curl_command_for_a_sample_has_the_key(
+    open_page: Callable[..., Page], locked: Server, keys: dict[Role, str]
+) -> None:
+    page = open_page(locked.url)
+    page.get_by_label("API key").fill(keys["reviewer"])
+    page.get_by_role("button", name="Log in").click()
+    page.locator('[data-file="attacked_0.png"]').click()
+    page.get_by_text("The same request with curl").click()
+    command = page.locator(".disclosure pre").first.inner_text()
+    environment = {**os.environ, "PALISADE_KEY": keys["reviewer"]}
+    answer = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=True, timeout=30)
+    assert json.loads(answer.stdout)["verdict"]["flagged"]

@@ -11,7 +11,7 @@ import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 
-/** `image` describes its source: { name, truth?, size, type, command }; `manifest` may be null. */
+/** `image` describes its source: { name, truth?, size, type, command(key) }; `manifest` may be null. */
 export function decision(answer, image, manifest) {
   const { verdict, neutralization } = answer;
   return h(
@@ -134,7 +134,7 @@ function command(answer, image) {
   const target = address(
     `v1/predict?explain=${answer.explanation ? "all" : "none"}&model=${encodeURIComponent(answer.model.name)}${answer.certificate ? "&certify=patch" : ""}`,
   );
-  return `${image.command} -H ${quoted(`Content-Type: ${image.type || "application/octet-stream"}`)}${key} ${quoted(target)}`;
+  return `${image.command(key)} -H ${quoted(`Content-Type: ${image.type || "application/octet-stream"}`)} ${quoted(target)}`;
 }
 
 /** The answer with its pictures cut short: base64 is unreadable. */

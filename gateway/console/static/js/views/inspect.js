@@ -63,7 +63,7 @@ export function inspectView() {
     inspect({
       name: file.name,
       size: file.size,
-      command: `curl -s --data-binary @${quoted(file.name)}`,
+      command: (key) => `curl -s${key} --data-binary @${quoted(file.name)}`,
       type: file.type,
       blob: async () => file,
     });
@@ -76,7 +76,7 @@ export function inspectView() {
     inspect({
       name: sample.file,
       truth: sample.truth,
-      command: `curl -s ${quoted(source)} | curl -s --data-binary @-`,
+      command: (key) => `curl -s${key} ${quoted(source)} | curl -s${key} --data-binary @-`,
       type: "image/png",
       blob: (signal) => api.sample(from, sample.file, signal),
     });
