@@ -725,3 +725,14 @@ def test_the_curl_command_for_a_sample_has_the_key(
     environment = {**os.environ, "PALISADE_KEY": keys["reviewer"]}
     answer = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=True, timeout=30)
     assert json.loads(answer.stdout)["verdict"]["flagged"]
+
+
+def test_the_skip_link_stays_in_the_view(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/#/model")
+    expect(page.locator(".headline .figure")).to_have_count(5)
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    expect(page.locator(".headline .figure")).to_have_count(5)
+    assert page.url.endswith("#/model")

@@ -113,4 +113,10 @@ async function start() {
 // A session can end while the page is open: every view that is refused for that reason reports it here.
 window.addEventListener("palisade:signed-out", signOut);
 
+// The fragment of the address names the view, so that the skip link must not change it.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+
 start();
