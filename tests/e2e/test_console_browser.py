@@ -736,3 +736,15 @@ def test_the_skip_link_stays_in_the_view(open_page: Callable[..., Page], server:
     expect(page.locator("main")).to_be_focused()
     expect(page.locator(".headline .figure")).to_have_count(5)
     assert page.url.endswith("#/model")
+
+
+def test_events_between_the_first_page_and_the_stream(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page("about:blank")
+    held = hold(page, "**/v1/events/stream")
+    page.goto(f"{server.url}/#/events")
+    expect(page.locator(".list-foot .spinner")).to_have_count(0)
+    identifier = flag_something(server)
+    page.wait_for_timeout(2000)
+    held[0].continue_()
+    expect(page.locator(".live-state")).to_have_text("Live")
+    expect(page.locator(f'tr[data-id="{identifier}"]')).to_be_visible(timeout=5000)

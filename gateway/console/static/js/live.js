@@ -9,19 +9,16 @@ const POLL_MS = 5000;
  */
 export function follow({ onEvent, onPoll, onState }) {
   let timer = null;
-  let lost = false;
   const source = new EventSource(api.streamAddress());
   source.addEventListener("open", () => {
     clearInterval(timer);
     timer = null;
     onState("live");
-    // Fetch the events that came while the stream was down.
-    if (lost) onPoll();
-    lost = false;
+    // Fetch the events that came before the stream was open, or while it was down.
+    onPoll();
   });
   source.addEventListener("event", (message) => onEvent(JSON.parse(message.data)));
   source.addEventListener("error", () => {
-    lost = true;
     // A refused stream stays closed; the browser reopens a broken one by itself.
     timer ??= setInterval(poll, POLL_MS);
     onState(source.readyState === EventSource.CLOSED ? "polling" : "offline");
