@@ -748,3 +748,17 @@ def test_events_between_the_first_page_and_the_stream(open_page: Callable[..., P
     held[0].continue_()
     expect(page.locator(".live-state")).to_have_text("Live")
     expect(page.locator(f'tr[data-id="{identifier}"]')).to_be_visible(timeout=5000)
+
+
+def test_what_policy_block_does_with_a_suspected_region(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url)
+
+    def blocking(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["verdict"] |= {"action": "block", "flagged": False, "level": "none"}
+        answer["neutralization"] |= {"served": False}
+        route.fulfill(json=answer)
+
+    page.route("**/v1/predict*", blocking)
+    page.set_input_files("#file", SAMPLES / "patched_0.png")
+    expect(page.locator(".findings")).to_contain_text("the policy “block” serves only first answers")

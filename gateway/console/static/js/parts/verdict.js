@@ -63,8 +63,8 @@ export function explainNeutralization(done, action) {
     return suspected
       ? `${start}. ${effect}; the second answer is served, as the window stood out and the answer without it is clear (${p}).`
       : `${start}. ${effect}; the second answer is served, as the result is not suspect (${p}).`;
-  if (action === "observe")
-    return `${start}. ${effect}; the policy “observe” only reports that and serves the first answer.`;
+  if (action !== "sanitize")
+    return `${start}. ${effect}; the policy “${action}” serves only first answers.`;
   const why = suspected
     ? "the window did not stand out enough, the answer without it is not clear, or the companion prefers the first"
     : "the result is suspect";
