@@ -762,3 +762,19 @@ def test_what_policy_block_does_with_a_suspected_region(open_page: Callable[...,
     page.route("**/v1/predict*", blocking)
     page.set_input_files("#file", SAMPLES / "patched_0.png")
     expect(page.locator(".findings")).to_contain_text("the policy “block” serves only first answers")
+
+
+def test_the_note_of_another_reviewer_stays(open_page: Callable[..., Page], server: Server) -> None:
+    identifier = flag_something(server)
+    page = open_page(f"{server.url}/#/events?id={identifier}")
+    expect(page.get_by_label("Note")).to_have_value("")
+    address = f"{server.url}/v1/events/{identifier}"
+    httpx.patch(address, json={"note": "a sticker"}).raise_for_status()
+    page.get_by_role("button", name="Confirm attack").click()
+    expect(page.locator("#announcer")).to_contain_text("Saved")
+    expect(page.get_by_label("Note")).to_have_value("a sticker")
+    page.get_by_label("Note").fill("two stickers")
+    page.get_by_role("button", name="Confirm attack").click()
+    expect(page.locator("#announcer")).to_contain_text("unreviewed")
+    stored = httpx.get(address).json()
+    assert (stored["review"], stored["note"]) == (None, "two stickers")

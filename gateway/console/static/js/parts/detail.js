@@ -19,6 +19,8 @@ export function detailPanel({ onReview, onClose }) {
   const note = h("textarea", { id: "note", rows: 2, maxlength: 1000, placeholder: "What is it? Why?" });
   const save = h("button", { type: "button", class: "quiet", onclick: () => send({ note: note.value }) }, "Save note");
   let shown = null;
+  // The note as it was last read or saved: what differs from it is being written here.
+  let kept = "";
   draw(null);
   return { element, draw, update, act, focusIfCovering };
 
@@ -30,7 +32,7 @@ export function detailPanel({ onReview, onClose }) {
       return;
     }
     fill(trouble);
-    note.value = event.note;
+    note.value = kept = event.note;
     fill(title, event.before.label);
     const back = h("button", { type: "button", class: "quiet back", onclick: onClose }, icon("cross"), "Close");
     fill(element, h("header", { class: "detail-head" }, title, back), reviewing, trouble, body(event), keys());
@@ -93,14 +95,20 @@ export function detailPanel({ onReview, onClose }) {
   }
 
   function act(verdict) {
-    send({ review: shown.review === verdict ? null : verdict, note: note.value });
+    const review = shown.review === verdict ? null : verdict;
+    // A note that nobody wrote here stays as another reviewer may have left it.
+    send(note.value === kept ? { review } : { review, note: note.value });
   }
 
   async function send(change) {
     const event = shown;
     fill(trouble);
     const error = await onReview(event, change);
-    if (error && shown?.id === event.id)
+    if (shown?.id !== event.id) return;
+    if (!error) {
+      if (note.value === kept) note.value = shown.note;
+      kept = shown.note;
+    } else
       fill(
         trouble,
         failure({ ...error, message: `The review was not saved. ${error.message}` }, () => send(change)),

@@ -201,8 +201,9 @@ export function eventsView() {
   async function review(before, change) {
     put({ ...before, ...change });
     try {
-      put(await api.review(before.id, change));
-      announce(`Saved: ${REVIEWS[change.review ?? before.review ?? "none"]}`);
+      const saved = await api.review(before.id, change);
+      put(saved);
+      announce(`Saved: ${REVIEWS[saved.review ?? "none"]}`);
       summary.draw(filters);
       return null;
     } catch (error) {
