@@ -778,3 +778,24 @@ def test_the_note_of_another_reviewer_stays(open_page: Callable[..., Page], serv
     expect(page.locator("#announcer")).to_contain_text("unreviewed")
     stored = httpx.get(address).json()
     assert (stored["review"], stored["note"]) == (None, "two stickers")
+
+
+def test_another_tab_logs_in(open_page: Callable[..., Page], locked: Server, keys: dict[Role, str]) -> None:
+    def log_in(page: Page, role: Role) -> None:
+        page.get_by_label("API key").fill(keys[role])
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("link", name=f"Session: the-{role}")).to_be_visible()
+
+    page = open_page(locked.url)
+    log_in(page, "reviewer")
+    other = page.context.new_page()
+    for role in ("reviewer", "client"):
+        page.context.clear_cookies()
+        other.goto(locked.url)
+        log_in(other, role)
+        page.set_input_files("#file", SAMPLES / "clean_0.png")
+        if role == "reviewer":
+            expect(page.locator(".banner")).to_contain_text("Not flagged", timeout=15_000)
+    # What the page shows is for the caller whose session it is.
+    expect(page.get_by_role("link", name="Session: the-client")).to_be_visible()
+    expect(page.locator(".banner")).to_have_count(0)

@@ -14,6 +14,7 @@ export class ApiError extends Error {
 export const address = (path) => new URL(path, document.baseURI).href;
 
 let csrf = null;
+let who = null;
 const SAFE = new Set(["GET", "HEAD"]);
 
 /** The JSON of an answer, null of an empty one. */
@@ -22,7 +23,20 @@ export async function request(path, options) {
   return response.status === 204 ? null : response.json();
 }
 
-async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
+async function ask(path, options = {}) {
+  const [token, caller] = [csrf, who];
+  try {
+    return await send(path, options);
+  } catch (error) {
+    // The cookie may be of a later log-in, in another tab: its token is another one.
+    if (error.status !== 403 || SAFE.has(options.method ?? "GET") || !token) throw error;
+    await session();
+    if (csrf === token || who !== caller) throw error;
+    return send(path, options);
+  }
+}
+
+async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   const all = { Accept: "application/json", ...headers };
   if (!SAFE.has(method) && csrf) all["X-CSRF-Token"] = csrf;
   let response;
@@ -110,15 +124,19 @@ export async function session() {
 }
 
 export async function logIn(key) {
+  who = null;
   return remember(await request("v1/session", json("POST", { key })));
 }
 
 export async function logOut() {
   await request("v1/session", { method: "DELETE" });
-  csrf = null;
+  csrf = who = null;
 }
 
 function remember(answer) {
+  // What this page shows is the earlier caller's.
+  if (who !== null && answer.key_id !== who) location.reload();
   csrf = answer.csrf;
+  who = answer.key_id;
   return answer;
 }
