@@ -20,6 +20,7 @@ from gateway.upstream.protocol2 import Protocol2Peer
 PROBE_TOLERANCE = 0.02
 # float32's smallest: a probability of zero is one that was rounded to it.
 _LEAST = 1.2e-38
+_OTHER = "the upstream does not serve the model that was calibrated: run `palisade guard calibrate` again"
 
 
 class Peer(Protocol):
@@ -48,6 +49,8 @@ class Classifier:
         self._classes = len(classes)
         self._model = model
         self._timeout = timeout
+        self._other = False
+        """Whether `probe` has last met another model than was calibrated."""
         self._connection = Connection(timeout=timeout, token=token)
         protocol = upstream.protocol
         self._peer: Peer = (
@@ -60,8 +63,14 @@ class Classifier:
         """Logits (M, K) of `rows` float32 (M, C, H, W) in [0, 1]; of probabilities their logarithms.
 
         A row for which the upstream gives no finite numbers is NaN. Raises `UpstreamUnavailable`, at once while the
-        breaker is open, `UpstreamTimeout` when all of it takes longer than the timeout, and `UpstreamInvalid`.
+        breaker is open, `UpstreamTimeout` when all of it takes longer than the timeout, and `UpstreamInvalid`, at once
+        from a `probe` that meets another model until one that meets the calibrated one.
         """
+        if self._other:
+            raise UpstreamInvalid(_OTHER)
+        return self._admitted(rows)
+
+    def _admitted(self, rows: np.ndarray) -> np.ndarray:
         if not self.breaker.admit():
             wait = max(1, round(self.breaker.wait))
             raise UpstreamUnavailable(
@@ -81,14 +90,13 @@ class Classifier:
 
     def probe(self, *, channels: int, height: int, width: int) -> None:
         """Ask for the answer to `probe_image`; raises as `logits` does, and `UpstreamInvalid` if it is another one."""
-        logits = self.logits(probe_image(channels, height, width))[0].astype(np.float64)
+        logits = self._admitted(probe_image(channels, height, width))[0].astype(np.float64)
         if not np.isfinite(logits).all():
             raise UpstreamInvalid("the upstream gave numbers that are not finite")
         found = np.exp(logits - np.logaddexp.reduce(logits))
-        if not np.abs(found - np.asarray(self.upstream.probe)).max() <= PROBE_TOLERANCE:
-            raise UpstreamInvalid(
-                "the upstream does not serve the model that was calibrated: run `palisade guard calibrate` again"
-            )
+        self._other = not np.abs(found - np.asarray(self.upstream.probe)).max() <= PROBE_TOLERANCE
+        if self._other:
+            raise UpstreamInvalid(_OTHER)
 
     def close(self) -> None:
         """Close its connections."""

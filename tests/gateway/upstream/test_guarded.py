@@ -117,7 +117,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_a_hostile_upstream_does_has_a_code(name: str, fake: Fake, tmp_path: Path) -> None:
     fields, status, code = HOSTILE[name]
-    with guarding(fake, tmp_path, upstream_failures=100) as gateway:
+    with guarding(fake, tmp_path, upstream_failures=100, upstream_pause=60) as gateway:
         assert gateway.post().status_code == 200
         before = {field: getattr(fake, field) for field in fields}
         for field, value in fields.items():
@@ -133,6 +133,28 @@ def test_what_a_hostile_upstream_does_has_a_code(name: str, fake: Fake, tmp_path
             assert int(answer.headers["retry-after"]) >= 1
         for field, value in before.items():
             setattr(fake, field, value)
+        assert gateway.post().status_code == 200
+
+
+def test_answers_of_another_model_are_not_judged(fake: Fake, tmp_path: Path) -> None:
+    def wait_until(ready: int) -> None:
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{gateway.url}/v2/health/ready").status_code != ready:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with guarding(fake, tmp_path) as gateway:
+        calibrated = fake.model
+        fake.model = lambda rows: calibrated(rows)[:, ::-1]
+        wait_until(503)
+        for query in ("", "?explain=all", "?certify=patch"):
+            answer = gateway.post(query=query)
+            assert (answer.status_code, answer.json()["code"]) == (502, "upstream_invalid"), answer.text
+        fake.status = 500  # which leaves it open what it would serve
+        time.sleep(0.5)
+        fake.status = 200
+        fake.model = calibrated
+        wait_until(200)
         assert gateway.post().status_code == 200
 
 
