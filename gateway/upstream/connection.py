@@ -150,7 +150,7 @@ class Connection:
                 raise UpstreamInvalid(f"the upstream's answer has more than {MAX_ANSWER_BYTES} bytes")
             if response.length:
                 raise http.client.IncompleteRead(found, response.length)
-            keep = response.isclosed() and not response.will_close
+            keep = response.isclosed() and not response.will_close and response.status >= 200
             return response.status, found, response.headers
         finally:
             self._left_over(connection, server, keep=keep)
@@ -176,11 +176,20 @@ class Connection:
 
 
 class _Response(http.client.HTTPResponse):
-    """A response whose reads end at a deadline: the client bounds each of them, not their sum."""
+    """A response whose reads end at a deadline: the client bounds each of them, not their sum.
+
+    And one that skips every status that comes before the answer: the client skips 100 alone, and would take 103 (early
+    hints) for the answer, and the answer for that to the next request of the connection.
+    """
 
     def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
         self.fp = io.BufferedReader(_Bounded(sock, self.fp.detach(), deadline), 65536)
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # the client's own, of every version
+        before = http.client.SWITCHING_PROTOCOLS < status < http.client.OK
+        return version, http.client.CONTINUE if before else status, reason
 
 
 class _Bounded(io.RawIOBase):

@@ -111,6 +111,31 @@ def test_chunks_are_read() -> None:
         assert counts == [2]
 
 
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_what_comes_before_an_answer_is_not_the_answer(status: str) -> None:
+    def hinting(client: socket.socket, number: int) -> None:
+        client.sendall(f"HTTP/1.1 {status}\r\nLink: </a>\r\n\r\n".encode() * 2)
+        time.sleep(0.05)  # so that both are not read together
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
+
+    with answering(hinting) as (url, counts), Connection(timeout=5) as connection:
+        assert [connection.get(url).json() for _ in range(3)] == [1, 2, 3]
+        assert counts == [3]
+
+
+def test_a_connection_that_switches_protocols_is_not_used_again() -> None:
+    def switching(client: socket.socket, number: int) -> None:
+        client.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" if number == 1 else SOUND)
+        time.sleep(0.05)
+        client.sendall(SOUND if number == 1 else b"")
+
+    with answering(switching) as (url, counts), Connection(timeout=5) as connection:
+        with pytest.raises(UpstreamInvalid, match="answered 101"):
+            connection.get(url)
+        assert connection.get(url).json() == {}
+        assert counts == [1, 1]
+
+
 @pytest.mark.parametrize("length", [True, False])
 def test_an_answer_has_a_largest_size(length: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 1000)
