@@ -191,6 +191,12 @@ class _Response(http.client.HTTPResponse):
         before = http.client.SWITCHING_PROTOCOLS < status < http.client.OK
         return version, http.client.CONTINUE if before else status, reason
 
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:  # which the client would read to the end, whatever the largest answer is
+            raise ValueError("a chunk of negative size")
+        return size
+
 
 class _Bounded(io.RawIOBase):
     """The bytes of a socket, read before a deadline; `TimeoutError` at it, also if the server drips them."""

@@ -93,6 +93,10 @@ class UpstreamEngine(Engine):
             if error.detail != self._problem:
                 log.warning("upstream: %s", error.detail)
             self._problem = error.detail
+        except Exception:
+            # Not foreseen; but without this thread nobody would ask again.
+            log.exception("upstream: the check failed")
+            self._problem = "the upstream could not be checked; the log has the reason"
         else:
             if self._problem is not None:
                 log.info("upstream: %s answers", self.classifier.url)

@@ -115,9 +115,10 @@ class Classifier:
         ]
         metrics.upstream_seconds.labels(self._model).observe(time.monotonic() - start)
         metrics.upstream_rows_total.labels(self._model).inc(len(rows))
+        for part in parts:
+            if part.shape[1] != self._classes:
+                raise UpstreamInvalid(f"the upstream gave {part.shape[1]} classes, {self._classes} were calibrated")
         values = np.concatenate(parts)
-        if values.shape[1] != self._classes:
-            raise UpstreamInvalid(f"the upstream gave {values.shape[1]} classes, {self._classes} were calibrated")
         values[~np.isfinite(values).all(1)] = np.nan
         if self.upstream.values == "logits":
             return values

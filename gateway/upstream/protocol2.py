@@ -90,7 +90,7 @@ def _values(output: Mapping[str, Any], blob: memoryview | None, n: int) -> np.nd
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise UpstreamInvalid(f"the upstream's output {name!r} states no shape")
     # Some servers keep axes of one behind the classes.
-    if len(shape) < 2 or shape[0] != n or shape[1] < 2 or math.prod(shape[2:]) != 1:
+    if len(shape) < 2 or shape[0] != n or shape[1] < 2 or any(size != 1 for size in shape[2:]):
         raise UpstreamInvalid(f"the upstream's output {name!r} has the shape {str(shape)[:60]}, not [{n}, classes]")
     if datatype not in DTYPES:
         raise UpstreamInvalid(f"the upstream's output {name!r} is {str(datatype)[:20]}, not {' or '.join(DTYPES)}")
@@ -101,7 +101,7 @@ def _values(output: Mapping[str, Any], blob: memoryview | None, n: int) -> np.nd
             # JSON has no word for NaN; some servers write null.
             values = np.array(_flat(output.get("data")), np.float64)
         return values.reshape(n, shape[1]).astype(np.float32)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise UpstreamInvalid(f"the upstream's output {name!r} has not the numbers that its shape states") from None
 
 

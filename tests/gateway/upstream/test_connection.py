@@ -87,6 +87,8 @@ def test_bytes_that_drip_end_at_the_deadline(where: str) -> None:
         SOUND[:-1],
         SOUND[:-2],
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n0\r\n\r\n",
     ],
 )
 def test_an_answer_that_ends_early_or_is_none_is_no_answer(sent: bytes) -> None:
@@ -134,6 +136,20 @@ def test_a_connection_that_switches_protocols_is_not_used_again() -> None:
             connection.get(url)
         assert connection.get(url).json() == {}
         assert counts == [1, 1]
+
+
+def test_a_chunk_of_negative_size_is_not_read_to_its_end() -> None:
+    sent = 0
+
+    def endless(client: socket.socket, _: int) -> None:
+        nonlocal sent
+        client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        while sent < 1 << 28:
+            sent += client.send(bytes(1 << 20))
+
+    with answering(endless) as (url, _), Connection(timeout=5) as connection, pytest.raises(UpstreamUnavailable):
+        connection.get(url)
+    assert sent < 1 << 26
 
 
 @pytest.mark.parametrize("length", [True, False])

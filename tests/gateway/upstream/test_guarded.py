@@ -99,6 +99,31 @@ def test_rows_of_images_share_requests_of_the_upstreams_size(fake: Fake, tmp_pat
     assert {decision.raw.prediction.label for decision in decisions} == {"red"}
 
 
+def test_requests_of_one_batch_with_different_classes_are_no_answer(fake: Fake, tmp_path: Path) -> None:
+    pipeline = load_pipeline(write_guard(tmp_path / "g", fake.url, max_rows=3), Settings(threads=1, upstream_pause=60))
+    calibrated = fake.model
+    fake.model = lambda rows: np.repeat(calibrated(rows), 1 + len(rows) % 2, 1)  # five rows are three and two
+    with pytest.raises(UpstreamInvalid, match="6 classes, 3 were calibrated"):
+        pipeline.decide_images([clean_image()], explain=False)
+
+
+def test_the_thread_that_watches_outlives_what_nobody_foresaw(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    pipeline = load_pipeline(write_guard(tmp_path / "g", fake.url), Settings(threads=1, upstream_pause=0.05))
+    deadline = time.monotonic() + 10
+    for failing in (True, False):
+        with monkeypatch.context() as patch:
+            if failing:
+                patch.setattr("gateway.upstream.protocol2.request_of", broken)
+            while (pipeline.engine.problem is None) is failing:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
 HOSTILE: dict[str, tuple[dict[str, Any], int, str]] = {
     "slow": ({"pause": 2.0}, 504, "upstream_timeout"),
     "dripping": ({"drip": 0.02}, 504, "upstream_timeout"),

@@ -31,6 +31,13 @@ def answer(body: object, *, blob: bytes = b"", length: object = None) -> Answer:
     return Answer(head + blob, headers)
 
 
+def nested(depth: int) -> list[object]:
+    made: list[object] = [1]
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
 def output(**fields: object) -> dict[str, object]:
     return {"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6], **fields}]}
 
@@ -109,6 +116,8 @@ def test_null_is_no_number() -> None:
         (answer(output(shape=[3, 2])), "has the shape"),
         (answer(output(shape=[2, 3, 2])), "has the shape"),
         (answer(output(shape=[2, 10**12])), "has not the numbers"),
+        (answer(output(shape=[2, 3] + [2**63 - 1] * 300_000)), "has the shape"),  # a product of years
+        (answer(output(data=nested(900))), "has not the numbers"),
         (answer(output(datatype="BYTES")), "is BYTES"),
         (answer(output(data=[1, 2])), "has not the numbers"),
         (answer(output(data="text")), "has not the numbers"),
