@@ -16,6 +16,9 @@ from gateway.core.preprocessing import Normalisation
 
 UPSTREAM_FILES = ("rows.onnx", "judge.onnx", "perturb.onnx", "explain.onnx")
 
+MOST_ROWS = 4096
+"""Rows of the largest request that a bundle can state."""
+
 Datatype = Literal["FP32", "FP16", "FP64", "UINT8"]
 
 
@@ -24,10 +27,17 @@ class _Strict(BaseModel):
 
 
 def checked_url(url: str) -> str:
-    """`url` without a slash at its end; `ValueError` unless it is http(s), names a host and holds no password."""
+    """`url` without a slash at its end; `ValueError` unless it is http(s), can be asked and holds no password."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no port, or no host, that there can be
+        sound = False
+    if not sound:
         raise ValueError(f"{url!r}: expected http://HOST[:PORT][/PATH]")
+    if not (url.isprintable() and " " not in url and f"{parts.path}{parts.query}".isascii()):
+        raise ValueError(f"{url!r}: spaces and what is not ASCII have to be percent-encoded")
     if parts.username or parts.password:
         raise ValueError("a URL with a user or password would be stored: give a token by PALISADE_UPSTREAM_TOKEN")
     return url.rstrip("/")
@@ -77,7 +87,7 @@ class Upstream(_Strict):
     protocol: Annotated[Protocol2 | PlainHttp, Field(discriminator="kind")]
     values: Literal["logits", "probabilities"]
     normalise: Normalisation = Normalisation()
-    max_rows: int = Field(default=64, ge=1, le=4096)
+    max_rows: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Rows of the largest request."""
     rows: int = Field(ge=2, le=64)
     """Rows that one image takes for its verdict."""

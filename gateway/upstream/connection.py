@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 import orjson
 
-from gateway.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from gateway.errors import ConfigError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,14 @@ class Connection:
     """
 
     def __init__(self, *, timeout: float, token: str | None = None, connections: int = 16) -> None:
-        """`connections` are kept open between requests; each request of a thread has one to itself."""
+        """`connections` are kept open between requests; each request of a thread has one to itself.
+
+        Raises `ConfigError` for a `token` that no header can hold; a line's end behind it, as files have one, is not
+        part of it.
+        """
+        token = (token or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError("PALISADE_UPSTREAM_TOKEN: only printable ASCII can be sent")
         self.timeout = timeout
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._kept = connections

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from gateway.core.upstream import Protocol2, checked_url
 from gateway.errors import ConfigError, PalisadeError, UpstreamInvalid
@@ -45,20 +45,20 @@ def describe(
         raise ConfigError(f"--upstream {error}") from None
     if "/v2/models/" not in base:
         base = base.removesuffix("/v2")
-        base = f"{base}/v2/models/{model or _only_model(base, connection)}"
+        base = f"{base}/v2/models/{quote(model or _only_model(base, connection), safe='')}"
     metadata = connection.get(base).json()
     if not isinstance(metadata, dict):
         raise ConfigError(f"{base}: no metadata of a model")
     tensor = _chosen(base, metadata, "inputs", input_name, ())
     output = _chosen(base, metadata, "outputs", output_name, _PREFERRED)
-    shape, datatype = tensor["shape"], tensor["datatype"]
+    shape, datatype = tensor["shape"], str(tensor.get("datatype"))
     if datatype not in DTYPES:
-        raise ConfigError(f"{base}: the input {tensor['name']!r} is {datatype}, not {' or '.join(DTYPES)}")
+        raise ConfigError(f"{base}: the input {tensor['name']!r} is {datatype[:40]}, not {' or '.join(DTYPES)}")
     layout, channels, size = _image(base, tensor["name"], shape)
     if metadata.get("platform") == _OURS:  # it takes float32, too, which needs no rounding of inpainted pixels
         layout, datatype = "nchw", "FP32"
     batch = shape[0] if shape[0] > 0 else None
-    server = base[: base.index("/v2/models/")]
+    extensions = _asked(f"{base[: base.index('/v2/models/')]}/v2", connection).get("extensions")
     protocol = Protocol2.model_validate(
         {
             "url": base,
@@ -66,7 +66,7 @@ def describe(
             "datatype": datatype,
             "layout": layout,
             "output": output["name"],
-            "binary": _BINARY in _asked(f"{server}/v2", connection).get("extensions", []),
+            "binary": isinstance(extensions, list) and _BINARY in extensions,
             "batch": batch,
         }
     )
@@ -131,7 +131,7 @@ def _max_rows(base: str, metadata: dict[str, Any], connection: Connection) -> in
 def _asked(url: str, connection: Connection) -> dict[str, Any]:
     """A JSON object at `url`, or an empty one: what not every server has."""
     try:
-        found = json.loads(connection.get(url).body)
-    except (PalisadeError, ValueError):
+        found = connection.get(url).json()
+    except PalisadeError:
         return {}
     return found if isinstance(found, dict) else {}

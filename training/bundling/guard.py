@@ -19,7 +19,7 @@ from gateway.core.loading import Bundle, hash_files, load_bundle, write_manifest
 from gateway.core.manifest import InputSpec, Manifest, graphs_sha256
 from gateway.core.pipeline import Pipeline
 from gateway.core.preprocessing import Normalisation
-from gateway.core.upstream import PlainHttp, Protocol2, Upstream, probe_image
+from gateway.core.upstream import MOST_ROWS, PlainHttp, Protocol2, Upstream, probe_image
 from gateway.errors import ConfigError
 from gateway.upstream.connection import Connection
 from gateway.upstream.describe import describe
@@ -88,7 +88,8 @@ def find_upstream(
         found = describe(text, connection, model=model, input_name=input_name, output_name=output_name)
         if found.channels != 3:
             raise ConfigError(f"{found.protocol.url}: takes images of {found.channels} channel(s), 3 are supported")
-        return Asked(found.protocol, found.size, min(filter(None, (max_rows, found.max_rows or MAX_ROWS))))
+        most = found.max_rows or max_rows or MAX_ROWS
+        return Asked(found.protocol, found.size, min(most, max_rows or most, MOST_ROWS))
     path = Path(text)
     if not path.is_file():
         raise ConfigError(f"--upstream {text}: neither http://HOST:PORT nor a YAML file")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -56,6 +57,9 @@ class Fake:
         }
         return made
 
+    def server(self) -> dict[str, Any]:
+        return {"name": "fake", "extensions": ["binary_tensor_data"] if self.binary else []}
+
     def infer(self, body: bytes, length: str | None) -> tuple[bytes, dict[str, str]]:
         end = len(body) if length is None else int(length)
         request = json.loads(body[:end])
@@ -94,8 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake = self.fake
         known: dict[str, Any] = {
-            "/v2": {"name": "fake", "extensions": ["binary_tensor_data"] if fake.binary else []},
-            "/v2/models/net": fake.metadata(),
+            "/v2": fake.server(),
+            **{f"/v2/models/{quote(name, safe='')}": fake.metadata() for name in fake.names},
         }
         if fake.max_batch is not None:
             known["/v2/models/net/config"] = {"max_batch_size": fake.max_batch}

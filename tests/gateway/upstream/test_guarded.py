@@ -20,7 +20,14 @@ from gateway.app import create_api
 from gateway.audit.store import Filter
 from gateway.cli.main import app
 from gateway.core.loading import load_bundle
-from gateway.errors import BundleError, PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from gateway.errors import (
+    BundleError,
+    ConfigError,
+    PalisadeError,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.upstream.engine import UpstreamEngine
@@ -252,6 +259,12 @@ def test_a_token_is_sent_and_never_shown(tmp_path: Path) -> None:
         settings = Settings(threads=1, upstream_token="t0ken")  # noqa: S106
         assert load_pipeline(folder, settings).engine.problem is None
         assert "t0ken" not in repr(settings)
+        lined = Settings(threads=1, upstream_token=" t0ken\r\n")  # noqa: S106  # as a file has it
+        assert load_pipeline(folder, lined).engine.problem is None
+        for token in ("t0ken€", "t0\nken"):
+            with pytest.raises(ConfigError, match="PALISADE_UPSTREAM_TOKEN: only printable") as caught:
+                load_pipeline(folder, Settings(threads=1, upstream_token=token))
+            assert "ken" not in caught.value.detail
 
 
 def test_the_thread_that_watches_ends_with_its_version(fake: Fake, tmp_path: Path) -> None:

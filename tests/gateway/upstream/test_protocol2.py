@@ -16,7 +16,7 @@ from gateway.upstream.describe import describe
 from gateway.upstream.opening import moved
 from gateway.upstream.protocol2 import output_of, request_of
 from tests.gateway.tiny import SIZE
-from tests.gateway.upstream.fake import LENGTH, faked
+from tests.gateway.upstream.fake import LENGTH, Fake, faked
 from tests.gateway.upstream.tiny_guard import fake_server
 
 SPEC = Protocol2(url="http://host/v2/models/net", input="x", output="y")
@@ -152,6 +152,56 @@ def test_a_server_describes_its_model() -> None:
         fake.shape, fake.datatype = [-1, 3, 8, 8], "BYTES"
         with pytest.raises(ConfigError, match="is BYTES, not FP32"):
             describe(fake.url, connection)
+
+
+def test_odd_metadata_of_a_server_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = Fake.metadata
+    with faked(fake_server()) as fake, Connection(timeout=5) as connection:
+        for odd, reason in (
+            ({"datatype": None}, "is None, not FP32"),
+            ({"datatype": ["FP32"]}, r"is \['FP32'\], not FP32"),
+            ({"shape": None}, "state no inputs"),
+            ({"shape": ["-1", 3, 8, 8]}, "state no inputs"),
+        ):
+            tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 3, 8, 8], **odd}
+            monkeypatch.setattr(Fake, "metadata", lambda fake, tensor=tensor: described(fake) | {"inputs": [tensor]})
+            with pytest.raises(ConfigError, match=reason):
+                describe(fake.url, connection)
+
+
+@pytest.mark.parametrize("extensions", [None, 3, "binary_tensor_data", {"binary_tensor_data": True}])
+def test_extensions_that_are_no_list_are_none(extensions: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fake, "server", lambda _: {"name": "fake", "extensions": extensions})
+    with faked(fake_server()) as fake, Connection(timeout=5) as connection:
+        assert not describe(fake.url, connection).protocol.binary
+
+
+def test_a_name_of_any_characters_is_asked_for() -> None:
+    with faked(fake_server(names=["modèle n° 1/a?b"])) as fake, Connection(timeout=5) as connection:
+        protocol = describe(fake.url, connection).protocol
+        assert protocol.url == f"{fake.url}/v2/models/mod%C3%A8le%20n%C2%B0%201%2Fa%3Fb"
+        assert describe(fake.url, connection, model="modèle n° 1/a?b").protocol == protocol
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:99999",
+        "http://host:0",
+        "http://host:port",
+        "http://a..b",
+        f"http://{'a' * 64}",
+        "http://[::1",
+        "http://host/my model",
+        "http://host/modèle",
+        "http://host/a\nb",
+    ],
+)
+def test_an_address_that_cannot_be_asked_is_refused(url: str) -> None:
+    with Connection(timeout=5) as connection, pytest.raises(ConfigError, match="--upstream"):
+        describe(url, connection)
+    assert checked_url("http://bücher.example:80/a%20b") == "http://bücher.example:80/a%20b"
+    assert checked_url("https://[::1]:8000/") == "https://[::1]:8000"
 
 
 def test_a_bundle_moves_with_its_server() -> None:

@@ -19,6 +19,7 @@ from gateway.core.manifest import InputSpec
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import Judge
 from gateway.settings import Settings
+from gateway.upstream.connection import Connection
 from gateway.upstream.opening import open_engine
 from gateway.versions.registry import load_pipeline
 from gateway.versions.replay import replay
@@ -27,6 +28,7 @@ from tests.training.bundling.test_wrap import write_folder
 from tests.training.once import made_once
 from tests.training.toy import CLASSES, SIDE, gratings, random_network, taught, toy_dataset
 from training.attacks.pgd import pgd
+from training.bundling.guard import find_upstream
 from training.commands.main import app
 from training.defence.constants import fit_constants
 from training.defence.graph import DefenceGraph
@@ -279,6 +281,20 @@ def test_what_cannot_be_asked_ends_in_one_line(upstream: Fake, photos: Path, tmp
     with faked(dataclasses.replace(served_by(random_network(1)), names=["a", "b"])) as fake:
         assert "name one of its models with --model (has a, b)" in line(fake.url)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_largest_request_is_the_servers_the_users_or_64() -> None:
+    fake = Fake(lambda rows: rows, [-1, 3, SIDE, SIDE], CLASSES)
+    with faked(fake), Connection(timeout=5) as connection:
+        for stated, given, expected in (
+            (65_536, None, 4096),  # more than a bundle can state
+            (65_536, 7, 7),
+            (16, 64, 16),
+            (None, 256, 256),
+            (None, None, 64),
+        ):
+            fake.max_batch = stated
+            assert find_upstream(fake.url, connection, max_rows=given).max_rows == expected
 
 
 def test_the_gateway_needs_no_torch_to_serve_it(bundle: Path) -> None:
