@@ -80,12 +80,16 @@ def scores_of(spec: PlainHttp, classes: dict[str, int], answer: Any) -> np.ndarr
 
 def _named(spec: PlainHttp, classes: dict[str, int], found: list[Any]) -> np.ndarray:
     assert spec.label is not None  # noqa: S101  # the caller has looked
-    values = np.full(len(classes), np.nan, np.float32)
+    values, named = np.zeros(len(classes), np.float32), np.zeros(len(classes), bool)
     for entry in found:
-        values[classes[entry[spec.label]]] = _number(entry[spec.score])
-    left = np.isnan(values)
-    if left.any():
-        values[left] = max(0.0, 1.0 - float(np.nansum(values))) / left.sum()
+        at = classes[entry[spec.label]]
+        values[at], named[at] = _number(entry[spec.score]), True
+    if not named.all():
+        left = 1.0 - float(values[named].sum())
+        # Of logits nobody knows what is left.
+        if (values[named] < -1e-3).any() or left < -1e-3:
+            raise UpstreamInvalid("the upstream's answer leaves out classes, and its scores are no probabilities")
+        values[~named] = max(0.0, left) / (~named).sum()
     return values
 
 

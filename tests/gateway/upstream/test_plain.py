@@ -21,9 +21,22 @@ def test_scores_in_the_classes_order_and_by_name() -> None:
     np.testing.assert_allclose(scores_of(NAMED, CLASSES, best), [0.2, 0.1, 0.7], atol=1e-6)
 
 
+def test_a_score_that_is_no_number_is_not_left_out() -> None:
+    nan = float("nan")
+    assert np.isnan(scores_of(NAMED, CLASSES, [{"label": name, "score": nan} for name in CLASSES])).all()
+    assert np.isnan(scores_of(NAMED, CLASSES, [{"label": "owl", "score": nan}, {"label": "cat", "score": 0.2}]))[2]
+
+
+def test_logits_are_read_where_no_class_is_left_out() -> None:
+    logits = [{"label": name, "score": score} for name, score in zip(CLASSES, (-1.5, 4.0, 0.0), strict=True)]
+    np.testing.assert_array_equal(scores_of(NAMED, CLASSES, logits), [-1.5, 4.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("spec", "answer"),
     [
+        (NAMED, [{"label": "owl", "score": -0.5}, {"label": "cat", "score": -0.9}]),
+        (NAMED, [{"label": "owl", "score": 7.5}, {"label": "cat", "score": 0.9}]),
         (LIST, {"result": []}),
         (LIST, {"result": {"0": 1}}),
         (LIST, "text"),
