@@ -48,7 +48,8 @@ class _Item(Generic[T, R]):
 class Lane(Generic[T, R]):
     """Items that may share a batch: `run` takes a list of them and returns a result, or an error, for each.
 
-    `cost` is the work of an item, in terms of one of a lane with a cost of 1.
+    Fewer than the least of `sizes` run as they are. `cost` is the work of an item, in terms of one of a lane with a
+    cost of 1.
     """
 
     run: Callable[[list[T]], Sequence[R | PalisadeError]]
@@ -61,7 +62,7 @@ class Lane(Generic[T, R]):
         if self.waiting[0].alone:
             return [self.waiting.popleft()]
         together = next((i for i, item in enumerate(self.waiting) if item.alone), len(self.waiting))
-        size = max(size for size in self.sizes if size <= together)
+        size = max((size for size in self.sizes if size <= together), default=together)
         return [self.waiting.popleft() for _ in range(size)]
 
 
@@ -77,6 +78,7 @@ class MicroBatcher:
         self._turns: deque[Lane[Any, Any]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._item_seconds = 0.0
+        self._measured = time.monotonic()
 
     @property
     def waiting(self) -> int:
@@ -87,6 +89,11 @@ class MicroBatcher:
     def pace(self) -> float:
         """Seconds an item of cost 1 takes of all engine threads together, in recent batches."""
         return self._item_seconds / self._in_flight
+
+    @property
+    def pace_age(self) -> float:
+        """Seconds since a batch last ended, whose time is in `pace`."""
+        return time.monotonic() - self._measured
 
     def expected_wait(self) -> float:
         """Seconds that a new item would wait, from the pace of recent batches."""
@@ -202,8 +209,12 @@ class MicroBatcher:
         ran: float,
     ) -> None:
         self._running -= 1
+        self._measured = time.monotonic()
         pace = ran / (len(batch) * lane.cost)
-        self._item_seconds = pace if not self._item_seconds else 0.9 * self._item_seconds + 0.1 * pace
+        answered = outcome is not None and not all(isinstance(value, PalisadeError) for value in outcome)
+        # A failure at once, as of an upstream that is gone, says nothing of the work; a long one holds its thread.
+        if answered or 0 < self._item_seconds < pace:
+            self._item_seconds = pace if not self._item_seconds else 0.9 * self._item_seconds + 0.1 * pace
         if outcome is not None and len(outcome) == len(batch):
             for item, value in zip(batch, outcome, strict=True):
                 if isinstance(value, PalisadeError):

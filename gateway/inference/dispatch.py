@@ -100,6 +100,8 @@ class Dispatcher:
         wait = max(self.batcher.expected_wait(), (self._work + self._abandoned) * pace) + _more(certify) * pace
         if images < self._places and wait < _FULL * self._timeout:
             return None
+        if not images and self.batcher.pace_age > self._timeout:
+            return None  # of a pace that is so old only an image can tell whether it still holds
         return Overloaded("too many images are waiting", headers={"Retry-After": str(max(1, math.ceil(wait)))})
 
     async def in_thread(self, job: Callable[[], T]) -> T:

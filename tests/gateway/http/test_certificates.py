@@ -175,6 +175,21 @@ def test_admission_counts_the_forward_passes_of_certificates() -> None:
         dispatcher.close()
 
 
+def test_an_old_pace_does_not_refuse_certificates_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `require` every image is certified: were all of them refused, nothing would measure the pace again."""
+    dispatcher = Dispatcher(Settings(request_timeout=0.2))
+    both = CertificateWanted(MaskSet(32, 32, 5, 4))
+    dispatcher.batcher._item_seconds = 10.0  # as after batches that an upstream held until they timed out
+    try:
+        assert dispatcher.refusal(both) is not None
+        time.sleep(0.25)
+        assert dispatcher.refusal(both) is None
+        monkeypatch.setattr(dispatcher, "_images", 1)  # one is enough to tell
+        assert dispatcher.refusal(both) is not None
+    finally:
+        dispatcher.close()
+
+
 def test_a_certificate_ends_at_the_deadline(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Pipeline.answer
 

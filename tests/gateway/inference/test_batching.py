@@ -202,3 +202,31 @@ def test_the_expected_wait_follows_queue_and_pace(batcher: MicroBatcher) -> None
     idle, waiting = run(job)
     assert idle == 0.0
     assert 0.1 < waiting < 1.0
+
+
+def test_failures_at_once_do_not_make_the_pace_a_fast_one(batcher: MicroBatcher) -> None:
+    seconds, failing = 0.1, False
+
+    def work(items: list[int]) -> list[int | PalisadeError]:
+        time.sleep(seconds)
+        if failing:
+            raise EngineError("gone")
+        return list(items)
+
+    lane: Lane[int, int] = Lane(work)
+    run(lambda: fill(batcher, lane, [1]))
+    pace = batcher.pace
+    assert pace >= 0.1
+    seconds, failing = 0.0, True
+    for _ in range(20):
+        run(lambda: fill(batcher, lane, [1]))
+    assert batcher.pace == pace
+    seconds = 0.3  # but such a one holds a thread
+    run(lambda: fill(batcher, lane, [1]))
+    assert batcher.pace > pace
+
+
+def test_items_fewer_than_the_least_size_run_as_they_are(batcher: MicroBatcher) -> None:
+    engine = Engine()
+    assert run(lambda: fill(batcher, Lane(engine.run, (4, 8)), [1, 2, 3])) == [2, 4, 6]
+    assert sum(map(len, engine.batches)) == 3
