@@ -172,6 +172,12 @@ def _tried(
     """The upstream as the bundle states it, after a first question to it."""
     if asked.size is not None and asked.size != (spec.height, spec.width):
         raise ConfigError(f"--size {spec.height}: the upstream takes images of {asked.size[0]} x {asked.size[1]}")
+    as_bytes = isinstance(asked.protocol, PlainHttp) or asked.protocol.datatype == "UINT8"
+    if as_bytes and normalise != Normalisation(channel_order=normalise.channel_order):
+        raise ConfigError(
+            "the upstream takes images as bytes, which hold no other scale and no normalisation: "
+            "leave out --scale and --normalise, or give --scale unit --normalise none over the file of --preprocessing"
+        )
     given: dict[str, Any] = {
         "protocol": asked.protocol,
         "normalise": normalise,

@@ -283,6 +283,18 @@ def test_what_cannot_be_asked_ends_in_one_line(upstream: Fake, photos: Path, tmp
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("option", [("--normalise", "imagenet"), ("--scale", "byte")])
+def test_bytes_hold_no_normalisation(option: tuple[str, str], photos: Path, tmp_path: Path) -> None:
+    """Not even asked: what is sent would be cut off at 0 and 255."""
+    (tmp_path / "plain.yaml").write_text("url: http://127.0.0.1:9/x\n")
+    with faked(Fake(lambda rows: rows, [-1, SIDE, SIDE, 3], CLASSES, datatype="UINT8")) as fake:
+        for source in (fake.url, tmp_path / "plain.yaml"):
+            made = calibrate(source, photos, tmp_path / "none", "--size", SIDE, *option)
+            assert made.exit_code == 2
+            assert "takes images as bytes, which hold no other scale" in " ".join(made.output.split())
+        assert not fake.batches
+
+
 def test_the_largest_request_is_the_servers_the_users_or_64() -> None:
     fake = Fake(lambda rows: rows, [-1, 3, SIDE, SIDE], CLASSES)
     with faked(fake), Connection(timeout=5) as connection:
