@@ -147,7 +147,11 @@ class Connection:
             connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
             if connection.sock is None:
                 connection.timeout = min(_left(deadline), _CONNECT_SECONDS)
-                connection.connect()
+                try:
+                    connection.connect()
+                except TimeoutError:
+                    _left(deadline)  # where that has not passed, nobody is there
+                    raise ConnectionError(f"no connection within {_CONNECT_SECONDS:g} s") from None
             connection.sock.settimeout(_left(deadline))  # of all that is sent
             target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
             connection.request(method, target, body if method == "POST" else None, headers)

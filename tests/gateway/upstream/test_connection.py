@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -102,6 +102,23 @@ def test_an_answer_that_ends_early_or_is_none_is_no_answer(sent: bytes) -> None:
         pytest.raises(UpstreamUnavailable, match="cannot be reached"),
     ):
         connection.get(url)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(10.0, UpstreamUnavailable), (0.2, UpstreamTimeout)], ids=["nobody", "deadline"]
+)
+def test_a_host_that_does_not_even_refuse_is_unavailable(
+    timeout: float, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.4)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(3):  # what is beyond the backlog is dropped, as by a host that is off
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        connection = stack.enter_context(Connection(timeout=timeout))
+        with pytest.raises(error):
+            connection.get(f"http://127.0.0.1:{full.getsockname()[1]}")
 
 
 def test_chunks_are_read() -> None:
