@@ -102,6 +102,10 @@ class Engine:
         """The parts that can be run."""
         return tuple(self._parts)
 
+    def sizes(self, part: Part) -> tuple[int, ...]:  # noqa: ARG002  # an upstream's differ by part
+        """Sizes of the batches of a part that images of several requests should share."""
+        return tuple(self.buckets)
+
     @property
     def providers(self) -> tuple[str, ...]:
         """The providers that ONNX Runtime started, the one asked for first."""

@@ -87,7 +87,7 @@ class Lanes:
         lanes = self._of.setdefault(pipeline, {})
         key = (work.part, work.composite)
         if key not in lanes:
-            lanes[key] = Lane(_weakly(pipeline, _run), pipeline.engine.buckets)
+            lanes[key] = Lane(_weakly(pipeline, _run), pipeline.engine.sizes(work.part))
         return lanes[key]
 
 

@@ -53,6 +53,11 @@ class UpstreamEngine(Engine):
     def parts(self) -> tuple[Part, ...]:
         return _PARTS
 
+    def sizes(self, part: Part) -> tuple[int, ...]:
+        # Each explanation has a request of its own: in a batch of many the first would wait for the last, and so would
+        # every other image for the thread.
+        return (1,) if part == "full" else super().sizes(part)
+
     @property
     def providers(self) -> tuple[str, ...]:
         return self._rows.providers

@@ -35,7 +35,7 @@ from gateway.versions.registry import Registry, load_pipeline
 from tests.gateway.http_thread import serving
 from tests.gateway.tiny import clean_image, encode, patched_image
 from tests.gateway.upstream.fake import Fake, faked
-from tests.gateway.upstream.tiny_guard import ROWS, fake_server, write_guard
+from tests.gateway.upstream.tiny_guard import MAPS, ROWS, fake_server, write_guard
 
 CLEAN, PATCHED = encode(clean_image()), encode(patched_image())
 
@@ -129,6 +129,17 @@ def test_the_thread_that_watches_outlives_what_nobody_foresaw(
             while (pipeline.engine.problem is None) is failing:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
+
+
+def test_explanations_do_not_share_a_batch_that_each_would_wait_for(fake: Fake, tmp_path: Path) -> None:
+    with guarding(fake, tmp_path, upstream_timeout=10.0, upstream_pause=60) as gateway, ThreadPoolExecutor(12) as pool:
+        fake.pause = 0.05
+        fake.batches.clear()
+        assert {each.status_code for each in pool.map(gateway.post, [CLEAN] * 12, ["?explain=all"] * 12)} == {200}
+        assert sorted(fake.batches) == [MAPS] * 12 + [ROWS] * 12
+        fake.pause = 0.3
+        assert {each.status_code for each in pool.map(gateway.post, [CLEAN] * 12)} == {200}
+        assert max(fake.batches) > ROWS
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], int, str]] = {
