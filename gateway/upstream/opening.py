@@ -56,7 +56,8 @@ def moved(upstream: Upstream, url: str) -> Upstream:
     if isinstance(protocol, Protocol2) and _MODELS not in base:
         base += protocol.url[protocol.url.index(_MODELS) :] if _MODELS in protocol.url else ""
     elif not isinstance(protocol, Protocol2) and not urlsplit(base).path:
-        base += urlsplit(protocol.url).path
+        stated = urlsplit(protocol.url)
+        base += stated.path + (f"?{stated.query}" if stated.query else "")
     return upstream.model_copy(update={"protocol": protocol.model_copy(update={"url": base})})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gateway.core.preprocessing import Normalisation
-from gateway.core.upstream import Protocol2, Upstream, checked_url
+from gateway.core.upstream import PlainHttp, Protocol2, Upstream, checked_url
 from gateway.errors import ConfigError, UpstreamInvalid
 from gateway.upstream.connection import Answer, Connection
 from gateway.upstream.describe import describe
@@ -212,6 +212,9 @@ def test_a_bundle_moves_with_its_server() -> None:
         "http://other/v2/models/net2/versions/3": "http://other/v2/models/net2/versions/3",
     }.items():
         assert moved(upstream, url).protocol.url == place
+    plain = upstream.model_copy(update={"protocol": PlainHttp(url="http://host/p?model=a")})
+    assert moved(plain, "http://other:9").protocol.url == "http://other:9/p?model=a"
+    assert moved(plain, "http://other:9/q").protocol.url == "http://other:9/q"
     with pytest.raises(ConfigError, match="PALISADE_UPSTREAM='ftp://x'"):
         moved(upstream, "ftp://x")
     with pytest.raises(ValueError, match="PALISADE_UPSTREAM_TOKEN"):
