@@ -10,11 +10,14 @@ import os
 import random
 from functools import lru_cache
 from itertools import product
+from threading import Lock
+from weakref import ref
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from gateway.core.certificate import RANK
 from gateway.core.decision import Decision
+from gateway.core.engine import Engine
 from gateway.core.kinds import KINDS
 from gateway.core.pipeline import Pipeline
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
@@ -178,6 +181,11 @@ expected_flag_rate = Gauge(
 )
 
 
+_engines: dict[str, ref[Engine]] = {}
+"""Of models behind an upstream: the engine of the active version."""
+_answering = Lock()
+
+
 def announce(pipeline: Pipeline) -> None:
     """Create the series of a model that is now served, and of errors, at zero.
 
@@ -202,7 +210,9 @@ def announce(pipeline: Pipeline) -> None:
             upstream_failures_total.labels(model, failure.code)
         upstream_breaker_opened_total.labels(model)
         upstream_seconds.labels(model)
-        upstream_up.labels(model).set(pipeline.engine.problem is None)
+        with _answering:
+            _engines[model] = ref(pipeline.engine)
+            upstream_up.labels(model).set(pipeline.engine.problem is None)
     for evidence in pipeline.judge.calibration.heard:
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:
@@ -234,6 +244,17 @@ def _codes(error: type[PalisadeError]) -> set[str]:
 def withdraw(pipeline: Pipeline) -> None:
     """Report that a version is no longer the active one."""
     _info(pipeline).set(0)
+    if pipeline.bundle.manifest.upstream is not None:
+        with _answering:
+            _engines.pop(pipeline.bundle.name, None)
+            upstream_up.labels(pipeline.bundle.name).set(math.nan)  # until the next version is announced, if it has one
+
+
+def checked(engine: Engine, model: str) -> None:
+    """Report whether the upstream answers, if `engine` is that of the active version: others have answers of theirs."""
+    with _answering:
+        if model in _engines and _engines[model]() is engine:
+            upstream_up.labels(model).set(engine.problem is None)
 
 
 def _info(pipeline: Pipeline) -> Gauge:

@@ -174,5 +174,5 @@ def _watch(reference: weakref.ref[UpstreamEngine], model: str, seconds: float) -
         if engine is None:
             return
         engine.check()
-        metrics.upstream_up.labels(model).set(engine.problem is None)
+        metrics.checked(engine, model)
         del engine

@@ -201,6 +201,25 @@ def test_answers_of_another_model_are_not_judged(fake: Fake, tmp_path: Path) -> 
         assert gateway.post().status_code == 200
 
 
+def test_the_metric_is_that_of_the_active_version(fake: Fake, tmp_path: Path) -> None:
+    settings = Settings(threads=1, upstream_pause=0.05)
+
+    def shown() -> float:
+        time.sleep(0.3)
+        return float(metrics.upstream_up.labels("guarded")._value.get())
+
+    sound = load_pipeline(write_guard(tmp_path / "a", fake.url), settings)
+    metrics.announce(sound)
+    other = load_pipeline(write_guard(tmp_path / "b", "http://127.0.0.1:9"), settings)  # a shadow, or the next one
+    assert shown() == 1.0
+    assert other.engine.problem is not None
+    metrics.withdraw(sound)
+    metrics.announce(other)
+    assert shown() == 0.0
+    metrics.withdraw(other)  # for one that has its network itself: nothing is down any more
+    assert np.isnan(shown())
+
+
 def test_one_poor_row_fails_its_own_image_alone(fake: Fake, tmp_path: Path) -> None:
     def model(rows: np.ndarray) -> np.ndarray:
         values = rows.mean((2, 3)) * np.array([10, 10, 40], np.float32)
