@@ -146,7 +146,7 @@ class Connection:
         try:
             connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
             if connection.sock is None:
-                connection.timeout = min(_left(deadline), _CONNECT_SECONDS)
+                connection._create_connection = partial(_dialled, deadline)  # type: ignore[attr-defined]  # noqa: SLF001
                 try:
                     connection.connect()
                 except TimeoutError:
@@ -240,6 +240,22 @@ def _opened(parts: SplitResult) -> http.client.HTTPConnection:
     if parts.scheme == "https":
         return http.client.HTTPSConnection(host, parts.port, context=_certificates())
     return http.client.HTTPConnection(host, parts.port)
+
+
+def _dialled(deadline: float, address: tuple[str, int], *_: Any) -> socket.socket:
+    """A connection to the first of a host's addresses that takes one: the client bounds each attempt, not their sum."""
+    failed = OSError(f"{address[0]} has no address")
+    for family, kind, protocol, _name, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.settimeout(min(_left(deadline), _CONNECT_SECONDS))
+            opened.connect(place)
+        except OSError as error:
+            opened.close()
+            failed = error
+        else:
+            return opened
+    raise failed
 
 
 @cache

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,17 @@ def answering(send: Callable[[socket.socket, int], None]) -> Iterator[tuple[str,
         yield f"http://127.0.0.1:{listening.getsockname()[1]}", counts
     finally:
         listening.close()
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    """A place whose connections are neither taken nor refused, as those of a host that is off."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(3):  # what is beyond the backlog is dropped
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield f"http://127.0.0.1:{full.getsockname()[1]}"
 
 
 def sound(client: socket.socket, _: int) -> None:
@@ -111,14 +123,36 @@ def test_a_host_that_does_not_even_refuse_is_unavailable(
     timeout: float, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.4)
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
-        for _ in range(3):  # what is beyond the backlog is dropped, as by a host that is off
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        connection = stack.enter_context(Connection(timeout=timeout))
-        with pytest.raises(error):
-            connection.get(f"http://127.0.0.1:{full.getsockname()[1]}")
+    with nobody() as url, Connection(timeout=timeout) as connection, pytest.raises(error):
+        connection.get(url)
+
+
+def test_all_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = socket.getaddrinfo
+
+    def many(*arguments: Any, **named: Any) -> Any:
+        return found(*arguments, **named) * 20
+
+    monkeypatch.setattr(socket, "getaddrinfo", many)
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.2)
+    with nobody() as url, Connection(timeout=0.5) as connection:
+        start = time.monotonic()
+        with pytest.raises(UpstreamTimeout):
+            connection.get(url)
+        assert time.monotonic() - start < 2.0
+
+
+def test_a_host_is_tried_at_its_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = socket.getaddrinfo
+    with nobody() as url, answering(sound) as (sounding, _), Connection(timeout=5) as connection:
+        port = int(url.rpartition(":")[2])
+
+        def two(host: str, asked: int, *rest: Any, **named: Any) -> Any:
+            return found(host, port, *rest, **named) + found(host, asked, *rest, **named)
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.2)
+        assert connection.get(sounding).json() == {}
 
 
 def test_chunks_are_read() -> None:
