@@ -95,7 +95,7 @@ def _check_version(path: Path, text: str) -> None:
     """Refuse a manifest of another schema version by its version, not by the first field that it lacks."""
     try:
         version = json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -134,7 +134,7 @@ def _card(path: Path) -> dict[str, Any] | None:
         return None
     try:
         card = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: unreadable card: {error}") from None
     if not isinstance(card, dict):
         raise BundleError(f"{path}: the card is not a JSON object")
@@ -142,6 +142,28 @@ def _card(path: Path) -> dict[str, Any] | None:
 
 
 def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest) -> dict[str, np.ndarray]:
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name, shape in _shapes(calibration, manifest).items():
+                array = file[f"{calibration.key}/{name}"]
+                if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+                    raise BundleError(f"{path}: array {name!r} is not finite float of shape {shape}")
+                if name.endswith("_weights"):
+                    if (array <= 0).any() or (array > 1).any():
+                        raise BundleError(f"{path}: array {name!r} is not in (0, 1]")
+                elif (np.diff(array, axis=0) < 0).any():
+                    raise BundleError(f"{path}: array {name!r} is not ascending")
+                arrays[f"{calibration.key}/{name}"] = array
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001 (of NumPy, of archives, of compression: each has errors of its own)
+        raise BundleError(f"{path}: unreadable calibration: {error}") from None
+    return arrays
+
+
+def _shapes(calibration: Calibration, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Shapes of a calibration's arrays, by name."""
     shapes: dict[str, tuple[int, ...]] = {
         "components": (calibration.n_select, len(manifest.scores)),
         "fisher": (calibration.n_tails or calibration.n_select,),
@@ -158,22 +180,7 @@ def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest
             shapes["cascade_weights"] = (calibration.cascade.n_on,)
     if calibration.kinds:
         shapes |= {"kinds": (calibration.kinds.n, 2), "kind_weights": (calibration.kinds.n, 2)}
-    arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for name, shape in shapes.items():
-                array = file[f"{calibration.key}/{name}"]
-                if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-                    raise BundleError(f"{path}: array {name!r} is not finite float of shape {shape}")
-                if name.endswith("_weights"):
-                    if (array <= 0).any() or (array > 1).any():
-                        raise BundleError(f"{path}: array {name!r} is not in (0, 1]")
-                elif (np.diff(array, axis=0) < 0).any():
-                    raise BundleError(f"{path}: array {name!r} is not ascending")
-                arrays[f"{calibration.key}/{name}"] = array
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{path}: unreadable calibration: {error}") from None
-    return arrays
+    return shapes
 
 
 def write_manifest(folder: Path, manifest: Manifest, *, as_read: bool = False) -> None:

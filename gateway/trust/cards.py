@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 from gateway.core.loading import Bundle
 from gateway.core.manifest import CARD
@@ -14,17 +15,25 @@ def require_card(bundle: Bundle, days: int, *, today: date | None = None) -> Non
     card, path = bundle.card(), bundle.path / CARD
     if card is None:
         raise CardRefused(f"{path}: missing, and PALISADE_REQUIRE_CARD asks for it")
+    try:
+        problem = _problem(card, days, today or datetime.now(UTC).date())
+    except (AttributeError, KeyError, TypeError):
+        problem = "not laid out as a card is"
+    if problem is not None:
+        raise CardRefused(f"{path}: {problem}")
+
+
+def _problem(card: dict[str, Any], days: int, today: date) -> str | None:
     if card.get("status") != "complete":
         named = [str(unit) for unit in [*card.get("missing", []), *card.get("reduced", [])]]
         what = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-        raise CardRefused(f"{path}: {card.get('status') or 'of no status'}" + (f": {what}" if what else ""))
-    failed = [check.get("check", "?") for check in card.get("checks", []) if check.get("passed") is not True]
-    if failed:
-        raise CardRefused(f"{path}: checks that did not pass: {', '.join(failed)}")
+        return f"{card.get('status') or 'of no status'}" + (f": {what}" if what else "")
+    if failed := [str(check["check"]) for check in card["checks"] if check["passed"] is not True]:
+        return f"checks that did not pass: {', '.join(failed)}"
     try:
         made = date.fromisoformat(card["date"])
     except (KeyError, TypeError, ValueError):
-        raise CardRefused(f"{path}: states no date") from None
-    now = today or datetime.now(UTC).date()
-    if not now - timedelta(days=days) <= made <= now + timedelta(days=1):
-        raise CardRefused(f"{path}: of {made}, older than {days} days (or of a day to come)")
+        return "states no date"
+    if not today - timedelta(days=days) <= made <= today + timedelta(days=1):
+        return f"of {made}, older than {days} days (or of a day to come)"
+    return None

@@ -51,6 +51,7 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
         (lambda m: m.update(schema_version=1), "schema_version 1: this release reads version 3"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(name="../evil"), "name"),
+        (lambda m: m.update(version="1" * 5000 + ".0.0"), "version"),
         (lambda m: m.update(classes=["one"]), "classes"),
         (lambda m: m["files"].update({"../outside": "0" * 64}), "inside the bundle"),
         (lambda m: m["files"].pop("defense.onnx"), "files lacks defense.onnx"),
@@ -107,7 +108,16 @@ def test_the_card_is_the_one_that_was_checked(folder: Path) -> None:
     assert bundle.card() == {"figures": {}}
 
 
-@pytest.mark.parametrize("content", [b'{"figures"', b"[1]", b"\xff\xfe"])
+DEEP = b"[" * 200_000
+
+
+def test_a_manifest_nested_too_deep_is_refused(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(DEEP)
+    with pytest.raises(BundleError, match=r"manifest\.json: "):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("content", [b'{"figures"', b"[1]", b"\xff\xfe", DEEP])
 def test_a_card_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "card.json").write_bytes(content)
     edit_manifest(folder, nothing, rehash=True)
@@ -134,6 +144,22 @@ def test_calibration_arrays_are_checked(folder: Path, change: Any, message: str)
     with pytest.raises(BundleError, match=message) as error:
         load_bundle(folder)
     assert "calibration.npz" in error.value.detail
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no archive", b"\x93NUMPY", DEEP])
+def test_calibrations_that_are_no_archive_are_refused(folder: Path, content: bytes) -> None:
+    (folder / "calibration.npz").write_bytes(content)
+    edit_manifest(folder, nothing, rehash=True)
+    with pytest.raises(BundleError, match=r"calibration\.npz: unreadable calibration"):
+        load_bundle(folder)
+
+
+def test_a_single_array_is_no_calibration(folder: Path) -> None:
+    with (folder / "calibration.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    edit_manifest(folder, nothing, rehash=True)
+    with pytest.raises(BundleError, match=r"calibration\.npz: unreadable calibration"):
+        load_bundle(folder)
 
 
 def test_a_graph_that_is_no_graph_is_named(folder: Path) -> None:

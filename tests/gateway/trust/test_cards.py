@@ -33,6 +33,11 @@ GOOD: dict[str, Any] = {"status": "complete", "date": "2026-11-20", "checks": [{
         ({"date": "2026-12-24"}, "a day to come"),
         ({"date": "soon"}, "no date"),
         ({"date": None}, "no date"),
+        ({"checks": None}, "not laid out"),
+        ({"checks": [1]}, "not laid out"),
+        ({"checks": [{}]}, "not laid out"),
+        ({"status": "incomplete", "missing": None}, "not laid out"),
+        ({"checks": [{"check": 5, "passed": False}]}, "did not pass: 5"),
     ],
 )
 def test_cards(bundle_folder: Path, change: dict[str, Any], problem: str | None) -> None:
