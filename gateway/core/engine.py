@@ -213,7 +213,7 @@ class Engine:
     def warm_up(self) -> float:
         """Run every part at every bucket once, with a marked pixel; seconds that all took.
 
-        Raises `BundleError` if an output does not have the shape that the manifest states.
+        Raises `BundleError` if a graph fails, or an output does not have the shape that the manifest states.
         """
         start = time.perf_counter()
         for part, opened in self._parts.items():
@@ -223,7 +223,11 @@ class Engine:
                 if "mask" in opened.inputs:
                     mask = np.zeros((n, self.spec.height, self.spec.width), np.float32)
                     mask[:, 0, 0] = 1.0
-                outputs = self.run(pixels, mask, part=part)
+                try:
+                    outputs = self.run(pixels, mask, part=part)
+                except Exception as error:  # noqa: BLE001  # as in `open_session`
+                    text = " ".join(str(error).split())[:300]
+                    raise BundleError(f"{opened.path}: fails on a batch of {n}: {text}") from None
                 for name, wanted in opened.shapes.items():
                     shape = getattr(outputs, name).shape
                     if shape != (n, *wanted):

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from gateway.core.cores import quota, threads_per_worker, usable_cores
 from gateway.core.engine import choose
-from gateway.core.loading import load_bundle
+from gateway.core.loading import hash_files, load_bundle
+from gateway.core.manifest import graphs_sha256
 from gateway.errors import BundleError, ConfigError, UnknownModel
 from gateway.ids import new_id
 from gateway.settings import Settings, load_settings
-from gateway.versions.registry import load_registry
+from gateway.versions.registry import load_pipeline, load_registry
 from tests.gateway.tiny import write_bundle
 
 
@@ -25,6 +29,22 @@ def test_a_broken_bundle_is_refused_and_the_others_go_on(tmp_path: Path, caplog:
         registry = load_registry(Settings(models=[tmp_path], threads=1))
     assert registry.names == ["good"]
     assert "calibration.npz: listed in the manifest but missing" in caplog.text
+
+
+def test_a_graph_that_fails_when_it_is_run_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny" / "1.0.0")
+    broken = write_bundle(tmp_path / "tiny" / "2.0.0", version="2.0.0")
+    graph = onnx.load(broken / "defense.onnx")
+    (index,) = (tensor for tensor in graph.graph.initializer if tensor.name == "zero_index")
+    index.CopyFrom(onnx.numpy_helper.from_array(np.array(7), "zero_index"))  # of three channels
+    onnx.save(graph, broken / "defense.onnx")
+    manifest = json.loads((broken / "manifest.json").read_text())
+    manifest["files"] = hash_files(broken)
+    manifest["calibrations"][0]["graphs_sha256"] = graphs_sha256(manifest["files"])
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"defense\.onnx: fails on a batch of 1"):
+        load_pipeline(broken, Settings(threads=1))
+    assert load_registry(Settings(models=[tmp_path], threads=1)).get("tiny").bundle.version == "1.0.0"
 
 
 def test_nothing_to_serve_is_an_error(tmp_path: Path) -> None:
