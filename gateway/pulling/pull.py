@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from gateway.core.loading import load_bundle, read_manifest
 from gateway.core.manifest import MANIFEST, SIGNATURE, Manifest
@@ -23,6 +24,7 @@ _SMALL = 16 << 20
 _TRIES = 3
 _PAUSE = 0.5
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Told the file that comes next, its number (from 1) and how many there are."""
 
@@ -54,7 +56,7 @@ def pull(
     Raises `PullFailed` (the source does not answer, or sends something else), `BundleError` and its subclasses (what it
     sent must not be served), and `ConfigError` (the address or a key cannot be used).
     """
-    source, demands = source or open_source(url), demands or Demands()
+    source, demands = source or _again(partial(open_source, url)), demands or Demands()
     into.mkdir(parents=True, exist_ok=True)
     draft = into / f".{os.getpid()}-{time.monotonic_ns():x}.part"
     draft.mkdir()
@@ -117,7 +119,7 @@ def _pieces(source: Source, name: str) -> Iterator[bytes]:
         raise FileNotFoundError(name) from None
 
 
-def _again(fetch: Callable[[], int]) -> int:
+def _again(fetch: Callable[[], T]) -> T:
     """The result of `fetch`, which is tried again where the source fails; what is wrong stays wrong."""
     for last in range(_TRIES):
         try:

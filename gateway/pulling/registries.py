@@ -7,9 +7,11 @@ compared with the digests that the artefact states, and the artefact with the di
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import posixpath
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gateway.errors import ConfigError, PullFailed
@@ -18,6 +20,8 @@ from gateway.pulling.packages import CHUNK, failing, package
 _TITLE = "org.opencontainers.image.title"
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json"
 _LARGEST = 4 << 20
+_TIMEOUT = 30.0
+"""Seconds without a byte after which a registry has failed."""
 
 
 class Artefact:
@@ -32,6 +36,9 @@ class Artefact:
         self._reference = f"oci://{reference}"
         host = reference.split("/", 1)[0].rsplit(":", 1)[0]
         self._registry = provider.Registry(insecure=host in ("localhost", "127.0.0.1", "[::1]"))
+        # The package sets no time-out, and asks again for more than two minutes; `pull` asks again itself.
+        self._registry.session.request = partial(self._registry.session.request, timeout=_TIMEOUT)
+        self._registry.do_request = partial(inspect.unwrap(provider.Registry.do_request), self._registry)
         with failing(self._reference):
             self._registry.auth.load_configs(self._container)
             self._layers = self._read_manifest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.core.loading import load_bundle
 from gateway.core.manifest import MANIFEST, SIGNATURE
 from gateway.errors import BundleError, ConfigError, PullFailed, UntrustedBundle
 from gateway.pulling import pull as pull_module
+from gateway.pulling import registries
 from gateway.pulling.cache import fetch_sources
 from gateway.pulling.pull import pull
 from gateway.settings import Settings, load_settings
@@ -93,13 +95,19 @@ def test_a_source_that_fails_once_is_asked_again(bundle_folder: Path, tmp_path: 
     failed: set[str] = set()
 
     def once(digest: str, data: bytes) -> bytes | None:
-        if digest in failed or digest == registry.digest:
+        if digest in failed:
             return data
         failed.add(digest)
         return None
 
     with serving(Registry(bundle_folder, once)) as registry:
         assert pull(f"{registry.reference}:1.0.0", tmp_path).fetched
+
+
+def test_a_registry_that_never_answers_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PullFailed, match="timed out"):
+        pull(f"oci://127.0.0.1:{silent.getsockname()[1]}/models/tiny:1.0.0", tmp_path)
 
 
 def test_what_is_not_trusted_is_not_left(tmp_path: Path) -> None:
