@@ -11,16 +11,25 @@ from gateway.errors import CardRefused
 
 
 def require_card(bundle: Bundle, days: int, *, today: date | None = None) -> None:
-    """Raise `CardRefused` unless the card is complete, every check in it passed, and it is at most `days` days old."""
+    """Raise `CardRefused` unless the card is this version's and complete, its checks passed, and it is recent enough.
+
+    That is: at most `days` days old.
+    """
     card, path = bundle.card(), bundle.path / CARD
     if card is None:
         raise CardRefused(f"{path}: missing, and PALISADE_REQUIRE_CARD asks for it")
     try:
-        problem = _problem(card, days, today or datetime.now(UTC).date())
+        problem = _of_another(card, bundle) or _problem(card, days, today or datetime.now(UTC).date())
     except (AttributeError, KeyError, TypeError):
         problem = "not laid out as a card is"
     if problem is not None:
         raise CardRefused(f"{path}: {problem}")
+
+
+def _of_another(card: dict[str, Any], bundle: Bundle) -> str | None:
+    if (card["bundle"], card["version"]) != (bundle.name, bundle.version):
+        return f"of {card['bundle']} {card['version']}, not of {bundle.name} {bundle.version}"
+    return None
 
 
 def _problem(card: dict[str, Any], days: int, today: date) -> str | None:

@@ -18,7 +18,13 @@ from gateway.versions.registry import load_registry
 from tests.gateway.tiny import write_bundle
 
 TODAY = date(2026, 11, 29)
-GOOD: dict[str, Any] = {"status": "complete", "date": "2026-11-20", "checks": [{"check": "control", "passed": True}]}
+GOOD: dict[str, Any] = {
+    "bundle": "tiny",
+    "version": "1.0.0",
+    "status": "complete",
+    "date": "2026-11-20",
+    "checks": [{"check": "control", "passed": True}],
+}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,8 @@ GOOD: dict[str, Any] = {"status": "complete", "date": "2026-11-20", "checks": [{
         ({"date": "2026-12-24"}, "a day to come"),
         ({"date": "soon"}, "no date"),
         ({"date": None}, "no date"),
+        ({"version": "0.9.0"}, "of tiny 0.9.0, not of tiny 1.0.0"),
+        ({"bundle": "other"}, "of other 1.0.0, not of tiny 1.0.0"),
         ({"checks": None}, "not laid out"),
         ({"checks": [1]}, "not laid out"),
         ({"checks": [{}]}, "not laid out"),
