@@ -46,11 +46,12 @@ class Registration(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the canonical JSON of everything but the digest."""
-        content = json.loads(self.model_dump_json(exclude={"sha256"}))
+        # Of what it states: a setting that a later release adds with a default is no part of an earlier registration.
+        content = json.loads(self.model_dump_json(exclude={"sha256"}, exclude_unset=True))
         return hashlib.sha256(canonical(content)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.model_dump_json())
+        content: dict[str, Any] = json.loads(self.model_dump_json(exclude_unset=True))
         return content
 
 
@@ -69,7 +70,8 @@ def register(bundle: str, version: str, evaluation: Evaluation, data: Mapping[st
         data=json.loads(json.dumps(data)),
         evaluation=evaluation,
     )
-    return made.model_copy(update={"sha256": made.digest})
+    stated = Registration.model_validate_json(made.model_dump_json())  # with every default
+    return stated.model_copy(update={"sha256": stated.digest})
 
 
 def read_registration(path: Path) -> Registration:

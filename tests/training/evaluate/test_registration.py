@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from training.errors import TrainingError
 from training.evaluate.card import extended
 from training.evaluate.registration import (
     Registration,
+    canonical,
     card_problems,
     code_version,
     differences,
@@ -52,6 +54,14 @@ def test_the_digest_is_that_of_the_content_however_it_is_written(tmp_path: Path)
     assert read_registration(tmp_path / "r.json") == found
     assert found.code == code_version()
     assert found.code["palisade"]
+
+
+def test_a_registration_of_an_earlier_release_holds_when_settings_are_added() -> None:
+    content = made().to_json()
+    del content["sha256"], content["evaluation"]["certified"], content["evaluation"]["queries"]
+    content["sha256"] = hashlib.sha256(canonical(content)).hexdigest()
+    assert parsed(content).to_json() == content
+    assert parsed(parsed(content).to_json()).evaluation == ASKED
 
 
 @pytest.mark.parametrize(
