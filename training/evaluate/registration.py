@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,9 +103,12 @@ def differences(
     problems = []
     if (bundle, version) != (found.bundle, found.version):
         problems.append(f"it is of {found.bundle} {found.version}, not of {bundle} {version}")
-    wanted = {(bound.figure, bound.kind): bound.bound for bound in found.evaluation.bounds}
-    stated = {(bound.figure, bound.kind): bound.bound for bound in evaluation.bounds}
-    if changed := sorted({key[0] for key in wanted.keys() | stated.keys() if wanted.get(key) != stated.get(key)}):
+    # Counted: a figure may have several bounds, and the loosest of them stands for none of the others.
+    wanted, stated = (
+        Counter((bound.figure, bound.kind, bound.bound) for bound in each.bounds)
+        for each in (found.evaluation, evaluation)
+    )
+    if changed := sorted({figure for figure, _, _ in (wanted - stated) + (stated - wanted)}):
         problems.append(f"bounds are not the registered ones: {', '.join(changed)}")
     if evaluation.seed != found.evaluation.seed:
         problems.append(f"the seed is {evaluation.seed}, registered is {found.evaluation.seed}")

@@ -22,7 +22,7 @@ class Bound(BaseModel):
 
     figure: str
     kind: Literal["at_least", "at_most"]
-    bound: float
+    bound: float = Field(allow_inf_nan=False)
 
 
 class Evaluation(BaseModel):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Manifest
@@ -110,6 +112,21 @@ def test_what_is_measured_has_to_be_what_was_registered() -> None:
     assert differ(data=DATA | {"test": {"n": 4, "groups": 2, "sha256": "other"}}) == [
         "registration: data are not the registered ones: test"
     ]
+
+
+def test_none_of_several_bounds_on_a_figure_may_be_left_out() -> None:
+    tight, loose = (Bound(figure="joint_8", kind="at_most", bound=bound) for bound in (0.1, 0.5))
+    both, one = ASKED.model_copy(update={"bounds": [tight, loose]}), ASKED.model_copy(update={"bounds": [loose]})
+    found = register("toy", "1.0.0", both, DATA)
+    given: dict[str, Any] = {"bundle": "toy", "version": "1.0.0", "data": DATA}
+    assert differences(found, evaluation=both, **given) == []
+    assert differences(found, evaluation=one, **given) == ["registration: bounds are not the registered ones: joint_8"]
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+def test_a_bound_is_a_number(bound: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Bound(figure="joint_8", kind="at_most", bound=bound)
 
 
 def test_what_was_measured_before_is_named() -> None:
