@@ -271,7 +271,8 @@ class Manifest(_Strict):
     def _relative_paths(cls, files: dict[str, str]) -> dict[str, str]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST or not name.isprintable():
+            plain = path.as_posix() == name and "\\" not in name and name.isprintable()
+            if not plain or path.is_absolute() or ".." in path.parts or name == MANIFEST:
                 raise ValueError(f"file name {name!r} must be relative, inside the bundle and not the manifest")
         return files
 

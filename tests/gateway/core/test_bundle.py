@@ -54,6 +54,8 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
         (lambda m: m.update(version="1" * 5000 + ".0.0"), "version"),
         (lambda m: m.update(classes=["one"]), "classes"),
         (lambda m: m["files"].update({"../outside": "0" * 64}), "inside the bundle"),
+        (lambda m: m["files"].update({"./manifest.json": "0" * 64}), "inside the bundle"),
+        (lambda m: m["files"].update({"samples//a.png": "0" * 64}), "inside the bundle"),
         (lambda m: m["files"].pop("defense.onnx"), "files lacks defense.onnx"),
         (lambda m: m["graphs"].pop("verdict"), "graphs lacks the part 'verdict'"),
         (lambda m: m["graphs"].pop("screen"), "belong together"),
