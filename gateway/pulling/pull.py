@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from gateway.core.loading import load_bundle, read_manifest
+from gateway.core.loading import file_sha256, load_bundle, read_manifest
 from gateway.core.manifest import MANIFEST, SIGNATURE, Manifest
-from gateway.errors import BundleError, PullFailed
+from gateway.errors import BundleError, PullFailed, UntrustedBundle
 from gateway.pulling.sources import Source, open_source
 from gateway.trust.admission import Demands
 
@@ -46,12 +46,14 @@ def pull(
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
     source: Source | None = None,
+    replace: bool = False,
 ) -> Pulled:
     """Fetch the bundle at `url` to `into/NAME/VERSION`, and check it as a gateway does before it can be found there.
 
     Only files that the bundle's manifest lists are fetched, and each must have the SHA-256 stated there. A bundle that
-    lies there already is checked and not fetched again. Until all is well it lies in a folder whose name ends in
-    `.part`, which no gateway reads; a stop in the middle leaves nothing that is served.
+    lies there already is checked and not fetched again, but for its signature if it is not trusted by the one that it
+    has; with `replace`, what lies there and is not sound is replaced. Until all is well it lies in a folder whose name
+    ends in `.part`, which no gateway reads; a stop in the middle leaves nothing that is served.
 
     Raises `PullFailed` (the source does not answer, or sends something else), `BundleError` and its subclasses (what it
     sent must not be served), and `ConfigError` (the address or a key cannot be used).
@@ -62,23 +64,21 @@ def pull(
     draft.mkdir()
     try:
         _again(partial(_fetch, source, url, MANIFEST, draft, None, _SMALL))
-        manifest = read_manifest(draft)
+        manifest, sha256 = read_manifest(draft), file_sha256(draft / MANIFEST)
         folder = into / manifest.name / manifest.version
-        if folder.exists():
-            if load_bundle(folder).manifest_sha256 != hashlib.sha256((draft / MANIFEST).read_bytes()).hexdigest():
-                raise BundleError(f"{folder}: another bundle of that name and version than the one at {url}")
-            return Pulled(folder, demands.load(folder).manifest, fetched=False)
+        if folder.exists() and not (replace and not _sound(folder)):
+            return _kept(source, url, folder, draft, demands)
         left = max_bytes
         for number, (name, digest) in enumerate(sorted(manifest.files.items()), start=1):
             if progress is not None:
                 progress(name, number, len(manifest.files))
             left -= _again(partial(_fetch, source, url, name, draft, digest, left))
-        try:
-            _again(partial(_fetch, source, url, SIGNATURE, draft, None, _SMALL))
-        except FileNotFoundError:  # `demands` may ask for it
-            (draft / SIGNATURE).unlink()
-        demands.load(draft)
+        _fetch_signature(source, url, draft)
+        if demands.load(draft).manifest_sha256 != sha256:
+            raise BundleError(f"{url}/{MANIFEST}: a file of the bundle has taken its place")
         folder.parent.mkdir(exist_ok=True)
+        if replace and folder.exists() and not _sound(folder):
+            shutil.rmtree(folder)
         try:
             draft.rename(folder)
         except OSError:  # another process has just put it there
@@ -92,6 +92,39 @@ def pull(
         raise PullFailed(f"{into}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sound(folder: Path) -> bool:
+    try:
+        load_bundle(folder)
+    except BundleError:
+        return False
+    return True
+
+
+def _fetch_signature(source: Source, url: str, draft: Path) -> bool:
+    """Whether the source has a signature, which `Demands` may ask for."""
+    try:
+        _again(partial(_fetch, source, url, SIGNATURE, draft, None, _SMALL))
+    except FileNotFoundError:
+        (draft / SIGNATURE).unlink()
+        return False
+    return True
+
+
+def _kept(source: Source, url: str, folder: Path, draft: Path, demands: Demands) -> Pulled:
+    """The bundle that lies in `folder`, if it is that of the manifest in `draft`; with a signature that is trusted."""
+    if load_bundle(folder).manifest_sha256 != file_sha256(draft / MANIFEST):
+        raise BundleError(f"{folder}: another bundle of that name and version than the one at {url}")
+    try:
+        return Pulled(folder, demands.load(folder).manifest, fetched=False)
+    except UntrustedBundle:
+        shutil.copytree(folder, draft, dirs_exist_ok=True)
+        if not _fetch_signature(source, url, draft):
+            raise
+    manifest = demands.load(draft).manifest
+    (draft / SIGNATURE).replace(folder / SIGNATURE)
+    return Pulled(folder, manifest, fetched=True)
 
 
 def _fetch(source: Source, url: str, name: str, draft: Path, digest: str | None, most: int) -> int:

@@ -121,11 +121,30 @@ def test_what_is_not_trusted_is_not_left(tmp_path: Path) -> None:
     assert (pulled.folder / SIGNATURE).is_file()
     # What lies there already is trusted no more than what comes.
     (pulled.folder / SIGNATURE).unlink()
+    (source / SIGNATURE).unlink()
     with pytest.raises(UntrustedBundle, match="not signed"):
         pull(source.as_uri(), tmp_path / "models", trusting)
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a\x00b", "manifest.json"])
+def test_a_bundle_that_was_signed_by_another_key_since(tmp_path: Path) -> None:
+    source, models = write_bundle(tmp_path / "source"), tmp_path / "models"
+    (old, old_public), (new, new_public) = write_pair(tmp_path, "old"), write_pair(tmp_path, "new")
+    sign(source, Signer(old))
+    folder = pull(source.as_uri(), models, Demands((old_public,))).folder
+    before = (folder / SIGNATURE).read_bytes()
+    with pytest.raises(UntrustedBundle, match=r"new\.pub"):
+        pull(source.as_uri(), models, Demands((new_public,)))
+    assert (folder / SIGNATURE).read_bytes() == before
+    sign(source, Signer(new))
+    assert pull(source.as_uri(), models, Demands((new_public,))).folder == folder
+    assert Demands((new_public,)).load(folder).version == "1.0.0"
+    # A signature that is trusted is not replaced, whatever the source has.
+    (source / SIGNATURE).write_bytes(b"nothing")
+    assert not pull(source.as_uri(), models, Demands((new_public,))).fetched
+    assert [path.name for path in models.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a\x00b", "manifest.json", "./manifest.json"])
 def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
     source = write_bundle(tmp_path / "source")
     text = (source / MANIFEST).read_text().replace('"calibration.npz":', f'"{name}":'.replace("\x00", "\\u0000"))
@@ -196,6 +215,16 @@ def test_addresses_among_the_models(cached: Path, tmp_path: Path, monkeypatch: p
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(PullFailed):
         fetch_sources(settings)
+
+
+@pytest.mark.parametrize("name", ["calibration.npz", MANIFEST])
+def test_a_cache_that_was_damaged_is_filled_anew(cached: Path, tmp_path: Path, name: str) -> None:
+    settings = load_settings(models=cached.as_uri(), cache_dir=tmp_path / "cache", threads=1)
+    fetch_sources(settings)
+    (damaged,) = (tmp_path / "cache").rglob(name)
+    damaged.unlink()
+    fetch_sources(settings)
+    assert load_registry(settings).names == ["tiny"]
 
 
 def test_settings_without_addresses_are_as_before(tmp_path: Path) -> None:
