@@ -131,12 +131,17 @@ def find_bundles(roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 def _bundles(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / MANIFEST).is_file():
+    try:
+        holds_one = (folder / MANIFEST).is_file()
+        children = [] if holds_one or not depth else sorted(folder.iterdir())
+    except OSError:  # not readable, as `lost+found` is: refused by its name, where the others are served
         yield folder
-    elif depth:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and child.suffix != ".part":
-                yield from _bundles(child, depth - 1)
+        return
+    if holds_one:
+        yield folder
+    for child in children:
+        if child.is_dir() and child.suffix != ".part":
+            yield from _bundles(child, depth - 1)
 
 
 def _state(folder: Path) -> object:

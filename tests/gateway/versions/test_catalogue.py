@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -47,6 +48,24 @@ def test_what_is_missing_and_what_is_broken_is_told(tmp_path: Path) -> None:
         catalogue.find("tiny", "4.0.0")
     with pytest.raises(UnknownModel, match=r"'nope' is on disk \(has tiny\)"):
         catalogue.find("nope", "1.0.0")
+
+
+def test_a_folder_that_cannot_be_read_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(tmp_path / "tiny")
+    (tmp_path / "lost+found").mkdir()
+    is_file, read_bytes = Path.is_file, Path.read_bytes
+
+    def allowed(path: Path) -> Path:
+        # Not by permissions, which do not hold for root.
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path
+
+    monkeypatch.setattr(Path, "is_file", lambda path: is_file(allowed(path)))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(allowed(path)))
+    found, refused = Catalogue([tmp_path]).look()
+    assert [bundle.name for bundle in found] == ["tiny"]
+    assert [(entry.folder.name, "Permission denied" in entry.reason) for entry in refused] == [("lost+found", True)]
 
 
 def test_folders_are_looked_at_anew(tmp_path: Path) -> None:
