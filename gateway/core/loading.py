@@ -6,6 +6,7 @@ The gateway refuses a folder that does not match its manifest, and names the fil
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,22 @@ def load_bundle(folder: Path) -> Bundle:
         if calibration.graphs_sha256 != graphs_sha256(manifest.files, calibration.precision):
             raise BundleError(f"{folder / calibration.file}: calibration {calibration.key} belongs to another graph")
         arrays |= _calibration_arrays(folder / calibration.file, calibration, manifest)
-    return Bundle(folder, manifest, arrays, robustness=_card(folder / CARD), manifest_sha256=digest)
+    return Bundle(folder, manifest, arrays, robustness=_card(folder / CARD, manifest), manifest_sha256=digest)
 
 
-def _card(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+def _hashed(path: Path, manifest: Manifest) -> bytes:
+    """The bytes of a file, which are those that the manifest states also if the file has been changed since."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.files.get(path.name):
+        raise BundleError(f"{path}: changed while the bundle was read")
+    return data
+
+
+def _card(path: Path, manifest: Manifest) -> dict[str, Any] | None:
+    if path.name not in manifest.files:
         return None
     try:
-        card = json.loads(path.read_text("utf-8"))
+        card = json.loads(_hashed(path, manifest).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: unreadable card: {error}") from None
     if not isinstance(card, dict):
@@ -144,7 +153,7 @@ def _card(path: Path) -> dict[str, Any] | None:
 def _calibration_arrays(path: Path, calibration: Calibration, manifest: Manifest) -> dict[str, np.ndarray]:
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(_hashed(path, manifest)), allow_pickle=False) as file:
             for name, shape in _shapes(calibration, manifest).items():
                 array = file[f"{calibration.key}/{name}"]
                 if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():

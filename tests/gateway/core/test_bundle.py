@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from gateway.core import loading
 from gateway.core.engine import Engine
 from gateway.core.loading import hash_files, load_bundle
 from gateway.core.manifest import MANIFEST, graphs_sha256
@@ -146,6 +147,25 @@ def test_calibration_arrays_are_checked(folder: Path, change: Any, message: str)
     with pytest.raises(BundleError, match=message) as error:
         load_bundle(folder)
     assert "calibration.npz" in error.value.detail
+
+
+@pytest.mark.parametrize("name", ["calibration.npz", "card.json"])
+def test_a_file_that_changes_after_it_was_hashed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (folder / "card.json").write_text("{}")
+    edit_manifest(folder, nothing, rehash=True)
+    other = write_bundle(folder.parent / "other", seed=1)
+    (other / "card.json").write_text('{"status": "complete"}')
+
+    def then_change(path: Path) -> dict[str, str]:
+        found = hash_files(path)
+        (folder / name).write_bytes((other / name).read_bytes())
+        return found
+
+    monkeypatch.setattr(loading, "hash_files", then_change)
+    with pytest.raises(BundleError, match=f"{name}: changed while"):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no archive", b"\x93NUMPY", DEEP])
