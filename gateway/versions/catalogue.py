@@ -83,7 +83,8 @@ class Catalogue:
             elif (first := found.setdefault((entry.name, entry.version), entry)) is not entry:
                 reason = f"{entry.folder}: {entry.name} {entry.version} is in {first.folder} already"
                 refused.append(Refused(entry.folder, reason, entry.name, entry.version))
-        return sorted(found.values(), key=lambda bundle: (bundle.name, _newest_first(bundle.version))), refused
+        newest_first = sorted(found.values(), key=lambda bundle: _precedence(bundle.version), reverse=True)
+        return sorted(newest_first, key=lambda bundle: bundle.name), refused
 
     def versions(self, name: str) -> list[Found]:
         """The sound versions of a model, the newest first; raises `UnknownModel` if no folder states that name."""
@@ -153,6 +154,9 @@ def _state(folder: Path) -> object:
     return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns) for path, stat in files]
 
 
-def _newest_first(version: str) -> tuple[list[int], bool]:
+def _precedence(version: str) -> tuple[list[int], bool, list[tuple[bool, int, str]]]:
+    """A value that is larger for the later of two versions, as Semantic Versioning 2.0.0 (section 11) orders them."""
     numbers, _, prerelease = version.partition("-")
-    return [-int(number) for number in numbers.split(".")], bool(prerelease)
+    # A number comes before a word, and the shorter of two lists before the longer.
+    parts = [(False, int(part), "") if part.isdigit() else (True, 0, part) for part in prerelease.split(".")]
+    return [int(number) for number in numbers.split(".")], not prerelease, parts

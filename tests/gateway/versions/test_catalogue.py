@@ -17,7 +17,7 @@ from tests.gateway.tiny import write_bundle
 
 
 def test_versions_side_by_side_the_newest_first(tmp_path: Path) -> None:
-    for version in ("1.9.0", "1.10.0", "1.10.0-rc.1"):
+    for version in ("1.9.0", "1.10.0", "1.10.0-rc", "1.10.0-rc.2", "1.10.0-rc.10", "1.10.0-beta.3", "1.10.0-7"):
         write_bundle(tmp_path / "tiny" / version, version=version)
     write_bundle(tmp_path / "alone", name="alone")
     write_bundle(tmp_path / "tiny" / "2.0.0.part", version="2.0.0")
@@ -25,7 +25,11 @@ def test_versions_side_by_side_the_newest_first(tmp_path: Path) -> None:
     assert [(bundle.name, bundle.version) for bundle in found] == [
         ("alone", "1.0.0"),
         ("tiny", "1.10.0"),
-        ("tiny", "1.10.0-rc.1"),
+        ("tiny", "1.10.0-rc.10"),
+        ("tiny", "1.10.0-rc.2"),
+        ("tiny", "1.10.0-rc"),
+        ("tiny", "1.10.0-beta.3"),
+        ("tiny", "1.10.0-7"),
         ("tiny", "1.9.0"),
     ]
     assert not refused

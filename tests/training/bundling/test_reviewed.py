@@ -18,7 +18,7 @@ from gateway.audit.store import AuditStore, Filter
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.pipeline import Pipeline
-from gateway.versions.catalogue import _newest_first as newest_first
+from gateway.versions.catalogue import _precedence as precedence
 from tests.gateway.audit.records import NOON, record
 from tests.gateway.core.test_kinds import tell_apart
 from tests.gateway.core.test_precision import with_half
@@ -70,7 +70,7 @@ def test_a_new_version_is_calibrated_on_the_sample_and_is_lower_than_the_old(sto
     made, found = from_reviews(bundle, tmp_path / "new", store)
     assert (len(found.images), found.confirmed, found.unpictured) == (300, 1, 1)
     assert made.version == "1.0.0-reviews.1"
-    assert newest_first(made.version) > newest_first("1.0.0")  # sorted after it
+    assert precedence(made.version) < precedence("1.0.0")  # sorted after it, the newest first
     calibration = made.calibration("cpu", "fp32")
     assert (calibration.n, calibration.groups, calibration.n_tails) == (225, 225, 75)
     assert (calibration.counted, calibration.evaluated) == ("groups", False)
