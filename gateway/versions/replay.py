@@ -35,6 +35,8 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
     pipeline = Pipeline.on(engine, bundle, action="sanitize")
     try:
         answers: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        if unlisted := sorted(name for name in answers if f"{FOLDER}/{name}" not in bundle.manifest.files):
+            raise ValueError(f"{unlisted[0]!r} is no file of the bundle")
         found = {name: sample_answer(pipeline.decide((path.parent / name).read_bytes())) for name in answers}
         differences = [
             Difference(name, field, stated[field], value)
@@ -42,7 +44,7 @@ def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
             for field, value in found[name].items()
             if not _same(stated[field], value)
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: unreadable samples: {error}") from None
     except PalisadeError as error:
         raise BundleError(f"{path.parent}: {error.detail}") from None

@@ -179,6 +179,11 @@ def test_bundle_verify_answers_the_samples_again(tmp_path: Path, pipeline: Pipel
     assert "clean.png: p_value" in differing.stderr
     answers["gone.png"] = answers["clean.png"]
     assert (verify().exit_code, "gone.png" in verify().stderr) == (2, True)
+    # Files outside of the bundle are not opened: a device or a pipe would never end.
+    (tmp_path / "outside.png").write_bytes(encode(clean_image()))
+    for name in ("../../outside.png", str(tmp_path / "outside.png")):
+        answers = {name: sample_answer(pipeline.decide(encode(clean_image())))}
+        assert (verify().exit_code, "is no file of the bundle" in verify().stderr) == (2, True)
 
 
 def test_serve_refuses_in_one_line(tmp_path: Path, bundle_folder: Path) -> None:
