@@ -22,7 +22,7 @@ OF_TORCH: tuple[Filter, ...] = ("bilinear", "bicubic", "lanczos")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resize(_Strict):

@@ -23,7 +23,7 @@ Datatype = Literal["FP32", "FP16", "FP64", "UINT8"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def checked_url(url: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
         (lambda m: m["calibrations"][0]["cascade"]["cutoffs"].pop(0), "no cutoff"),
         (lambda m: m["policy"].update(alpha=0.02), "no cutoff"),
         (lambda m: m["calibrations"][0].update(graphs_sha256="0" * 64), "another graph"),
+        (lambda m: m["calibrations"][0].update(roa_threshold=math.nan), "roa_threshold: .*finite"),
+        (lambda m: m["calibrations"][0]["cascade"].update(threshold=math.inf), "threshold: .*finite"),
     ],
 )
 def test_manifests_are_refused_by_name(folder: Path, edit: Edit, message: str) -> None:
