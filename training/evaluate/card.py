@@ -173,6 +173,12 @@ def stated_by(bundle: Bundle) -> dict[str, Any]:
     return {"detector": detector_rows(bundle.manifest)} | ({"forwards": forwards} if forwards else {})
 
 
+def of_another(card: Mapping[str, Any], manifest: Manifest) -> str | None:
+    """Which bundle or version a card is of, if it is not that of the manifest."""
+    mine, stated = f"{manifest.name} {manifest.version}", f"{card['bundle']} {card['version']}"
+    return None if stated == mine else f"it is of {stated}, not of {mine}"
+
+
 def detector_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """What the defence looks at, {kind, name, title, meaning, fused, guards} each: its scores, and its localiser."""
     fused = {name for calibration in manifest.calibrations for name in calibration.fused}

@@ -156,8 +156,8 @@ def card_problems(card: Mapping[str, Any], manifest: Manifest, wanted: Registrat
         for settings in stated
         for problem in differences(
             found,
-            bundle=card["bundle"],
-            version=card["version"],
+            bundle=manifest.name,
+            version=manifest.version,
             evaluation=Evaluation.model_validate(settings),
             data=manifest.data,
         )

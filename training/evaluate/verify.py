@@ -20,7 +20,7 @@ import numpy as np
 from gateway.core.loading import Bundle
 from training.bundling.provenance import made_with
 from training.errors import TrainingError
-from training.evaluate.card import PAGE, SCHEMA, check, page_of
+from training.evaluate.card import PAGE, SCHEMA, check, of_another, page_of
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, counted, unpack, value_of
 from training.evaluate.harness.store import Store
@@ -74,12 +74,14 @@ def outcomes_of(card: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def stated_problems(
     bundle: Bundle, card: Mapping[str, Any], bounds: Sequence[Bound], registered: Registration | None = None
 ) -> list[dict[str, Any]]:
-    """What can be found without measuring: numbers that contradict the outcomes, the page, or the registration.
+    """What can be found without measuring: another bundle's card, numbers that contradict outcomes, page, registration.
 
     `registered` is the one that the card should carry, where the reader has it.
     """
     held = card_problems(card, bundle.manifest, registered)
+    other = of_another(card, bundle.manifest)
     return [
+        *([] if other is None else [_fails("card", None, None, other)]),
         *contradictions(card, outcomes_of(card)),
         *page_problems(card, bounds, bundle.path / PAGE),
         *plain_problems(card),

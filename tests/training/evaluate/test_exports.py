@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from in_toto_attestation.v1.statement_pb2 import Statement as Message
 
 from gateway.core.loading import hash_files, load_bundle
 from training.errors import TrainingError
-from training.evaluate.exports import FORMATS, export_card
+from training.evaluate.exports import FORMATS, Format, export_card
 from training.evaluate.exports.cyclonedx import cyclonedx
 from training.evaluate.exports.in_toto import in_toto
 from training.evaluate.exports.robustbench import robustbench
@@ -201,3 +202,11 @@ def test_older_cards_are_written_anew_first(tmp_path: Path, monkeypatch: pytest.
         for name in FORMATS:
             with pytest.raises(TrainingError, match=words):
                 export_card(bundle, name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_card_of_another_version_is_not_exported(name: Format) -> None:
+    bundle = load_bundle(ROOT / "models" / "gtsrb")
+    later = replace(bundle, manifest=bundle.manifest.model_copy(update={"version": "9.0.0"}))
+    with pytest.raises(TrainingError, match=rf"it is of gtsrb {bundle.version}, not of gtsrb 9\.0\.0"):
+        export_card(later, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,16 @@ def test_verify_fails_such_a_card() -> None:
     assert [(row["why"], row["pass"]) for row in rows] == [
         ("registration: the digest is not that of its content", False)
     ]
+
+
+def test_the_card_of_another_version_is_found() -> None:
+    card, manifest, found = shipped()
+    later = manifest.model_copy(update={"version": "9.0.0"})
+    problem = f"registration: it is of gtsrb {manifest.version}, not of gtsrb 9.0.0"
+    assert card_problems(card, later, found) == [problem]
+    bundle = replace(load_bundle(ROOT / "models" / "gtsrb"), manifest=later)
+    rows = stated_problems(bundle, card, found.evaluation.bounds)
+    assert [row["why"] for row in rows] == [f"it is of gtsrb {manifest.version}, not of gtsrb 9.0.0", problem]
 
 
 def test_cards_under_two_registrations_are_not_put_together() -> None:

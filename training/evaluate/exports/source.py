@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 from gateway.core.loading import Bundle
 from gateway.core.manifest import MANIFEST, Manifest
 from training.errors import TrainingError
-from training.evaluate.card import SCHEMA, check
+from training.evaluate.card import SCHEMA, check, of_another
 from training.evaluate.presentation.claims import Claim, claims
 from training.evaluate.presentation.plain import limitations, price
 from training.evaluate.units import UNITS
@@ -74,7 +73,7 @@ class Source:
 
 
 def source_of(bundle: Bundle) -> Source:
-    """The card and manifest of a bundle; `TrainingError` without a card, and for one of an earlier schema."""
+    """The card and manifest of a bundle; `TrainingError` without a card, for another's, and for an earlier schema."""
     card = bundle.card()
     if card is None:
         raise TrainingError(f"{bundle.path}: no card to export; `palisade evaluate {bundle.path}` makes one")
@@ -83,5 +82,6 @@ def source_of(bundle: Bundle) -> Source:
             f"{bundle.path}: card of schema version {card.get('schema_version')}; "
             f"`palisade evaluate {bundle.path} --rewrite` brings it to version {SCHEMA}"
         )
-    digest = hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
-    return Source(bundle.manifest, card, digest)
+    if (other := of_another(card, bundle.manifest)) is not None:
+        raise TrainingError(f"{bundle.path}: the card: {other}; `palisade evaluate {bundle.path}` makes its own")
+    return Source(bundle.manifest, card, bundle.manifest_sha256)
