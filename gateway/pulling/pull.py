@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ MAX_BYTES = 4 << 30
 _SMALL = 16 << 20
 _TRIES = 3
 _PAUSE = 0.5
+_ABANDONED = 24 * 3600.0
+"""Seconds after which a draft is taken for one whose process was killed."""
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -60,6 +63,7 @@ def pull(
     """
     source, demands = source or _again(partial(open_source, url)), demands or Demands()
     into.mkdir(parents=True, exist_ok=True)
+    _sweep(into)
     draft = into / f".{os.getpid()}-{time.monotonic_ns():x}.part"
     draft.mkdir()
     try:
@@ -92,6 +96,14 @@ def pull(
         raise PullFailed(f"{into}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep(into: Path) -> None:
+    """Remove what killed processes left. Their ids say nothing: containers that share a folder have the same ones."""
+    for old in into.glob(".*-*.part"):
+        with suppress(OSError):  # it was finished just now
+            if time.time() - old.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _sound(folder: Path) -> bool:

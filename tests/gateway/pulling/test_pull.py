@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -152,6 +153,16 @@ def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError):
         pull(source.as_uri(), tmp_path / "models")
     assert _left(tmp_path / "models") == []
+
+
+def test_what_a_killed_pull_left_is_removed_after_a_day(bundle_folder: Path, tmp_path: Path) -> None:
+    now, old = tmp_path / ".7-1a.part", tmp_path / ".7-1b.part"
+    for draft in (now, old):
+        draft.mkdir()
+        (draft / "weights.bin").write_bytes(b"half")
+    os.utime(old, (0.0, 0.0))
+    pull(bundle_folder.as_uri(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [now.name, "tiny"]
 
 
 def test_a_bundle_larger_than_the_bound(bundle_folder: Path, tmp_path: Path) -> None:
