@@ -21,8 +21,9 @@ def deal(
     """Index arrays of as many parts as `fractions`: whole groups, stratified by class, each class in every part.
 
     A fraction 0 is an empty part. With `pool` the classes that are too small for that (`scarce`) are dealt together,
-    as if they were one; otherwise `DataError` is raised where one has fewer groups than parts. It is also raised where
-    a group has more than one class: it would be dealt twice.
+    as if they were one, with the next smallest where they alone have fewer groups than there are parts; otherwise
+    `DataError` is raised where one has fewer groups than parts. It is also raised where a group has more than one
+    class: it would be dealt twice.
     """
     if not all(fractions):
         filled = iter(deal(y, group, fractions=[f for f in fractions if f], seed=seed, names=names, pool=pool))
@@ -31,7 +32,7 @@ def deal(
     parts: list[list[int]] = [[] for _ in fractions]
     if len(np.unique(np.stack([group, y]), axis=1).T) > len(np.unique(group)):
         raise DataError("a group has images of two classes; groups must be of one class each")
-    together = set(scarce(y, group, fractions).tolist()) if pool else set()
+    together = _pooled(y, group, fractions) if pool else set()
     strata = [(label, y == label) for label in np.unique(y) if label not in together]
     if together:
         strata.append((-1, np.isin(y, list(together))))
@@ -39,11 +40,10 @@ def deal(
         groups = rng.permutation(np.unique(group[members]))
         if len(groups) < len(parts):
             name = label if names is None else repr(names[label])
+            whose = f"class {name} has" if label >= 0 else "there are"
             raise DataError(
-                f"class {name} has {len(groups)} group(s) of images (a track, or images that are nearly the same, are "
-                f"one); {len(parts)} are needed for disjoint splits"
-                if label >= 0
-                else f"{len(groups)} group(s) of images are too few for {len(parts)} disjoint splits"
+                f"{whose} {len(groups)} group(s) of images (a track, or images that are nearly the same, are one); "
+                f"{len(parts)} are needed for disjoint splits"
             )
         counts = [max(1, round(fraction * len(groups))) for fraction in fractions[1:]]
         while sum(counts) >= len(groups):  # rounding of few groups must leave one for the first part
@@ -55,8 +55,22 @@ def deal(
     return [np.flatnonzero(np.isin(group, part)) for part in parts]
 
 
+def _pooled(y: np.ndarray, group: np.ndarray, fractions: Sequence[float]) -> set[int]:
+    """The `scarce` classes, and the next smallest until all of them have a group for each part."""
+    labels, counts = _groups_by_class(y, group)
+    order = np.argsort(counts, kind="stable")
+    number = len(scarce(y, group, fractions))
+    while 0 < number < len(order) and counts[order[:number]].sum() < len(fractions):
+        number += 1
+    return set(labels[order[:number]].tolist())
+
+
 def scarce(y: np.ndarray, group: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     """Classes of so few groups that the smallest part's fraction of them is none."""
-    labels = np.unique(y)
-    counts = np.array([len(np.unique(group[y == label])) for label in labels])
+    labels, counts = _groups_by_class(y, group)
     return np.asarray(labels[counts * min(fractions) < 0.5])
+
+
+def _groups_by_class(y: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.unique(y)
+    return labels, np.array([len(np.unique(group[y == label])) for label in labels])

@@ -95,6 +95,21 @@ def test_classes_too_small_for_every_split_are_dealt_together(tmp_path: Path) ->
     assert all((getattr(data, name).y == 0).any() for name in ("select", "calibrate", "test"))  # class `many`
 
 
+@pytest.mark.parametrize("few", [1, 2, 3])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_class_of_few_images_beside_large_ones(tmp_path: Path, few: int, held_out: bool) -> None:
+    parts = [tmp_path / "train", tmp_path / "test"] if held_out else [tmp_path]
+    for number, part in enumerate(parts):
+        for label, count in enumerate([12, few, 30]):
+            pictures(part / NAMES[label], count, first=1000 * number + 100 * label)
+    options = {"fractions": (0.2, 0.3, 0.5), "held_out": True} if held_out else {}
+    data = load(tmp_path, **options)
+    splits = [data.test, data.select, data.calibrate]
+    assert sum(map(len, splits)) == 42 + few
+    assert all(set(split.y) >= {2} for split in splits)
+    assert sum(int((split.y == 1).sum()) for split in splits) == few
+
+
 def test_unread_images_are_counted_alike(tmp_path: Path) -> None:
     for label in range(3):
         pictures(tmp_path / NAMES[label], 20, first=20 * label)
