@@ -64,13 +64,13 @@ def planned(file: OnnxFile, side: int, where: str) -> list[Step]:
     plan = _Plan(file, side)
     with torch.no_grad():
         for node in file.nodes:
+            if node.kind not in TABLE:
+                raise TrainingError(f"{where}: the operator {node.kind} ({node.name}) is not read; {WAY_OUT}")
             try:
                 plan.add(node)
             except Unexpressed as error:
                 raise TrainingError(f"{where}: {node.kind} ({node.name}) asks for {error}; {WAY_OUT}") from None
-            except KeyError:
-                raise TrainingError(f"{where}: the operator {node.kind} ({node.name}) is not read; {WAY_OUT}") from None
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise TrainingError(f"{where}: {node.kind} ({node.name}) cannot run: {reason}; {WAY_OUT}") from None
     return plan.steps
@@ -187,7 +187,7 @@ class _Plan:
 
     def _forget(self, node: Node) -> None:
         """Drop activations that nobody reads any more."""
-        for name in node.inputs:
+        for name in set(node.inputs):  # x * x names one twice
             if name and self.last_use.get(name) == self.nodes and self.values[name].kind == "live":
                 del self.values[name]
         self.nodes += 1

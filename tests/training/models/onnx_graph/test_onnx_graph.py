@@ -109,6 +109,12 @@ def test_padding_that_differs_by_side(tmp_path: Path, padding: str) -> None:
     body_of(write(tmp_path / "m.onnx", nodes))  # compared with ONNX Runtime as it is opened
 
 
+@pytest.mark.parametrize("kind", ["Mul", "Add", "Max"])
+def test_an_operator_may_take_a_tensor_twice(tmp_path: Path, kind: str) -> None:
+    nodes = [node(kind, "x x", "h"), HEAD[0], node(kind, "c c", "r"), *HEAD[2:]]
+    body_of(write(tmp_path / "m.onnx", nodes))  # compared with ONNX Runtime as it is opened
+
+
 def test_shape_arithmetic_disappears(tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
