@@ -21,6 +21,7 @@ from training.models.onnx_graph.kept import filled
 OLDEST, NEWEST = 7, 26  # operator sets that the table of operators is written for
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 STOCK = ("", "ai.onnx")
+FORM = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze")  # change no number, but for its precision
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,12 @@ def _image(path: Path, value: onnx.ValueInfoProto) -> tuple[tuple[int | None, ..
 
 
 def _logits(nodes: list[Node], output: str) -> tuple[str, bool]:
-    """The tensor that holds the logits, and whether the file gives their softmax."""
-    softmax = False
+    """The tensor that holds the logits, and whether the file gives their softmax, in whatever shape and precision."""
     makers = {name: node for node in nodes for name in node.outputs}
-    while (node := makers.get(output)) is not None and node.kind in ("Softmax", "Identity"):
-        output, softmax = node.inputs[0], softmax or node.kind == "Softmax"
-    return output, softmax
+    last = makers.get(output)
+    while last is not None and last.kind in FORM:
+        last = makers.get(last.inputs[0])
+    return (output, False) if last is None or last.kind != "Softmax" else (last.inputs[0], True)
 
 
 def _needed(nodes: list[Node], output: str) -> set[str]:

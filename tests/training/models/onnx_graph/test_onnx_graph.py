@@ -86,10 +86,34 @@ def test_bytes_with_channels_last_are_prepared_inside(tmp_path: Path) -> None:
     assert torch.autograd.grad(body(x).sum(), x)[0].any()
 
 
-def test_a_softmax_at_the_end_is_left_out(tmp_path: Path) -> None:
-    nodes = [node("Identity", "x", "h"), *HEAD[:-1], node("Flatten", "p", "l"), node("Softmax", "l", "y", axis=1)]
-    body = body_of(write(tmp_path / "m.onnx", nodes))
-    assert not torch.allclose(body(torch.rand(2, 3, SIDE, SIDE)).sum(1), torch.ones(2))
+LOGITS = [node("Identity", "x", "h"), *HEAD[:-1], node("Flatten", "p", "l")]
+ENDS = {
+    "softmax": [*LOGITS, node("Softmax", "l", "y", axis=1)],
+    "other precision": [
+        *LOGITS,
+        node("Cast", "l", "l16", to=TensorProto.FLOAT16),
+        node("Softmax", "l16", "s", axis=1),
+        node("Cast", "s", "y", to=TensorProto.FLOAT),
+    ],
+    "reshape": [*LOGITS[:-1], node("Softmax", "p", "s", axis=1), node("Reshape", "s rows", "y")],
+    "squeeze": [*LOGITS[:-1], node("Softmax", "p", "s", axis=1), node("Squeeze", "s axes", "y")],
+    "four axes": [*LOGITS[:-1], node("Softmax", "p", "y", axis=1)],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_softmax_at_the_end_is_left_out(tmp_path: Path, end: str) -> None:
+    constants = {"rows": np.array([-1, 5]), "axes": np.array([2, 3])}
+    path = write(tmp_path / "m.onnx", ENDS[end], constants=constants)
+    file, x = read_onnx(path), torch.rand(2, 3, SIDE, SIDE)
+    body, plain = body_of(path), body_of(write(tmp_path / "l.onnx", [*LOGITS, node("Identity", "l", "y")]))
+    assert file.softmax
+    torch.testing.assert_close(body(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_of_two_softmaxes_the_last_is_left_out(tmp_path: Path) -> None:
+    body = body_of(write(tmp_path / "m.onnx", [*LOGITS, node("Softmax", "l", "s"), node("Softmax", "s", "y")]))
+    torch.testing.assert_close(body(torch.rand(2, 3, SIDE, SIDE)).sum(1), torch.ones(2))
 
 
 def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
