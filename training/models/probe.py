@@ -63,7 +63,10 @@ class Seen:
 
 
 def answers(body: nn.Module, *, channels: int, side: int) -> int:
-    """How many logits `body` gives; `TrainingError` if it cannot take images of `side` pixels, or gives no logits."""
+    """How many logits `body` gives; `TrainingError` if it cannot take images of `side` pixels, or gives no logits.
+
+    Probabilities are none: their softmax is no confidence, and the gradients of sure answers vanish.
+    """
     x = _two_images(channels, side)
     try:
         with frozen(body), torch.no_grad():
@@ -73,6 +76,9 @@ def answers(body: nn.Module, *, channels: int, side: int) -> int:
         raise TrainingError(f"the network cannot take images of {channels} x {side} x {side}: {reason}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         _check_logits(logits, 0)
+    sums = logits.sum(1)
+    if logits.shape[1] > 1 and bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        raise TrainingError("the network answers with probabilities, not with logits: leave out the softmax at its end")
     return int(logits.shape[1])
 
 

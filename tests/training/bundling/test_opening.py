@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.bundling.opening import open_named
+from gateway.core.preprocessing import Preprocessing
+from training.bundling.opening import network_of, open_named
 from training.data.layouts import names_classes
+from training.errors import TrainingError
 from training.recipes.training import DataSpec
 
 CODE = """
@@ -48,3 +50,11 @@ def test_names_come_from_the_folder_where_it_has_them(model: str, tmp_path: Path
     data = photographs(tmp_path / "photographs", "file,class\na.png,cat\nb.png,dog\n")
     assert names_classes(tmp_path / "photographs")
     assert open_named(model, weights=None, labels=None, data=data, side=16).classes is None
+
+
+def test_probabilities_are_no_logits(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(CODE.replace("nn.Linear(4, 5)", "nn.Linear(4, 5), nn.Softmax(1)"))
+    data = photographs(tmp_path / "photographs", "file,class\na.png,cat\nb.png,dog\n")
+    opened = open_named(f"{tmp_path / 'nets.py'}:make", weights=None, labels=None, data=data, side=16)
+    with pytest.raises(TrainingError, match="answers with probabilities, not with logits: leave out the softmax"):
+        network_of(opened, None, classes=5, found=Preprocessing(side=16))
