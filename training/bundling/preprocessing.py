@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,16 @@ class Wanted:
         return self.options.size or (stated and stated.side) or SIDE
 
     def of(self, opened: OpenedModel, side: int) -> Preprocessing:
-        """That of the opened model, for images of `side` where it leaves that open."""
-        stated = self._file() or _stated(opened, side)
+        """That of the opened model, for images of `side` where it leaves that open.
+
+        What the model states and cannot be followed is left aside where it is to be found, or said by the user.
+        """
+        try:
+            stated = self._file() or _stated(opened, side)
+        except PreprocessingError:
+            if not self.finds and (self._file() is not None or not self.options.complete):
+                raise
+            stated = _stated(replace(opened, preprocessing=None), side)
         chosen = self.options.over(stated)
         return chosen.model_copy(update={"side": chosen.side or opened.side or side})
 

@@ -31,6 +31,11 @@ class Options:
     scale: Literal["unit", "byte"] | None = None
     normalise: str | None = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether all is said that has no default of its own."""
+        return self.resize is not None and self.normalise is not None
+
     def over(self, found: Preprocessing) -> Preprocessing:
         """`found` with what is said in its place; another `size` keeps the share of the image that is cropped."""
         resize: dict[str, Any] = found.resize.model_dump()

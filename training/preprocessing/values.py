@@ -16,7 +16,10 @@ CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711
 PILLOW: dict[int, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Filters by Pillow's numbers."""
 NAMES: dict[str, Filter] = {name: name for name in PILLOW.values()} | {"cubic": "bicubic", "linear": "bilinear"}
-REMEDY = "state it with options (--size, --resize, --filter, --normalise) or find it with --preprocessing find"
+REMEDY = (
+    "state it with --resize and --normalise (--size, --filter, ... where their defaults are others) or find it with "
+    "--preprocessing find"
+)
 
 
 def side_of(value: Any, where: str) -> int:

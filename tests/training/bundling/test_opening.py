@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from gateway.core.preprocessing import Preprocessing
 from training.bundling.opening import network_of, open_named
+from training.bundling.preprocessing import Wanted
 from training.data.layouts import names_classes
-from training.errors import TrainingError
+from training.errors import PreprocessingError, TrainingError
+from training.models.forms.opened import OpenedModel, Stated
+from training.preprocessing.options import DEFAULT, Options
 from training.recipes.training import DataSpec
 
 CODE = """
@@ -58,3 +62,13 @@ def test_probabilities_are_no_logits(tmp_path: Path) -> None:
     opened = open_named(f"{tmp_path / 'nets.py'}:make", weights=None, labels=None, data=data, side=16)
     with pytest.raises(TrainingError, match="answers with probabilities, not with logits: leave out the softmax"):
         network_of(opened, None, classes=5, found=Preprocessing(side=16))
+
+
+def test_what_cannot_be_followed_is_said_or_found() -> None:
+    stated = Stated("huggingface", {"image_processor_type": "PerceiverImageProcessor"})
+    opened = OpenedModel(nn.Identity(), "m", "folder:m", preprocessing=stated)
+    with pytest.raises(PreprocessingError, match=r"is not known; state it with --resize and --normalise .* or find it"):
+        Wanted("auto", Options(size=96, resize="exact")).of(opened, 96)
+    assert Wanted("find").of(opened, 224) == DEFAULT.model_copy(update={"side": 224})
+    said = Wanted("auto", Options(resize="shorter_side:110", normalise="half")).of(opened, 96)
+    assert (said.side, said.resize.resize_to, said.normalise.mean) == (96, 110, [0.5] * 3)
