@@ -12,9 +12,9 @@ from training.errors import TrainingError
 def read_labels(path: Path) -> list[str]:
     """Names in the order of the logits; a JSON object has them by index. `TrainingError` if it is neither."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path}: no labels can be read from it ({' '.join(str(error).split())[:150]})") from None
     names = [name.strip() for name in names]
     while names and not names[-1]:

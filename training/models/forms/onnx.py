@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from typing import Any
 
 from training.errors import TrainingError
 from training.models.forms.opened import BYTES, Asked, OpenedModel, Stated, digest_of
@@ -40,15 +42,24 @@ def opened(asked: Asked) -> OpenedModel:
 
 
 def _labels(metadata: dict[str, str]) -> list[str] | None:
-    """Names of the classes as exporters write them: JSON (a list, or names by index), or one on each line."""
+    """Names of the classes as exporters write them: a list, or names by index, in JSON or Python; or a line each."""
     text = next((metadata[name] for name in LABELS if metadata.get(name)), None)
     if text is None:
         return None
-    try:
-        found = json.loads(text.replace("'", '"'))
-    except ValueError:
+    found = _literal(text)
+    if found is None:
         lines = [line.strip() for line in (text.splitlines() if "\n" in text else text.split(","))]
         return [line for line in lines if line] or None
     if isinstance(found, dict):
         return [str(found[key]) for key in sorted(found, key=int)] if all(str(k).isdigit() for k in found) else None
-    return [str(name) for name in found] if isinstance(found, list) else None
+    return [str(name) for name in found] if isinstance(found, (list, tuple)) else None
+
+
+def _literal(text: str) -> Any:
+    """What is written in JSON, or as Python prints it (Ultralytics: `{0: 'tench', 1: 'goldfish'}`); None if neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass
+    return None

@@ -19,6 +19,7 @@ from tests.training.models.test_adapted import Stages
 from training.errors import TrainingError
 from training.models.forms import architecture, keep, open_model
 from training.models.forms.labels import read_labels
+from training.models.forms.onnx import _labels
 
 SIDE = 32
 
@@ -187,10 +188,12 @@ def test_hugging_face_folders(tmp_path: Path, made: Callable[[Path], nn.Module])
         ("labels.json", '{"1": "dog", "0": "cat"}'),
         ("labels.json", '{"0": ["n1", "cat"], "1": ["n2", "dog"]}'),
         ("labels.json", '{"id2label": {"0": "cat", "1": "dog"}}'),
+        ("labels.txt", "\ufeffcat\r\ndog\r\n"),
+        ("labels.json", '\ufeff["cat", "dog"]'),
     ],
 )
 def test_labels(tmp_path: Path, file: str, content: str) -> None:
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_bytes(content.encode())
     assert read_labels(tmp_path / file) == ["cat", "dog"]
 
 
@@ -199,6 +202,29 @@ def test_labels_that_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "labels.txt").write_text(content)
     with pytest.raises(TrainingError, match="expected the name of one class on each line"):
         read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize("content", ['{"id2label": null}', '[["n1", "cat"], []]', "[" * 5000])
+def test_labels_of_another_structure(tmp_path: Path, content: str) -> None:
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(TrainingError, match="no labels can be read from it"):
+        read_labels(tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{0: 'tench', 1: 'goldfish'}", ["tench", "goldfish"]),  # Ultralytics
+        ("""{1: "plumber's helper", 0: 'shark, white'}""", ["shark, white", "plumber's helper"]),
+        ("""["plumber's helper", "cat"]""", ["plumber's helper", "cat"]),
+        ('{"0": "tench", "1": "goldfish"}', ["tench", "goldfish"]),
+        ("tench,goldfish", ["tench", "goldfish"]),
+        ("tench\nshark, white\n", ["tench", "shark, white"]),
+        ('{"cat": 0}', None),
+    ],
+)
+def test_names_in_an_onnx_files_metadata(text: str, names: list[str] | None) -> None:
+    assert _labels({"names": text}) == names
 
 
 def test_what_has_no_form_is_told() -> None:
