@@ -135,17 +135,26 @@ def _rows(table: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: unreadable: {error}") from None
-    if not rows or not rows[0].get("file") or not {"class", "class_index"} & set(rows[0]):
+    if not rows or "file" not in rows[0] or not {"class", "class_index"} & set(rows[0]):
         raise DataError(f"{table}: expected rows with the columns file and class, or file and class_index")
+    label = "class_index" if "class_index" in rows[0] else "class"
+    for number, row in enumerate(rows, start=1):
+        if lacks := [name for name in ("file", label) if not row[name]]:
+            raise DataError(f"{table}: row {number} of images has no {lacks[0]}")
     return rows
 
 
 def _classes_in_table(table: Path) -> list[str]:
     rows = _rows(table)
-    if "class" in rows[0]:
-        return sorted({str(row["class"]) for row in rows})
-    count = 1 + max(_index(row, table) for row in rows)
-    return [str(index) for index in range(count)]
+    if "class_index" not in rows[0]:
+        return sorted({row["class"] for row in rows})
+    names: dict[int, str] = {}
+    for row in rows:
+        index = _index(row, table)
+        name = row.get("class") or str(index)
+        if names.setdefault(index, name) != name:
+            raise DataError(f"{table}: class_index {index} is {names[index]!r}, and {name!r} of {row['file']}")
+    return [names.get(index, str(index)) for index in range(1 + max(names))]
 
 
 def _index(row: dict[str, str], table: Path) -> int:
@@ -159,6 +168,7 @@ def _tabulated(table: Path, classes: Sequence[str]) -> dict[int, list[Path]]:
     """Files by class, as the table states; `DataError` names the first row that is wrong."""
     numbers = {name: index for index, name in enumerate(classes)}
     found: dict[int, list[Path]] = {}
+    known: dict[Path, int] = {}
     for row in _rows(table):
         path = table.parent / row["file"]
         if not path.is_file():
@@ -167,5 +177,7 @@ def _tabulated(table: Path, classes: Sequence[str]) -> dict[int, list[Path]]:
         if "class_index" in row and _index(row, table) >= len(classes):
             raise DataError(f"{table}: class_index {name} of {row['file']}: there are {len(classes)} classes")
         label = _index(row, table) if "class_index" in row else _number(name, numbers, f"{table}: {row['file']}")
+        if known.setdefault(path, label) != label:
+            raise DataError(f"{table}: {row['file']} is there as {classes[known[path]]!r} and as {classes[label]!r}")
         found.setdefault(label, []).append(path)
     return found

@@ -71,6 +71,30 @@ def test_a_table_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:
         list_files(tmp_path, NAMES, some=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,class\np0.png,cat\np1.png\n", "row 2 of images has no class"),
+        ("file,class\np0.png,cat\np1.png,\n", "row 2 of images has no class"),
+        ("class,file\ncat,p0.png\ndog\n", "row 2 of images has no file"),
+        ("file,class\np0.png,cat\np0.png,dog\n", "p0.png is there as 'cat' and as 'dog'"),
+        ("file,class,class_index\np0.png,cat,0\np1.png,dog,0\n", "class_index 0 is 'cat', and 'dog' of p1.png"),
+    ],
+)
+def test_a_table_that_lacks_or_contradicts(tmp_path: Path, text: str, message: str) -> None:
+    pictures(tmp_path, 2)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list_files(tmp_path, classes_of(tmp_path), some=True)
+
+
+def test_names_of_a_table_that_has_numbers_as_well(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    (tmp_path / "labels.csv").write_text("file,class,class_index\np0.png,zebra,0\np1.png,ant,2\np2.png,zebra,0\n")
+    assert classes_of(tmp_path) == ["zebra", "1", "ant"]
+    assert list_files(tmp_path, classes_of(tmp_path), some=True).labels.tolist() == [0, 0, 2]
+
+
 def test_images_alone_are_unlabelled(tmp_path: Path) -> None:
     pictures(tmp_path, 40)
     with pytest.raises(DataError, match="name the model's classes"):
