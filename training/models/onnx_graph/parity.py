@@ -29,11 +29,19 @@ def check_parity(path: Path, file: OnnxFile, body: nn.Module, side: int) -> floa
     kind = session.get_inputs()[0].type
     output = session.get_outputs()[0].name
     images = _images(file, side)
-    theirs = [session.run([output], {file.input: _as_taken(x, file, kind)})[0] for x in images]
+    try:
+        theirs = [session.run([output], {file.input: _as_taken(x, file, kind)})[0] for x in images]
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path}: ONNX Runtime cannot run it on images of {side} pixels: {reason}") from None
     del session  # its weights are copies
     expected = torch.from_numpy(np.concatenate(theirs).astype(np.float32))
-    with torch.no_grad():
-        made = body(torch.from_numpy(np.concatenate(images)))
+    try:
+        with torch.no_grad():
+            made = body(torch.from_numpy(np.concatenate(images)))
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path}: read as torch, it cannot run on several batches at once: {reason}") from None
     made = torch.softmax(made, -1) if file.softmax else made
     expected = expected.reshape(len(expected), -1)
     if made.shape != expected.shape:
@@ -59,6 +67,12 @@ def _images(file: OnnxFile, side: int) -> list[np.ndarray]:
 
 
 def _as_taken(x: np.ndarray, file: OnnxFile, kind: str) -> np.ndarray:
-    types = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8, "tensor(double)": np.float64}
+    types: dict[str, type[np.generic]] = {
+        "tensor(float16)": np.float16,
+        "tensor(double)": np.float64,
+        "tensor(uint8)": np.uint8,
+        "tensor(int32)": np.int32,
+        "tensor(int64)": np.int64,
+    }
     x = x.transpose(0, 2, 3, 1) if file.layout == "NHWC" else x
     return np.ascontiguousarray(x.astype(types.get(kind, np.float32)))

@@ -19,6 +19,8 @@ from training.errors import TrainingError
 from training.models.onnx_graph.kept import filled
 
 OLDEST, NEWEST = 7, 26  # operator sets that the table of operators is written for
+INTEGERS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)
+TAKEN = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, *INTEGERS)
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 STOCK = ("", "ai.onnx")
 FORM = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze")  # change no number, but for its precision
@@ -79,17 +81,20 @@ def read_onnx(path: Path) -> OnnxFile:
     opset = next((entry.version for entry in model.opset_import if entry.domain in STOCK), 1)
     if not OLDEST <= opset <= NEWEST:
         raise TrainingError(f"{path}: operator set {opset}; {OLDEST} to {NEWEST} are read: export it again")
-    constants = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
+    given = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in given]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise TrainingError(f"{path}: has the inputs {names}; a classifier takes one, the images")
     shape, layout, integer = _image(path, inputs[0])
     nodes = [_node(number, node, opset) for number, node in enumerate(graph.node)]
     output, softmax = _logits(nodes, graph.output[0].name)
+    needed = _needed(nodes, output)
+    nodes = [node for node in nodes if node.name in needed]
+    read = {name for node in nodes for name in node.inputs}
     return OnnxFile(
-        [node for node in nodes if node.name in _needed(nodes, output)],
-        constants,
+        nodes,
+        {tensor.name: _constant(path, tensor) for tensor in graph.initializer if tensor.name in read},
         input=inputs[0].name,
         output=output,
         softmax=softmax,
@@ -127,8 +132,10 @@ def _image(path: Path, value: onnx.ValueInfoProto) -> tuple[tuple[int | None, ..
     height, width = (shape[1], shape[2]) if last else (shape[2], shape[3])
     if height != width:
         raise TrainingError(f"{path}: takes images of {height} x {width}; only square ones can be wrapped")
-    integer = tensor.elem_type in (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
-    return shape, "NHWC" if last else "NCHW", integer
+    if tensor.elem_type not in TAKEN:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise TrainingError(f"{path}: the input {value.name} is {kind}; images are floats, or integers of 0 to 255")
+    return shape, "NHWC" if last else "NCHW", tensor.elem_type in INTEGERS
 
 
 def _logits(nodes: list[Node], output: str) -> tuple[str, bool]:
@@ -163,10 +170,23 @@ def _attribute(entry: onnx.AttributeProto) -> Any:
         return None  # of If and Loop, which no table has
     content = onnx.helper.get_attribute_value(entry)
     if isinstance(content, TensorProto):
-        return _tensor(content)
+        try:
+            return _tensor(content)
+        except TypeError:
+            return None  # such as text; an operator that reads it is refused
+    if isinstance(content, (onnx.SparseTensorProto, onnx.TypeProto)):
+        return None
     if isinstance(content, bytes):
         return content.decode("utf-8", "replace")
     return list(content) if entry.type not in (entry.INT, entry.FLOAT, entry.STRING) else content
+
+
+def _constant(path: Path, tensor: TensorProto) -> Tensor:
+    try:
+        return _tensor(tensor)
+    except TypeError:
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        raise TrainingError(f"{path}: the constant {tensor.name} is {kind}, which is not read") from None
 
 
 def _tensor(tensor: TensorProto) -> Tensor:

@@ -139,6 +139,42 @@ def test_an_operator_may_take_a_tensor_twice(tmp_path: Path, kind: str) -> None:
     body_of(write(tmp_path / "m.onnx", nodes))  # compared with ONNX Runtime as it is opened
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE])
+def test_images_may_be_wider_numbers(tmp_path: Path, kind: int) -> None:
+    path = write(tmp_path / "m.onnx", [node("Cast", "x", "h", to=TensorProto.FLOAT), *HEAD], kind=kind)
+    assert read_onnx(path).integer == (kind != TensorProto.DOUBLE)
+    body_of(path)  # compared with ONNX Runtime as it is opened
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT16, TensorProto.BFLOAT16])
+def test_images_of_other_types_are_refused(tmp_path: Path, kind: int) -> None:
+    path = write(tmp_path / "m.onnx", [node("Cast", "x", "h", to=TensorProto.FLOAT), *HEAD], kind=kind)
+    with pytest.raises(TrainingError, match=r"the input x is [A-Z0-9]+; images are floats, or integers of 0 to 255"):
+        body_of(path)
+
+
+def test_constants_of_types_that_torch_has_not(tmp_path: Path) -> None:
+    """Names of classes lie in some files, beside the logits; what leads to the logits may not be of such a type."""
+    model = onnx.load(str(write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD])))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(["cat", "dog"], object), "names"))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    body_of(tmp_path / "m.onnx")
+    model.graph.initializer.append(helper.make_tensor("b", TensorProto.INT4, [5], [1, 2, 3, 4, 5]))
+    model.graph.node[1].input.append("b")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(TrainingError, match="the constant b is INT4, which is not read"):
+        body_of(tmp_path / "m.onnx")
+
+
+def test_what_onnx_runtime_cannot_run_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", [node("Identity", "x", "h"), *HEAD])
+    file = read_onnx(path)
+    write(path, [node("Reshape", "x t", "h"), *HEAD], constants={"t": np.array([2, 3, 5, 5])})
+    with pytest.raises(TrainingError, match="ONNX Runtime cannot run it on images of 16 pixels: ") as told:
+        onnx_body(path, file, SIDE)
+    assert "\n" not in str(told.value)
+
+
 def test_shape_arithmetic_disappears(tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
