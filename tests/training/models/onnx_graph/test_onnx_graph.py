@@ -175,6 +175,34 @@ def test_what_onnx_runtime_cannot_run_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(told.value)
 
 
+TWICE = np.array([1, 1, 2, 2], np.float32)
+RESIZED = {
+    7: node("Upsample", "x", "h", scales=TWICE.tolist()),
+    8: node("Upsample", "x", "h", scales=TWICE.tolist()),
+    9: node("Upsample", "x scales", "h"),
+    10: node("Resize", "x scales", "h"),
+    11: node("Resize", "x none scales", "h", mode="linear"),
+    18: helper.make_node("Resize", ["x", "", "", "sizes"], ["h"], mode="linear", axes=[2, 3]),
+    19: helper.make_node("Resize", ["x", "", "two"], ["h"], mode="cubic", axes=[3, 2]),
+}
+
+
+@pytest.mark.parametrize("opset", RESIZED)
+def test_resizing_of_every_operator_set(tmp_path: Path, opset: int) -> None:
+    constants = {"scales": TWICE, "none": np.zeros(0, np.float32), "sizes": np.array([24, 40]), "two": TWICE[2:]}
+    path = write(tmp_path / "m.onnx", [RESIZED[opset], *HEAD], opset=opset, constants=constants)
+    body_of(path)  # compared with ONNX Runtime as it is opened
+
+
+def test_resizing_at_other_coordinates_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", [node("Upsample", "x scales", "h", mode="linear"), *HEAD], opset=9)
+    model = onnx.load(str(path))
+    model.graph.initializer.append(numpy_helper.from_array(TWICE, "scales"))
+    onnx.save(model, str(path))
+    with pytest.raises(TrainingError, match=r"Upsample \(n0_h\) asks for a linear resize with asymmetric coordinates"):
+        body_of(path)
+
+
 def test_shape_arithmetic_disappears(tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x w", "c", pads=[1, 1, 1, 1]),

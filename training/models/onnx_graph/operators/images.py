@@ -136,14 +136,22 @@ def attention(attributes: Attributes, query: Tensor, key: Tensor, value: Tensor,
 def resize(
     attributes: Attributes,
     x: Tensor,
-    roi: Tensor | None = None,  # noqa: ARG001  # of a mode that is not read
+    roi: list[float] | None = None,
     scales: list[float] | None = None,
     sizes: list[int] | None = None,
 ) -> Tensor:
+    """Before operator set 11 the second input is `scales`; from 18 on scales and sizes may be of some axes alone."""
     mode, where = attributes.get("mode", "nearest"), attributes.get("coordinate_transformation_mode", "half_pixel")
-    target = [int(n) for n in sizes[2:]] if sizes else [int(x.shape[i] * scales[i]) for i in (2, 3)]  # type: ignore[index]
+    if attributes["opset"] < 11:
+        scales, where = roi, "asymmetric"
+    wanted = list(x.shape)
+    for i, axis in enumerate(attributes.get("axes") or range(x.ndim)):
+        wanted[axis] = int(sizes[i]) if sizes else int(x.shape[axis] * scales[i])  # type: ignore[index]
+    target = wanted[2:]
     if target == list(x.shape[2:]):
         return x
+    if mode != "nearest" and where not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        raise Unexpressed(f"a {mode} resize with {where} coordinates")
     if mode == "nearest":
         return F.interpolate(x, target, mode="nearest")
     modes = {"linear": "bilinear", "cubic": "bicubic"}
@@ -151,7 +159,8 @@ def resize(
 
 
 def upsample(attributes: Attributes, x: Tensor, scales: list[float] | None = None) -> Tensor:
-    return resize({**attributes, "coordinate_transformation_mode": "asymmetric"}, x, None, scales)
+    """Of operator sets 7 to 9; before 9 the scales are an attribute."""
+    return resize(attributes, x, attributes.get("scales", scales))
 
 
 def _each(attributes: Attributes, name: str, count: int, default: int = 1) -> list[int]:
@@ -207,7 +216,7 @@ IMAGES: dict[str, Operator] = {
         LRN=local_response,
         Attention=attention,
     ),
-    "Resize": Operator(resize, static=(2, 3)),
+    "Resize": Operator(resize, static=(1, 2, 3)),
     "Upsample": Operator(upsample, static=(1,)),
 }
 MODULES: dict[str, Callable[..., nn.Module]] = {"Conv": convolution_module, "BatchNormalization": batch_norm_module}
