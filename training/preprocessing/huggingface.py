@@ -88,7 +88,8 @@ def from_huggingface(config: Mapping[str, Any], *, source: str = "preprocessor_c
 
 def _geometry(kind: str, config: Mapping[str, Any], known: Processor, source: str) -> tuple[int, dict[str, Any]]:
     size = config.get("size", {"shortest_edge": known.size} if known.shorter else known.size)
-    shorter = "shortest_edge" in size if isinstance(size, Mapping) else known.shorter
+    pair = isinstance(size, (list, tuple))  # [height, width]
+    shorter = "shortest_edge" in size if isinstance(size, Mapping) else known.shorter and not pair
     if isinstance(size, Mapping) and "longest_edge" in size:
         raise PreprocessingError(f"{source}: the size {dict(size)} is not of one shape; {REMEDY}")
     side = scaled = side_of(size, f"{source}: size")
@@ -104,7 +105,9 @@ def _geometry(kind: str, config: Mapping[str, Any], known: Processor, source: st
     elif kind == "Levit" and shorter:
         scaled = int(256 / 224 * side)
     if config.get("do_center_crop", known.crop is not None):
-        side = side_of(config.get("crop_size", known.crop or side), f"{source}: crop_size")
+        side = side_of(config.get("crop_size", known.crop), f"{source}: crop_size")
+    elif rule == "shorter_side" and kind != "ConvNext":  # which crops by itself
+        raise PreprocessingError(f"{source}: the shorter side becomes {side}, and no crop makes a square; {REMEDY}")
     return side, {"rule": rule, "resize_to": scaled, "crop_offset": "floor"}
 
 

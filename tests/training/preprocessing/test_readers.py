@@ -194,6 +194,8 @@ def test_older_files_have_a_number_as_size() -> None:
     assert (vit.side, vit.resize.rule) == (224, "stretch")
     convnext = from_huggingface({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224, "crop_pct": 0.875})
     assert (convnext.side, convnext.resize.rule, convnext.resize.resize_to) == (224, "shorter_side", 256)
+    clip = from_huggingface({"feature_extractor_type": "CLIPFeatureExtractor", "size": [240, 240], "crop_size": 224})
+    assert (clip.side, clip.resize.rule, clip.resize.resize_to) == (224, "stretch", 240)
     wrapped = {"architecture": "x", "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.5}}
     assert from_huggingface(wrapped).resize.resize_to == 128
 
@@ -205,6 +207,9 @@ def test_older_files_have_a_number_as_size() -> None:
         ({"image_processor_type": "DetrImageProcessor"}, "DetrImageProcessor is not known"),
         ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "images of many sizes"),
         ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 8, "longest_edge": 9}}, "one shape"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 224}}, "no crop makes a square"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "224, and no crop makes a square"),
+        ({"image_processor_type": "ViTImageProcessor", "do_center_crop": True}, "crop_size: None is no size in pixels"),
         ({"image_processor_type": "ViTImageProcessor", "size": "large"}, "is no size in pixels"),
         ({"image_processor_type": "ViTImageProcessor", "resample": 17}, "interpolation 17 is not known"),
         ({"image_processor_type": "ViTImageProcessor", "image_mean": "grey"}, "no list of numbers"),
