@@ -13,6 +13,7 @@ their numbers. Files whose names begin with a dot are skipped.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from training.errors import DataError
 
 LABELS = "labels.csv"
 UNLABELLED = -1
+_LARGEST = 10**18
 _FRAME = re.compile(r"(\d+)_\d+")
 
 
@@ -107,12 +109,27 @@ def list_files(root: Path, classes: Sequence[str], *, per_class: int | None = No
         paths += files
         labels += [label] * len(files)
     named = [_FRAME.fullmatch(path.stem) for path in paths]
-    track = np.array([int(match[1]) for match in named if match]) if all(named) else None
+    track = _numbered([int(match[1]) for match in named if match]) if all(named) else None
     return Files(paths, np.asarray(labels, np.int64), track)
 
 
+def _numbered(tracks: list[int]) -> np.ndarray:
+    """The numbers of tracks; their ranks where some have more digits than an array holds."""
+    if max(tracks) < _LARGEST:
+        return np.array(tracks)
+    return np.unique(np.array(tracks, object), return_inverse=True)[1]
+
+
 def _folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if odd := [name for name in names if not _is_text(name)]:
+        raise DataError(f"{root}: the folder {os.fsencode(odd[0])!r} has no name in UTF-8; rename it")
+    return names
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is text; bytes that are not UTF-8 come as surrogates, which no manifest can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,22 @@ def test_one_class_of_few_images_beside_large_ones(tmp_path: Path, few: int, hel
     assert sum(map(len, splits)) == 42 + few
     assert all(set(split.y) >= {2} for split in splits)
     assert sum(int((split.y == 1).sum()) for split in splits) == few
+
+
+def test_tracks_of_many_digits(tmp_path: Path) -> None:
+    """Times in microseconds, numbers of a social network: more than 64 bits."""
+    for name in pictures(tmp_path, 4):
+        (tmp_path / name).rename(tmp_path / f"2024013114253012345{int(name[1]) // 2}678_{name[1]}.png")
+    track = list_files(tmp_path, NAMES, some=True).track
+    assert track is not None
+    assert track.tolist() == [0, 0, 1, 1]
+
+
+def test_a_class_whose_name_is_no_text(tmp_path: Path) -> None:
+    pictures(tmp_path / "cat", 1)
+    (tmp_path / os.fsdecode(b"d\xe9g")).mkdir()
+    with pytest.raises(DataError, match=r"the folder b'd\\xe9g' has no name in UTF-8; rename it"):
+        classes_of(tmp_path)
 
 
 def test_unread_images_are_counted_alike(tmp_path: Path) -> None:
