@@ -27,11 +27,16 @@ LABELS = "labels.csv"
 UNLABELLED = -1
 _LARGEST = 10**18
 _FRAME = re.compile(r"(\d+)_\d+")
+# As cameras name photographs: 20240131_142530, with more digits where two are of one second.
+_MOMENT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])_([01]\d|2[0-3])([0-5]\d){2}\d{0,4}")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files with their labels; `track` is the first number of a file's name where all are <track>_<frame>."""
+    """Image files with their labels; `track` is the first number of a file's name where all are <track>_<frame>.
+
+    A date and a time of day are no track: a day's photographs would all be one.
+    """
 
     paths: list[Path]
     labels: np.ndarray
@@ -109,7 +114,8 @@ def list_files(root: Path, classes: Sequence[str], *, per_class: int | None = No
         paths += files
         labels += [label] * len(files)
     named = [_FRAME.fullmatch(path.stem) for path in paths]
-    track = _numbered([int(match[1]) for match in named if match]) if all(named) else None
+    moments = all(_MOMENT.fullmatch(path.stem) for path in paths)
+    track = _numbered([int(match[1]) for match in named if match]) if all(named) and not moments else None
     return Files(paths, np.asarray(labels, np.int64), track)
 
 

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from gateway.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
@@ -245,3 +247,14 @@ def test_a_new_connection_that_is_closed_is_not_tried_again() -> None:
         with pytest.raises(UpstreamUnavailable):
             connection.get(url)
         assert counts == [1]
+
+
+def test_a_cluster_may_have_an_authority_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(certifi.where()).read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    (tmp_path / "ca.pem").write_text(own[own.index("-----BEGIN") :])
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    module._certificates.cache_clear()
+    try:
+        assert module._certificates().cert_store_stats()["x509"] == 1
+    finally:
+        module._certificates.cache_clear()

@@ -159,3 +159,14 @@ def test_unread_images_are_counted_alike(tmp_path: Path) -> None:
         len(getattr(read, name)) for name in ("select", "calibrate", "test")
     ]
     assert unread.calibrate.x.size == 0
+
+
+def test_a_date_and_a_time_are_no_track(tmp_path: Path) -> None:
+    names = ("20240131_142530", "20240131_142531", "20240131_142531123", "20240201_000000")
+    for name, picture in zip(names, pictures(tmp_path, 4), strict=True):
+        (tmp_path / picture).rename(tmp_path / f"{name}.png")
+    assert list_files(tmp_path, NAMES, some=True).track is None
+    (tmp_path / f"{names[0]}.png").rename(tmp_path / "20241301_142530.png")  # there is no such month
+    found = list_files(tmp_path, NAMES, some=True).track
+    assert found is not None
+    assert len(set(found.tolist())) == 3
