@@ -26,7 +26,7 @@ class Source(Protocol):
 
 
 def open_source(url: str) -> Source:
-    """The source at an address such as `s3://bucket/gtsrb` or `oci://registry.example/models/gtsrb:1.4.0`.
+    """The source at an address such as `s3://bucket/gtsrb` or `oci://registry.example/models/gtsrb:1.5.1`.
 
     Raises `ConfigError` for an address that no package at hand can open, and `PullFailed` if it does not answer.
     """
