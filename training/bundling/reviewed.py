@@ -33,6 +33,8 @@ from training.util.signatures import StepProgress, silent
 
 TOGETHER = timedelta(seconds=60)
 """Events of one caller that follow one another within it are one group: likely frames of one thing."""
+SPAN = timedelta(minutes=5)
+"""The longest that a group lasts: a caller who never pauses, as one key of a whole service, is no single thing."""
 TAILS = 0.25
 """Share of the groups that the guard's tails are set on; p-values count the others."""
 _PAGE = 200
@@ -93,12 +95,13 @@ def reviewed_images(store: AuditStore, bundle: Bundle) -> Reviewed:
 
 
 def groups_of(events: list[StoredEvent]) -> np.ndarray:
-    """Groups (N,) of events: those of one caller with no more than `TOGETHER` between one and the next."""
-    groups, number, last = np.zeros(len(events), np.int64), -1, None
+    """Groups (N,) of events: those of one caller, `TOGETHER` between one and the next and `SPAN` in all at most."""
+    groups, number, last, first = np.zeros(len(events), np.int64), -1, None, None
     for i in sorted(range(len(events)), key=lambda i: (events[i].caller or "", events[i].time)):
         event = events[i]
-        if last is None or event.caller != last.caller or event.time - last.time > TOGETHER:
-            number += 1
+        pause = last is None or event.caller != last.caller or event.time - last.time > TOGETHER
+        if pause or first is None or event.time - first.time > SPAN:
+            number, first = number + 1, event
         groups[i], last = number, event
     return groups
 

@@ -118,6 +118,14 @@ def test_events_of_one_caller_that_follow_one_another_are_a_group(store: AuditSt
     assert len({groups[0], groups[3], groups[4]}) == 3
 
 
+def test_a_caller_who_never_pauses_is_more_than_one_group(store: AuditStore) -> None:
+    """One key of a whole service, an event each 30 seconds for an hour."""
+    store.insert([record(i, time=NOON + timedelta(seconds=30 * i), caller="shop", **CALM) for i in range(120)])
+    counts = np.bincount(groups_of(list(store.page(Filter(), limit=200))))
+    assert len(counts) == 11
+    assert counts.max() == 11
+
+
 def test_calibrations_that_stay_as_they_were_are_named(store: AuditStore, tmp_path: Path) -> None:
     """A gateway on a GPU goes on serving with them."""
     bundle = with_half(write_bundle(tmp_path / "tiny"), "cuda-fp16")
