@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -38,7 +40,10 @@ BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Errors that the user can act on become one line and exit code 2; an interrupt states how to resume."""
+    """Errors that the user can act on become one line and exit code 2; an interrupt states how to resume.
+
+    So does SIGTERM, which would end the process without ending what it has started.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,7 +51,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         try:
             if processes() > 1 and function.__name__ != "train":
                 raise TrainingError("only `palisade train` runs in several processes; run this command alone")
-            return function(*args, **kwargs)
+            with _terminable():
+                return function(*args, **kwargs)
         except (TrainingError, PalisadeError) as error:
             errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
@@ -54,11 +60,32 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             place = f": {error.filename}" if error.filename else ""
             errors.print(f"error: {error.strerror or error}{place}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             errors.print("stopped; run the same command again to resume from the last checkpoint")
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)) from None
 
     return run
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `_Terminated` within, so that what is open is closed; it does nothing beside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_signal: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _ConsoleHandler(logging.Handler):
