@@ -6,7 +6,7 @@ group too small to be judged there. As in OARS (Feng et al. 2023, arXiv 2303.062
 the proposals and the size of the steps: both grow until a query is far from all earlier ones.
 
 `film` is another way, which no published attack takes: the plain search, and after each query some frames of a film of
-the same image, so that the newest images of the group look like a camera's.
+the same image, so that the newest images of the group look like a camera's. The gateway judges its strands, too.
 """
 
 from __future__ import annotations

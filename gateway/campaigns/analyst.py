@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gateway.campaigns.behaviour import EARLY, Link, link_of
+from gateway.campaigns.behaviour import EARLY, STRAND, Link, link_of
 from gateway.campaigns.case import Case
 from gateway.campaigns.fingerprint import COARSE, COARSE_UNIT
-from gateway.campaigns.groups import Group, Seen
+from gateway.campaigns.groups import Group, Seen, Strand
 from gateway.campaigns.index import Index
 from gateway.campaigns.records import Batch
 
@@ -85,18 +85,28 @@ class Analyst:
                 # A group that began just now may have taken the place of one of them.
                 if other in self._groups and any(index.group(found) == other for found in near):
                     at, group = self._merge(at, other)
-        seen = self._seen(record, number)
-        if same is not None:
-            group.add(seen, identical=True)
-        else:
-            group.add(seen, _link(number, record, near[0], index.record(near[0])))
-        case = self._known.pop(seen.request, None)
-        if case is not None:
-            group.adopt(case)
-        if same is None and group.different >= EARLY and (group.pattern != "search" or group.different % _LATER == 0):
-            self._judge(group)
+        self._count(group, record, number, None if same is not None else near[0])
         if group.pattern is not None:
             self._changed[at] = group
+
+    def _count(self, group: Group, record: np.void, number: int, parent: int | None) -> None:
+        """Take a query into its group, and judge that; `parent` is what it is most like, None for the same image."""
+        seen = self._seen(record, number)
+        case = self._known.pop(seen.request, None)
+        if parent is None:
+            group.add(seen, identical=True)
+        else:
+            link = _link(number, record, parent, self.index.record(parent))
+            group.add(seen, link)
+            strand = group.strand(self._strand_of(link, record))
+            strand.add(number, link)
+        if case is not None:
+            group.adopt(case)
+        if parent is None or group.different < EARLY or (group.pattern == "search" and group.different % _LATER):
+            return
+        self._judge(group, group.whole)
+        if group.pattern != "search" and strand.images < group.different:
+            self._judge(group, strand)
 
     def _same(self, record: np.void, numbers: list[int]) -> int | None:
         """The query of `numbers` that is the very image of a record, and of its model."""
@@ -112,7 +122,7 @@ class Analyst:
         found = {*index.candidates(places), *own}
         groups = {group for number in found if (group := self._at(number)) in self._groups}
         for group in groups:
-            found |= {*self._groups[group].window, *self._groups[group].parents}
+            found |= self._groups[group].remembered
         numbers = sorted((number for number in found if index.alive(number)), reverse=True)
         models = index.models(numbers) == record["model"]
         return [number for number, alike in zip(numbers, models.tolist(), strict=True) if alike], groups
@@ -155,17 +165,25 @@ class Analyst:
         if (b.pattern is not None, b.different) > (a.pattern is not None, a.different):
             one, other, a, b = other, one, b, a
         a.join(b)
-        for number in {*b.window, *b.parents}:
+        for number in b.remembered:
             if self.index.alive(number):
                 self.index.put(number, one)
         del self._groups[other]
         return one, a
 
-    def _judge(self, group: Group) -> None:
-        window = [number for number in group.window if self.index.alive(number)]
+    def _judge(self, group: Group, strand: Strand) -> None:
+        window = [number for number in strand.window if self.index.alive(number)]
         if len(window) >= EARLY:
             index = self.index
-            group.judge(index.details(window), index.contrasts(window), index.margins(window))
+            group.judge(strand, index.details(window), index.contrasts(window), index.margins(window))
+
+    def _strand_of(self, link: Link, record: np.void) -> int:
+        """The number of the strand of an image: its parent's after a small step, else one that begins with it."""
+        strand = self.index.strand(link.parent)
+        if not strand or link.length > STRAND * link_of(float(record["contrast"])):
+            strand = link.number % self.index.capacity + 1
+        self.index.put_strand(link.number, strand)
+        return strand
 
     def _seen(self, record: np.void, number: int) -> Seen:
         name = self._names.name
@@ -191,9 +209,9 @@ class Analyst:
 
 def _link(number: int, record: np.void, parent: int, of: np.void) -> Link:
     cells = (record["coarse"].astype(np.float32) - of["coarse"]) * np.float32(COARSE_UNIT / COARSE**0.5)
-    pixels = record["detail"].astype(np.float32) - of["detail"]
-    blocks = float(np.linalg.norm(cells)) / max(float(np.linalg.norm(pixels)), 1e-3)
-    return Link(number, parent, bool(record["label"] != of["label"]), blocks)
+    length = float(np.linalg.norm(record["detail"].astype(np.float32) - of["detail"]))
+    blocks = float(np.linalg.norm(cells)) / max(length, 1e-3)
+    return Link(number, parent, bool(record["label"] != of["label"]), blocks, length)
 
 
 class _Names:

@@ -36,6 +36,8 @@ LINK = 0.35
 LINK_LEVELS = 5.0
 """The same in levels of 255, for images of little contrast, on which a small change is a large part."""
 LINK_MOST = 0.6
+STRAND = 0.4
+"""Largest step within a strand of a group, as a share of that."""
 DIMENSIONS = 2.6
 """Local dimension from which images are no camera's motion."""
 WIDE_NEIGHBOURS = 16
@@ -106,13 +108,14 @@ class Shape:
 class Link:
     """A different image, the image before it that it is most like (its parent), and whether their labels differ.
 
-    `blocks` is their distance by the means of cells, over that by pixels.
+    `length` is their distance by pixels, `blocks` that by the means of cells, over it.
     """
 
     number: int
     parent: int
     flip: bool
     blocks: float
+    length: float
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,6 +13,7 @@ from gateway.campaigns.behaviour import (
     WINDOW,
     Link,
     Pattern,
+    Provenance,
     Resembles,
     Shape,
     looks,
@@ -34,6 +35,8 @@ PARENTS = 8
 """Images that others were found to be most like, the newest, which a query is compared with beside the window."""
 MEANS = 6
 """Means of full windows that are remembered, to see whether the images move."""
+STRANDS = 4
+"""Strands of a group that are followed, those that grew last."""
 NOBODY = "(none)"
 OTHERS = "(others)"
 _STEPS_BY_LABEL = 12
@@ -53,6 +56,45 @@ class Seen:
 
 
 @dataclass
+class Strand:
+    """The newest different images of a group, or of a part of it whose images descend from one another in small steps.
+
+    `means` are those of full windows, `streak` how often in a row the images have looked like a search.
+    """
+
+    window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    links: deque[Link] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MEANS))
+    images: int = 0
+    streak: int = 0
+
+    def add(self, number: int, link: Link | None) -> None:
+        """Take in a different image, linked to one before it unless it is the first."""
+        self.window.append(number)
+        self.images += 1
+        if link is not None:
+            self.links.append(link)
+
+    def look(
+        self, details: np.ndarray, contrasts: np.ndarray, margins: np.ndarray
+    ) -> tuple[Pattern | None, Shape, Provenance]:
+        """What the images of the window look like: details (n, DETAIL), contrasts (n,) and margins (n,) in order."""
+        shape, links = shape_of(details, contrasts), provenance_of(self.links, margins)
+        found = looks(shape, links, moved(details, self.means[0]) if self.means else 0.0)
+        if self.images % WINDOW == 0:
+            self.means.append(details.mean(0))
+        if found is not None:
+            self.streak = self.streak + 1 if found == "search" else 0
+        return found, shape, links
+
+    def join(self, other: Strand) -> None:
+        """Take in the images of another."""
+        self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
+        self.links = deque(sorted([*self.links, *other.links], key=lambda link: link.number), maxlen=WINDOW)
+        self.images += other.images
+
+
+@dataclass
 class Group:
     """Queries whose images are near-duplicates of an earlier one in the group."""
 
@@ -69,16 +111,15 @@ class Group:
     took_part: Counter[str] = field(default_factory=Counter)
     senders: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     labels: Counter[str] = field(default_factory=Counter)
-    window: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    whole: Strand = field(default_factory=Strand)
+    strands: OrderedDict[int, Strand] = field(default_factory=OrderedDict)
+    """Its parts by number. Where a search is hidden among a film's frames, it is one of them, and the film another."""
     parents: deque[int] = field(default_factory=lambda: deque(maxlen=PARENTS))
-    means: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MEANS))
-    links: deque[Link] = field(default_factory=lambda: deque(maxlen=WINDOW))
     path: list[Step] = field(default_factory=list)
     id: str | None = None
     pattern: Pattern | None = None
     kind: Resembles | None = None
     shape: Shape | None = None
-    streak: int = 0
     known_after: int | None = None
     last_request: str = ""
 
@@ -99,8 +140,9 @@ class Group:
             for _, name in other.senders:
                 _count(self.took_part, name, MAX_KEYS)
         self.senders = deque(sorted([*self.senders, *other.senders]), maxlen=WINDOW)
-        self.window = deque(sorted({*self.window, *other.window}), maxlen=WINDOW)
-        self.links = deque(sorted([*self.links, *other.links], key=lambda link: link.number), maxlen=WINDOW)
+        self.whole.join(other.whole)
+        for number, strand in other.strands.items():
+            self._keep(number, strand)
 
     def add(self, seen: Seen, link: Link | None = None, *, identical: bool = False) -> None:
         """Count a query; `identical` to an image that the group has, or else linked to one, unless it is the first."""
@@ -118,36 +160,47 @@ class Group:
             self._name_repeats()
             return
         self.different += 1
-        self.window.append(seen.number)
+        self.whole.add(seen.number, link)
         self.senders.append((seen.number, sender))
         if self.pattern == "search":
             _count(self.took_part, sender, MAX_KEYS)
         if link is not None:
-            self.links.append(link)
             self.label_flips += link.flip
 
-    def judge(self, details: np.ndarray, contrasts: np.ndarray, margins: np.ndarray) -> None:
-        """Take the images of the window into account; a search stays one.
+    def strand(self, number: int) -> Strand:
+        """The strand of this number, which grows now; a new one takes the place of the one that grew longest ago."""
+        found = self.strands.pop(number, None) or Strand()
+        self._keep(number, found)
+        return found
 
-        `details` (n, DETAIL), `contrasts` (n,) and `margins` (n,) in [0, 1] are of the window, in order.
+    def _keep(self, number: int, strand: Strand) -> None:
+        self.strands[number] = strand
+        if len(self.strands) > STRANDS:
+            self.strands.popitem(last=False)
+
+    @property
+    def remembered(self) -> set[int]:
+        """The images that a query is compared with."""
+        return {*self.whole.window, *self.parents}.union(*(strand.window for strand in self.strands.values()))
+
+    def judge(self, strand: Strand, details: np.ndarray, contrasts: np.ndarray, margins: np.ndarray) -> None:
+        """Take the images of the window of `whole`, or of one of the strands, into account; a search stays one.
+
+        `details` (n, DETAIL), `contrasts` (n,) and `margins` (n,) in [0, 1] are of that window, in order. What is no
+        search is named by the whole alone.
         """
-        self.shape = shape = shape_of(details, contrasts)
-        links = provenance_of(self.links, margins)
-        found = looks(shape, links, moved(details, self.means[0]) if self.means else 0.0)
-        if self.different % WINDOW == 0:
-            self.means.append(details.mean(0))
-        if found is None:
-            return
+        found, shape, links = strand.look(details, contrasts, margins)
+        if strand is self.whole:
+            self.shape = shape
         if found == "search":
-            self.streak += 1
-            if self.streak > CONFIRM and self.pattern != "search":
+            if strand.streak > CONFIRM and self.pattern != "search":
                 self._name("search")
+                self.shape = shape
                 self.took_part = Counter(name for _, name in self.senders)
                 self.kind = resembles(shape, links, self._flip_share)
             elif self.pattern == "search" and self._flip_share >= FEW_FLIPS:
                 self.kind = "decision_based"
-        else:
-            self.streak = 0
+        elif found is not None and strand is self.whole:
             self.senders.clear()  # of images that were explained
             if self.pattern != "search":
                 self._name(found)

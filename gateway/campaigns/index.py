@@ -28,6 +28,7 @@ class Index:
         # Zeros are not memory yet: the system gives pages when they are first written.
         self._ring = np.zeros(capacity, RECORD)
         self._group = np.zeros(capacity, np.int32)
+        self._strand = np.zeros(capacity, np.int32)
         self._next = 0
         self._bits = max(10, int(2 * capacity - 1).bit_length())
         self._slots = np.zeros((TABLES, 1 << self._bits), np.int32)
@@ -42,7 +43,7 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Bytes of memory once every page was written."""
-        return self._ring.nbytes + self._group.nbytes + self._slots.nbytes
+        return self._ring.nbytes + self._group.nbytes + self._strand.nbytes + self._slots.nbytes
 
     def places(self, coarse: np.ndarray, models: np.ndarray) -> np.ndarray:
         """The slots (n, TABLES) of coarse fingerprints (n, COARSE) of models (n,), which are told apart."""
@@ -65,7 +66,7 @@ class Index:
         number, self._next = self._next, self._next + 1
         at = number % self.capacity
         self._ring[at] = record
-        self._group[at] = 0
+        self._group[at] = self._strand[at] = 0
         self._slots[self._rows, places] = at + 1
         return number
 
@@ -101,6 +102,13 @@ class Index:
 
     def put(self, number: int, group: int) -> None:
         self._group[number % self.capacity] = group
+
+    def strand(self, number: int) -> int:
+        """The strand of its group that a query was put in; 0 for none."""
+        return int(self._strand[number % self.capacity])
+
+    def put_strand(self, number: int, strand: int) -> None:
+        self._strand[number % self.capacity] = strand
 
 
 def _choice(salt: bytes) -> np.ndarray:

@@ -122,3 +122,14 @@ def ask(
     ]
     analyst.take(pack(queries))
     return analyst.cases()
+
+
+def film(seed: int, n: int) -> np.ndarray:
+    """A slow pan to and fro over the image that searches begin with, by two pixels at most; noise in each frame."""
+    found = []
+    for number in range(n):
+        way = 2 * abs((number / 32) % 2 - 1)
+        whole, part = int(way), way - int(way)
+        shifted = (1 - part) * np.roll(base(seed), whole, 2) + part * np.roll(base(seed), whole + 1, 2)
+        found.append(shifted + np.random.default_rng([seed, number]).normal(size=shifted.shape))
+    return eight_bit(found)

@@ -19,6 +19,7 @@ from tests.gateway.campaigns.sequences import (
     base,
     eight_bit,
     estimates,
+    film,
     noisy,
     pan,
     squares,
@@ -40,6 +41,20 @@ def test_a_search_is_a_campaign(search: Images, within: int, keys: tuple[str, ..
     assert set(case.keys) == set(keys)
     assert case.queries == 120
     assert case.lowest_p_value == pytest.approx(1 / 121, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_between_the_frames_of_a_film_is_a_campaign(seed: int) -> None:
+    frames, queries = film(seed, 4 * 60), squares(seed, 60)
+    mixed = np.concatenate(
+        [np.concatenate([query[None], frames[4 * i : 4 * i + 4]]) for i, query in enumerate(queries)]
+    )
+    (case,) = ask(Analyst(SALT, CAPACITY), mixed)
+    assert (case.pattern, case.resembles) == ("search", "score_based")
+    assert case.known_after is not None
+    assert case.known_after <= 250
+    (alone,) = ask(Analyst(SALT, CAPACITY), frames)
+    assert alone.pattern == "video"
 
 
 def test_label_changes_are_a_search_for_the_boundary() -> None:
