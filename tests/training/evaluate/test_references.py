@@ -54,6 +54,6 @@ def test_shipped_cards_show_them(path: Path) -> None:
     for row in card["units"]:
         found = REFERENCES[row["unit"]]
         assert card["titles"]["references"][row["unit"]] == {"nist": found.sections, "atlas": found.techniques}
-        line = next(line for line in page.splitlines() if line.startswith(f"| {row['unit']} |"))
-        assert all(name in line for name in (*found.nist, *found.atlas))
+        lines = [line for line in page.splitlines() if line.startswith(f"| {row['unit']} |")]
+        assert any(all(name in line for name in (*found.nist, *found.atlas)) for line in lines)
         assert all(name in page for name in (*found.sections, *found.techniques))

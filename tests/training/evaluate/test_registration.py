@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Manifest
 from training.errors import TrainingError
-from training.evaluate.card import extended
+from training.evaluate.card import extended, titled
 from training.evaluate.registration import (
     Registration,
     canonical,
@@ -151,7 +151,15 @@ def shipped() -> tuple[dict[str, Any], Manifest, Registration]:
     first = min(datetime.fromisoformat(row["date"]).replace(tzinfo=UTC) for row in card["units"])
     found = register(bundle.name, bundle.version, evaluation, bundle.manifest.data)
     found = sealed(found.model_copy(update={"time": first - timedelta(days=1)}))
-    return card | {"registration": found.to_json()}, bundle.manifest, found
+    return titled(card | {"registration": found.to_json()}), bundle.manifest, found
+
+
+def test_the_shipped_card_is_the_registered_one() -> None:
+    bundle = load_bundle(ROOT / "models" / "gtsrb")
+    card = bundle.card()
+    assert card is not None
+    assert card["registration"]["version"] == bundle.version
+    assert stated_problems(bundle, card, Evaluation.model_validate(card["settings"]).bounds) == []
 
 
 def test_a_card_is_held_to_the_registration_that_it_carries() -> None:
@@ -196,13 +204,14 @@ def test_verify_fails_such_a_card() -> None:
 
 
 def test_the_card_of_another_version_is_found() -> None:
-    card, manifest, found = shipped()
-    later = manifest.model_copy(update={"version": "9.0.0"})
-    problem = f"registration: it is of gtsrb {manifest.version}, not of gtsrb 9.0.0"
-    assert card_problems(card, later, found) == [problem]
-    bundle = replace(load_bundle(ROOT / "models" / "gtsrb"), manifest=later)
-    rows = stated_problems(bundle, card, found.evaluation.bounds)
-    assert [row["why"] for row in rows] == [f"it is of gtsrb {manifest.version}, not of gtsrb 9.0.0", problem]
+    bundle = load_bundle(ROOT / "models" / "gtsrb")
+    card, version = bundle.card(), bundle.manifest.version
+    assert card is not None
+    later = bundle.manifest.model_copy(update={"version": "9.0.0"})
+    problem = f"registration: it is of gtsrb {version}, not of gtsrb 9.0.0"
+    assert card_problems(card, later) == [problem]
+    rows = stated_problems(replace(bundle, manifest=later), card, Evaluation.model_validate(card["settings"]).bounds)
+    assert [row["why"] for row in rows] == [f"it is of gtsrb {version}, not of gtsrb 9.0.0", problem]
 
 
 def test_cards_under_two_registrations_are_not_put_together() -> None:
