@@ -9,14 +9,16 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
-from gateway.access.auth import Caller
+from gateway.access.auth import Auth, Caller
 from gateway.audit.trail import Audit
 from gateway.http.routes.events import router
 from gateway.settings import Settings
+from gateway.versions.shared_state import Store
 
 if __name__ == "__main__":
-    app = FastAPI()
-    app.state.audit = Audit(Settings(data_dir=Path(sys.argv[1])))
+    app, settings = FastAPI(), Settings(data_dir=Path(sys.argv[1]))
+    app.state.auth = Auth(settings, Store(settings.state_dir))
+    app.state.audit = Audit(settings)
     app.state.audit.start()
 
     @app.middleware("http")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -322,12 +323,21 @@ def test_kill_9_in_a_burst_loses_nothing_that_was_acknowledged(
     assert len(found) - len(acknowledged) <= 5 * 8
 
 
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A test that fails does not wait for the process that it has started."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_an_open_stream_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "tests.e2e.audit_app", str(tmp_path), str(port)]
-    with subprocess.Popen(command, cwd=ROOT) as process:
+    with subprocess.Popen(command, cwd=ROOT) as process, ending(process):
         wait_for(lambda: _listens(port))
         with httpx.stream("GET", f"http://127.0.0.1:{port}/v1/events/stream", timeout=30) as response:
             lines = response.iter_lines()
