@@ -187,10 +187,8 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     assert store.cases("search", limit=9) == [after]
 
 
-def test_a_case_that_could_not_be_written_is_written_though_nobody_asks_anything_more(
-    store: CampaignStore, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = Campaigns(settings(tmp_path))
+def searched(worker: Campaigns, store: CampaignStore, pipeline: Pipeline) -> Follower:
+    """A follower of the store, to which the worker has written a search of `ALICE`."""
     worker._salt, worker.store = store.prepare(), store
     for decision in decisions(pipeline, 60):
         worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
@@ -198,6 +196,14 @@ def test_a_case_that_could_not_be_written_is_written_though_nobody_asks_anything
     worker.flush()
     follower = Follower(store, LIMITS)
     follower.prepare(store.prepare())
+    return follower
+
+
+def test_a_case_that_could_not_be_written_is_written_though_nobody_asks_anything_more(
+    store: CampaignStore, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Campaigns(settings(tmp_path))
+    follower = searched(worker, store, pipeline)
 
     def away(*_: object, **__: object) -> None:
         raise AuditUnavailable("away")
@@ -238,13 +244,7 @@ def test_a_batch_that_fails_is_left_out_when_the_analyst_begins_again(
 def test_every_worker_learns_whose_keys_they_are(store: CampaignStore, pipeline: Pipeline, tmp_path: Path) -> None:
     reactions = Reactions("label", 0.1)
     worker = Campaigns(settings(tmp_path), reactions)
-    worker._salt, worker.store = store.prepare(), store
-    for decision in decisions(pipeline, 60):
-        worker._decided.append((watch.query_of(decision, ALICE, f"r{id(decision)}"), decision.pixels))
-        worker._bytes += decision.pixels.nbytes
-    worker.flush()
-    follower = Follower(store, LIMITS)
-    follower.prepare(store.prepare())
+    follower = searched(worker, store, pipeline)
     follower.follow(datetime.now(UTC))
     worker._react()
     assert reactions.suspects == {ALICE.key_id}
