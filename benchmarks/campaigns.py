@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from benchmarks.false_campaigns import SALT, held_out_tracks, moved, named, patterns, training_tracks
 from benchmarks.record import record
@@ -19,7 +20,7 @@ from benchmarks.searches import SEARCHES, Search
 from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.fingerprint import Fingerprint, Fingerprinter
 from gateway.campaigns.records import RECORD, Query, pack
-from gateway.campaigns.watch import query_of
+from gateway.campaigns.watch import TOGETHER, query_of
 from gateway.core.decision import Decision
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
@@ -43,7 +44,7 @@ def cost(stored: int, shape: tuple[int, int, int], rng: np.random.Generator) -> 
             index.add(row, places)
     images = rng.random((500, *shape), np.float32)
     begin = time.process_time()
-    made = [maker.make(image) for image in images]
+    made = [one for at in range(0, len(images), TOGETHER) for one in maker.make_all(list(images[at : at + TOGETHER]))]
     fingerprint = (time.process_time() - begin) / len(images)
     search = [(_query("a", i), found) for i, found in enumerate(_around(images[0], maker, rng, 500))]
     times = {}
@@ -168,6 +169,7 @@ def main(
     json_path: JsonPath = None,
 ) -> None:
     """Measure cost, queries until a campaign is known, and false campaigns."""
+    threadpool_limits(1, user_api="blas")  # as in the gateway
     rng = np.random.default_rng(seed)
     figures: dict[str, Any] = {"seed": seed, "cost": cost(stored, (3, 32, 32), rng)}
     figures["cost_at_224"] = cost(min(stored, 10_000), (3, 224, 224), rng)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import bentoml
+from threadpoolctl import threadpool_limits
 
 from gateway.access.auth import check_access
 from gateway.app import create_api, layers
@@ -120,6 +121,10 @@ class Palisade:
         # Imported objects are never freed: collections, which free replaced models, need not visit them.
         gc.collect()
         gc.freeze()
+        # The threads of numpy's BLAS wait for each other by spinning, which costs more than its small products.
+        # A thread of low priority that has the interpreter gives it back to one that answers after half a millisecond.
+        sys.setswitchinterval(5e-4)
+        threadpool_limits(1, user_api="blas")
         try:
             if self._exchange is not None:
                 self._exchange.start(self._rollout)

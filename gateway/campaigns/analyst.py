@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,19 @@ _LATER = 8
 """A campaign's shape is looked at again with every eighth image; it stays a campaign."""
 _OWN = 4
 """Newest images of the same caller that a query is always compared with."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One query's record, its slots in the index, and what of the record is read often."""
+
+    record: np.void
+    places: np.ndarray
+    detail: np.ndarray
+    exact: int
+    model: int
+    key: int
+    contrast: float
 
 
 class Analyst:
@@ -51,8 +65,9 @@ class Analyst:
             numbers = np.array([self._names.number(name) for name in names], np.uint16)
             records[column] = numbers[records[column]]
         places = self.index.places(records["coarse"], records["model"])
-        for record, at in zip(records, places, strict=True):
-            self._take(record, at)
+        columns = (records[name].tolist() for name in ("exact", "model", "key", "contrast"))
+        for asked in map(_Asked, records, places, records["detail"].astype(np.float32), *columns):
+            self._take(asked)
 
     def cases(self) -> list[Case]:
         """Case files of the groups with a pattern that have grown since `written` was called."""
@@ -62,15 +77,16 @@ class Analyst:
         """The case files were kept."""
         self._changed.clear()
 
-    def _take(self, record: np.void, places: np.ndarray) -> None:
+    def _take(self, asked: _Asked) -> None:
         index = self.index
-        own = self._own_of(int(record["key"]))
-        same = self._same(record, index.candidates(places))  # nearly always where an image has come before
-        numbers, groups = ([], set[int]()) if same is not None else self._compared(record, places, own)
-        if same is None:
-            same = self._same(record, numbers)
-        near = [same] if same is not None else self._near(record, numbers)
-        number = same if same is not None else index.add(record, places)
+        own = self._own_of(asked.key)
+        candidates = index.candidates(asked.places)
+        # Nearly always found where an image has come before.
+        same = next((n for n in candidates if index.is_image(n, asked.exact, asked.model)), None)
+        near, groups = ([same], set[int]()) if same is not None else self._near(asked, candidates, own)
+        if same is None and near and index.is_image(near[0], asked.exact, asked.model):
+            same = near[0]
+        number = same if same is not None else index.add(asked.record, asked.places)
         if number not in own:  # an image that is sent again and again is known by it, whatever came between
             own.append(number)
         if not near:
@@ -79,13 +95,12 @@ class Analyst:
         group = self._groups[at]
         if same is None:
             index.put(number, at)
-            if near[0] not in group.parents:
-                group.parents.append(near[0])
+            group.remember_parent(near[0])
             for other in groups - {at}:
                 # A group that began just now may have taken the place of one of them.
                 if other in self._groups and any(index.group(found) == other for found in near):
                     at, group = self._merge(at, other)
-        self._count(group, record, number, None if same is not None else near[0])
+        self._count(group, asked.record, number, None if same is not None else near[0])
         if group.pattern is not None:
             self._changed[at] = group
 
@@ -98,8 +113,7 @@ class Analyst:
         else:
             link = _link(number, record, parent, self.index.record(parent))
             group.add(seen, link)
-            strand = group.strand(self._strand_of(link, record))
-            strand.add(number, link)
+            strand = group.descend(self._strand_of(link, record), link)
         if case is not None:
             group.adopt(case)
         if parent is None or group.different < EARLY or (group.pattern == "search" and group.different % _LATER):
@@ -108,38 +122,31 @@ class Analyst:
         if group.pattern != "search" and strand.images < group.different:
             self._judge(group, strand)
 
-    def _same(self, record: np.void, numbers: list[int]) -> int | None:
-        """The query of `numbers` that is the very image of a record, and of its model."""
-        for number in numbers:
-            known = self.index.record(number)
-            if known["exact"] == record["exact"] and known["model"] == record["model"]:
-                return number
-        return None
+    def _near(self, asked: _Asked, candidates: list[int], own: deque[int]) -> tuple[list[int], set[int]]:
+        """The queries that an image is like, the nearest first, or the same image alone; groups it was compared with.
 
-    def _compared(self, record: np.void, places: np.ndarray, own: deque[int]) -> tuple[list[int], set[int]]:
-        """What a query is compared with, and their groups: who shares a slot, its caller's last, the groups' newest."""
-        index = self.index
-        found = {*index.candidates(places), *own}
-        groups = {group for number in found if (group := self._at(number)) in self._groups}
-        for group in groups:
-            found |= self._groups[group].remembered
-        numbers = sorted((number for number in found if index.alive(number)), reverse=True)
-        models = index.models(numbers) == record["model"]
-        return [number for number, alike in zip(numbers, models.tolist(), strict=True) if alike], groups
-
-    def _near(self, record: np.void, numbers: list[int]) -> list[int]:
-        """The queries of `numbers` that a record is like, the nearest first."""
+        It is compared with those that share a slot, its caller's last, and the newest of all their groups.
+        """
+        index, known = self.index, self._groups
+        oldest, group_of = index.oldest, index.group
+        found = {*candidates, *own}
+        groups = {at for number in found if number >= oldest and (at := group_of(number)) in known}
+        numbers = sorted(found.union(*(known[group].remembered for group in groups)), reverse=True)
+        while numbers and numbers[-1] < oldest:
+            numbers.pop()
         if not numbers:
-            return []
-        differences = self.index.details(numbers) - record["detail"].astype(np.float32)
+            return [], groups
+        records = index.records(numbers)
+        other = records["model"] != asked.model
+        equal = (records["exact"] == asked.exact) & ~other
+        if equal.any():
+            return [numbers[int(equal.argmax())]], groups
+        differences = records["detail"].astype(np.float32) - asked.detail
         distances = np.einsum("nd,nd->n", differences, differences)
-        order = distances.argsort()
-        reach = link_of(float(record["contrast"]))
-        return [numbers[i] for i in order[: int((distances <= reach * reach).sum())].tolist()]
-
-    def _at(self, number: int) -> int:
-        """The number of a query's group, followed through merges; 0 for none."""
-        return 0 if not self.index.alive(number) else self.index.group(number)
+        distances[other] = np.inf
+        reach = link_of(asked.contrast) ** 2
+        order = distances.argsort()[: int((distances <= reach).sum())]
+        return [numbers[i] for i in order.tolist()], groups
 
     def _group_of(self, number: int) -> int:
         """The group of a query, which begins with it if it had none."""

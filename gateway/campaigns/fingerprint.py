@@ -11,6 +11,7 @@ salt cannot choose images by their fingerprints.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,27 +58,39 @@ class Fingerprinter:
 
     def make(self, pixels: np.ndarray) -> Fingerprint:
         """The fingerprint of float32 pixels (C, H, W) in [0, 1]; `ValueError` for another shape."""
-        if pixels.shape != self._shape:
-            raise ValueError(f"pixels are {pixels.shape}, expected {self._shape}")
-        cells = (self._rows @ pixels @ self._columns).ravel()
-        places = pixels.reshape(-1)[self._places]
-        levels = np.rint(places * 255).astype(np.uint8).tobytes() + np.rint(cells * 65_535).astype(np.uint16).tobytes()
-        exact = hashlib.blake2b(levels, digest_size=8, key=self._key).digest()
-        coarse = _normalised(cells)[0] @ self._coarse
-        sample, contrast = _normalised(places)
-        return Fingerprint(
-            exact=int.from_bytes(exact, "little"),
-            coarse=np.clip(np.rint(coarse / COARSE_UNIT), -127, 127).astype(np.int8),
-            detail=(sample @ self._detail).astype(np.float16),
-            contrast=contrast,
-        )
+        return self.make_all([pixels])[0]
+
+    def make_all(self, images: Sequence[np.ndarray]) -> list[Fingerprint]:
+        """The fingerprints of several images, together in a fraction of the time; arguments and errors as of `make`."""
+        cells = np.empty((len(images), len(self._coarse)), np.float32)
+        places = np.empty((len(images), len(self._places)), np.float32)
+        for cell, place, pixels in zip(cells, places, images, strict=True):
+            if pixels.shape != self._shape:
+                raise ValueError(f"pixels are {pixels.shape}, expected {self._shape}")
+            # Image by image, so that the bits of `exact` do not depend on what else is in the batch.
+            cell[:] = (self._rows @ pixels @ self._columns).ravel()
+            place[:] = pixels.reshape(-1)[self._places]
+        levels = np.rint(places * 255).astype(np.uint8), np.rint(cells * 65_535).astype(np.uint16)
+        coarse = np.clip(np.rint(_normalised(cells)[0] @ self._coarse / COARSE_UNIT), -127, 127).astype(np.int8)
+        samples, contrasts = _normalised(places)
+        details = (samples @ self._detail).astype(np.float16)
+        return [
+            Fingerprint(self._hash(*of), *found)
+            for of, found in zip(
+                zip(*levels, strict=True), zip(coarse, details, contrasts.tolist(), strict=True), strict=True
+            )
+        ]
+
+    def _hash(self, places: np.ndarray, cells: np.ndarray) -> int:
+        digest = hashlib.blake2b(places.tobytes() + cells.tobytes(), digest_size=8, key=self._key).digest()
+        return int.from_bytes(digest, "little")
 
 
-def _normalised(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Values less their mean, over their standard deviation (or the floor), and what they were divided by."""
-    centred = values - values.mean()
-    contrast = max(float(np.sqrt(np.mean(centred * centred))), CONTRAST_FLOOR)
-    scaled: np.ndarray = centred / np.float32(contrast)
+def _normalised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, k) less their mean, over their standard deviation (or the floor), and what they were divided by (n,)."""
+    centred = values - values.mean(1, keepdims=True)
+    contrast = np.maximum(np.sqrt((centred * centred).mean(1)), np.float32(CONTRAST_FLOOR))
+    scaled: np.ndarray = centred / contrast[:, None]
     return scaled, contrast
 
 

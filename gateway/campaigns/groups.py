@@ -122,6 +122,7 @@ class Group:
     shape: Shape | None = None
     known_after: int | None = None
     last_request: str = ""
+    _remembered: set[int] | None = None
 
     def join(self, other: Group) -> None:
         """Take in a smaller group, whose images turned out to be alike; the path and the pattern stay this one's."""
@@ -141,6 +142,7 @@ class Group:
                 _count(self.took_part, name, MAX_KEYS)
         self.senders = deque(sorted([*self.senders, *other.senders]), maxlen=WINDOW)
         self.whole.join(other.whole)
+        self._remembered = None
         for number, strand in other.strands.items():
             self._keep(number, strand)
 
@@ -159,6 +161,7 @@ class Group:
             self.repeats += 1
             self._name_repeats()
             return
+        self._remembered = None
         self.different += 1
         self.whole.add(seen.number, link)
         self.senders.append((seen.number, sender))
@@ -167,13 +170,21 @@ class Group:
         if link is not None:
             self.label_flips += link.flip
 
-    def strand(self, number: int) -> Strand:
-        """The strand of this number, which grows now; a new one takes the place of the one that grew longest ago."""
-        found = self.strands.pop(number, None) or Strand()
-        self._keep(number, found)
+    def descend(self, strand: int, link: Link) -> Strand:
+        """Put an image that was added in a strand; a new one takes the place of the one that grew longest ago."""
+        found = self.strands.pop(strand, None) or Strand()
+        found.add(link.number, link)
+        self._keep(strand, found)
         return found
 
+    def remember_parent(self, number: int) -> None:
+        """Compare queries with this image, too, since another was found to be most like it."""
+        if number not in self.parents:
+            self.parents.append(number)
+            self._remembered = None
+
     def _keep(self, number: int, strand: Strand) -> None:
+        self._remembered = None
         self.strands[number] = strand
         if len(self.strands) > STRANDS:
             self.strands.popitem(last=False)
@@ -181,7 +192,10 @@ class Group:
     @property
     def remembered(self) -> set[int]:
         """The images that a query is compared with."""
-        return {*self.whole.window, *self.parents}.union(*(strand.window for strand in self.strands.values()))
+        if self._remembered is None:
+            windows = (strand.window for strand in self.strands.values())
+            self._remembered = {*self.whole.window, *self.parents}.union(*windows)
+        return self._remembered
 
     def judge(self, strand: Strand, details: np.ndarray, contrasts: np.ndarray, margins: np.ndarray) -> None:
         """Take the images of the window of `whole`, or of one of the strands, into account; a search stays one.

@@ -27,12 +27,13 @@ class Index:
         self.capacity = capacity
         # Zeros are not memory yet: the system gives pages when they are first written.
         self._ring = np.zeros(capacity, RECORD)
+        self._exact, self._model = self._ring["exact"], self._ring["model"]
         self._group = np.zeros(capacity, np.int32)
         self._strand = np.zeros(capacity, np.int32)
         self._next = 0
         self._bits = max(10, int(2 * capacity - 1).bit_length())
-        self._slots = np.zeros((TABLES, 1 << self._bits), np.int32)
-        self._rows = np.arange(TABLES)
+        self._slots = np.zeros(TABLES << self._bits, np.int32)
+        self._tables = np.arange(TABLES) << self._bits
         self._signs = _choice(salt)
 
     @property
@@ -49,14 +50,14 @@ class Index:
         """The slots (n, TABLES) of coarse fingerprints (n, COARSE) of models (n,), which are told apart."""
         codes = ((coarse > 0).astype(np.float64) @ self._signs).astype(np.uint64)
         codes += (models.astype(np.uint64)[:, None] << np.uint64(BITS + 1)) + np.uint64(1)
-        found: np.ndarray = ((codes * _MIX) >> np.uint64(64 - self._bits)).astype(np.int64)
+        found: np.ndarray = ((codes * _MIX) >> np.uint64(64 - self._bits)).astype(np.int64) + self._tables
         return found
 
     def candidates(self, places: np.ndarray) -> list[int]:
         """Numbers of queries (at most TABLES, the newest first) that share a slot of `places` (TABLES,)."""
         last, capacity = self._next - 1, self.capacity
         found = set()
-        for at in self._slots[self._rows, places].tolist():
+        for at in self._slots[places].tolist():
             if at:  # a slot holds the ring's place, plus one
                 found.add(last - (last - (at - 1)) % capacity)
         return sorted(found, reverse=True)
@@ -67,8 +68,13 @@ class Index:
         at = number % self.capacity
         self._ring[at] = record
         self._group[at] = self._strand[at] = 0
-        self._slots[self._rows, places] = at + 1
+        self._slots[places] = at + 1
         return number
+
+    @property
+    def oldest(self) -> int:
+        """The number from which queries are alive; below zero until the ring is full."""
+        return self._next - self.capacity
 
     def alive(self, number: int) -> bool:
         return number >= self._next - self.capacity
@@ -78,37 +84,47 @@ class Index:
         row: np.void = self._ring[number % self.capacity]
         return row
 
-    def details(self, numbers: list[int]) -> np.ndarray:
-        """Detail fingerprints (n, DETAIL) float32 of queries."""
-        rows: np.ndarray = self._ring["detail"][np.asarray(numbers) % self.capacity].astype(np.float32)
+    def is_image(self, number: int, exact: int, model: int) -> bool:
+        """Whether a query that is alive was of this very image, asked of this model."""
+        at = number % self.capacity
+        return bool(self._exact.item(at) == exact and self._model.item(at) == model)
+
+    def records(self, numbers: list[int]) -> np.ndarray:
+        """The records (n,) of queries that are alive."""
+        rows: np.ndarray = self._ring.take(self._at(numbers))
         return rows
 
-    def models(self, numbers: list[int]) -> np.ndarray:
-        rows: np.ndarray = self._ring["model"][np.asarray(numbers, np.int64) % self.capacity]
+    def details(self, numbers: list[int]) -> np.ndarray:
+        """Detail fingerprints (n, DETAIL) float32 of queries."""
+        rows: np.ndarray = self.records(numbers)["detail"].astype(np.float32)
         return rows
 
     def contrasts(self, numbers: list[int]) -> np.ndarray:
-        rows: np.ndarray = self._ring["contrast"][np.asarray(numbers) % self.capacity]
+        rows: np.ndarray = self._ring["contrast"][self._at(numbers)]
         return rows
 
     def margins(self, numbers: list[int]) -> np.ndarray:
         """Margins (n,) in [0, 1] of queries."""
-        rows: np.ndarray = self._ring["margin"][np.asarray(numbers) % self.capacity] / 255
+        rows: np.ndarray = self._ring["margin"][self._at(numbers)] / 255
         return rows
 
     def group(self, number: int) -> int:
         """The group that a query was put in; 0 for none."""
-        return int(self._group[number % self.capacity])
+        return self._group.item(number % self.capacity)
 
     def put(self, number: int, group: int) -> None:
         self._group[number % self.capacity] = group
 
     def strand(self, number: int) -> int:
         """The strand of its group that a query was put in; 0 for none."""
-        return int(self._strand[number % self.capacity])
+        return self._strand.item(number % self.capacity)
 
     def put_strand(self, number: int, strand: int) -> None:
         self._strand[number % self.capacity] = strand
+
+    def _at(self, numbers: list[int]) -> np.ndarray:
+        places: np.ndarray = np.asarray(numbers, np.int64) % self.capacity
+        return places
 
 
 def _choice(salt: bytes) -> np.ndarray:

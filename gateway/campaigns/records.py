@@ -67,14 +67,22 @@ def pack(queries: Sequence[tuple[Query, Fingerprint]]) -> Batch:
     models: dict[str, int] = {}
     keys: dict[str | None, int] = {None: 0}
     labels: dict[str, int] = {}
-    for record, (query, found) in zip(records, queries, strict=True):
-        record["time"], record["request"] = query.time, query.request.encode("ascii", "replace")
-        record["exact"], record["coarse"], record["detail"] = found.exact, found.coarse, found.detail
-        record["contrast"], record["p_value"], record["flagged"] = found.contrast, query.p_value, query.flagged
-        record["margin"] = round(255 * min(max(query.margin, 0.0), 1.0))
-        record["model"] = models.setdefault(query.model, len(models))
-        record["key"] = keys.setdefault(query.key, len(keys))
-        record["label"] = labels.setdefault(query.label, len(labels))
+    columns: dict[str, list[Any]] = {
+        "time": [query.time for query, _ in queries],
+        "request": [query.request.encode("ascii", "replace") for query, _ in queries],
+        "exact": [found.exact for _, found in queries],
+        "coarse": [found.coarse for _, found in queries],
+        "detail": [found.detail for _, found in queries],
+        "contrast": [found.contrast for _, found in queries],
+        "model": [models.setdefault(query.model, len(models)) for query, _ in queries],
+        "key": [keys.setdefault(query.key, len(keys)) for query, _ in queries],
+        "label": [labels.setdefault(query.label, len(labels)) for query, _ in queries],
+        "p_value": [query.p_value for query, _ in queries],
+        "margin": [round(255 * min(max(query.margin, 0.0), 1.0)) for query, _ in queries],
+        "flagged": [query.flagged for query, _ in queries],
+    }
+    for name, column in columns.items():
+        records[name] = column
     return Batch(records, list(models), list(keys), list(labels))
 
 

@@ -25,6 +25,8 @@ SUSPECT_QUERIES = 3
 MAX_SUSPECT_CASES = 1_000
 _CHUNK = 2_000
 """Batches that one call of `retain` looks at, so that others get their turn."""
+_TOGETHER = 500
+"""Ids in one statement."""
 _LEASE = "analyst"
 
 _metadata = sa.MetaData()
@@ -151,19 +153,13 @@ class CampaignStore:
             mine = _leases.update().where(_leases.c.name == _LEASE, _leases.c.holder == holder)
             if connection.execute(mine.values(cursor=cursor)).rowcount != 1:
                 raise AuditUnavailable("campaigns: another gateway analyses by now")
-            for case in cases:
-                one = _cases.c.id == case.id
-                pattern = connection.execute(sa.select(_cases.c.pattern).where(one)).scalar()
-                values = {
-                    "pattern": case.pattern,
-                    "last_seen": case.last_seen.timestamp(),
-                    "body": case.model_dump(mode="json"),
-                }
-                if pattern is None:
-                    connection.execute(_cases.insert().values(id=case.id, **values))
-                else:
-                    known[case.id] = pattern
-                    connection.execute(_cases.update().where(one).values(**values))
+            for start in range(0, len(cases), _TOGETHER):
+                these = _cases.c.id.in_([case.id for case in cases[start : start + _TOGETHER]])
+                for row in connection.execute(sa.select(_cases.c.id, _cases.c.pattern).where(these)):
+                    known[row.id] = row.pattern
+                connection.execute(_cases.delete().where(these))
+            if cases:
+                connection.execute(_cases.insert(), [_case_row(case) for case in cases])
         return [case for case in cases if known.get(case.id) != case.pattern]
 
     def cases(
@@ -230,6 +226,11 @@ class CampaignStore:
     def _through(self, connection: sa.Connection) -> int:
         last = sa.select(_batches.c.through).order_by(_batches.c.seq.desc()).limit(1)
         return int(connection.execute(last).scalar() or 0)
+
+
+def _case_row(case: Case) -> dict[str, Any]:
+    body = case.model_dump(mode="json")
+    return {"id": case.id, "pattern": case.pattern, "last_seen": case.last_seen.timestamp(), "body": body}
 
 
 def _records(payload: bytes) -> Any:

@@ -40,6 +40,8 @@ WAITING_BYTES = 64 << 20
 """Bytes of pixels that may wait for their fingerprints; beyond it, images are left out and counted."""
 WAITING = 20_000
 """Fingerprints that may wait for the store."""
+TOGETHER = 32
+"""Images whose fingerprints are made at once."""
 _NICE = 19
 
 
@@ -129,14 +131,13 @@ class Campaigns:
         if self._follower is not None and not self._follower.started:
             self._follower.prepare(self._salt)
             self._follower.start()
-        while self._decided:
-            with self._mutex:
-                query, pixels = self._decided.popleft()
-                self._bytes -= pixels.nbytes
-            if len(self._waiting) >= WAITING:
-                self._waiting.popleft()
-                metrics.fingerprints_total.labels("left_out").inc()
-            self._waiting.append((query, self._fingerprint(pixels)))
+        while some := self._next():
+            if (beyond := len(self._waiting) + len(some) - WAITING) > 0:
+                for _ in range(beyond):
+                    self._waiting.popleft()
+                metrics.fingerprints_total.labels("left_out").inc(beyond)
+            found = self._fingerprints([pixels for _, pixels in some])
+            self._waiting.extend(zip((query for query, _ in some), found, strict=True))
         batch = list(self._waiting)
         if batch:
             store.append(pack(batch), now=datetime.now(UTC))
@@ -185,13 +186,26 @@ class Campaigns:
             log.info("campaigns: fingerprints are stored again")
         self._trouble = trouble
 
-    def _fingerprint(self, pixels: np.ndarray) -> Fingerprint:
+    def _next(self) -> list[tuple[Query, np.ndarray]]:
+        """The next decided images, of one shape and at most `TOGETHER`."""
+        found: list[tuple[Query, np.ndarray]] = []
+        with self._mutex:
+            while self._decided and len(found) < TOGETHER:
+                pixels = self._decided[0][1]
+                if found and pixels.shape != found[0][1].shape:
+                    break
+                found.append(self._decided.popleft())
+                self._bytes -= pixels.nbytes
+        return found
+
+    def _fingerprints(self, images: list[np.ndarray]) -> list[Fingerprint]:
+        """Those of images of one shape."""
         assert self._salt is not None  # noqa: S101  # read before
-        shape = (pixels.shape[0], pixels.shape[1], pixels.shape[2])
+        shape = (images[0].shape[0], images[0].shape[1], images[0].shape[2])
         maker = self._makers.get(shape)
         if maker is None:
             maker = self._makers[shape] = Fingerprinter(self._salt, shape)
-        return maker.make(pixels)
+        return maker.make_all(images)
 
 
 def query_of(decision: Decision, caller: Caller | None, request: str) -> Query:

@@ -93,3 +93,20 @@ def test_a_flat_image_and_a_wrong_shape() -> None:
 
 def test_bytes_of_a_query() -> None:
     assert RECORD.itemsize <= 300
+
+
+def test_images_together_have_the_fingerprints_that_they_have_alone() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.random((3, 32, 32), np.float32) for _ in range(33)]
+    maker = Fingerprinter(SALT, (3, 32, 32))
+    for one, together in zip(map(maker.make, images), maker.make_all(images), strict=True):
+        assert one.exact == together.exact
+        assert one.contrast == pytest.approx(together.contrast)
+        assert np.abs(one.coarse.astype(int) - together.coarse).max() <= 1  # up to the rounding of a sum
+        assert np.abs(one.detail - together.detail).max() < 1e-3
+
+
+def test_images_of_different_shapes_are_refused_together() -> None:
+    maker = Fingerprinter(SALT, (3, 32, 32))
+    with pytest.raises(ValueError, match="expected"):
+        maker.make_all([np.zeros((3, 32, 32), np.float32), np.zeros((3, 16, 16), np.float32)])

@@ -55,6 +55,18 @@ def settings(folder: Path, **fields: Any) -> Settings:
 
 
 @pytest.mark.usefixtures("idle")
+def test_images_of_several_shapes_keep_their_order(tmp_path: Path, pipeline: Pipeline) -> None:
+    campaigns = Campaigns(settings(tmp_path))
+    campaigns.start()
+    (decision, *_) = decisions(pipeline, 1)
+    for i in range(100):  # more than are made together
+        campaigns.offer(replace(decision, pixels=decision.pixels[:, : 16 + i % 3]), ALICE, f"request-{i}")
+    campaigns.close()
+    (batch,) = CampaignStore(sqlite_url(tmp_path / "audit.db")).after(0, limit=10)
+    assert [record["request"].decode() for record in batch.records] == [f"request-{i}" for i in range(100)]
+
+
+@pytest.mark.usefixtures("idle")
 def test_a_campaign_over_two_workers(tmp_path: Path, pipeline: Pipeline) -> None:
     before = REGISTRY.get_sample_value("palisade_campaigns_total", {"resembles": "score_based"}) or 0.0
     workers = [Campaigns(settings(tmp_path)) for _ in range(2)]
