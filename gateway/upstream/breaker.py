@@ -39,6 +39,12 @@ class Breaker:
         with self._lock:
             return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
 
+    @property
+    def at_limit(self) -> bool:
+        """Whether one failure more opens it."""
+        with self._lock:
+            return self._trying or (self._open_until is None and self._failed + 1 >= self._allowed)
+
     def admit(self) -> bool:
         """Whether a call may be made now; if so, `succeeded` or `failed` must follow."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,6 +19,7 @@ from gateway.upstream.protocol2 import Protocol2Peer
 
 # Probabilities of the same model on other hardware differ by less; those of other weights by far more.
 PROBE_TOLERANCE = 0.02
+_CHECK_SECONDS = 2.0
 # float32's smallest: a probability of zero is one that was rounded to it.
 _LEAST = 1.2e-38
 _OTHER = "the upstream does not serve the model that was calibrated: run `palisade guard calibrate` again"
@@ -51,6 +53,7 @@ class Classifier:
         self._timeout = timeout
         self._other = False
         """Whether `probe` has last met another model than was calibrated."""
+        self._checking = threading.Lock()
         self._connection = Connection(timeout=timeout, token=token)
         protocol = upstream.protocol
         self._peer: Peer = (
@@ -77,13 +80,13 @@ class Classifier:
                 "the upstream has failed too often just now; it is tried again", headers={"Retry-After": str(wait)}
             )
         try:
-            made = self._asked(rows)
+            made = self._asked(rows, self._timeout)
         except PalisadeError as error:
-            self._failed()
             metrics.upstream_failures_total.labels(self._model, error.code).inc()
+            self._failed(rows)
             raise
         except BaseException:
-            self._failed()
+            self.breaker.failed()
             raise
         self.breaker.succeeded()
         return made
@@ -102,15 +105,30 @@ class Classifier:
         """Close its connections."""
         self._connection.close()
 
-    def _failed(self) -> None:
+    def _failed(self, rows: np.ndarray) -> None:
+        """Count a failure; the breaker opens only if `probe_image` fails, too, since what was asked may be at fault."""
+        if self.breaker.at_limit:
+            with self._checking:  # whoever waited here finds out what the one before found
+                if self.breaker.at_limit and self._answers(rows.shape[1:]):
+                    self.breaker.succeeded()
+                    return
         if self.breaker.failed():
             metrics.upstream_breaker_opened_total.labels(self._model).inc()
 
-    def _asked(self, rows: np.ndarray) -> np.ndarray:
+    def _answers(self, shape: tuple[int, ...]) -> bool:
+        """Whether the upstream answers at all, within `_CHECK_SECONDS`."""
+        channels, height, width = shape
+        try:
+            self._asked(probe_image(channels, height, width), min(self._timeout, _CHECK_SECONDS))
+        except PalisadeError:
+            return False
+        return True
+
+    def _asked(self, rows: np.ndarray, timeout: float) -> np.ndarray:
         start = time.monotonic()
         prepared, most = self.upstream.normalise.apply(rows), self.upstream.max_rows
         parts = [
-            self._peer.values(prepared[first : first + most], deadline=start + self._timeout)
+            self._peer.values(prepared[first : first + most], deadline=start + timeout)
             for first in range(0, len(rows), most)
         ]
         metrics.upstream_seconds.labels(self._model).observe(time.monotonic() - start)

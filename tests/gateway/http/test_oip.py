@@ -103,6 +103,19 @@ def test_a_batch_in_every_form(client: triton.InferenceServerClient, form: str, 
     assert all("data" not in output for output in answer["outputs"])
 
 
+def test_floats_are_rounded_to_the_8_bits_of_all_images(client: triton.InferenceServerClient) -> None:
+    rng = np.random.default_rng(0)
+    exact = np.clip(to_pixels(BATCH), 0.1, 0.9)
+    moved = exact + rng.uniform(-0.49, 0.49, exact.shape).astype(np.float32) / 255
+    floor = np.float32(1 / 255)
+    on_grid = np.rint(exact / floor).astype(np.float32) * floor
+    answers = [
+        client.infer("tiny", [tensor(pixels)]).as_numpy("probabilities")
+        for pixels in (on_grid, on_grid + (moved - exact))
+    ]
+    assert np.array_equal(*answers)
+
+
 def test_one_image_has_its_verdict_in_the_parameters(client: triton.InferenceServerClient, server: Server) -> None:
     parameters = client.infer("tiny", [tensor(PATCHED[None])], model_version="1.0.0").get_response()["parameters"]
     verdict = server.post("/v1/predict?model=tiny", content=encode(PATCHED)).json()["verdict"]

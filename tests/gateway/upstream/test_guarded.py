@@ -239,6 +239,21 @@ def test_one_poor_row_fails_its_own_image_alone(fake: Fake, tmp_path: Path) -> N
     assert not isinstance(sound, PalisadeError)
 
 
+def test_images_on_which_the_upstream_fails_do_not_stop_the_others(fake: Fake, tmp_path: Path) -> None:
+    sound, white = fake.model, encode(np.full_like(clean_image(), 255))
+
+    def fails_on_white(rows: np.ndarray) -> np.ndarray:
+        if (rows > 0.99).all(axis=(1, 2, 3)).any():
+            raise ValueError("the server breaks on this one")  # and drops the connection
+        return sound(rows)
+
+    fake.model = fails_on_white
+    with guarding(fake, tmp_path, upstream_failures=2, upstream_pause=60) as gateway:
+        for _ in range(5):
+            assert gateway.post(white).status_code == 503
+        assert gateway.post().status_code == 200
+
+
 def test_the_breaker_answers_at_once_and_closes_by_itself(fake: Fake, tmp_path: Path) -> None:
     with guarding(fake, tmp_path, upstream_failures=2, upstream_timeout=1.5, upstream_pause=0.5) as gateway:
         fake.pause = 3.0
