@@ -29,7 +29,9 @@ def shipped_models() -> list[Path]:
 class Settings(BaseSettings):
     """Settings of one gateway process; each field is `PALISADE_<FIELD>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="PALISADE_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="PALISADE_", env_ignore_empty=True, frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
     """Folders of bundles, or single bundles, separated like PATH. Addresses (`s3://...`, `oci://...`; then separated by
@@ -56,8 +58,10 @@ class Settings(BaseSettings):
     """Share of the image under the square patch that certificates are about, where a request names no size."""
 
     max_body_bytes: int = Field(default=10_000_000, ge=1_000)
+    """Bytes of a request; beyond it the answer is 413 `image_too_large`."""
     # Above its own bound Pillow would warn, and from twice that refuse, by itself.
     max_pixels: int = Field(default=16_000_000, ge=64, le=89_000_000)
+    """Pixels that an image may have before it is resized."""
     body_timeout: float = Field(default=20.0, gt=0.0)
     """Seconds a client may take to send the head of a request, and again its body."""
     request_timeout: float = Field(default=30.0, gt=0.0)
@@ -69,11 +73,13 @@ class Settings(BaseSettings):
     """Seconds that requests in flight get to finish when the server is stopped (SIGTERM)."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU where there is one."""
     precision: Literal["auto", "fp32", "fp16"] = "auto"
     """`auto`: fp16 on CUDA where the bundle was calibrated for it, else fp32."""
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads of one worker; 0: usable cores (affinity and container quota) divided by the workers."""
     workers: int = Field(default=1, ge=1, le=64)
+    """Processes that serve; each loads every model."""
     decode_threads: int = Field(default=2, ge=1, le=64)
     """Images decoded, and pictures encoded, at once in one worker."""
     batches_in_flight: int = Field(default=2, ge=1, le=8)
@@ -107,7 +113,9 @@ class Settings(BaseSettings):
     """Share of requests that are traced, where the caller has not decided whether to trace."""
 
     host: str = "127.0.0.1"
+    """Address that is listened on; any but this machine's own needs `keys_file` or `allow_unauthenticated`."""
     port: int = Field(default=3000, ge=1, le=65_535)
+    """Port that is listened on."""
 
     keys_file: Path | None = None
     """API keys (`palisade keys`). Unset: only this machine is answered, without keys."""
@@ -142,9 +150,11 @@ class Settings(BaseSettings):
     audit_privacy: Literal["none", "hash", "image"] = "image"
     """What is kept of an image: nothing, the SHA-256 of the bytes sent, or also pixels and maps."""
     audit_max_events: int = Field(default=50_000, ge=1)
+    """Events in the store; beyond it the oldest go."""
     audit_max_bytes: int = Field(default=1 << 30, ge=0)
     """Bytes of images and maps in the store; beyond it the oldest events lose their pictures and stay."""
     audit_max_age_days: float = Field(default=30.0, gt=0.0)
+    """Days after which an event goes."""
     audit_spool_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Bytes of events that may wait for the store; near it new events lose their images, beyond it they are dropped."""
 

@@ -16,6 +16,7 @@ from gateway.cli.models import app as models_app
 from gateway.cli.plugins import Commands
 from gateway.cli.pull import pull
 from gateway.cli.scanning import scan
+from gateway.cli.settings import settings
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bundle_app, name="bundle")
@@ -24,6 +25,7 @@ app.add_typer(serving.guard_app, name="guard")
 app.command()(images_cli.predict)
 app.command()(scan)
 app.command()(pull)
+app.command()(settings)
 app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
