@@ -19,8 +19,8 @@ from gateway.settings import Settings, load_settings
 
 _HEAD = """# Settings
 
-Environment variables of the gateway. `palisade settings` prints them with the values that they have now; one that is not
-allowed is refused at the start with the name of its variable. (This page is `palisade settings --form markdown`.)
+Environment variables of the gateway. `palisade settings` prints them with the values that they have now; one that is
+not allowed is refused at the start with the name of its variable. (This page is `palisade settings --form markdown`.)
 
 | variable | default | allowed | meaning |
 | --- | --- | --- | --- |
