@@ -44,7 +44,7 @@ class Analyst:
         self.index = Index(capacity, salt)
         self._groups: OrderedDict[int, Group] = OrderedDict()
         self._last_group = 0
-        self._names = _Names()
+        self._names = {column: _Names() for column in ("model", "key", "label")}
         self._own: OrderedDict[int, deque[int]] = OrderedDict()
         self._changed: dict[int, Group] = {}
         self._known: dict[str, Case] = {}
@@ -62,7 +62,8 @@ class Analyst:
         """Look at a batch of queries, the next in the order of the store."""
         records = batch.records.copy()
         for column, names in (("model", batch.models), ("key", batch.keys), ("label", batch.labels)):
-            numbers = np.array([self._names.number(name) for name in names], np.uint16)
+            known = self._names[column]
+            numbers = np.array([known.number(name) for name in names], np.uint16)
             records[column] = numbers[records[column]]
         places = self.index.places(records["coarse"], records["model"])
         columns = (records[name].tolist() for name in ("exact", "model", "key", "contrast"))
@@ -156,7 +157,7 @@ class Analyst:
             return found
         record = self.index.record(number)
         self._last_group += 1
-        group = Group(model=str(self._names.name(int(record["model"]))))
+        group = Group(model=str(self._names["model"].name(int(record["model"]))))
         group.add(self._seen(record, number))
         self._groups[self._last_group] = group
         self.index.put(number, self._last_group)
@@ -193,13 +194,13 @@ class Analyst:
         return strand
 
     def _seen(self, record: np.void, number: int) -> Seen:
-        name = self._names.name
+        names = self._names
         return Seen(
             number=number,
             time=float(record["time"]),
             request=bytes(record["request"]).decode(),
-            key=name(int(record["key"])),
-            label=str(name(int(record["label"]))),
+            key=names["key"].name(int(record["key"])),
+            label=str(names["label"].name(int(record["label"]))),
             p_value=float(record["p_value"]),
             flagged=bool(record["flagged"]),
         )
@@ -222,7 +223,7 @@ def _link(number: int, record: np.void, parent: int, of: np.void) -> Link:
 
 
 class _Names:
-    """Numbers for the names of models, keys and labels, the same in all batches."""
+    """Numbers for the names of models, of keys, or of labels, the same in all batches."""
 
     def __init__(self) -> None:
         self._numbers: dict[str | None, int] = {}

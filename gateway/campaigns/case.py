@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.campaigns.behaviour import Pattern, Resembles
 
 MAX_KEYS = 64
+MAX_TOOK_PART = 2_000
+"""Keys that a reaction can meet, of one campaign."""
 MAX_STEPS = 32
 MAX_LABELS = 32
 

@@ -22,7 +22,7 @@ from gateway.campaigns.behaviour import (
     resembles,
     shape_of,
 )
-from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, Case, Step
+from gateway.campaigns.case import MAX_KEYS, MAX_LABELS, MAX_STEPS, MAX_TOOK_PART, Case, Step
 from gateway.ids import new_id
 
 CONFIRM = 4
@@ -139,7 +139,7 @@ class Group:
             _count(self.labels, name, MAX_LABELS, n)
         if self.pattern == "search":
             for _, name in other.senders:
-                _count(self.took_part, name, MAX_KEYS)
+                _count(self.took_part, name, MAX_TOOK_PART)
         self.senders = deque(sorted([*self.senders, *other.senders]), maxlen=WINDOW)
         self.whole.join(other.whole)
         self._remembered = None
@@ -166,7 +166,7 @@ class Group:
         self.whole.add(seen.number, link)
         self.senders.append((seen.number, sender))
         if self.pattern == "search":
-            _count(self.took_part, sender, MAX_KEYS)
+            _count(self.took_part, sender, MAX_TOOK_PART)
         if link is not None:
             self.label_flips += link.flip
 

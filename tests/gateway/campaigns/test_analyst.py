@@ -169,6 +169,8 @@ def test_what_is_kept_of_a_case_is_bounded() -> None:
     assert len(case.path) <= MAX_STEPS
     assert len(case.keys) <= MAX_KEYS + 1
     assert sum(case.keys.values()) == case.queries == 400
+    assert case.took_part is not None
+    assert len(case.took_part) == 200  # a reaction has to meet every one of them
     assert case.path[0].number == 1
     assert case.path[-1].request == "q399"
 

@@ -151,8 +151,11 @@ export function campaignsView() {
 const said = (step) =>
   `query ${count(step.number)}: ${step.label}, p ${pValue(step.p_value)}${step.flagged ? ", flagged" : ""}`;
 
-const share = (counts) =>
-  Object.entries(counts)
-    .sort((a, b) => b[1] - a[1])
-    .map(([name, n]) => `${name} (${count(n)})`)
-    .join(", ");
+const SHARES = 20;
+
+const share = (counts) => {
+  const sorted = Object.entries(counts).sort((a, b) => b[1] - a[1]);
+  const shown = sorted.slice(0, SHARES).map(([name, n]) => `${name} (${count(n)})`);
+  const more = sorted.length - shown.length;
+  return [...shown, ...(more > 0 ? [`${count(more)} more`] : [])].join(", ");
+};
