@@ -51,7 +51,8 @@ class Settings(BaseSettings):
     """Public keys or root certificates (PEM files, separated like PATH), one of which must have signed every bundle;
     unset: bundles need no signature. Needs the extra `trust`."""
     require_card: int | None = Field(default=None, ge=0)
-    """Serve only bundles with a complete robustness card whose checks passed, at most this many days old."""
+    """Serve only bundles with a complete robustness card whose checks passed, no measurement of it older than so many
+    days."""
     require: Literal["agreed", "proved"] | None = None
     """Level of certificate below which no answer is given (403 `not_certified`); every image is then certified."""
     certify_share: float = Field(default=0.02, gt=0.0, le=0.25)

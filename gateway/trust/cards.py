@@ -13,7 +13,7 @@ from gateway.errors import CardRefused
 def require_card(bundle: Bundle, days: int, *, today: date | None = None) -> None:
     """Raise `CardRefused` unless the card is this version's and complete, its checks passed, and it is recent enough.
 
-    That is: at most `days` days old.
+    That is: the oldest of its measurements was made at most `days` days ago.
     """
     card, path = bundle.card(), bundle.path / CARD
     if card is None:
@@ -40,9 +40,12 @@ def _problem(card: dict[str, Any], days: int, today: date) -> str | None:
     if failed := [str(check["check"]) for check in card["checks"] if check["passed"] is not True]:
         return f"checks that did not pass: {', '.join(failed)}"
     try:
-        made = date.fromisoformat(card["date"])
+        # A measurement that was added since does not make the others younger.
+        dates = [date.fromisoformat(of["date"]) for of in [card, *card.get("units", [])]]
     except (KeyError, TypeError, ValueError):
         return "states no date"
-    if not today - timedelta(days=days) <= made <= today + timedelta(days=1):
-        return f"of {made}, older than {days} days (or of a day to come)"
+    if (oldest := min(dates)) < today - timedelta(days=days):
+        return f"of {oldest}, older than {days} days"
+    if (newest := max(dates)) > today + timedelta(days=1):
+        return f"of {newest}, a day to come"
     return None
