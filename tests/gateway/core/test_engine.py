@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gateway.core.decode import to_pixels
-from gateway.core.engine import Engine
+from gateway.core.engine import Engine, worthwhile
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Part, expected_outputs
 from tests.gateway.tiny import SIZE, clean_image, patched_image, speckled_image
@@ -72,3 +72,12 @@ def test_it_tells_how_it_runs(engine: Engine) -> None:
     assert engine.providers == ("CPUExecutionProvider",)
     assert engine.buckets == (1, 2, 4, 8, 16, 32)
     assert engine.warm_up() > 0
+
+
+def test_batches_are_no_larger_than_pays(engine: Engine) -> None:
+    assert worthwhile({1: 1.0, 2: 1.6, 4: 3.0, 8: 5.9}) == (1, 2, 4)  # as good as 8
+    assert worthwhile({1: 1.0, 2: 1.6, 4: 2.9, 8: 4.0}) == (1, 2, 4, 8)
+    assert worthwhile({1: 1.0, 2: 2.1, 4: 4.5, 8: 9.0}) == (1, 2, 4)  # up to 4 whatever is measured
+    assert worthwhile({16: 2.0}) == (16,)
+    engine.warm_up()
+    assert set(engine.sizes("verdict")) <= set(engine.buckets)
