@@ -8,6 +8,7 @@ load generator shares the machine, and its processor time is printed too.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -152,8 +153,10 @@ def images_to_send(folder: Path | None) -> list[bytes]:
 
 
 def bodies(server: Server, images: list[bytes]) -> list[bytes]:
-    """Requests for the server: raw bodies, or a form for BentoML's own image input."""
+    """Requests for the server: raw bodies, a form for BentoML's own image input, or JSON for MLServer."""
     url = server.url + server.path
+    if server.path.endswith("/infer"):
+        return [request_bytes(url, _inference(image), content_type="application/json") for image in images]
     if server.path != "/predict":
         return [request_bytes(url, image) for image in images]
     boundary = "palisade"
@@ -163,6 +166,13 @@ def bodies(server: Server, images: list[bytes]) -> list[bytes]:
     )
     forms = [head.encode() + image + f"\r\n--{boundary}--\r\n".encode() for image in images]
     return [request_bytes(url, form, content_type=f"multipart/form-data; boundary={boundary}") for form in forms]
+
+
+def _inference(image: bytes) -> bytes:
+    """A request of the Open Inference Protocol with one image file, as MLServer's codec for bytes reads it."""
+    data = [base64.b64encode(image).decode()]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "parameters": {"content_type": "base64"}}
+    return json.dumps({"inputs": [tensor | {"data": data}]}).encode()
 
 
 def measure(server: Server, images: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
@@ -234,6 +244,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="Duration of each load in seconds.")] = 8.0,
     threads: Annotated[int, typer.Option(help="Engine threads; 0: every core.")] = 0,
     compare: Annotated[bool, typer.Option(help="Also serve what a user would assemble from libraries.")] = True,  # noqa: FBT002
+    mlserver: Annotated[
+        Path | None, typer.Option(help="Executable of an MLServer (with onnxruntime and pillow) that also serves that.")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of images that are sent as they are (default: traffic signs).")
     ] = None,
@@ -273,6 +286,11 @@ def main(
     if compare:
         for kind in ("torch", "onnx"):
             servers[f"assembled: {kind}"] = (assembled(bundle, kind, threads=engine.threads), None, CLIENTS[:3])
+    if mlserver is not None:
+        from benchmarks.peers.servers import assembled_mlserver  # which needs this module
+
+        peer = assembled_mlserver(mlserver, bundle, threads=engine.threads)
+        servers["assembled: MLServer"] = (peer, None, CLIENTS[:3])
     results: dict[str, list[dict[str, Any]]] = {}
     for name, (context, part, clients) in servers.items():
         with context as server:
