@@ -33,7 +33,7 @@ expect = sync_api.expect
 pytestmark = pytest.mark.e2e
 
 SAMPLES = ROOT / "models" / "gtsrb" / "samples"
-VIEWPORTS = {360: 800, 768: 1024, 1440: 900}
+VIEWPORTS = {320: 640, 360: 800, 768: 1024, 1440: 900}
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>label</b>"
 AXE = "axe-core@4"
 
@@ -528,9 +528,19 @@ VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "inspect": ("#/inspect", _show_inspect),
     "events": ("#/events", _show_events),
     "event": ("#/events", _show_event),
+    "campaigns": ("#/campaigns", lambda page: expect(page.locator("main h1")).to_be_visible()),
     "model": ("#/model", _show_model),
     "session": ("#/session", lambda page: expect(page.locator(".session h1")).to_be_visible()),
 }
+
+
+_BEYOND = """() => {
+    const width = document.documentElement.clientWidth;
+    const clipped = (e) => e && (getComputedStyle(e).overflowX !== "visible" || clipped(e.parentElement));
+    return [...document.querySelectorAll("body *")]
+        .filter((e) => e.getBoundingClientRect().left + e.scrollWidth > width && !clipped(e))
+        .map((e) => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`);
+}"""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -542,7 +552,7 @@ def test_every_view_fits(open_page: Callable[..., Page], server: Server, width: 
         page = open_page(f"{server.url}/{path}", width=width, color_scheme=theme)
         show(page)
         beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert beyond <= 0, f"{name} scrolls sideways by {beyond} pixels"
+        assert beyond <= 0, f"{name} scrolls sideways by {beyond} pixels: {page.evaluate(_BEYOND)}"
         if folder:
             page.screenshot(path=Path(folder) / f"{name}-{width}-{theme}.png", full_page=True)
 
