@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from gateway.core.batch_sizes import worthwhile
 from gateway.core.cores import threads_per_worker
 from gateway.core.graph_cut import cut_to
 from gateway.core.loading import Bundle
@@ -276,20 +277,6 @@ class _Part:
             binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
         return list(binding.copy_outputs_to_cpu())
-
-
-_FEW = 4
-
-
-def worthwhile(seconds: Mapping[int, float]) -> tuple[int, ...]:
-    """Of batch sizes, by the seconds that a batch takes: those up to the smallest that is as good by image as the best.
-
-    Within 5 %, which is how far such measurements can be trusted, and never without those up to 4.
-    """
-    each = {size: seconds[size] / size for size in sorted(seconds)}
-    enough = 1.05 * min(each.values())
-    last = next(size for size, one in each.items() if one <= enough)
-    return tuple(size for size in each if size <= max(last, _FEW))
 
 
 def _padded(values: np.ndarray, buckets: Sequence[int]) -> np.ndarray:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.core.batch_sizes import worthwhile
 from gateway.core.decode import to_pixels
-from gateway.core.engine import Engine, worthwhile
+from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Part, expected_outputs
 from tests.gateway.tiny import SIZE, clean_image, patched_image, speckled_image

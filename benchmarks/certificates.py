@@ -1,0 +1,114 @@
+"""Certificates over HTTP: `python -m benchmarks.certificates`; at 224 pixels with `--bundle` and `--images`.
+
+One client asks for certificates, up to `agreed` and up to `proved`: milliseconds of whole answers and forward passes by
+the level that they end at. Then ordinary requests are counted with nobody beside them, and beside that client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import httpx
+import numpy as np
+import typer
+
+from benchmarks.loadgen import drive, request_bytes
+from benchmarks.record import record
+from benchmarks.serving import ROOT, Server, images_to_send, palisade
+from gateway.core.loading import load_bundle
+from training.commands.terminal import JsonPath
+
+Highest = Literal["agreed", "proved"]
+
+
+def main(
+    bundle: Annotated[Path, typer.Option(help="Bundle to serve.")] = ROOT / "models" / "gtsrb",
+    images: Annotated[Path | None, typer.Option(help="Folder of images (default: traffic signs).")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Images that are certified, at each of both levels.")] = 60,
+    threads: Annotated[int, typer.Option(help="Engine threads; 0: every core.")] = 0,
+    clients: Annotated[int, typer.Option(min=1, help="Ordinary clients beside the one that is certified.")] = 8,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each turn of ordinary requests.")] = 5.0,
+    turns: Annotated[int, typer.Option(min=1, help="Turns with and without certificates beside them.")] = 3,
+    json_path: JsonPath = None,
+) -> None:
+    """Time and forward passes of certificates, and what they take from others."""
+    sent, loaded = images_to_send(images), load_bundle(bundle)
+    with palisade(bundle, path="/v1/predict", threads=threads, audit=False) as server:
+        figures: dict[str, Any] = {
+            "bundle": f"{loaded.name} {loaded.version}",
+            "up_to": {
+                highest: certified(server, list(itertools.islice(itertools.cycle(sent), n)), highest)
+                for highest in get_args(Highest)
+            },
+            "beside": beside(server, sent, clients=clients, seconds=seconds, turns=turns),
+        }
+    print(json.dumps(figures, indent=1))
+    if json_path is not None:
+        record(json_path, "certificates over HTTP", figures)
+
+
+def certified(server: Server, images: list[bytes], highest: Highest) -> dict[str, Any]:
+    """Of answers with a certificate, one after the other, by level: how many, milliseconds and forward passes."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    with httpx.Client(timeout=60) as client:
+        for number, image in enumerate([images[0], *images]):
+            start = time.perf_counter()
+            answer = client.post(_address(server, highest), content=image).raise_for_status().json()
+            taken, made = 1e3 * (time.perf_counter() - start), answer["certificate"]
+            if number:  # the first opens the part of the graph that masks need
+                found.setdefault(made["level"], []).append((taken, made["forwards"]))
+    return {
+        level: {
+            "images": len(rows),
+            "ms": dict(
+                zip(("p50", "p95"), np.percentile([ms for ms, _ in rows], [50, 95]).round(1).tolist(), strict=True)
+            ),
+            "forwards": round(float(np.mean([forwards for _, forwards in rows])), 1),
+        }
+        for level, rows in sorted(found.items())
+    }
+
+
+def beside(server: Server, images: list[bytes], *, clients: int, seconds: float, turns: int) -> dict[str, Any]:
+    """Ordinary images a second and p50 in ms, alone and while one client asks for certificates without a pause."""
+    requests = [request_bytes(server.url + server.path, image) for image in images]
+    asyncio.run(drive(server.url, requests, clients=clients, seconds=2.0))
+    rows: dict[str, list[tuple[float, float]]] = {"alone": [], "beside": []}
+    for _ in range(turns):
+        for name, seen in rows.items():
+            stop = threading.Event()
+            thread = threading.Thread(target=_certify, args=(server, images, stop)) if name == "beside" else None
+            if thread:
+                thread.start()
+            tally = asyncio.run(drive(server.url, requests, clients=clients, seconds=seconds))
+            stop.set()
+            if thread:
+                thread.join()
+            seen.append((tally.rate(), tally.quantiles_ms()["p50"]))
+    return {
+        name: {"images_per_second": round(float(rate), 1), "p50_ms": round(float(p50), 1)}
+        for name, seen in rows.items()
+        for rate, p50 in [np.median(seen, axis=0)]
+    } | {"clients": clients}
+
+
+def _certify(server: Server, images: list[bytes], stop: threading.Event) -> None:
+    with httpx.Client(timeout=60) as client:
+        for image in itertools.cycle(images):
+            if stop.is_set():
+                return
+            client.post(_address(server, "proved"), content=image)
+
+
+def _address(server: Server, highest: Highest) -> str:
+    return f"{server.url}{server.path}?certify=patch&certify_level={highest}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
