@@ -179,7 +179,9 @@ def test_samples_are_offered_and_answered(open_page: Callable[..., Page], server
     page.locator('[data-file="attacked_0.png"]').click()
     expect(page.locator(".banner h2")).to_have_text("Flagged as anomalous")
     page.get_by_text("The same request with curl").click()
-    command = page.locator(".disclosure pre").first.inner_text()
+    shown = page.locator(".disclosure pre").first
+    expect(shown).to_be_visible()  # until then there is no text to read
+    command = shown.inner_text()
     assert command.startswith("curl -s")
     answer = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=30)
     assert json.loads(answer.stdout)["verdict"]["flagged"]
