@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.record import record
 from benchmarks.searches import SEARCHES
-from benchmarks.serving import free_port, running
+from benchmarks.servers import free_port, running
 from gateway.access.keys import ApiKey, Disclosure, Role, hash_key, new_key, write_keys
 from gateway.process.serving import server_command, server_environment
 from gateway.settings import Settings

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
-from benchmarks.serving import Server, palisade
+from benchmarks.servers import Server, palisade
 from training.commands.terminal import JsonPath
 
 

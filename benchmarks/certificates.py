@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
-from benchmarks.serving import ROOT, Server, images_to_send, palisade
+from benchmarks.servers import ROOT, Server, images_to_send, palisade
 from gateway.core.loading import load_bundle
 from training.commands.terminal import JsonPath
 

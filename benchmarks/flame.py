@@ -16,7 +16,7 @@ import psutil
 import typer
 
 from benchmarks.loadgen import drive, request_bytes
-from benchmarks.serving import Server, images_to_send, palisade
+from benchmarks.servers import Server, images_to_send, palisade
 
 WAYS = {"routes": "/v1/predict?certify=none", "front-door": "/v1/predict"}
 _WARM_SECONDS = 3.0

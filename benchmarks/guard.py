@@ -24,7 +24,7 @@ import typer
 from benchmarks.peers.killed import killed_under_load
 from benchmarks.peers.servers import mlserver, second_palisade
 from benchmarks.record import record
-from benchmarks.serving import Server, palisade
+from benchmarks.servers import Server, palisade
 from gateway.core.decision import Decision
 from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.serving import Server, palisade
+from benchmarks.servers import Server, palisade
 
 CLIENTS, AWAY = 8, 4.0
 

@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from benchmarks.assembled.onnx_service import QUESTIONS
-from benchmarks.serving import Server, free_port, palisade, running
+from benchmarks.servers import Server, free_port, palisade, running
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import InputSpec
 from training.export.onnx_file import EXAMPLE_BATCH, export_module

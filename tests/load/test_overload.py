@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks.loadgen import Tally, drive, request_bytes
-from benchmarks.serving import images_to_send
+from benchmarks.servers import images_to_send
 from tests.gateway.server import ROOT, Server, served
 
 pytestmark = pytest.mark.load
