@@ -1,3 +1,3 @@
 """Runnable comparisons; each writes what it measured, with the device and the date, to `benchmarks/results/`."""
 
-import gateway as gateway  # switches the telemetry of ONNX Runtime off before it is imported
+import training as training  # no telemetry, threads that wait for a short time: before ONNX Runtime and torch

@@ -1,3 +1,3 @@
 """Studies of the defence: each prints or writes what it measured, for docs/methods.md."""
 
-import gateway as gateway  # switches the telemetry of ONNX Runtime off before it is imported
+import training as training  # no telemetry, threads that wait for a short time: before ONNX Runtime and torch
