@@ -86,7 +86,7 @@ class Classifier:
             self._failed(rows)
             raise
         except BaseException:
-            self.breaker.failed()
+            self._count_failure()
             raise
         self.breaker.succeeded()
         return made
@@ -112,6 +112,9 @@ class Classifier:
                 if self.breaker.at_limit and self._answers(rows.shape[1:]):
                     self.breaker.succeeded()
                     return
+        self._count_failure()
+
+    def _count_failure(self) -> None:
         if self.breaker.failed():
             metrics.upstream_breaker_opened_total.labels(self._model).inc()
 
@@ -120,7 +123,7 @@ class Classifier:
         channels, height, width = shape
         try:
             self._asked(probe_image(channels, height, width), min(self._timeout, _CHECK_SECONDS))
-        except PalisadeError:
+        except Exception:  # noqa: BLE001  # whatever it is, the failure has to be counted
             return False
         return True
 
