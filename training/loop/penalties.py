@@ -1,28 +1,22 @@
-"""The penalties of a training step, as the recipe's terms ask, and what they need: sensitive neurons, teacher maps."""
+"""The penalties of a training step, as the recipe's terms ask, and the sensitive neurons that they need."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from training.attacks.pgd import training_pgd
 from training.data.dataset import Split
 from training.imaging.pixels import to_tensor
-from training.losses.perturbation_saliency import perturbation_saliency
 from training.losses.settings import Terms
 from training.losses.sns import neuron_sensitivity, select_sensitive
 from training.losses.term import Context, NeuronTerm, Term
 from training.models.network import Network
-from training.util.checkpoint import write_tensors
 from training.util.module_modes import affine_batchnorm, frozen, seeded
-from training.util.signatures import Predict, Progress, silent
+from training.util.signatures import Predict
 
 
 def due(term: Term | None, *, progress: float, step: int) -> float:
@@ -91,44 +85,3 @@ def rank_neurons(
         with torch.no_grad():
             sensitivity = neuron_sensitivity(network.taps(x)[1], network.taps(adversarial)[1], relative=True)
     return select_sensitive(sensitivity, share=term.share)
-
-
-def teacher_maps(
-    teacher: nn.Module, x: np.ndarray, *, grid: int, precision: str, cache: Path, progress: Progress = silent
-) -> Tensor:
-    """Perturbation saliency (N, grid, grid) of uint8 images (N, H, W, C) by the frozen teacher, computed once.
-
-    The maps are kept in the folder `cache`, which may be shared, in a file that is named after the settings and a hash
-    of images and teacher. A file that can't be read, or holds something else, is written anew.
-    """
-    digest = hashlib.sha256(x.tobytes())
-    for tensor in teacher.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    path = cache / f"teacher-maps-{grid}-{precision}-{digest.hexdigest()[:16]}.safetensors"
-    if (known := _read_maps(path, (len(x), grid, grid))) is not None:
-        return known
-    device = next(teacher.parameters()).device
-
-    def predict(pixels: Tensor) -> Tensor:
-        # The blur stays in float32: oneDNN takes minutes for a convolution of three groups in bfloat16, channels last.
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits: Tensor = teacher(pixels)
-        return logits.float()
-
-    with frozen(teacher):
-        parts: list[Tensor] = []
-        for part in np.array_split(x, max(1, len(x) // 256)):
-            parts.append(perturbation_saliency(predict, to_tensor(part).to(device), grid=grid).cpu())
-            progress(sum(map(len, parts)), len(x))
-    maps = torch.cat(parts)
-    cache.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {"maps": maps})
-    return maps
-
-
-def _read_maps(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    try:
-        maps = load_file(path)["maps"]
-    except (OSError, KeyError, SafetensorError):
-        return None
-    return maps if maps.shape == shape and bool(maps.isfinite().all()) else None

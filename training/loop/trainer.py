@@ -32,9 +32,10 @@ from training.loop.awp import perturbed_weights
 from training.loop.early_stopping import best_epoch, exhausted
 from training.loop.logs import log_epoch, open_tensorboard, write_metrics
 from training.loop.obstacles import with_obstacles
-from training.loop.penalties import penalties, rank_neurons, teacher_maps
+from training.loop.penalties import penalties, rank_neurons
 from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_cost, note_outcome, note_start, settled
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
+from training.loop.teacher import Teacher, mixed
 from training.models import build_model
 from training.models.memory_format import arranged
 from training.models.network import Network
@@ -71,7 +72,7 @@ class Trainer:
             recipe = settled(recipe, out, device=fabric.device.type if fabric else chosen_device("auto"))
         if recipe.model.side is not None:
             data = averaged(data, recipe.model.side)
-        self.recipe, self.data, self.out, self.teacher = recipe, data, out, teacher
+        self.recipe, self.data, self.out = recipe, data, out
         assert recipe.precision != "auto"
         self.fabric = fabric or open_fabric(precision=recipe.precision)
         self.tensorboard = tensorboard
@@ -89,6 +90,7 @@ class Trainer:
             side=data.train.x.shape[1],
         )
         self.model, self.layout = arranged(model.to(self.fabric.device), self.fabric.device)
+        self.teacher = None if teacher is None else Teacher(teacher, self.fabric, recipe.precision)
         if init is not None:
             _start_from(self.model, init, str(recipe.init))
         self.average = copy.deepcopy(self.model)
@@ -100,6 +102,7 @@ class Trainer:
         self.scaled_optimizer = self.fabric.setup_optimizers(self.optimizer)
         self.x, self.y = data.train.x, torch.from_numpy(data.train.y)
         self.maps: Tensor | None = None
+        self.soft: Tensor | None = None
         self.sensitive: dict[str, Tensor] = {}
 
     def run(self, report: Report = lambda _event: None) -> Network:
@@ -205,21 +208,6 @@ class Trainer:
         stopping = self.recipe.early_stopping
         return stopping is not None and exhausted(_watched(history), patience=stopping.patience)
 
-    def _teacher_maps(self, grid: int, report: Report) -> Tensor:
-        if self.teacher is None:
-            raise TrainingError("terms with a `grid` need a teacher: name its run folder in the recipe (`teacher:`)")
-        teacher = copy.deepcopy(self.teacher).to(self.fabric.device)
-        cache = self.out.parent / ".cache"  # other runs of the same teacher and data read it too
-        with self.fabric.rank_zero_first():
-            return teacher_maps(
-                teacher,
-                self.x,
-                grid=grid,
-                precision=self.recipe.precision,
-                cache=cache,
-                progress=lambda done, total: report({"step": "maps of the teacher", "done": done, "total": total}),
-            )
-
     def _lr(self, stage: Stage, progress: float) -> float:
         """One cycle by stage, `progress` in [0, 1): a linear warm-up over the first tenth, then a cosine to zero."""
         return stage.lr * (progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)))
@@ -229,7 +217,17 @@ class Trainer:
         generator = shared(seeded(self.recipe.seed, number), rank=rank, world=world)
         torch.manual_seed(generator.initial_seed() + rank)  # of networks that draw themselves (dropout)
         if stage.terms.grid and (self.maps is None or self.maps.shape[1] != stage.terms.grid):
-            self.maps = self._teacher_maps(stage.terms.grid, report)
+            if self.teacher is None:
+                raise TrainingError(
+                    "terms with a `grid` need a teacher: name its run folder in the recipe (`teacher:`)"
+                )
+            cache = self.out.parent / ".cache"  # other runs of the same teacher and data read it too
+            self.maps = self.teacher.maps(self.x, grid=stage.terms.grid, cache=cache, report=report)
+        if (soft := stage.soft_labels) and (self.soft is None or not epoch):
+            assert self.teacher is not None  # the recipe has one, or is refused
+            self.soft = self.teacher.soft_labels(
+                self.x, temperature=soft.temperature, flip=self.recipe.augmentation.flip
+            )
         if (ranked := stage.terms.neurons) and epoch % ranked.rerank_epochs == 0:
             assert stage.radius is not None
             self.sensitive = rank_neurons(
@@ -268,7 +266,7 @@ class Trainer:
         self, stage: Stage, index: Tensor, generator: Generator, *, step: int, progress: float
     ) -> dict[str, float]:
         """One step on the images `index` of this process; the losses of the whole batch."""
-        x, y, maps = self._batch(stage, index, generator)
+        x, y, targets, maps = self._batch(stage, index, generator)
         nchw, x = x, x.contiguous(memory_format=self.layout.format)
         self.model.train()
         if stage.batchnorm == "frozen":
@@ -284,7 +282,7 @@ class Trainer:
                 self._tapped(taps) if stage.terms.neurons else self._predict,
                 x,
                 adversarial,
-                y,
+                targets,
                 smoothing=self.recipe.label_smoothing,
             )
 
@@ -318,10 +316,14 @@ class Trainer:
         self._update_average()
         return metrics
 
-    def _batch(self, stage: Stage, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Augmented images (N, C, H, W), labels (N,) and the teacher's saliency of them (N, H, W)."""
+    def _batch(self, stage: Stage, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Augmented images (N, C, H, W), labels (N,), targets (labels, or soft ones (N, K)), saliency (N, H, W)."""
         device = self.fabric.device
         x, y, maps = to_tensor(self.x[index.numpy()], device), self.y[index].to(device), None
+        targets = y
+        if stage.soft_labels:
+            assert self.soft is not None
+            targets = mixed(stage.soft_labels.share, self.soft[index].to(device), y)
         if stage.terms.grid:
             assert self.maps is not None
             maps = self.maps[index][:, None].to(device)
@@ -331,7 +333,7 @@ class Trainer:
             x = mask_windows(x, generator, share=windows.share, count=windows.count, fraction=windows.fraction)
         if stage.obstacles:
             x = with_obstacles(x, generator, fraction=stage.obstacles.fraction)
-        return x, y, None if maps is None else maps[:, 0]
+        return x, y, targets, None if maps is None else maps[:, 0]
 
     def _predict(self, x: Tensor) -> Tensor:
         with self.fabric.autocast():

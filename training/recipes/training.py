@@ -118,6 +118,13 @@ class WorstMasks(_Strict):
     candidates: int | None = Field(None, ge=1, description="masks, drawn by batch, to choose from; all by default")
 
 
+class SoftLabels(_Strict):
+    """The teacher's labels of the clean images beside the true ones (`training.loop.teacher`), clean and attacked."""
+
+    share: float = Field(0.5, gt=0, le=1, description="of the target; the rest is the true label")
+    temperature: float = Field(1.0, gt=0, le=20)
+
+
 class Stage(_Strict):
     """One stretch of training with its own learning-rate cycle.
 
@@ -136,6 +143,7 @@ class Stage(_Strict):
     mask_augmentation: MaskAugmentation | None = None
     obstacles: Obstacles | None = None
     worst_masks: WorstMasks | None = None
+    soft_labels: SoftLabels | None = None
     terms: Terms = Terms()
 
     @property
@@ -182,8 +190,17 @@ class Recipe(_Strict):
         "`palisade weights`, here or in this package (weights/...)",
     )
     teacher: str | None = Field(
-        None, description="the teacher of the selective term: the name of a finished run, or a file, as for `init`"
+        None,
+        description="the teacher of the selective term and of soft labels: the name of a finished run, or a file, "
+        "as for `init`",
     )
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        for stage in self.stages:
+            if stage.soft_labels and not self.teacher:
+                raise ValueError(f"stage {stage.name}: soft_labels are a teacher's: name it (`teacher:`)")
+        return self
 
     @property
     def epochs(self) -> int:

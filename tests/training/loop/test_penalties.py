@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
-import training.loop.penalties
 from tests.training.toy import random_network, toy_dataset
 from training.imaging.pixels import to_tensor
-from training.loop.penalties import due, penalties, rank_neurons, teacher_maps
+from training.loop.penalties import due, penalties, rank_neurons
 from training.loop.trainer import Trainer
 from training.losses.jacobian import Jacobian
 from training.losses.settings import Terms
@@ -235,76 +231,3 @@ def test_sensitive_neurons_are_a_share_of_every_layer_and_repeatable() -> None:
     }
     assert all(torch.equal(ranked[0][name], ranked[1][name]) for name in ranked[0])
     assert any(not torch.equal(ranked[0][name], ranked[2][name]) for name in ranked[0])
-
-
-# The teacher's maps.
-
-
-def maps(cache: Path, **changes: Any) -> Tensor:
-    settings: dict[str, Any] = {
-        "teacher": random_network(0),
-        "x": DATA.train.x[:6],
-        "grid": 2,
-        "precision": "fp32",
-    } | changes
-    return teacher_maps(settings.pop("teacher"), settings.pop("x"), cache=cache, **settings)
-
-
-def test_maps_tell_how_far_they_are(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    maps(tmp_path, x=DATA.train.x[:520], progress=lambda done, total: told.append((done, total)))
-    total = len(DATA.train.x[:520])
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-
-
-def test_maps_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = maps(tmp_path / "new" / "cache")
-    assert first.shape == (6, 2, 2)
-    assert len(list((tmp_path / "new" / "cache").iterdir())) == 1
-    monkeypatch.setattr(training.loop.penalties, "perturbation_saliency", None)
-    assert torch.equal(maps(tmp_path / "new" / "cache"), first)
-
-
-def test_other_teacher_data_or_settings_have_maps_of_their_own(tmp_path: Path) -> None:
-    changes: list[dict[str, Any]] = [
-        {},
-        {"teacher": random_network(1)},
-        {"x": DATA.train.x[6:12]},
-        {"grid": 4},
-        {"precision": "bf16"},
-    ]
-    for count, change in enumerate(changes, 1):
-        maps(tmp_path, **change)
-        assert len(list(tmp_path.iterdir())) == count
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "shape", "other", "nan"])
-def test_a_corrupt_file_is_written_anew(damage: str, tmp_path: Path) -> None:
-    right = maps(tmp_path)
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    if damage == "shape":
-        save_file({"maps": right[:5]}, path)
-    elif damage == "other":
-        save_file({"map": right}, path)
-    elif damage == "nan":
-        save_file({"maps": right * math.nan}, path)
-    else:
-        path.write_bytes({"cut": content[:-9], "empty": b"", "noise": np.random.default_rng(0).bytes(80)}[damage])
-    assert torch.equal(maps(tmp_path), right)
-    assert path.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, tensors: dict[str, Tensor]) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(training.loop.penalties, "write_tensors", full)
-    with pytest.raises(OSError, match="No space"):
-        maps(tmp_path)
-    monkeypatch.undo()
-    right = maps(tmp_path)
-    assert torch.equal(maps(tmp_path), right)
