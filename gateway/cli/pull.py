@@ -25,6 +25,7 @@ def pull(
         typer.Option(help="Public key or root certificate (PEM) that must have signed it (default: PALISADE_TRUST)."),
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of the largest bundle that is fetched.")] = 4 << 30,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 3600,
 ) -> None:
     """Fetch a bundle, check it as a gateway would, and only then put it where a gateway finds it.
 
@@ -44,6 +45,7 @@ def pull(
             into,
             demands,
             max_bytes=max_bytes,
+            max_seconds=max_seconds,
             progress=lambda name, number, count: bar.update(
                 task, description=plain(name), completed=number, total=count
             ),

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gateway.core.preprocessing import Normalisation, Resize
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
@@ -36,9 +36,23 @@ Precision = Literal["fp32", "fp16"]
 
 PART_FILES: dict[Part, str] = {"screen": "screen.onnx", "verdict": "verdict.onnx", "full": "defense.onnx"}
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+DRAFT = ".part"
+"""How the name of a folder ends that holds an unfinished bundle; no gateway reads it."""
 
-Version = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$", max_length=64)]
+
+def _no_draft(value: str) -> str:
+    if value.endswith(DRAFT):  # its folder, NAME/VERSION, would never be served
+        raise ValueError(f"may not end in {DRAFT}, as folders of unfinished bundles do")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_no_draft)]
+
+Version = Annotated[
+    str,
+    Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$", max_length=64),
+    AfterValidator(_no_draft),
+]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.core.loading import file_sha256, load_bundle, read_manifest
-from gateway.core.manifest import MANIFEST, SIGNATURE, Manifest
+from gateway.core.manifest import DRAFT, MANIFEST, SIGNATURE, Manifest
 from gateway.errors import BundleError, PullFailed, UntrustedBundle
+from gateway.pulling.hurry import Hurried, Hurry
 from gateway.pulling.sources import Source, open_source
 from gateway.trust.admission import Demands
 
 MAX_BYTES = 4 << 30
 """Bytes of the largest bundle that is fetched, unless another bound is given."""
+MAX_SECONDS = 3600.0
+"""Seconds that fetching one bundle may take, unless another bound is given."""
 _SMALL = 16 << 20
 _TRIES = 3
 _PAUSE = 0.5
@@ -47,6 +50,7 @@ def pull(
     demands: Demands | None = None,
     *,
     max_bytes: int = MAX_BYTES,
+    max_seconds: float = MAX_SECONDS,
     progress: Progress | None = None,
     source: Source | None = None,
     replace: bool = False,
@@ -58,13 +62,15 @@ def pull(
     has; with `replace`, what lies there and is not sound is replaced. Until all is well it lies in a folder whose name
     ends in `.part`, which no gateway reads; a stop in the middle leaves nothing that is served.
 
-    Raises `PullFailed` (the source does not answer, or sends something else), `BundleError` and its subclasses (what it
-    sent must not be served), and `ConfigError` (the address or a key cannot be used).
+    Raises `PullFailed` (the source does not answer, is not done in `max_seconds`, or sends something else),
+    `BundleError` and its subclasses (what it sent must not be served), and `ConfigError` (the address or a key cannot
+    be used).
     """
-    source, demands = source or _again(partial(open_source, url)), demands or Demands()
+    hurry, demands = Hurry(url, max_seconds), demands or Demands()
+    source = Hurried(source or _again(partial(hurry.result, partial(open_source, url))), hurry)
     into.mkdir(parents=True, exist_ok=True)
     _sweep(into)
-    draft = into / f".{os.getpid()}-{time.monotonic_ns():x}.part"
+    draft = into / f".{os.getpid()}-{time.monotonic_ns():x}{DRAFT}"
     draft.mkdir()
     try:
         _again(partial(_fetch, source, url, MANIFEST, draft, None, _SMALL))
@@ -100,7 +106,7 @@ def pull(
 
 def _sweep(into: Path) -> None:
     """Remove what killed processes left. Their ids say nothing: containers that share a folder have the same ones."""
-    for old in into.glob(".*-*.part"):
+    for old in into.glob(f".*-*{DRAFT}"):
         with suppress(OSError):  # it was finished just now
             if time.time() - old.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(old, ignore_errors=True)

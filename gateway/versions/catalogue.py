@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.core.loading import Bundle, read_manifest
-from gateway.core.manifest import MANIFEST, Manifest
+from gateway.core.manifest import DRAFT, MANIFEST, Manifest
 from gateway.errors import BundleError, ConfigError, UnknownModel, UnknownVersion
 from gateway.trust.admission import Demands
 
@@ -141,7 +141,7 @@ def _bundles(folder: Path, depth: int) -> Iterator[Path]:
     if holds_one:
         yield folder
     for child in children:
-        if child.is_dir() and child.suffix != ".part":
+        if child.is_dir() and child.suffix != DRAFT:
             yield from _bundles(child, depth - 1)
 
 

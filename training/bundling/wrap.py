@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from gateway.core.loading import Bundle, load_bundle
-from gateway.core.manifest import BUCKETS, Policy
+from gateway.core.manifest import BUCKETS, DRAFT, Policy
 from gateway.core.preprocessing import Preprocessing, Resize
 from gateway.errors import PalisadeError
 from training.bundling.answered import answered
@@ -212,7 +212,10 @@ def slug(text: str) -> str:
     path = Path(text)
     if path.suffix in (".onnx", ".pt2") or path.is_dir():
         text = path.resolve().with_suffix("").name
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "model"
+    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64]
+    while name.endswith(DRAFT):
+        name = name.removesuffix(DRAFT)
+    return name or "model"
 
 
 def _plan(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.core.manifest import DRAFT
 from training.util.locks import locked
 
 
@@ -20,7 +21,7 @@ def draft_of(out: Path, *, copy: bool = False) -> Iterator[Path]:
     """
     if out.is_symlink():
         out = out.resolve()
-    draft, old = out.with_name(out.name + ".part"), out.with_name(out.name + ".old.part")
+    draft, old = out.with_name(out.name + DRAFT), out.with_name(out.name + ".old" + DRAFT)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(out.name + ".lock"), out):
         shutil.rmtree(draft, ignore_errors=True)

@@ -54,6 +54,8 @@ def test_a_sound_bundle_loads(folder: Path) -> None:
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.update(name="../evil"), "name"),
         (lambda m: m.update(version="1" * 5000 + ".0.0"), "version"),
+        (lambda m: m.update(version="1.0.0-a.part"), "may not end in .part"),
+        (lambda m: m.update(name="tiny.part"), "may not end in .part"),
         (lambda m: m.update(classes=["one"]), "classes"),
         (lambda m: m["files"].update({"../outside": "0" * 64}), "inside the bundle"),
         (lambda m: m["files"].update({"./manifest.json": "0" * 64}), "inside the bundle"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from typer.testing import CliRunner
@@ -109,6 +112,32 @@ def test_a_registry_that_never_answers_has_failed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(registries, "_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PullFailed, match="timed out"):
         pull(f"oci://127.0.0.1:{silent.getsockname()[1]}/models/tiny:1.0.0", tmp_path)
+
+
+@pytest.mark.parametrize("slow", [MANIFEST, "defense.onnx"])
+def test_a_source_that_sends_a_byte_now_and_then_has_failed(bundle_folder: Path, tmp_path: Path, slow: str) -> None:
+    class Slow:
+        def open(self, name: str) -> Iterator[bytes]:
+            for byte in (bundle_folder / name).read_bytes()[:200]:
+                if name == slow:
+                    time.sleep(0.02)
+                    yield bytes([byte])
+            if name != slow:
+                yield (bundle_folder / name).read_bytes()
+
+    with pytest.raises(PullFailed, match=r"not fetched in 0\.5 s"):
+        pull("file:///slow", tmp_path, max_seconds=0.5, source=Slow())
+    assert _left(tmp_path) == []
+
+
+def test_a_source_that_hangs_has_failed(tmp_path: Path) -> None:
+    class Hanging:
+        def open(self, name: str) -> Iterator[bytes]:
+            Event().wait(60)
+            yield b""
+
+    with pytest.raises(PullFailed, match="not fetched"):
+        pull("file:///hanging", tmp_path, max_seconds=0.2, source=Hanging())
 
 
 def test_what_is_not_trusted_is_not_left(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_names() -> None:
     assert slug("torchvision:ResNet18") == "resnet18"
     assert slug("my nets/Ä") == "my-nets"
     assert slug("nets/Mine.onnx") == "mine"
+    assert slug("torchvision:mine.part.part") == "mine"
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
