@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     cascade_audit: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of the images that the screen lets through that get the whole verdict all the same."""
 
+    votes: bool = False
+    """Masks vote on every verdict, which then flags small patches of any content (docs/operations.md); an image costs
+    about four times as much. Bundles need a calibration for it (`palisade votes`)."""
+
     upstream: str | None = None
     """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""
     upstream_token: str | None = Field(default=None, repr=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.record import record
 from gateway.core.kinds import KINDS, Kinds, kind_of
 from gateway.core.loading import Bundle, load_bundle
-from gateway.core.manifest import KindRule
+from gateway.core.rules import KindRule
 from gateway.core.verdict import Judge
 from training.attacks.listed import ATTACKS
 from training.attacks.margin import margin

@@ -93,6 +93,7 @@ def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
         kind=verdict.kind,
         p_unfamiliar=verdict.p_unfamiliar,
         p_attacked=verdict.p_attacked,
+        votes=_votes(decision),
         evidence=[
             schemas.Evidence(name=name, p_value=p, layer=strongest if name in about_layers else None)
             for name, p in decision.evidence
@@ -105,6 +106,20 @@ def _verdict(decision: Decision, pipeline: Pipeline) -> schemas.VerdictBody:
                 verdict.layers.items(), whole.layer_deviation, pipeline.layer_band, strict=True
             )
         ],
+    )
+
+
+def _votes(decision: Decision) -> schemas.VotesBody | None:
+    voted = decision.voted
+    if voted is None:
+        return None
+    return schemas.VotesBody(
+        p_value=voted.p_value,
+        objection=round(voted.objection, 6),
+        index=voted.index,
+        label=decision.labels[voted.index],
+        box=voted.box,
+        patch=voted.masks.patch,
     )
 
 

@@ -47,6 +47,17 @@ class Layer(_Response):
     benign_95: float
 
 
+class VotesBody(_Response):
+    """What masks say of the served label: the mask under which another one leads it most, in probability."""
+
+    p_value: float = Field(description="Conformal p-value of the objection; half of alpha is for it.")
+    objection: float = Field(description="By how much `index` leads the served label under that mask, from -1 to 1.")
+    index: int
+    label: str
+    box: tuple[int, int, int, int] = Field(description="The mask: top, left, height and width, in network pixels.")
+    patch: int = Field(description="Side of the patches that the masks are made for, in network pixels.")
+
+
 class VerdictBody(_Response):
     """Evidence, not proof: flagged when `p_value <= p_cutoff`, which at most `alpha` of benign images are."""
 
@@ -68,6 +79,7 @@ class VerdictBody(_Response):
     )
     p_unfamiliar: float | None = Field(default=None, description="Conformal p-value of being unlike the training data.")
     p_attacked: float | None = Field(default=None, description="Conformal p-value of being unstable as attacks are.")
+    votes: VotesBody | None = Field(default=None, description="Null where masks do not vote (`PALISADE_VOTES`).")
     evidence: list[Evidence]
     layers: list[Layer]
 

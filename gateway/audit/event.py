@@ -129,7 +129,7 @@ class Subject:
             action=decision.action,
             flagged=decision.flagged,
             blocked=decision.blocked,
-            p_value=None if decision.stage == "screen" else raw.verdict.p_value,
+            p_value=None if decision.stage == "screen" and decision.voted is None else raw.verdict.p_value,
             alpha=raw.verdict.alpha,
             p_cutoff=raw.verdict.p_cutoff,
             before=ClassScore(**asdict(raw.prediction)),

@@ -10,6 +10,7 @@ import numpy as np
 from gateway.core.certificate import Certificate, Wanted
 from gateway.core.outputs import FullOutputs, PartOutputs, VerdictOutputs
 from gateway.core.verdict import Level, Verdict
+from gateway.core.votes import Voted
 
 Action = Literal["observe", "sanitize", "block"]
 BlockFrom = Literal["flagged", "suspect"]
@@ -102,6 +103,8 @@ class Decision:
     timing: Timing
     labels: tuple[str, ...]
     certificate: Certificate | None = None
+    voted: Voted | None = None
+    """None where masks did not vote."""
     required: Wanted | None = None
     """The level of certificate below which the decision is not answered."""
     block_from: BlockFrom = "flagged"

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from gateway.core.grouped import GroupedScores
-from gateway.core.manifest import KindRule
 from gateway.core.outputs import VerdictOutputs
+from gateway.core.rules import KindRule
 
 Kind = Literal["ordinary", "unfamiliar", "attacked", "both"]
 KINDS: tuple[Kind, ...] = ("ordinary", "unfamiliar", "attacked", "both")

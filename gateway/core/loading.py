@@ -189,6 +189,8 @@ def _shapes(calibration: Calibration, manifest: Manifest) -> dict[str, tuple[int
             shapes["cascade_weights"] = (calibration.cascade.n_on,)
     if calibration.kinds:
         shapes |= {"kinds": (calibration.kinds.n, 2), "kind_weights": (calibration.kinds.n, 2)}
+    if calibration.votes:
+        shapes |= {"votes": (calibration.votes.n,), "vote_weights": (calibration.votes.n,)}
     return shapes
 
 

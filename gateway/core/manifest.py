@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gateway.core.preprocessing import Normalisation, Resize
+from gateway.core.rules import KindRule, VoteRule
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
 
 SCHEMA_VERSION = 3
@@ -164,31 +165,6 @@ class Recovery(_Strict):
         return own if self.preference_rms is None else own + preference / self.preference_rms
 
 
-class KindRule(_Strict):
-    """A softmax regression over R `readings` of an image: ordinary, unfamiliar, attacked (`gateway.core.kinds`).
-
-    `mean` and `std` are benign ones of the readings, `weights` (3, R) and `bias` (3,) those of the classes in that
-    order. The benign log-odds of `n` images in `groups` groups are in the calibration's arrays `kinds` (n, 2) and
-    `kind_weights` (n, 2).
-    """
-
-    readings: list[str] = Field(min_length=1)
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-    weights: list[list[float]] = Field(min_length=3, max_length=3)
-    bias: list[float] = Field(min_length=3, max_length=3)
-    n: int = Field(ge=20)
-    groups: int = Field(ge=2)
-    fitted: dict[str, int] = {}
-    """Images that it was fitted on, by what they are; all made of the select split."""
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> KindRule:
-        if {len(self.mean), len(self.std), *map(len, self.weights)} != {len(self.readings)}:
-            raise ValueError("mean, std and each row of weights have a number for each reading")
-        return self
-
-
 class Calibration(_Strict):
     """Benign scores of one provider and precision, bound by `graphs_sha256` to the graphs they came from.
 
@@ -223,6 +199,8 @@ class Calibration(_Strict):
     date: date
     kinds: KindRule | None = None
     """None: verdicts do not tell kinds of anomaly apart."""
+    votes: VoteRule | None = None
+    """None: masks cannot vote on verdicts."""
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""
 

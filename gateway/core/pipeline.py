@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -32,8 +32,10 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.outputs import PartOutputs, ScreenOutputs
 from gateway.core.verdict import Judge, Verdict, lead, preference
-from gateway.errors import PalisadeError
+from gateway.core.votes import NAME as VOTES
+from gateway.errors import BundleError, PalisadeError
 
+R = TypeVar("R")
 Screening = Literal["off", "on", "audit"]
 _ROA: Region = "roa"
 _ROA_MINUS_ROI: Region = "roa_minus_roi"
@@ -71,6 +73,7 @@ class Pipeline:
         *,
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
+        votes: bool = False,
         limits: Limits = Limits(),
     ) -> None:
         self.bundle = bundle
@@ -79,6 +82,9 @@ class Pipeline:
         self.action: Action = action or bundle.manifest.policy.action
         self.block_from: BlockFrom = block_from
         self.layer_band = judge.layer_band()
+        if votes and judge.votes is None:
+            raise BundleError(f"{bundle.path}: masks cannot vote: `palisade votes` calibrates a bundle for that")
+        self.votes = judge.votes if votes else None
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
         self._unsuspected = Verdict(
@@ -102,15 +108,17 @@ class Pipeline:
         alpha: float | None = None,
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
+        votes: bool = False,
         limits: Limits = Limits(),
     ) -> Pipeline:
         """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
 
-        `alpha` and `action` default to the bundle's policy. Raises `BundleError` where nothing fitting was calibrated,
-        and `ValueError` for an `alpha` that was not.
+        `alpha` and `action` default to the bundle's policy; with `votes`, masks vote on every verdict
+        (`gateway.core.votes`). Raises `BundleError` where nothing fitting was calibrated, and `ValueError` for an
+        `alpha` that was not.
         """
         judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
-        return cls(bundle, engine, judge, action=action, block_from=block_from, limits=limits)
+        return cls(bundle, engine, judge, action=action, block_from=block_from, votes=votes, limits=limits)
 
     @property
     def can_screen(self) -> bool:
@@ -147,7 +155,7 @@ class Pipeline:
                     open_[i] = jobs[i].send(result)
                 except StopIteration as stop:
                     decisions[i] = stop.value
-        return [decisions[i] for i in range(len(images))]
+        return [self._asked(self.voting(decisions[i])) for i in range(len(images))]
 
     def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
         """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
@@ -180,13 +188,22 @@ class Pipeline:
         index, lead = decision.served.prediction.index, LEADS[self.engine.precision]
         return self._masked(decision.pixels, certify(index, wanted, lead, first))
 
+    def voting(self, decision: Decision) -> Generator[list[Masked], list[np.ndarray], Decision]:
+        """The decision on which masks have voted, where they do: yields masked images, is sent the logits of each."""
+        if self.votes is None:
+            return decision
+        logits = yield [Masked(decision.pixels, mask) for mask in self.votes.masks.singles()]
+        voted = self.votes.vote(decision.served.prediction.index, np.stack(logits))
+        raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
+        return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
+
     def certified_label(self, pixels: np.ndarray, index: int, wanted: CertificateWanted, *, lead: float) -> Certificate:
         """The certificate of a label for `pixels` (C, H, W), whichever would be served; raises `EngineError`."""
-        return self._certificate(self._masked(pixels, certify(index, wanted, lead)))
+        return self._asked(self._masked(pixels, certify(index, wanted, lead)))
 
     def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
         """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
-        certificate = self._certificate(self.certifying(decision, wanted))
+        certificate = self._asked(self.certifying(decision, wanted))
         return replace(decision, certificate=certificate, required=wanted.require)
 
     @staticmethod
@@ -202,7 +219,8 @@ class Pipeline:
             certificate: Certificate = stop.value
             return certificate
 
-    def _certificate(self, steps: Generator[list[Masked], list[np.ndarray], Certificate]) -> Certificate:
+    def _asked(self, steps: Generator[list[Masked], list[np.ndarray], R]) -> R:
+        """What `steps` returns, its masked images run in batches of the largest bucket; raises `EngineError`."""
         most = self.engine.buckets[-1]
         try:
             asked = next(steps)
@@ -212,8 +230,8 @@ class Pipeline:
                     raise failed
                 asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
         except StopIteration as stop:
-            certificate: Certificate = stop.value
-            return certificate
+            result: R = stop.value
+            return result
 
     def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
         """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""

@@ -19,6 +19,7 @@ from gateway.core.kinds import Kind, Kinds
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
 from gateway.core.outputs import VerdictOutputs
+from gateway.core.votes import NAME, Voted, Votes, joined
 
 TAIL = 0.05
 Level = Literal["flagged", "suspect", "none"]
@@ -223,6 +224,20 @@ class Verdict:
     kind: Kind | None = None
     p_unfamiliar: float | None = None
     p_attacked: float | None = None
+    p_without_votes: float | None = None
+    """The p-value of all scores but the masks' votes; None where masks did not vote."""
+
+    def with_votes(self, voted: Voted) -> Verdict:
+        """The verdict once masks have voted: flagged where either half of alpha is spent (`gateway.core.votes`)."""
+        p = joined(self.p_value, voted.p_value)
+        return replace(
+            self,
+            p_value=p,
+            flagged=p <= self.p_cutoff,
+            gated=p <= self.suspect_cutoff,
+            evidence=self.evidence | {NAME: voted.p_value},
+            p_without_votes=self.p_value,
+        )
 
     @property
     def level(self) -> Level:
@@ -261,6 +276,10 @@ class Judge:
         self.p_cutoff = self.cutoff(self.alpha)
         rule = calibration.kinds
         self._kinds = None if rule is None else Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
+        voting, side = calibration.votes, manifest.input
+        self.votes = (
+            None if voting is None else Votes(voting, side.height, side.width, array("votes"), array("vote_weights"))
+        )
         cascade = calibration.cascade
         if cascade:
             weights = array("cascade_weights") if grouped else np.ones(cascade.n_on)

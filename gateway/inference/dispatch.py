@@ -63,7 +63,7 @@ class Dispatcher:
         Raises the decoder's errors, `EngineError`, and `Overloaded` when no place is free, when the wait would outlast
         the deadline, or when the deadline passes.
         """
-        async with self._admitted(certify) as deadline:
+        async with self._admitted(_more(certify, pipeline)) as deadline:
             start = time.perf_counter()
             image = pipeline.decode(data) if is_quick(data) else await self.in_thread(lambda: pipeline.decode(data))
             decoded = time.perf_counter() - start
@@ -81,7 +81,7 @@ class Dispatcher:
         certify: CertificateWanted | None = None,
     ) -> Decision:
         """Defend a decoded image: uint8 (H, W, C), or float32 in [0, 1], at the network's size."""
-        async with self._admitted(certify) as deadline:
+        async with self._admitted(_more(certify, pipeline)) as deadline:
             decision = await self._defend(pipeline, image, deadline, certify, explain=explain, decode_seconds=0.0)
             await record(decision)
             return decision
@@ -91,13 +91,13 @@ class Dispatcher:
         async with self._admitted():
             return await self.in_thread(job)
 
-    def refusal(self, certify: CertificateWanted | None = None) -> Overloaded | None:
+    def refusal(self, more: float = 0.0) -> Overloaded | None:
         """The error that another image would meet now; None if it would be admitted.
 
-        A certificate counts with all of its forward passes.
+        `more` is its work beside the verdict, in verdicts: certificates and votes count with all of their passes.
         """
         images, pace = self._images + self._abandoned, self.batcher.pace
-        wait = max(self.batcher.expected_wait(), (self._work + self._abandoned) * pace) + _more(certify) * pace
+        wait = max(self.batcher.expected_wait(), (self._work + self._abandoned) * pace) + more * pace
         if images < self._places and wait < _FULL * self._timeout:
             return None
         if not images and self.batcher.pace_age > self._timeout:
@@ -138,6 +138,7 @@ class Dispatcher:
             screening = "audit" if random.random() < self._audit else "on"
         steps = pipeline.steps(image, explain=explain, screening=screening)
         decision = await self._lanes.run(pipeline, steps, deadline=deadline, decode_seconds=decode_seconds)
+        decision = await self._lanes.vote(pipeline, decision, deadline=deadline)
         if certify is not None and not decision.blocked:
             decision = await self._lanes.certify(pipeline, decision, certify, deadline=deadline)
         # After the answer, which goes out before this task waits again.
@@ -148,12 +149,12 @@ class Dispatcher:
         return decision
 
     @asynccontextmanager
-    async def _admitted(self, certify: CertificateWanted | None = None) -> AsyncIterator[float]:
+    async def _admitted(self, more: float = 0.0) -> AsyncIterator[float]:
         """Hold a place and yield a deadline (`time.monotonic`); raises `Overloaded` at once when no place is free."""
-        refused = self.refusal(certify)
+        refused = self.refusal(more)
         if refused is not None:
             raise refused
-        work = 1.0 + _more(certify)
+        work = 1.0 + more
         self._images, self._work = self._images + 1, self._work + work
         deadline = time.monotonic() + self._timeout
         try:
@@ -172,6 +173,7 @@ class Dispatcher:
         self._abandoned -= 1
 
 
-def _more(certify: CertificateWanted | None) -> float:
-    """The work of a certificate, in passes of the part `verdict`."""
-    return 0.0 if certify is None else certify.forwards * MASKED_COST
+def _more(certify: CertificateWanted | None, pipeline: Pipeline) -> float:
+    """The work of a certificate and of votes, in passes of the part `verdict`."""
+    votes = 0 if pipeline.votes is None else len(pipeline.votes.masks)
+    return (votes + (0 if certify is None else certify.forwards)) * MASKED_COST

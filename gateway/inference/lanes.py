@@ -20,6 +20,7 @@ from gateway.inference.batching import Lane, MicroBatcher
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 MASKED_COST = 1 / 6
 """Of a masked forward pass, in terms of a verdict, which is six of them (docs/architecture.md, "Defence graph")."""
 _FEW = 8
@@ -61,17 +62,34 @@ class Lanes:
         self, pipeline: Pipeline, decision: Decision, wanted: CertificateWanted, *, deadline: float = math.inf
     ) -> Decision:
         """The decision with its certificate, its masked images in batches shared with others; raises as `run` does."""
-        lane, steps, timing = self._masked_lane(pipeline), pipeline.certifying(decision, wanted), decision.timing
-        asked = next(steps)
-        while True:
-            start = time.monotonic()
-            done = await self._batcher.submit_all(lane, asked, deadline=deadline)
-            ran = max(each.ran for each in done)
-            timing = replace(timing, queue=timing.queue + time.monotonic() - start - ran, engine=timing.engine + ran)
-            try:
+        made, timing = await self._asked(pipeline, pipeline.certifying(decision, wanted), decision.timing, deadline)
+        return replace(decision, certificate=made, required=wanted.require, timing=timing)
+
+    async def vote(self, pipeline: Pipeline, decision: Decision, *, deadline: float = math.inf) -> Decision:
+        """The decision on which masks have voted, where they do (`Pipeline.voting`); as `certify`."""
+        voted, timing = await self._asked(pipeline, pipeline.voting(decision), decision.timing, deadline)
+        return replace(voted, timing=timing)
+
+    async def _asked(
+        self,
+        pipeline: Pipeline,
+        steps: Generator[list[Masked], list[np.ndarray], S],
+        timing: Timing,
+        deadline: float,
+    ) -> tuple[S, Timing]:
+        """What `steps` returns, with `timing` and what the masked images took."""
+        lane = self._masked_lane(pipeline)
+        try:
+            asked = next(steps)
+            while True:
+                start = time.monotonic()
+                done = await self._batcher.submit_all(lane, asked, deadline=deadline)
+                waited, ran = time.monotonic() - start, max(each.ran for each in done)
+                timing = replace(timing, queue=timing.queue + waited - ran, engine=timing.engine + ran)
                 asked = steps.send([each.value for each in done])
-            except StopIteration as stop:
-                return replace(decision, certificate=stop.value, required=wanted.require, timing=timing)
+        except StopIteration as stop:
+            result: S = stop.value
+            return result, timing
 
     def _masked_lane(self, pipeline: Pipeline) -> Lane[Masked, np.ndarray]:
         if pipeline not in self._masked:

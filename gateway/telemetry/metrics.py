@@ -20,6 +20,7 @@ from gateway.core.decision import Decision
 from gateway.core.engine import Engine
 from gateway.core.kinds import KINDS
 from gateway.core.pipeline import Pipeline
+from gateway.core.votes import NAME as VOTES
 from gateway.errors import PalisadeError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from gateway.telemetry import worker_metrics
 from gateway.telemetry.drift import DriftWatches
@@ -213,7 +214,7 @@ def announce(pipeline: Pipeline) -> None:
         with _answering:
             _engines[model] = ref(pipeline.engine)
             upstream_up.labels(model).set(pipeline.engine.problem is None)
-    for evidence in pipeline.judge.calibration.heard:
+    for evidence in (*pipeline.judge.calibration.heard, *([VOTES] if pipeline.votes else [])):
         flagged_total.labels(model, evidence, pipeline.action)
     for label in pipeline.bundle.manifest.classes:
         predictions_total.labels(model, label)
@@ -320,9 +321,9 @@ def _uniform_p(decision: Decision, pipeline: Pipeline) -> float:
     Of an image that it lets through it is only known that every image it sends on is more unusual; such ties are broken
     at random (Vovk et al. 2005, smoothed conformal predictors).
     """
-    cascade = pipeline.judge.calibration.cascade
+    cascade, verdict = pipeline.judge.calibration.cascade, decision.raw.verdict
     if decision.stage == "verdict" or cascade is None:
-        return decision.raw.verdict.p_value
+        return verdict.p_value if verdict.p_without_votes is None else verdict.p_without_votes
     return random.uniform(cascade.goes_on, 1.0)
 
 

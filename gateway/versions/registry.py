@@ -155,6 +155,7 @@ def opened(bundle: Bundle, settings: Settings) -> Pipeline:
             alpha=settings.alpha,
             action=settings.policy,
             block_from=settings.block_from,
+            votes=settings.votes,
             limits=limits,
         )
     except ValueError as error:

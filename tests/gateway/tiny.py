@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from gateway.core.loading import hash_files, write_manifest
+from gateway.core.loading import hash_files, read_manifest, write_manifest
 from gateway.core.manifest import (
     Calibration,
     Cascade,
@@ -32,7 +32,9 @@ from gateway.core.manifest import (
     expected_inputs,
     graphs_sha256,
 )
+from gateway.core.rules import VoteRule
 from gateway.core.verdict import Fusion, component_p, fisher
+from training.bundling.rules import add_rule
 from training.export.parts import graph_specs, split_parts, write_parts
 
 SIZE = 16
@@ -194,6 +196,14 @@ def write_bundle(
         files=hash_files(folder),
     )
     write_manifest(folder, manifest)
+    return folder
+
+
+def add_votes(folder: Path, *, patch: int = 6) -> Path:
+    """Let masks for patches of `patch` vote on verdicts of the bundle in `folder`; benign objections are negative."""
+    rule = VoteRule(patch=patch, masks_per_axis=4, n=400, groups=400)
+    arrays = {"votes": np.linspace(-1.0, -0.01, 400), "vote_weights": np.ones(400)}
+    add_rule(folder, read_manifest(folder), "cpu-fp32", arrays, votes=rule)
     return folder
 
 

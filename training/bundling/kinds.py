@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from scipy.optimize import minimize
 
 from gateway.core.decode import decode_image
 from gateway.core.engine import Engine
 from gateway.core.grouped import group_weights
 from gateway.core.kinds import log_odds, reading_names, readings, standard
-from gateway.core.loading import Bundle, load_bundle, write_manifest
-from gateway.core.manifest import KindRule, Manifest
-from training.bundling.calibrate import CALIBRATION
+from gateway.core.loading import Bundle, load_bundle
+from gateway.core.manifest import Manifest
+from gateway.core.rules import KindRule
 from training.bundling.networks import load_defence
 from training.bundling.provenance import made_with
+from training.bundling.rules import add_rule, revised
 from training.bundling.samples import TITLES, Effort, attacked_images
 from training.data.dataset import Dataset, Split
 from training.data.strangers import strangers
@@ -167,11 +167,7 @@ def with_kinds(
     bundle = load_bundle(path)
     if out.exists():
         raise TrainingError(f"{out} exists; choose another --out")
-    try:
-        stated = bundle.manifest.model_dump(exclude_unset=True)
-        manifest = Manifest.model_validate(stated | {"version": version or bundle.version})
-    except ValidationError:
-        raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
+    manifest = revised(bundle, version)
     data, evaluation = made_with(bundle)
     with draft_of(out) as draft:
         shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
@@ -201,12 +197,4 @@ def add_kinds(
     groups = data.calibrate.group
     rule = fit_rule(seen, read.names, n=len(groups), groups=len(np.unique(groups)))
     arrays = benign_odds(rule, read("calibrate", data.calibrate.x), groups)
-    with np.load(folder / CALIBRATION, allow_pickle=False) as file:
-        kept = {name: file[name] for name in file.files}
-    kept |= {f"{key}/{name}": array for name, array in arrays.items()}
-    np.savez(folder / CALIBRATION, allow_pickle=False, **kept)
-    calibrations = [
-        each.model_copy(update={"kinds": rule}) if each.key == key else each for each in manifest.calibrations
-    ]
-    write_manifest(folder, manifest.model_copy(update={"calibrations": calibrations}), as_read=True)
-    load_bundle(folder)
+    add_rule(folder, manifest, key, arrays, kinds=rule)

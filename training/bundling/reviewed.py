@@ -16,18 +16,19 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, StoredEvent
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle, load_bundle, write_manifest
-from gateway.core.manifest import Manifest
 from training.bundling.calibrate import CALIBRATION, calibrate, enough_to_calibrate
 from training.bundling.calibrate import benign_scores as scores_of
 from training.bundling.kinds import Reader, benign_odds
+from training.bundling.rules import add_arrays, revised
+from training.bundling.votes import calibrated as voting_calibrated
 from training.data.dataset import Dataset, Split
 from training.errors import TrainingError
+from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
 from training.util.signatures import StepProgress, silent
 
@@ -125,10 +126,7 @@ def from_reviews(
     if out.exists():
         raise TrainingError(f"{out} exists; choose another --out")
     version = version or f"{bundle.version.partition('-')[0]}-reviews.1"
-    try:
-        manifest = Manifest.model_validate(bundle.manifest.model_dump(exclude_unset=True) | {"version": version})
-    except ValidationError:
-        raise TrainingError(f"--version {version}: expected three numbers, or a suffix too, as 1.4.1-rc1") from None
+    manifest = revised(bundle, version)
     if version == bundle.version:
         raise TrainingError(f"{path} is already version {version}; give another --version")
     found, like = reviewed_images(store, bundle), bundle.calibration("cpu", "fp32")
@@ -158,8 +156,14 @@ def from_reviews(
             columns = [read.names.index(name) for name in like.kinds.readings]
             values = read("the sample", data.calibrate.x)[:, columns]
             rule = like.kinds.model_copy(update={"n": len(group), "groups": len(np.unique(group))})
-            _add(draft / CALIBRATION, like.key, benign_odds(rule, values, group))
+            add_arrays(draft / CALIBRATION, like.key, benign_odds(rule, values, group))
             made = made.model_copy(update={"kinds": rule})
+        voting = open_pipeline(bundle)
+        if voting.judge.votes is not None:
+            masks = voting.judge.votes.masks
+            votes, arrays = voting_calibrated(voting, masks, data.calibrate, progress=progress)
+            add_arrays(draft / CALIBRATION, like.key, arrays)
+            made = made.model_copy(update={"votes": votes})
         others = [each for each in manifest.calibrations if each.key != made.key]
         write_manifest(draft, manifest.model_copy(update={"calibrations": [*others, made]}))
         load_bundle(draft)
@@ -183,9 +187,3 @@ def _dealt(found: Reviewed, classes: list[str], *, seed: int) -> Dataset:
     return Dataset(
         "reviews", classes, none, whole.take(np.flatnonzero(first)), whole.take(np.flatnonzero(~first)), none
     )
-
-
-def _add(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    with np.load(path, allow_pickle=False) as file:
-        kept = {name: file[name] for name in file.files}
-    np.savez(path, allow_pickle=False, **kept, **{f"{key}/{name}": array for name, array in arrays.items()})

@@ -13,8 +13,9 @@ from gateway.core.engine import Engine
 from gateway.core.grouped import GroupedScores, group_weights
 from gateway.core.kinds import kind_of, log_odds, reading_names
 from gateway.core.loading import load_bundle, write_manifest
-from gateway.core.manifest import KindRule, Manifest
+from gateway.core.manifest import Manifest
 from gateway.core.pipeline import Pipeline
+from gateway.core.rules import KindRule
 from gateway.errors import BundleError
 from tests.gateway.tiny import SCORES, clean_image, patched_image
 

@@ -18,6 +18,7 @@ from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.errors import Forbidden
 from gateway.inference.dispatch import Dispatcher
+from gateway.inference.lanes import MASKED_COST
 from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry
@@ -169,8 +170,9 @@ def test_admission_counts_the_forward_passes_of_certificates() -> None:
     dispatcher.batcher._item_seconds = 0.1  # of a verdict; two batches run at once
     try:
         assert dispatcher.refusal() is None
-        assert dispatcher.refusal(both) is not None
-        assert dispatcher.refusal(CertificateWanted(MaskSet(32, 32, 5, 4), level="agreed")) is None
+        assert dispatcher.refusal(both.forwards * MASKED_COST) is not None
+        agreed = CertificateWanted(MaskSet(32, 32, 5, 4), level="agreed")
+        assert dispatcher.refusal(agreed.forwards * MASKED_COST) is None
     finally:
         dispatcher.close()
 
@@ -181,11 +183,11 @@ def test_an_old_pace_does_not_refuse_certificates_for_ever(monkeypatch: pytest.M
     both = CertificateWanted(MaskSet(32, 32, 5, 4))
     dispatcher.batcher._item_seconds = 10.0  # as after batches that an upstream held until they timed out
     try:
-        assert dispatcher.refusal(both) is not None
+        assert dispatcher.refusal(both.forwards * MASKED_COST) is not None
         time.sleep(0.25)
-        assert dispatcher.refusal(both) is None
+        assert dispatcher.refusal(both.forwards * MASKED_COST) is None
         monkeypatch.setattr(dispatcher, "_images", 1)  # one is enough to tell
-        assert dispatcher.refusal(both) is not None
+        assert dispatcher.refusal(both.forwards * MASKED_COST) is not None
     finally:
         dispatcher.close()
 

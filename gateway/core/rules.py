@@ -1,0 +1,49 @@
+"""Rules that a calibration may have beside its scores: kinds of anomaly, and votes of masks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class KindRule(_Strict):
+    """A softmax regression over R `readings` of an image: ordinary, unfamiliar, attacked (`gateway.core.kinds`).
+
+    `mean` and `std` are benign ones of the readings, `weights` (3, R) and `bias` (3,) those of the classes in that
+    order. The benign log-odds of `n` images in `groups` groups are in the calibration's arrays `kinds` (n, 2) and
+    `kind_weights` (n, 2).
+    """
+
+    readings: list[str] = Field(min_length=1)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    weights: list[list[float]] = Field(min_length=3, max_length=3)
+    bias: list[float] = Field(min_length=3, max_length=3)
+    n: int = Field(ge=20)
+    groups: int = Field(ge=2)
+    fitted: dict[str, int] = {}
+    """Images that it was fitted on, by what they are; all made of the select split."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> KindRule:
+        if {len(self.mean), len(self.std), *map(len, self.weights)} != {len(self.readings)}:
+            raise ValueError("mean, std and each row of weights have a number for each reading")
+        return self
+
+
+class VoteRule(_Strict):
+    """Masks for a square patch of `patch` pixels a side, `masks_per_axis` an axis, that vote (`gateway.core.votes`).
+
+    The benign objections of `n` images in `groups` groups are in the calibration's arrays `votes` (n,) and
+    `vote_weights` (n,).
+    """
+
+    patch: int = Field(ge=1)
+    masks_per_axis: int = Field(ge=2, le=8)
+    n: int = Field(ge=20)
+    groups: int = Field(ge=2)

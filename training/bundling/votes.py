@@ -1,0 +1,107 @@
+"""Masks that vote, calibrated for a bundle: `gateway.core.votes`.
+
+Each image of the calibrate split is served, and then answered under every mask; the objections to its served label are
+what those of an input are compared with. No attack is needed for that.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from gateway.core.decode import to_pixels
+from gateway.core.grouped import group_weights
+from gateway.core.loading import Bundle, load_bundle
+from gateway.core.masks import MaskSet, default_k, largest_patch
+from gateway.core.pipeline import Masked, Pipeline
+from gateway.core.rules import VoteRule
+from gateway.core.votes import SHARE, objections
+from gateway.errors import PalisadeError
+from training.bundling.provenance import made_with
+from training.bundling.rules import add_rule, revised
+from training.data.dataset import Split
+from training.errors import TrainingError
+from training.served.answers import open_pipeline
+from training.util.atomic import draft_of
+from training.util.signatures import StepProgress, silent
+
+PATCH_SHARE = 0.05
+"""Share of the image under the patches that masks are made for, unless another side is asked for."""
+
+
+def with_votes(
+    path: Path,
+    out: Path,
+    *,
+    patch: int | None = None,
+    masks_per_axis: int | None = None,
+    version: str | None = None,
+    progress: StepProgress = silent,
+) -> Bundle:
+    """Write to `out` the bundle in `path`, with votes calibrated beside its CPU calibration in fp32.
+
+    Without votes nothing changes: scores, p-values, cutoffs and flags stay, so that the version may, too. `patch` is a
+    side in pixels of the network's input. Raises `TrainingError` where `out` exists, the patch does not fit, or the
+    data are not those that the bundle was made with.
+    """
+    bundle = load_bundle(path)
+    if out.exists():
+        raise TrainingError(f"{out} exists; choose another --out")
+    size = bundle.manifest.input
+    masks = MaskSet(
+        size.height,
+        size.width,
+        patch or max(1, round((PATCH_SHARE * size.height * size.width) ** 0.5)),
+        masks_per_axis or default_k(size.height, size.width),
+    )
+    if masks.patch > (largest := largest_patch(size.height, size.width)):
+        raise TrainingError(f"--patch {masks.patch}: at most {largest} pixels, half the shorter side")
+    manifest, (data, _) = revised(bundle, version), made_with(bundle)
+    rule, arrays = calibrated(open_pipeline(bundle), masks, data.calibrate, progress=progress)
+    with draft_of(out) as draft:
+        shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+        add_rule(draft, manifest, bundle.calibration("cpu", "fp32").key, arrays, votes=rule)
+    return load_bundle(out)
+
+
+def calibrated(
+    pipeline: Pipeline, masks: MaskSet, benign: Split, *, progress: StepProgress = silent
+) -> tuple[VoteRule, dict[str, np.ndarray]]:
+    """The rule for `masks` and the calibration's arrays `votes` and `vote_weights` (n,), from `benign` images."""
+    found = served_objections(pipeline, benign.x, masks, progress=progress)
+    order, weights = np.argsort(found, kind="stable"), group_weights(benign.group)
+    rule = VoteRule(patch=masks.patch, masks_per_axis=masks.k, n=len(found), groups=len(np.unique(benign.group)))
+    return rule, {"votes": found[order], "vote_weights": weights[order]}
+
+
+def served_objections(
+    pipeline: Pipeline, images: np.ndarray, masks: MaskSet, *, progress: StepProgress = silent
+) -> np.ndarray:
+    """The largest objection (N,) to the served label of each of uint8 images (N, H, W, C), under `masks`."""
+    found = np.empty(len(images))
+    for start in range(0, len(images), 64):
+        some = images[start : start + 64]
+        served = [each.served.prediction.index for each in pipeline.decide_images(list(some), explain=False)]
+        under = logits_under(pipeline, some, masks)
+        found[start : start + len(some)] = objections(np.array(served), under)[0].max(1)
+        progress("votes of masks", start + len(some), len(images))
+    return found
+
+
+def logits_under(pipeline: Pipeline, images: np.ndarray, masks: MaskSet) -> np.ndarray:
+    """The answering network's logits (N, M, K) of uint8 images (N, H, W, C) under each mask; raises `EngineError`."""
+    singles, most, rows = masks.singles(), pipeline.engine.buckets[-1], []
+    asked = [Masked(to_pixels(image)[0], mask) for image in images for mask in singles]
+    for i in range(0, len(asked), most):
+        for row in pipeline.answer(asked[i : i + most]):
+            if isinstance(row, PalisadeError):
+                raise row
+            rows.append(row)
+    return np.stack(rows).reshape(len(images), len(singles), -1)
+
+
+def least_alpha(rule: VoteRule) -> float:
+    """The smallest alpha at which votes can flag anything."""
+    return 1 / (rule.groups + 1) / SHARE
