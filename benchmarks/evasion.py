@@ -27,9 +27,9 @@ from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.behaviour import EARLY, link_of
 from gateway.campaigns.fingerprint import DETAIL, Fingerprinter
 from gateway.campaigns.records import Query, pack
-from gateway.core.decision import softmax
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
+from gateway.core.outputs import softmax
 from training.commands.terminal import JsonPath
 
 SAFE = 1.25

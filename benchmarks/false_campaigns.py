@@ -14,8 +14,8 @@ from gateway.campaigns.analyst import Analyst
 from gateway.campaigns.case import Case
 from gateway.campaigns.fingerprint import Fingerprinter
 from gateway.campaigns.records import Query, pack
-from gateway.core.decision import softmax
 from gateway.core.engine import Engine
+from gateway.core.outputs import softmax
 from training.evaluate.harness.tracks import inferred_tracks
 
 SALT = b"a salt of the benchmark"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gateway.core.decision import softmax
 from gateway.core.loading import Bundle
+from gateway.core.outputs import softmax
 from gateway.core.verdict import Verdict
 
 

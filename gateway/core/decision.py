@@ -168,12 +168,6 @@ def _full(found: Pass) -> FullOutputs:
     return found.outputs
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (K,) of logits (K,), in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(shifted / shifted.sum())
-
-
 def ranked(probabilities: np.ndarray, labels: tuple[str, ...], k: int) -> list[Prediction]:
     """The k most probable of the classes named `labels`, the first of equal ones first."""
     order = np.argsort(-probabilities, kind="stable")[:k]

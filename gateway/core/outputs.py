@@ -84,3 +84,9 @@ def concatenated(batches: Sequence[O]) -> O:
     """The outputs of several batches of one part, in order, as one batch."""
     arrays = {name: np.concatenate([vars(each)[name] for each in batches]) for name in batches[0].arrays()}
     return type(batches[0])(**arrays)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (..., K) of logits (..., K), in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))

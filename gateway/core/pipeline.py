@@ -24,13 +24,12 @@ from gateway.core.decision import (
     Stage,
     Timing,
     ranked,
-    softmax,
 )
 from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
-from gateway.core.outputs import PartOutputs, ScreenOutputs
+from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
 from gateway.core.verdict import Judge, Verdict, lead, preference
 from gateway.core.votes import NAME as VOTES
 from gateway.errors import BundleError, PalisadeError

@@ -19,7 +19,7 @@ from gateway.core.kinds import Kind, Kinds
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
 from gateway.core.outputs import VerdictOutputs
-from gateway.core.votes import NAME, Voted, Votes, joined
+from gateway.core.votes import NAME, SHARE, Voted, Votes, joined
 
 TAIL = 0.05
 Level = Literal["flagged", "suspect", "none"]
@@ -308,9 +308,9 @@ class Judge:
         """The smallest p-value that an input can have: that of one beyond every benign image in every score."""
         return float(self._fused.p_values(np.array([self.fusion.beyond]))[0])
 
-    def level(self, alpha: float) -> float:
-        """The T (see `Fusion`) above which an image is not flagged at `alpha`."""
-        return -self._fused.level(self.cutoff(alpha))
+    def level(self, alpha: float, *, votes: bool = False) -> float:
+        """The T (see `Fusion`) above which an image is not flagged at `alpha`; `votes`: of which masks have a share."""
+        return -self._fused.level(self.cutoff(alpha) * (1 - SHARE if votes else 1.0))
 
     def screen(self, screen_scores: np.ndarray) -> np.ndarray:
         """Which images (N,) of the part `screen`, scores (N, S1), need the full verdict; the others are benign."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from gateway.core.grouped import GroupedScores
 from gateway.core.masks import MaskSet
+from gateway.core.outputs import softmax
 from gateway.core.rules import VoteRule
 
 NAME = "mask_votes"
@@ -70,7 +71,7 @@ def objections(index: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nd
 
     `logits` (N, M, K) are those under each of M masks. From -1 (all agree) to 1.
     """
-    p = _softmax(logits)
+    p = softmax(logits)
     own = np.take_along_axis(p, index[:, None, None], axis=2)[..., 0]
     others = p.copy()
     np.put_along_axis(others, index[:, None, None], -np.inf, axis=2)
@@ -94,8 +95,3 @@ def joined(p: float, votes: float) -> float:
     A budget alpha is divided between the two, `SHARE` of it for the masks (Bonferroni).
     """
     return min(1.0, p / (1 - SHARE), votes / SHARE)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(-1, keepdims=True))

@@ -195,6 +195,7 @@ def joint_patch_attack(
     combine: Combine = "normalised",
     samples: int = 1,
     afterwards: Afterwards | None = None,
+    chosen: Sequence[tuple[Patches, Tensor]] = (),
     full_precision: bool = False,
     generator: torch.Generator | None = None,
     progress: Progress = silent,
@@ -202,9 +203,22 @@ def joint_patch_attack(
     """`joint_attack` with a patch of `side` pixels instead of a ball: (N, A) bool.
 
     Of `places` random places and colours, each tried for `probe_steps` against the nearest other class, the one whose
-    hinges are lowest is worked on for `steps`, for each of `targets` classes in turn.
+    hinges are lowest is worked on for `steps`, for each of `targets` classes in turn. Patches that are `chosen`, each
+    with the class (N,) that it is to aim at, are worked on in their place.
     """
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
+    for number, (patches, target) in enumerate(chosen):
+        run.descend(
+            Painted(x, patches),
+            patches.colours,
+            target,
+            steps=steps,
+            combine=combine,
+            samples=samples,
+            progress=_part(progress, number * steps, len(chosen) * steps),
+        )
+    if chosen:
+        return run.won
     order, _ = run.ranking(_PATCH_RANKING, targets, generator)
     aims = range(order.shape[1])
     total = places * probe_steps + len(aims) * steps

@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from gateway.core.decision import softmax
 from gateway.core.loading import Bundle, hash_files, load_bundle, write_manifest
 from gateway.core.manifest import InputSpec, Manifest, graphs_sha256
+from gateway.core.outputs import softmax
 from gateway.core.pipeline import Pipeline
 from gateway.core.preprocessing import Normalisation
 from gateway.core.upstream import MOST_ROWS, PlainHttp, Protocol2, Upstream, probe_image

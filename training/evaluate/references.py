@@ -99,6 +99,8 @@ REFERENCES: dict[str, Reference] = {
     "doubled": _ADAPTIVE,
     "smoothed": _ADAPTIVE,
     "patch_adaptive": Reference(("2.2.1", "2.2.4", "2.2.5"), _PATCH.atlas),
+    "votes": _COST,
+    "votes_adaptive": Reference(("2.2.1", "2.2.4", "2.2.5"), _PATCH.atlas),
     "harm": _ADAPTIVE,
     "queries": Reference(("2.2.2", "2.2.5"), (*_QUERY.atlas, "AML.T0063")),
     "certificates": _PATCH,

@@ -26,6 +26,7 @@ from training.evaluate.measurements import (
     shifts,
     smoothed,
     unaware,
+    votes,
 )
 from training.recipes.evaluation import Bound
 
@@ -45,6 +46,7 @@ UNITS: dict[str, Unit] = {
         doubled.UNIT,
         smoothed.UNIT,
         patch_adaptive.UNIT,
+        *votes.UNITS,
         harm.UNIT,
         queries.UNIT,
         explanations.UNIT,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.core.decision import Decision, Pass, softmax
+from gateway.core.decision import Decision, Pass
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine
 from gateway.core.manifest import Part, Recovery
-from gateway.core.outputs import FullOutputs, VerdictOutputs
+from gateway.core.outputs import FullOutputs, VerdictOutputs, softmax
 from gateway.core.pipeline import Pipeline, Work
 from gateway.core.verdict import lead
 from gateway.errors import EngineError

@@ -77,9 +77,9 @@ class Unit:
     gives a heading to; those of other units may have parts of it, too. `count` names the setting of its number of
     images (None: all test images), `depends` the settings that its figures depend on. `seconds` by image are an
     estimate for one slow core. `verified` images are enough to compare its outcomes with a card's; None: all of them.
-    `companion`: only for bundles that have one. `lacks` returns whether a finished result's section is without
-    something that this run could add. `version` counts up when what is measured changes: results of an earlier one are
-    not taken.
+    `companion`: only for bundles that have one; `only`: for those of which it is true. `lacks` returns whether a
+    finished result's section is without something that this run could add. `version` counts up when what is measured
+    changes: results of an earlier one are not taken.
     """
 
     name: str
@@ -95,12 +95,13 @@ class Unit:
     seconds: float = 0.01
     verified: int | None = None
     companion: bool = False
+    only: Callable[[Bundle], bool] = lambda _bundle: True
     lacks: Callable[[Bench, dict[str, Any]], bool] = lambda _bench, _section: False
     version: int = 1
 
     def images(self, settings: Evaluation, bundle: Bundle, data: Dataset) -> int:
         """How many test images it uses at most; 0 if it is not for this bundle."""
-        if self.companion and not bundle.manifest.companion:
+        if (self.companion and not bundle.manifest.companion) or not self.only(bundle):
             return 0
         asked = None if self.count is None else getattr(settings, self.count)
         return len(data.test) if asked is None else min(asked, len(data.test))

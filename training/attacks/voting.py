@@ -1,0 +1,84 @@
+"""A maker of patches who knows that masks vote: the places and labels that they object to least, and their hinge.
+
+Under a mask that hides the patch the maker has no say (`gateway.core.votes`), so that place and label are chosen by
+what is answered there; under all the others the patch must keep its label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gateway.core.masks import MaskSet
+from gateway.core.outputs import softmax
+from training.attacks.joint import Afterwards, Seen
+from training.attacks.patch import Kind, Patches, random_patches
+from training.defence.graph import DefenceGraph
+from training.imaging.inpaint import inpaint
+
+_CLEARLY = 0.02  # of probability
+
+
+def least_objections(logits: np.ndarray, label: np.ndarray, masks: MaskSet, side: int) -> np.ndarray:
+    """The objection (N, P, K) that a patch of `side` at each of P places meets at least if its label is each of K.
+
+    Of the masks that hide it there, from the unpatched images' `logits` (N, M, K); infinite for the true `label` (N,).
+    Places are in rows, from the upper left corner.
+    """
+    p = softmax(logits)
+    order = np.sort(p, axis=2)
+    best, second = order[..., -1:], order[..., -2:-1]
+    leads = np.where(p == best, second, best) - p  # (N, M, K)
+    places = [(y, x) for y in range(masks.height - side + 1) for x in range(masks.width - side + 1)]
+    found = np.empty((len(logits), len(places), logits.shape[2]))
+    for number, (y, x) in enumerate(places):
+        hides = [
+            top <= y and left <= x and y + side <= top + height and x + side <= left + width
+            for top, left, height, width in masks.boxes
+        ]
+        found[:, number] = leads[:, hides].max(1) if any(hides) else -1.0
+    found[np.arange(len(label)), :, label] = np.inf
+    return found
+
+
+def chosen_patches(
+    x: Tensor,
+    logits: np.ndarray,
+    label: np.ndarray,
+    masks: MaskSet,
+    *,
+    side: int,
+    count: int,
+    kind: Kind,
+    generator: torch.Generator | None,
+) -> list[tuple[Patches, Tensor]]:
+    """The `count` places and labels that masks object to least, of different labels, with random colours."""
+    least = least_objections(logits, label, masks, side)
+    best = least.argmin(1)  # (N, K): the place for each label
+    order = np.argsort(least.min(1), axis=1, kind="stable")[:, : min(count, least.shape[2] - 1)]
+    across, found = masks.width - side + 1, []
+    for number in range(order.shape[1]):
+        target = order[:, number]
+        place = torch.from_numpy(np.take_along_axis(best, target[:, None], 1)[:, 0]).to(x.device)
+        drawn = random_patches(x, side, kind, generator)
+        patches = Patches(drawn.colours, place // across, place % across, side)
+        found.append((patches, torch.from_numpy(target).to(x.device)))
+    return found
+
+
+def outvoted(masks: MaskSet, limit: float) -> Afterwards:
+    """No mask objects to the target by `limit` (of probability) or more."""
+    singles = torch.from_numpy(masks.singles().copy())
+
+    def afterwards(defence: DefenceGraph, images: Tensor, _seen: Seen, target: Tensor, _label: Tensor) -> list[Tensor]:
+        n, m = len(images), len(singles)
+        hidden = singles.to(images).repeat(n, 1, 1)
+        logits = defence.network(inpaint(images.repeat_interleave(m, 0), hidden)).float()
+        p = logits.softmax(1)
+        aim = target.repeat_interleave(m)[:, None]
+        others = p.scatter(1, aim, -1.0).amax(1)
+        objection = others - p.gather(1, aim)[:, 0]
+        return [(objection - limit + _CLEARLY).relu().reshape(n, m).sum(1)]
+
+    return afterwards
