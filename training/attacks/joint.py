@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,6 +54,19 @@ class Seen(NamedTuple):
 
 # (defence, images, what was seen of them, target, label) -> further hinges, such as those of the neutralised image.
 Afterwards = Callable[[DefenceGraph, Tensor, Seen, Tensor, Tensor], list[Tensor]]
+
+
+class Aims(Protocol):
+    """Which classes a maker of patches aims at first, and where a patch may lie that aims at one."""
+
+    def order(self, ranked: Tensor) -> Tensor:
+        """Classes (N, T), most promising first, as this maker takes them."""
+        ...
+
+    def draw(self, target: Tensor) -> Patches:
+        """Patches in random colours that aim at `target` (N,)."""
+        ...
+
 
 _ANSWER = 0.5  # margin at which an answer is taken for safe
 _GUARD = 0.1  # and an objection for avoided, in logits
@@ -195,7 +209,7 @@ def joint_patch_attack(
     combine: Combine = "normalised",
     samples: int = 1,
     afterwards: Afterwards | None = None,
-    chosen: Sequence[tuple[Patches, Tensor]] = (),
+    aims: Aims | None = None,
     full_precision: bool = False,
     generator: torch.Generator | None = None,
     progress: Progress = silent,
@@ -203,44 +217,48 @@ def joint_patch_attack(
     """`joint_attack` with a patch of `side` pixels instead of a ball: (N, A) bool.
 
     Of `places` random places and colours, each tried for `probe_steps` against the nearest other class, the one whose
-    hinges are lowest is worked on for `steps`, for each of `targets` classes in turn. Patches that are `chosen`, each
-    with the class (N,) that it is to aim at, are worked on in their place.
+    hinges are lowest is worked on for `steps`, for each of `targets` classes in turn. With `aims` the places are those
+    that it draws for a class, tried against that class.
     """
     run = _Run(defence, x, y, conditions, beaten, looks, afterwards, full_precision=full_precision)
-    for number, (patches, target) in enumerate(chosen):
-        run.descend(
-            Painted(x, patches),
-            patches.colours,
-            target,
-            steps=steps,
-            combine=combine,
-            samples=samples,
-            progress=_part(progress, number * steps, len(chosen) * steps),
-        )
-    if chosen:
+    if aims is not None:
+        everything = defence.network(x[:1]).shape[1]
+        order = aims.order(run.ranking(_PATCH_RANKING, everything, generator)[0])[:, :targets]
+        total = order.shape[1] * (places * probe_steps + steps)
+        for number in range(order.shape[1]):
+            target, before = order[:, number], number * (places * probe_steps + steps)
+            best = run.best_of(
+                partial(aims.draw, target),
+                target,
+                places=places,
+                steps=probe_steps,
+                combine=combine,
+                samples=samples,
+                progress=_part(progress, before, total),
+            )
+            run.descend(
+                Painted(x, best),
+                best.colours,
+                target,
+                steps=steps,
+                combine=combine,
+                samples=samples,
+                progress=_part(progress, before + places * probe_steps, total),
+            )
+        progress(total, total)
         return run.won
     order, _ = run.ranking(_PATCH_RANKING, targets, generator)
-    aims = range(order.shape[1])
-    total = places * probe_steps + len(aims) * steps
-    best: Patches | None = None
-    lowest = torch.full((len(x),), torch.inf, device=x.device)
-    for number in range(places):
-        patches = random_patches(x, side, kind, generator)
-        found = run.descend(
-            Painted(x, patches),
-            patches.colours,
-            None,
-            steps=probe_steps,
-            combine=combine,
-            samples=samples,
-            progress=_part(progress, number * probe_steps, total),
-        )
-        patches = patches.painted(found.parameters)
-        best = patches if best is None else patches.where(found.total < lowest, best)
-        lowest = torch.minimum(lowest, found.total)
-    if best is None:
-        raise ValueError("places 0: at least one is needed")
-    for aim in aims:
+    total = places * probe_steps + order.shape[1] * steps
+    best = run.best_of(
+        lambda: random_patches(x, side, kind, generator),
+        None,
+        places=places,
+        steps=probe_steps,
+        combine=combine,
+        samples=samples,
+        progress=_part(progress, 0, total),
+    )
+    for aim in range(order.shape[1]):
         run.descend(
             Painted(x, best),
             best.colours,
@@ -330,6 +348,38 @@ class _Run:
         )
         found.parameters[left], found.total[left] = part.parameters, part.total
         return found
+
+    def best_of(
+        self,
+        draw: Callable[[], Patches],
+        target: Tensor | None,
+        *,
+        places: int,
+        steps: int,
+        combine: Combine,
+        samples: int,
+        progress: Progress,
+    ) -> Patches:
+        """Of `places` draws, each worked on for `steps`, the patches with the lowest hinges; `ValueError` for none."""
+        best: Patches | None = None
+        lowest = torch.full((len(self.x),), torch.inf, device=self.x.device)
+        for number in range(places):
+            patches = draw()
+            found = self.descend(
+                Painted(self.x, patches),
+                patches.colours,
+                target,
+                steps=steps,
+                combine=combine,
+                samples=samples,
+                progress=_part(progress, number * steps, places * steps),
+            )
+            patches = patches.painted(found.parameters)
+            best = patches if best is None else patches.where(found.total < lowest, best)
+            lowest = torch.minimum(lowest, found.total)
+        if best is None:
+            raise ValueError("places 0: at least one is needed")
+        return best
 
     def _hinges(self, left: Tensor, target: Tensor | None) -> Hinges:
         def hinges(images: Tensor, rows: Tensor) -> list[Tensor]:

@@ -42,29 +42,41 @@ def least_objections(logits: np.ndarray, label: np.ndarray, masks: MaskSet, side
     return found
 
 
-def chosen_patches(
-    x: Tensor,
-    logits: np.ndarray,
-    label: np.ndarray,
-    masks: MaskSet,
-    *,
-    side: int,
-    count: int,
-    kind: Kind,
-    generator: torch.Generator | None,
-) -> list[tuple[Patches, Tensor]]:
-    """The `count` places and labels that masks object to least, of different labels, with random colours."""
-    least = least_objections(logits, label, masks, side)
-    best = least.argmin(1)  # (N, K): the place for each label
-    order = np.argsort(least.min(1), axis=1, kind="stable")[:, : min(count, least.shape[2] - 1)]
-    across, found = masks.width - side + 1, []
-    for number in range(order.shape[1]):
-        target = order[:, number]
-        place = torch.from_numpy(np.take_along_axis(best, target[:, None], 1)[:, 0]).to(x.device)
-        drawn = random_patches(x, side, kind, generator)
-        patches = Patches(drawn.colours, place // across, place % across, side)
-        found.append((patches, torch.from_numpy(target).to(x.device)))
-    return found
+class Tolerated:
+    """Aims (`training.attacks.joint.Aims`) that the masks tolerate: those to which they object by less than `limit`.
+
+    Classes with such a place come first. A patch lies at one of these places, drawn at random; where a class has none,
+    at the one that is objected to least.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        least: np.ndarray,
+        limit: float,
+        *,
+        width: int,
+        side: int,
+        kind: Kind,
+        generator: torch.Generator | None,
+    ) -> None:
+        """`least` (N, P, K) are the `least_objections` for images `x` (N, C, H, W) of that `width`."""
+        self._x, self._across, self._side, self._kind = x, width - side + 1, side, kind
+        self._least = torch.from_numpy(least).to(x.device)
+        self._tolerated = self._least < limit
+        self._generator = generator
+
+    def order(self, ranked: Tensor) -> Tensor:
+        none = ~self._tolerated.any(1).gather(1, ranked)
+        return ranked.gather(1, none.long().argsort(dim=1, stable=True))
+
+    def draw(self, target: Tensor) -> Patches:
+        drawn = random_patches(self._x, self._side, self._kind, self._generator)
+        rows = torch.arange(len(target), device=target.device)
+        tolerated, least = self._tolerated[rows, :, target], self._least[rows, :, target]
+        chance = torch.rand(tolerated.shape, generator=self._generator).to(tolerated.device)
+        place = torch.where(tolerated.any(1), (tolerated * (1 + chance)).argmax(1), least.argmin(1))
+        return Patches(drawn.colours, place // self._across, place % self._across, self._side)
 
 
 def outvoted(masks: MaskSet, limit: float) -> Afterwards:

@@ -171,8 +171,8 @@ def test_a_failed_self_check_fails_the_card(fresh: Any, monkeypatch: pytest.Monk
 
 def test_chosen_units() -> None:
     assert chosen() == chosen(["all"]) == list(UNITS)
-    assert chosen(["0"]) == ["benign", "cascade", "shifts", "certificates"]
-    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8", "certificates"]
+    assert chosen(["0"]) == ["benign", "cascade", "shifts", "votes", "certificates"]
+    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8", "votes", "certificates"]
     assert {unit.level for unit in UNITS.values()} == set(LEVELS)
     with pytest.raises(TrainingError, match="unknown level '7'; there are 0, 1"):
         chosen(["7"])

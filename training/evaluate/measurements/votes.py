@@ -15,7 +15,7 @@ from gateway.core.pipeline import Pipeline
 from gateway.core.votes import SHARE, Votes, margins
 from training.attacks.joint import joint_patch_attack, unflagged
 from training.attacks.patch import Kind
-from training.attacks.voting import chosen_patches, outvoted
+from training.attacks.voting import Tolerated, least_objections, outvoted
 from training.bundling.votes import logits_under
 from training.evaluate.harness.attacked import flags
 from training.evaluate.harness.bench import Bench, as_images
@@ -111,8 +111,8 @@ def votes(bench: Bench) -> Found:
 def adaptive_votes(bench: Bench) -> Found:
     """Patches whose maker knows localiser, gate, companion, detector and masks, noisy or of low frequency.
 
-    Places and labels are those that the masks which hide the patch object to least; under all others the patch must
-    keep its label, while no other score gives it away.
+    Places and labels are those that the masks which hide the patch tolerate, if there are any; under all others the
+    patch must keep its label, while no other score gives it away.
     """
     settings = bench.settings
     clean = bench.test.take(bench.right_first(settings.adaptive_patched))
@@ -130,7 +130,7 @@ def adaptive_votes(bench: Bench) -> Found:
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = clean.take(np.arange(start, stop))
         x, y = bench.pixels(part.x), bench.targets(part.y)
-        under = logits_under(voting, part.x, rule.masks)
+        least = least_objections(logits_under(voting, part.x, rule.masks), part.y, rule.masks, side)
         won = np.zeros((len(part), len(ALPHAS)), bool)
         for kind in KINDS:
             left = np.flatnonzero(~won[:, -1])
@@ -147,16 +147,17 @@ def adaptive_votes(bench: Bench) -> Found:
                     steps=settings.adaptive_steps,
                     conditions=unflagged(judge.fusion, level),
                     afterwards=outvoted(rule.masks, limit),
-                    chosen=chosen_patches(
+                    targets=settings.adaptive_targets,
+                    aims=Tolerated(
                         x[rows],
-                        under[left],
-                        part.y[left],
-                        rule.masks,
+                        least[left],
+                        limit,
+                        width=rule.masks.width,
                         side=side,
-                        count=settings.adaptive_targets,
                         kind=kind,
                         generator=generator,
                     ),
+                    generator=generator,
                     beaten=beaten,
                     progress=partial(bench.progress, f"patches whose maker knows the votes, {start}-{stop}: {kind}"),
                 )
