@@ -52,7 +52,7 @@ def adaptive_patches(bench: Bench) -> Found:
     judge = bench.pipeline.judge
 
     aims: list[tuple[str, str, Looks, Conditions, Afterwards | None]] = [
-        ("served wrong", "served_wrong", "networks", _wrong, still_wrong(judge.calibration.recovery)),
+        ("served wrong", "served_wrong", "networks", answered_wrongly, still_wrong(judge.calibration.recovery)),
         ("unflagged", _COLUMNS[-1], "all", unflagged(judge.fusion, judge.level(max(ALPHAS))), None),
     ]
 
@@ -110,7 +110,8 @@ def adaptive_patches(bench: Bench) -> Found:
     )
 
 
-def _wrong(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+def answered_wrongly(logits: Tensor, _companion: Tensor, _scores: Tensor, target: Tensor) -> list[Tensor]:
+    """The answering network says the target, whatever the detector reports."""
     return [says(logits, target)]
 
 

@@ -5,6 +5,7 @@ patches who knows of them gets by.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Pipeline
 from gateway.core.votes import SHARE, Votes, margins
-from training.attacks.joint import joint_patch_attack, unflagged
+from training.attacks.joint import Afterwards, Conditions, Looks, joint_patch_attack, unflagged
+from training.attacks.neutralised import still_wrong
 from training.attacks.patch import Kind
 from training.attacks.voting import Tolerated, least_objections, outvoted
 from training.bundling.votes import logits_under
@@ -24,6 +26,7 @@ from training.evaluate.harness.section import ByAlpha, Effort, RangedByAlpha, Se
 from training.evaluate.harness.shown import Body, Table, percent, ranged
 from training.evaluate.harness.store import Arrays
 from training.evaluate.harness.unit import Place, Unit
+from training.evaluate.measurements.patch_adaptive import answered_wrongly
 from training.recipes.evaluation import ALPHAS
 from training.served.answers import serve
 from training.util.module_modes import frozen
@@ -32,6 +35,7 @@ from training.util.statistics import interval
 CHUNK = 64
 ADAPTIVE_CHUNK = 16
 KINDS: tuple[Kind, ...] = ("noisy", "low_frequency")
+PLACES, TARGETS = 4, 3
 
 
 class Voting(Section):
@@ -112,7 +116,8 @@ def adaptive_votes(bench: Bench) -> Found:
     """Patches whose maker knows localiser, gate, companion, detector and masks, noisy or of low frequency.
 
     Places and labels are those that the masks which hide the patch tolerate, if there are any; under all others the
-    patch must keep its label, while no other score gives it away.
+    patch must keep its label. Two ways are tried with each kind: an answer that is wrong even after neutralisation,
+    whatever the other scores say, and one that no other score gives away.
     """
     settings = bench.settings
     clean = bench.test.take(bench.right_first(settings.adaptive_patched))
@@ -120,6 +125,11 @@ def adaptive_votes(bench: Bench) -> Found:
     alpha = max(ALPHAS)
     judge, level = voting.judge, voting.judge.level(alpha, votes=True)
     limit, side = rule.limit(voting.judge.cutoff(alpha) * SHARE), rule.masks.patch
+    kept, repaired = outvoted(rule.masks, limit), still_wrong(judge.calibration.recovery)
+    ways: list[tuple[Looks, Conditions, Afterwards]] = [
+        ("networks", answered_wrongly, lambda *seen: [*repaired(*seen), *kept(*seen)]),
+        ("all", unflagged(judge.fusion, level), kept),
+    ]
 
     def beaten(adversarial: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         answers = serve(voting, as_images(adversarial))
@@ -132,11 +142,14 @@ def adaptive_votes(bench: Bench) -> Found:
         x, y = bench.pixels(part.x), bench.targets(part.y)
         least = least_objections(logits_under(voting, part.x, rule.masks), part.y, rule.masks, side)
         won = np.zeros((len(part), len(ALPHAS)), bool)
-        for kind in KINDS:
+        for kind, (looks, conditions, afterwards) in product(KINDS, ways):
             left = np.flatnonzero(~won[:, -1])
             if len(left) == 0:
                 break
             rows = torch.from_numpy(left).to(x.device)
+            aims = Tolerated(
+                x[rows], least[left], limit, width=rule.masks.width, side=side, kind=kind, generator=generator
+            )
             with frozen(bench.defence):
                 found = joint_patch_attack(
                     bench.defence,
@@ -144,27 +157,21 @@ def adaptive_votes(bench: Bench) -> Found:
                     y[rows],
                     side=side,
                     kind=kind,
+                    places=PLACES,
                     steps=settings.adaptive_steps,
-                    conditions=unflagged(judge.fusion, level),
-                    afterwards=outvoted(rule.masks, limit),
-                    targets=settings.adaptive_targets,
-                    aims=Tolerated(
-                        x[rows],
-                        least[left],
-                        limit,
-                        width=rule.masks.width,
-                        side=side,
-                        kind=kind,
-                        generator=generator,
-                    ),
-                    generator=generator,
+                    targets=TARGETS,
+                    looks=looks,
+                    conditions=conditions,
+                    afterwards=afterwards,
+                    aims=aims,
                     beaten=beaten,
-                    progress=partial(bench.progress, f"patches whose maker knows the votes, {start}-{stop}: {kind}"),
+                    generator=generator,
+                    progress=partial(bench.progress, f"patches, votes known, images {start}-{stop}: {kind}, {looks}"),
                 )
             won[left] |= found.cpu().numpy()
         return {"won": won}
 
-    effort = {"steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
+    effort = {"steps": settings.adaptive_steps, "targets": TARGETS}
     rows = bench.rows("patches, votes known", "votes-adaptive", effort, len(clean), ADAPTIVE_CHUNK, make, served=True)
     won = dict(zip(ALPHAS, rows["won"].T, strict=True))
     section = VotingAdaptive.model_validate(
@@ -210,7 +217,7 @@ def _show(found: Voting) -> Body:
 
 
 def _show_adaptive(found: VotingAdaptive) -> Body:
-    text = f"{found.targets} places and labels x {found.steps} steps, either kind of patch, n = {found.n}."
+    text = f"{found.targets} labels x {found.steps} steps, either kind of patch, side {found.side}, n = {found.n}."
     return [text, Table(("wrong and not flagged, alpha 1 %", "alpha 5 %"), [_interval(found)])]
 
 
@@ -265,8 +272,8 @@ UNITS = (
             "voted_adaptive_0.05": "patches whose maker knows all, where masks vote: wrong and not flagged, alpha 5 %",
         },
         count="adaptive_patched",
-        depends=("adaptive_steps", "adaptive_targets"),
-        seconds=60,
+        depends=("adaptive_steps",),
+        seconds=90,
         verified=8,
         companion=True,
         only=can_vote,
