@@ -24,14 +24,23 @@ export function certificateBody(certificate, picture) {
   return [
     h("p", { class: `certificate-level ${level}` }, LEVELS[level]),
     h("p", { class: "prose" }, explain(certificate)),
-    votes && h("div", { class: "votes" }, drawing(votes, flips, certificate, picture), listing(flips)),
+    votes &&
+      h(
+        "div",
+        { class: "votes" },
+        votesMap(votes, flips, { index, picture, size: extent(votes), of: votes.length }),
+        listing(flips),
+      ),
   ];
 }
 
-/** The image with a ring where a mask kept the label, and the whole mask, numbered, where it changed it. */
-function drawing(votes, flips, { index }, picture) {
-  const width = Math.max(...votes.map((vote) => vote.left + vote.width));
-  const height = Math.max(...votes.map((vote) => vote.top + vote.height));
+const extent = (votes) => ({
+  width: Math.max(...votes.map((vote) => vote.left + vote.width)),
+  height: Math.max(...votes.map((vote) => vote.top + vote.height)),
+});
+
+/** The image, of `size`, with a ring where a mask kept label `index`, and the whole mask, numbered, where it changed it. */
+export function votesMap(votes, flips, { index, picture, size: { width, height }, of }) {
   const ring = Math.max(width, height) / 40;
   return svg(
     "svg",
@@ -39,7 +48,7 @@ function drawing(votes, flips, { index }, picture) {
       class: "votes-map",
       viewBox: `0 0 ${width} ${height}`,
       role: "img",
-      "aria-label": `${flips.length} of ${votes.length} masks change the label`,
+      "aria-label": `${flips.length} of ${of} masks change the label`,
     },
     picture && svg("image", { href: picture, width, height, preserveAspectRatio: "none" }),
     votes
@@ -48,7 +57,7 @@ function drawing(votes, flips, { index }, picture) {
     flips.map((vote, i) => [
       svg("rect", { class: "halo", x: vote.left, y: vote.top, width: vote.width, height: vote.height }),
       svg("rect", { class: "flip", x: vote.left, y: vote.top, width: vote.width, height: vote.height }),
-      svg("text", { x: middle(vote).x, y: middle(vote).y, "font-size": 4 * ring }, i + 1),
+      flips.length > 1 && svg("text", { x: middle(vote).x, y: middle(vote).y, "font-size": 4 * ring }, i + 1),
     ]),
   );
 }

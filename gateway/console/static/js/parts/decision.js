@@ -10,6 +10,7 @@ import { empty } from "./notices.js";
 import { pScale, shareBar } from "./scale.js";
 import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
+import { votesBody } from "./votes.js";
 
 /** `image` describes its source: { name, truth?, size, type, command(key) }; `manifest` may be null. */
 export function decision(answer, image, manifest) {
@@ -33,6 +34,7 @@ export function decision(answer, image, manifest) {
         answers(steps(answer)),
         verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action)),
       ),
+      verdict?.votes && panel("Votes of masks", votesBody(verdict.votes, answer.prediction.label, seenPixels(answer))),
       answer.certificate && panel("Certificate against a patch", certificateBody(answer.certificate, seen(answer))),
       verdict?.p_cutoff !== undefined && panel("How unusual", pScale(verdict)),
       verdict?.kind && panel("Kind of anomaly", kindOfAnomaly(verdict)),
@@ -73,7 +75,8 @@ const opinion = (companion) => ({
 const panel = (title, ...content) => h("section", { class: "panel" }, h("h3", {}, title), content);
 
 const data = (picture) => (picture ? `data:image/png;base64,${picture.data}` : null);
-const seen = ({ explanation }) => data(explanation?.input_pixels);
+const seenPixels = ({ explanation }) => explanation?.input_pixels ?? null;
+const seen = (answer) => data(seenPixels(answer));
 
 function pictures(answer, image, manifest) {
   const { explanation, neutralization } = answer;

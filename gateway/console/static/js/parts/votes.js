@@ -1,0 +1,22 @@
+// Votes of masks: the mask under which another label leads the served one most, in words and on the image.
+import { h } from "../dom.js";
+import { decimal, pValue } from "../format.js";
+import { votesMap } from "./certificate.js";
+
+/** `votes` of a verdict on the served `label`; `pixels` is the picture that the network saw ({ height, width, data }), or null. */
+export function votesBody(votes, label, pixels) {
+  const [top, left, height, width] = votes.box;
+  const where = `rows ${top + 1} to ${top + height}, columns ${left + 1} to ${left + width}`;
+  const size = `${votes.patch} × ${votes.patch} pixels`;
+  const lost = votes.objection > 0;
+  const text = lost
+    ? `With ${where} hidden the answer is “${votes.label}” and no longer “${label}”: it leads by ${decimal(votes.objection)} of probability. p ${pValue(votes.p_value)}: that share of benign images lose their label so surely.`
+    : `No mask changes the label “${label}”. p ${pValue(votes.p_value)}. One of the masks hides any patch of up to ${size}, whatever it holds.`;
+  if (!lost || !pixels) return [h("p", { class: "prose" }, text)];
+  const flip = { top, left, height, width, index: votes.index };
+  const picture = `data:image/png;base64,${pixels.data}`;
+  return [
+    h("p", { class: "prose" }, text),
+    h("div", { class: "votes" }, votesMap([], [flip], { index: null, picture, size: pixels, of: 1 })),
+  ];
+}
