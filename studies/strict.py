@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from benchmarks.record import record
 from gateway.core.loading import load_bundle
 from training.attacks.coarse import searched
-from training.attacks.joint import Afterwards, Seen, companion_says, confident, says
+from training.attacks.conditions import companion_says, confident, says
+from training.attacks.joint_run import Afterwards, Seen
 from training.attacks.margin import margin
 from training.bundling.provenance import made_with
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads

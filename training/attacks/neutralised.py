@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gateway.core.manifest import Recovery
 from gateway.core.verdict import Fusion
-from training.attacks.joint import Afterwards, Conditions, Seen, evidence, says
+from training.attacks.conditions import Conditions, evidence, says
+from training.attacks.joint_run import Afterwards, Seen
 from training.defence.graph import DefenceGraph
 from training.defence.localisers.localiser import Localiser
 from training.imaging.inpaint import inpaint

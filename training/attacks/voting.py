@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gateway.core.masks import MaskSet
 from gateway.core.outputs import softmax
-from training.attacks.joint import Afterwards, Seen
+from training.attacks.joint_run import Afterwards, Seen
 from training.attacks.patch import Kind, Patches, random_patches
 from training.defence.graph import DefenceGraph
 from training.imaging.inpaint import inpaint
@@ -43,7 +43,7 @@ def least_objections(logits: np.ndarray, label: np.ndarray, masks: MaskSet, side
 
 
 class Tolerated:
-    """Aims (`training.attacks.joint.Aims`) that the masks tolerate: those to which they object by less than `limit`.
+    """Aims (`training.attacks.joint_patch`) that the masks tolerate: those to which they object by less than `limit`.
 
     Classes with such a place come first. A patch lies at one of these places, drawn at random; where a class has none,
     at the one that is objected to least.

@@ -15,17 +15,10 @@ from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion, component_p, fisher
 from tests.training.toy import Linear
 from training.attacks.coarse import searched_defence
-from training.attacks.joint import (
-    companion_says,
-    confident,
-    evidence,
-    joint_attack,
-    joint_patch_attack,
-    rank_targets,
-    screened,
-    unflagged,
-    unobjected,
-)
+from training.attacks.conditions import companion_says, confident, evidence, screened, unflagged, unobjected
+from training.attacks.joint import joint_attack
+from training.attacks.joint_patch import joint_patch_attack
+from training.attacks.joint_run import rank_targets
 from training.attacks.margin import margin
 from training.attacks.patch import patch_attack
 from training.attacks.pgd import random_start

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gateway.core.manifest import Guard, Recovery
 from gateway.core.verdict import Fusion, lead, preference
-from training.attacks.joint import Seen, look
+from training.attacks.joint_run import Seen, look
 from training.attacks.neutralised import gated, harm, neutralised, still_wrong
 from training.defence.graph import DefenceGraph
 from training.defence.localisers import LOCALISERS

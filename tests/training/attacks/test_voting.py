@@ -8,7 +8,7 @@ from torch import nn
 
 from gateway.core.masks import MaskSet
 from gateway.core.votes import margins, objections
-from training.attacks.joint import Seen
+from training.attacks.joint_run import Seen
 from training.attacks.voting import Tolerated, least_objections, outvoted
 from training.defence.graph import DefenceGraph
 from training.util.module_modes import seeded

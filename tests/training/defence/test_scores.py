@@ -15,7 +15,7 @@ from gateway.core.manifest import Guard
 from gateway.core.verdict import Fusion
 from tests.training.seams import FeatureNorm, pixels_of, registered, scores_in_order
 from tests.training.toy import CLASSES, SIDE, random_network
-from training.attacks.joint import Only, _Run, look
+from training.attacks.joint_run import Only, Run, look
 from training.data.dataset import Dataset
 from training.defence.constants import Constants, fit_constants
 from training.defence.graph import DefenceGraph
@@ -126,7 +126,7 @@ def test_without_the_companions_logits_the_other_columns_keep_their_places(defen
         turned = DefenceGraph(defence.network, defence.companion, defence.constants)
     x = pixels_of(4, SIDE, 1)
     whole = look(turned, x).scores
-    run = _Run(
+    run = Run(
         turned, x, torch.zeros(4).long(), unasked, lambda *_: torch.zeros(4, 1), "alone", None, full_precision=True
     )
     found = run._look(x).scores
@@ -138,7 +138,7 @@ def test_without_the_companions_logits_the_other_columns_keep_their_places(defen
 def test_one_score_alone_is_its_column(defence: DefenceGraph, name: str) -> None:
     every = DefenceGraph(defence.network, defence.companion, defence.constants, scores=list(SCORES))
     x = pixels_of(4, SIDE, 2)
-    run = _Run(
+    run = Run(
         every, x, torch.zeros(4).long(), unasked, lambda *_: torch.zeros(4, 1), Only(name), None, full_precision=True
     )
     torch.testing.assert_close(run._look(x).scores[:, 0], look(every, x).scores[:, list(SCORES).index(name)])

@@ -11,21 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.attacks.joint import (
-    Afterwards,
+from training.attacks.conditions import (
     Conditions,
-    Looks,
-    Only,
     companion_says,
     confident,
     evidence,
-    joint_attack,
-    rank_targets,
     says,
     screened,
     unflagged,
     unobjected,
 )
+from training.attacks.joint import joint_attack
+from training.attacks.joint_run import Afterwards, Looks, Only, rank_targets
 from training.attacks.margin import margin
 from training.attacks.matching import match_features, nearest_other, pooled_features
 from training.attacks.pgd import pgd

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gateway.core.verdict import Fusion, component_p, fisher
-from training.attacks.joint import look
+from training.attacks.joint_run import look
 from training.attacks.margin import margin
 from training.defence.scores import SCORES, score_named
 from training.evaluate.harness.bench import Bench

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.attacks.joint import Afterwards, Conditions, Looks, joint_patch_attack, says, unflagged
+from training.attacks.conditions import Conditions, says, unflagged
+from training.attacks.joint_patch import joint_patch_attack
+from training.attacks.joint_run import Afterwards, Looks
 from training.attacks.neutralised import still_wrong
 from training.attacks.patch import Kind, patch_side
 from training.evaluate.harness.attacked import flags

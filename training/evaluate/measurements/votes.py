@@ -14,7 +14,9 @@ import torch
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Pipeline
 from gateway.core.votes import SHARE, Votes, margins
-from training.attacks.joint import Afterwards, Conditions, Looks, joint_patch_attack, unflagged
+from training.attacks.conditions import Conditions, unflagged
+from training.attacks.joint_patch import joint_patch_attack
+from training.attacks.joint_run import Afterwards, Looks
 from training.attacks.neutralised import still_wrong
 from training.attacks.patch import Kind
 from training.attacks.voting import Tolerated, least_objections, outvoted
