@@ -23,8 +23,8 @@ def load_pipeline(
     """The pipeline of the bundle in `path`: every hash is checked, the graph is opened and run once.
 
     `alpha` is a calibrated false-positive rate, `action` the policy; both default to the bundle's. With `votes`, masks
-    vote on every verdict. Raises `BundleError`
-    (which names the file), `ConfigError` (which names the setting) and `EngineError`.
+    vote on every verdict. Raises `BundleError` (which names the file), `ConfigError` (which names the setting) and
+    `EngineError`.
     """
     given: dict[str, Any] = {"alpha": alpha, "policy": action, "device": device, "threads": threads, "votes": votes}
     return load_with(Path(path), load_settings(**{name: value for name, value in given.items() if value is not None}))
