@@ -33,9 +33,9 @@ from training.bundling.provenance import load_data
 from training.commands.terminal import JsonPath, Threads, command, use_threads
 from training.data.dataset import Dataset
 from training.imaging.pixels import to_tensor
+from training.loop.selection import accuracy
 from training.loop.teacher import teacher_maps
 from training.loop.train import train
-from training.loop.trainer import accuracy
 from training.losses.jacobian import jacobian_norm
 from training.losses.perturbation_saliency import important_mask
 from training.losses.selective import off_mask_share

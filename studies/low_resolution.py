@@ -37,7 +37,8 @@ from training.evaluate.harness.suite import GUARD_STAGE, JOINT, carry_out, stage
 from training.evaluate.harness.systems import ALONE, Systems
 from training.imaging.pixels import to_tensor
 from training.loop.runs import WEIGHTS, load_run
-from training.loop.trainer import Trainer, accuracy
+from training.loop.selection import accuracy
+from training.loop.trainer import Trainer
 from training.models import ModelSpec
 from training.models.averaged import Averaged
 from training.models.network import Network

@@ -23,7 +23,7 @@ from training.commands.terminal import JsonPath, Threads, command, progress_bars
 from training.data.dataset import Split
 from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
-from training.loop.trainer import accuracy
+from training.loop.selection import accuracy
 from training.models.network import Network
 from training.util.signatures import StepProgress, silent
 

@@ -25,7 +25,7 @@ from training.data.dataset import Dataset, Split
 from training.errors import TrainingError
 from training.export.fold import folded
 from training.imaging.pixels import to_tensor
-from training.loop.trainer import accuracy
+from training.loop.selection import accuracy
 from training.loop.weights import Kept, load_kept, read_kept
 from training.losses.jacobian import jacobian_norm
 from training.losses.perturbation_saliency import important_mask, perturbation_saliency

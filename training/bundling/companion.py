@@ -16,8 +16,8 @@ from training.bundling.provenance import enough_images, load_data
 from training.data.augment import Augmentation
 from training.errors import TrainingError
 from training.loop.runs import recipe_at
+from training.loop.selection import accuracy
 from training.loop.train import settled_all, train
-from training.loop.trainer import accuracy
 from training.models import ModelSpec
 from training.recipes.training import Adversary, DataSpec, Recipe, Stage
 

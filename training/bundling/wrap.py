@@ -35,8 +35,8 @@ from training.defence.constants import batch_of
 from training.defence.scores import SCORES, default_scores
 from training.errors import ExportError, TrainingError
 from training.loop.runs import load_run
+from training.loop.selection import accuracy
 from training.loop.train import settled_all, train
-from training.loop.trainer import accuracy
 from training.models import ARCHS, ModelSpec
 from training.models.forms import keep
 from training.models.network import Network

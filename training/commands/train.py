@@ -10,8 +10,8 @@ import typer
 from training.bundling.provenance import load_data
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.loop.runs import settled
+from training.loop.selection import accuracy
 from training.loop.train import train as train_network
-from training.loop.trainer import accuracy
 from training.recipes.training import load_recipe
 from training.util.processes import Device, chosen_device, open_fabric
 

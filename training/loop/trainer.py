@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Generator, Tensor, nn
 
-from training.attacks.early import pgd_until_fooled
 from training.data.augment import augment, mask_windows
 from training.data.averaged import averaged
-from training.data.dataset import Dataset, Split
+from training.data.dataset import Dataset
 from training.errors import RecipeError, TrainingError
 from training.imaging.pixels import to_tensor
 from training.loop.awp import perturbed_weights
@@ -34,6 +33,7 @@ from training.loop.logs import log_epoch, open_tensorboard, write_metrics
 from training.loop.obstacles import with_obstacles
 from training.loop.penalties import penalties, rank_neurons
 from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_cost, note_outcome, note_start, settled
+from training.loop.selection import accuracy, robust_accuracy
 from training.loop.task_losses import adversarial_rows, attacked, task_losses
 from training.loop.teacher import Teacher, mixed
 from training.models import build_model
@@ -180,24 +180,12 @@ class Trainer:
                 metrics["watched"] = accuracy(self.average, some)
             else:
                 generator = seeded(self.recipe.seed, number, 2)
-                metrics["watched"] = self._robust(some, stopping.eps / 255, stopping.steps, generator)
+                metrics["watched"] = robust_accuracy(
+                    self.average, some, self.fabric, eps=stopping.eps / 255, steps=stopping.steps, generator=generator
+                )
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.fabric.device)
         average_([values])  # equal up to rounding, and then equal: processes must stop together
         return dict(zip(metrics, values.tolist(), strict=True))
-
-    def _robust(self, split: Split, eps: float, steps: int, generator: Generator) -> float:
-        """Share of images that PGD does not fool the averaged network on."""
-        device = self.fabric.device
-
-        def predict(x: Tensor) -> Tensor:
-            with self.fabric.autocast():
-                return self.average(x).float()
-
-        # What is left of a batch shrinks: no search for the fastest convolution at every size (cuDNN).
-        with frozen(self.average), torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-            x, y = to_tensor(split.x).to(device), torch.from_numpy(split.y).to(device)
-            fooled = pgd_until_fooled(predict, x, y, eps=eps, steps=steps, generator=generator)[1]
-        return 1 - float(fooled.double().mean())
 
     def _keep_best(self, history: list[dict[str, Any]]) -> None:
         watched = _watched(history)
@@ -387,15 +375,3 @@ def _start_from(model: nn.Module, init: nn.Module, name: str) -> None:
 
 def _watched(history: list[dict[str, Any]]) -> list[float]:
     return [row["watched"] for row in history if "watched" in row]
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, split: Split, *, batch: int = 512) -> float:
-    """Share of images whose arg max is the label, in evaluation mode, on the device of the network."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    hits = 0
-    with frozen(model):
-        for i in range(0, len(split), batch):
-            x, y = to_tensor(split.x[i : i + batch], device), torch.from_numpy(split.y[i : i + batch]).to(device)
-            hits += int((model(x).argmax(1) == y).sum())
-    return hits / len(split)

@@ -16,7 +16,8 @@ from training.data.dataset import Dataset
 from training.errors import TrainingError
 from training.imaging.pixels import to_tensor
 from training.loop.runs import load_run, settled
-from training.loop.trainer import Trainer, accuracy
+from training.loop.selection import accuracy
+from training.loop.trainer import Trainer
 from training.models.resnet import SmallResNet
 from training.recipes.training import Recipe, Stage
 

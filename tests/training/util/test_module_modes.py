@@ -13,7 +13,8 @@ from training.data.dataset import Dataset
 from training.errors import RecipeError
 from training.imaging.pixels import to_tensor
 from training.loop.penalties import penalties
-from training.loop.trainer import Trainer, accuracy
+from training.loop.selection import accuracy
+from training.loop.trainer import Trainer
 from training.losses.settings import Terms
 from training.models.network import Network
 from training.models.resnet import SmallResNet
