@@ -26,6 +26,7 @@ from gateway.core.engine import Engine
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import conformal_p, lead
+from gateway.core.votes import objections
 from studies.fooling import fooling
 from studies.robust import share
 from training.bundling.networks import load_defence
@@ -37,7 +38,7 @@ from training.recipes.evaluation import Evaluation
 from training.util.signatures import StepProgress, silent
 
 RATES = (0.01, 0.05)
-FAMILIES = ("bars", "dull_sticker", "strip", "strip_smooth", "pair", "half_shadow")
+FAMILIES = ("patch", "patch_low", "bars", "dull_sticker", "strip", "strip_smooth", "pair", "half_shadow")
 """Attacks of the card (`training.attacks.listed`)."""
 
 
@@ -123,7 +124,18 @@ def _agreement(logits: np.ndarray, masked: np.ndarray) -> np.ndarray:
     return np.sort(gains, axis=1)[:, -3:].mean(1).max(1)
 
 
-SCORES = {"lead": _lead, "confident": _confident, "one spot": _one_spot, "agreement": _agreement}
+def _objection(logits: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """The largest lead in probability, as `PALISADE_VOTES` hears it."""
+    return objections(logits.argmax(1), masked)[0].max(1)
+
+
+SCORES = {
+    "lead": _lead,
+    "confident": _confident,
+    "one spot": _one_spot,
+    "agreement": _agreement,
+    "objection": _objection,
+}
 
 
 def label_under(voted: Voted, masks: str) -> np.ndarray:
