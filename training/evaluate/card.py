@@ -118,9 +118,10 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
     Both are cards of one bundle under the same settings, and under one registration if they have any; `TrainingError`
     if they are not. Self-checks that `fresh` could not make stay those of `card`.
     """
-    for key in ("bundle", "version", "settings"):
+    for key in ("bundle", "version"):
         if card[key] != fresh[key]:
             raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
+    _same_settings(card["settings"], fresh["settings"])
     registered = [made["registration"] for made in (card, fresh) if "registration" in made]
     if len(registered) > 1 and registered[0] != registered[1]:
         raise TrainingError("registration: the card carries another one than what was measured now")
@@ -141,6 +142,15 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
     new["outcomes"] = list(outcomes.values())
     new["status"] = _status(new)
     return titled(new)
+
+
+def _same_settings(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """`TrainingError` that names the first setting that differs; one that a later release has may be its default."""
+    defaults = Evaluation().model_dump(mode="json")
+    for key in {**card, **fresh}:
+        before, now = (each.get(key, defaults.get(key)) for each in (card, fresh))
+        if before != now:
+            raise TrainingError(f"settings: {key}: the card has {before!r}, what was measured now {now!r}")
 
 
 def _status(card: Mapping[str, Any]) -> str:

@@ -263,7 +263,7 @@ UNITS = (
             Place(
                 "votes_adaptive",
                 "Patches whose maker knows that masks vote",
-                "With PALISADE_VOTES: the maker chooses places and labels that the masks object to least.",
+                "With PALISADE_VOTES: the maker aims at places and labels that the masks tolerate.",
                 "knows",
                 VotingAdaptive,
                 _show_adaptive,
