@@ -42,6 +42,7 @@ class BundleRecipe(BaseModel):
     policy: Policy = Policy()
     benign: Benign = Field(Benign(), description="images that it is calibrated on")
     kinds: bool = Field(False, description="tell unfamiliar images from attacked ones, as `palisade kinds` does")
+    votes: bool = Field(False, description="calibrate masks that vote, as `palisade votes` does")
     samples: int = Field(4, ge=1, le=50, description="of each kind: clean, attacked, patched")
     evaluation: Evaluation = Evaluation()
 

@@ -14,6 +14,7 @@ import numpy as np
 from gateway.core.decode import to_pixels
 from gateway.core.grouped import group_weights
 from gateway.core.loading import Bundle, load_bundle
+from gateway.core.manifest import Manifest
 from gateway.core.masks import MaskSet, default_k, largest_patch
 from gateway.core.pipeline import Masked, Pipeline
 from gateway.core.rules import VoteRule
@@ -21,7 +22,7 @@ from gateway.core.votes import SHARE, objections
 from gateway.errors import PalisadeError
 from training.bundling.provenance import made_with
 from training.bundling.rules import add_rule, revised
-from training.data.dataset import Split
+from training.data.dataset import Dataset, Split
 from training.errors import TrainingError
 from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
@@ -49,21 +50,30 @@ def with_votes(
     bundle = load_bundle(path)
     if out.exists():
         raise TrainingError(f"{out} exists; choose another --out")
-    size = bundle.manifest.input
-    masks = MaskSet(
-        size.height,
-        size.width,
-        patch or max(1, round((PATCH_SHARE * size.height * size.width) ** 0.5)),
-        masks_per_axis or default_k(size.height, size.width),
-    )
-    if masks.patch > (largest := largest_patch(size.height, size.width)):
-        raise TrainingError(f"--patch {masks.patch}: at most {largest} pixels, half the shorter side")
+    masks = mask_set(bundle.manifest, patch=patch, masks_per_axis=masks_per_axis)
     manifest, (data, _) = revised(bundle, version), made_with(bundle)
-    rule, arrays = calibrated(open_pipeline(bundle), masks, data.calibrate, progress=progress)
     with draft_of(out) as draft:
         shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
-        add_rule(draft, manifest, bundle.calibration("cpu", "fp32").key, arrays, votes=rule)
+        add_votes(draft, manifest, data, masks=masks, progress=progress)
     return load_bundle(out)
+
+
+def add_votes(
+    folder: Path, manifest: Manifest, data: Dataset, *, masks: MaskSet | None = None, progress: StepProgress = silent
+) -> None:
+    """Give the bundle in `folder`, made with `data`, votes beside its CPU calibration in fp32, and this `manifest`."""
+    bundle = load_bundle(folder)
+    rule, arrays = calibrated(open_pipeline(bundle), masks or mask_set(manifest), data.calibrate, progress=progress)
+    add_rule(folder, manifest, bundle.calibration("cpu", "fp32").key, arrays, votes=rule)
+
+
+def mask_set(manifest: Manifest, *, patch: int | None = None, masks_per_axis: int | None = None) -> MaskSet:
+    """Masks for patches of side `patch` (default: `PATCH_SHARE` of the image); `TrainingError` if it does not fit."""
+    size = manifest.input
+    side = patch or max(1, round((PATCH_SHARE * size.height * size.width) ** 0.5))
+    if side > (largest := largest_patch(size.height, size.width)):
+        raise TrainingError(f"--patch {side}: at most {largest} pixels, half the shorter side")
+    return MaskSet(size.height, size.width, side, masks_per_axis or default_k(size.height, size.width))
 
 
 def calibrated(

@@ -78,6 +78,7 @@ def folder(tmp_path_factory):
         "standard": "standard.yaml",
         "companion": "companion.yaml",
         "kinds": True,
+        "votes": True,
         "samples": 1,
         "evaluation": {
             "unaware": 8,
@@ -104,6 +105,7 @@ def test_the_gateway_serves_it(folder):
         assert (answers.raw == file["y_test"]).mean() > 0.9
     assert not (folder / "out.part").exists()
     assert bundle.calibration("cpu", "fp32").kinds is not None
+    assert bundle.calibration("cpu", "fp32").votes is not None
 
 
 def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):
