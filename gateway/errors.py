@@ -58,6 +58,10 @@ class PullFailed(PalisadeError):
     status, code, title = 502, "pull_failed", "Bundle could not be fetched"
 
 
+class PullTimeout(PullFailed):
+    """It does not send all of the bundle in the seconds that it has."""
+
+
 class ConfigError(PalisadeError):
     """A setting, or a combination of settings and bundles, with which the gateway must not start."""
 

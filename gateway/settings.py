@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     models: Annotated[list[Path], NoDecode] = Field(default_factory=shipped_models, min_length=1)
     """Folders of bundles, or single bundles, separated like PATH. Addresses (`s3://...`, `oci://...`; then separated by
     commas) are fetched at the start (docs/trust.md); here they stand as the folders that they are fetched to."""
+    pull_timeout: float = Field(default=3600.0, gt=0.0)
+    """Seconds that fetching one bundle of a remote entry of `models` may take."""
     cache_dir: Path | None = None
     """Folder that bundles are fetched to; unset: `palisade` below the user's folder for caches."""
     default_model: str | None = None
@@ -96,8 +98,8 @@ class Settings(BaseSettings):
     """Share of the images that the screen lets through that get the whole verdict all the same."""
 
     votes: bool = False
-    """Masks vote on every verdict, which then flags small patches of any content (docs/operations.md); an image costs
-    about four times as much. Bundles need a calibration for it (`palisade votes`)."""
+    """Masks vote on every verdict: on a share of the images, which the card states, no small patch changes the answer
+    without a flag. Half of alpha is for it. Bundles without a calibration for it (`palisade votes`) are refused."""
 
     upstream: str | None = None
     """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""

@@ -54,6 +54,7 @@ def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
         precision=pipeline.engine.precision,
         policy=pipeline.action,
         alpha=pipeline.judge.alpha,
+        votes=None if pipeline.votes is None else pipeline.votes.masks.patch,
     )
 
 
@@ -64,7 +65,7 @@ def model_detail(pipeline: Pipeline, *, default: bool) -> schemas.ModelDetail:
         **model_summary(pipeline, default=default).model_dump(),
         manifest=manifest.model_dump(mode="json"),
         card=pipeline.bundle.card(),
-        smallest_p=pipeline.judge.smallest_p,
+        smallest_p=pipeline.smallest_p,
         layer_band={layer.name: float(band) for layer, band in zip(manifest.layers, pipeline.layer_band, strict=True)},
     )
 

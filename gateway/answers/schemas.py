@@ -94,7 +94,9 @@ class Neutralization(_Response):
     before: ClassScore | None = None
     after: ClassScore | None = None
     changed: bool = False
-    p_value: float | None = Field(default=None, description="p-value of the image after neutralisation")
+    p_value: float | None = Field(
+        default=None, description="p-value of the image after neutralisation, of all scores but votes"
+    )
 
 
 class Picture(_Response):
@@ -256,6 +258,9 @@ class ModelSummary(ModelLabel):
     precision: Precision
     policy: Action
     alpha: float
+    votes: int | None = Field(
+        default=None, description="Side in pixels of the patches that masks vote on; null where they do not."
+    )
 
 
 class ModelList(_Response):

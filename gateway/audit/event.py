@@ -49,7 +49,9 @@ class Event(BaseModel):
     action: Action
     flagged: bool
     blocked: bool
-    p_value: float | None = Field(description="Null when the cascade's screen let the image through.")
+    p_value: float | None = Field(
+        description="Null when the cascade's screen let the image through and no masks voted."
+    )
     alpha: float
     p_cutoff: float
     before: ClassScore

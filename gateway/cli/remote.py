@@ -51,7 +51,8 @@ class Remote:
         for entry in models:
             if entry["name"] == model or (model is None and entry.get("default")):
                 certified = " ".join(map(str, self._certificate.values())) or None
-                return Setup(entry["name"], entry.get("version"), entry.get("alpha"), entry.get("policy"), certified)
+                version, alpha, policy = (entry.get(name) for name in ("version", "alpha", "policy"))
+                return Setup(entry["name"], version, alpha, policy, certified, entry.get("votes"))
         have = ", ".join(entry["name"] for entry in models)
         raise SourceFailed(f"model {model!r} is not served at {self._gateway.url} (has {have})")
 

@@ -22,7 +22,8 @@ Body = dict[str, Any]
 class Setup(NamedTuple):
     """What gives the answers; None stands for what a gateway does not disclose.
 
-    `certified`: the certificate that is tried for each, as text; None for none.
+    `certified`: the certificate that is tried for each, as text; None for none. `votes`: the side of the patches that
+    masks vote on; None where they do not.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Setup(NamedTuple):
     alpha: float | None
     action: str | None
     certified: str | None = None
+    votes: int | None = None
 
 
 class SourceFailed(PalisadeError):
@@ -79,7 +81,8 @@ class Local:
     def setup(self) -> Setup:
         bundle, certify = self._pipeline.bundle, self._certify
         certified = None if certify is None else f"{certify.level}, patch {certify.masks.patch}"
-        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action, certified)
+        votes = None if self._pipeline.votes is None else self._pipeline.votes.masks.patch
+        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action, certified, votes)
 
     def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
         from gateway.answers.panel import panel_png

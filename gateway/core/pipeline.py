@@ -32,6 +32,7 @@ from gateway.core.manifest import Part
 from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
 from gateway.core.verdict import Judge, Verdict, lead, preference
 from gateway.core.votes import NAME as VOTES
+from gateway.core.votes import Votes, flags_nothing, joined
 from gateway.errors import BundleError, PalisadeError
 
 R = TypeVar("R")
@@ -81,9 +82,7 @@ class Pipeline:
         self.action: Action = action or bundle.manifest.policy.action
         self.block_from: BlockFrom = block_from
         self.layer_band = judge.layer_band()
-        if votes and judge.votes is None:
-            raise BundleError(f"{bundle.path}: masks cannot vote: `palisade votes` calibrates a bundle for that")
-        self.votes = judge.votes if votes else None
+        self.votes = _voting(bundle, judge) if votes else None
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
         self._unsuspected = Verdict(
@@ -118,6 +117,12 @@ class Pipeline:
         """
         judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
         return cls(bundle, engine, judge, action=action, block_from=block_from, votes=votes, limits=limits)
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that an image can have: that of one beyond every benign image in every score."""
+        own = self.judge.smallest_p
+        return own if self.votes is None else min(joined(own, 1.0), joined(1.0, self.votes.smallest_p))
 
     @property
     def can_screen(self) -> bool:
@@ -195,6 +200,13 @@ class Pipeline:
         voted = self.votes.vote(decision.served.prediction.index, np.stack(logits))
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
         return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
+
+    def warm_votes(self) -> None:
+        """Open what answers masked images, which the first image would wait for else; raises `EngineError`."""
+        if self.votes is not None:
+            size = self.bundle.manifest.input
+            pixels = np.zeros((size.channels, size.height, size.width), np.float32)
+            self.answer([Masked(pixels, mask) for mask in self.votes.masks.singles()[:1]])
 
     def certified_label(self, pixels: np.ndarray, index: int, wanted: CertificateWanted, *, lead: float) -> Certificate:
         """The certificate of a label for `pixels` (C, H, W), whichever would be served; raises `EngineError`."""
@@ -330,3 +342,16 @@ class Pipeline:
             companion=companion,
             plain=plain,
         )
+
+
+def _voting(bundle: Bundle, judge: Judge) -> Votes:
+    """The votes that a judge has; `BundleError` if it has none, and `ValueError` if half of its alpha flags nothing."""
+    key, votes = judge.calibration.key, judge.votes
+    if votes is None:
+        raise BundleError(f"{bundle.path}: masks cannot vote on {key}: `palisade votes` calibrates that of cpu-fp32")
+    if flags_nothing(judge.smallest_p, votes.smallest_p, judge.p_cutoff):
+        raise ValueError(
+            f"too few benign images or groups to halve alpha {judge.alpha:g} for votes of masks: the smallest p-values "
+            f"are {judge.smallest_p:.2g} and {votes.smallest_p:.2g}"
+        )
+    return votes

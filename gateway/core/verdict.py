@@ -15,13 +15,15 @@ from typing import Literal
 import numpy as np
 
 from gateway.core.grouped import GroupedScores
-from gateway.core.kinds import Kind, Kinds
+from gateway.core.kinds import Kind, Kinds, kind_of
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
 from gateway.core.outputs import VerdictOutputs
 from gateway.core.votes import NAME, SHARE, Voted, Votes, joined
 
 TAIL = 0.05
+_ROUNDING = 1 + 1e-12
+"""Of p-values at a cutoff, which `GroupedScores.level` allows for, too."""
 Level = Literal["flagged", "suspect", "none"]
 
 
@@ -208,7 +210,7 @@ def _score_at(benign: np.ndarray, p: float) -> float:
 class Verdict:
     """The verdict on one input: p-values in (0, 1], whether it is flagged, and evidence by score.
 
-    `gated` is set at the second level, `suspect_alpha`: the input is looked at twice, and suspect if it is not flagged.
+    `gated` is set at the second level, `suspect_alpha`, by all scores but votes: the input is looked at twice.
     `kind` and its two p-values are None where the bundle has no rule for them, and of images that a screen let through.
     """
 
@@ -227,22 +229,36 @@ class Verdict:
     p_without_votes: float | None = None
     """The p-value of all scores but the masks' votes; None where masks did not vote."""
 
+    @property
+    def flagged_without_votes(self) -> bool:
+        """Whether the other scores alone exhaust their share of alpha."""
+        if self.p_without_votes is None:
+            return self.flagged
+        return joined(self.p_without_votes, 1.0) <= self.p_cutoff * _ROUNDING
+
     def with_votes(self, voted: Voted) -> Verdict:
-        """The verdict once masks have voted: flagged where either half of alpha is spent (`gateway.core.votes`)."""
+        """The verdict once masks have voted: flagged where either half of alpha is spent (`gateway.core.votes`).
+
+        `gated` stays, since the image was looked at twice, or not, before.
+        """
         p = joined(self.p_value, voted.p_value)
+        flagged, kind = p <= self.p_cutoff * _ROUNDING, self.kind
+        if self.p_unfamiliar is not None and self.p_attacked is not None:
+            kind = kind_of(self.p_unfamiliar, self.p_attacked, flagged=flagged, alpha=self.alpha)
         return replace(
             self,
             p_value=p,
-            flagged=p <= self.p_cutoff,
-            gated=p <= self.suspect_cutoff,
+            flagged=flagged,
             evidence=self.evidence | {NAME: voted.p_value},
+            kind=kind,
             p_without_votes=self.p_value,
         )
 
     @property
     def level(self) -> Level:
         """`flagged` (at `alpha`), `suspect` (at `suspect_alpha` alone) or `none`."""
-        return "flagged" if self.flagged else "suspect" if self.gated else "none"
+        suspect = self.gated if self.p_without_votes is None else self.p_value <= self.suspect_cutoff * _ROUNDING
+        return "flagged" if self.flagged else "suspect" if suspect else "none"
 
 
 class Judge:

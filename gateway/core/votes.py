@@ -61,6 +61,11 @@ class Votes:
         """Conformal p-values (N,) of the largest objections (N,)."""
         return self._benign.p_values(objections)
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p-value that an objection can have."""
+        return float(self.p_values(np.array([np.inf]))[0])
+
     def limit(self, p: float) -> float:
         """The objection beyond which, and only beyond which, the p-value is `p` or less; infinite if none is."""
         return self._benign.level(p)
@@ -87,6 +92,11 @@ def margins(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """
     leads, _ = objections(label, logits)
     return np.asarray(-leads.max(1))
+
+
+def flags_nothing(judged: float, votes: float, cutoff: float) -> bool:
+    """Whether no image is flagged at `cutoff` by masks, or none by the others, whose smallest p-values these are."""
+    return max(joined(judged, 1.0), joined(1.0, votes)) > cutoff * (1 + 1e-12)
 
 
 def joined(p: float, votes: float) -> float:

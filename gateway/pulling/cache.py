@@ -21,7 +21,7 @@ def fetch_sources(settings: Settings) -> None:
     """
     for url, folder in settings.sources.items():
         try:
-            pulled = pull(url, folder, settings.demands, replace=True)
+            pulled = pull(url, folder, settings.demands, max_seconds=settings.pull_timeout, replace=True)
         except PalisadeError as error:
             folder.mkdir(parents=True, exist_ok=True)
             if not Catalogue([folder], settings.demands).look()[0]:

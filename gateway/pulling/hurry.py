@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import TIMEOUT_MAX, Event, Thread
 from typing import TypeVar
 
-from gateway.errors import PullFailed
+from gateway.errors import PullTimeout
 from gateway.pulling.sources import Source
 
 T = TypeVar("T")
@@ -23,10 +23,18 @@ _LOOK = 0.2
 
 
 class Hurry:
-    """From now on `seconds` for all that is asked of it together; then it raises `PullFailed`."""
+    """From now on `seconds` for all that is asked of it together; then it raises `PullTimeout`."""
 
     def __init__(self, url: str, seconds: float) -> None:
         self._url, self._seconds, self._ends = url, seconds, time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; raises `PullTimeout` if none are."""
+        left = self._ends - time.monotonic()
+        if not left > 0:
+            raise PullTimeout(f"{self._url}: not fetched in {self._seconds:g} s")
+        return min(left, TIMEOUT_MAX)
 
     def result(self, of: Callable[[], T]) -> T:
         """What `of` returns or raises."""
@@ -58,9 +66,9 @@ class Hurry:
         try:
             while True:
                 try:
-                    piece, error = queue.get(timeout=max(0.0, self._ends - time.monotonic()))
+                    piece, error = queue.get(timeout=self.left)
                 except Empty:
-                    raise PullFailed(f"{self._url}: not fetched in {self._seconds:g} s") from None
+                    continue
                 if isinstance(error, StopIteration):
                     return
                 if error is not None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from gateway.core.loading import file_sha256, load_bundle, read_manifest
 from gateway.core.manifest import DRAFT, MANIFEST, SIGNATURE, Manifest
-from gateway.errors import BundleError, PullFailed, UntrustedBundle
+from gateway.errors import BundleError, PullFailed, PullTimeout, UntrustedBundle
 from gateway.pulling.hurry import Hurried, Hurry
 from gateway.pulling.sources import Source, open_source
 from gateway.trust.admission import Demands
@@ -175,6 +175,8 @@ def _again(fetch: Callable[[], T]) -> T:
     for last in range(_TRIES):
         try:
             return fetch()
+        except PullTimeout:
+            raise
         except PullFailed:
             if last == _TRIES - 1:
                 raise

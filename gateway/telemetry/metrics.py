@@ -287,7 +287,7 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
         agrees = decision.raw.companion.index == decision.raw.prediction.index
         _counter(companion_total, model, str(agrees).lower()).inc()
     _counter(cascade_total, model, "audit" if decision.audited else decision.stage).inc()
-    if decision.audited and decision.flagged:
+    if decision.audited and verdict.flagged_without_votes:
         _counter(cascade_missed_total, model).inc()
     if decision.level == "suspect":
         _counter(suspects_total, model).inc()

@@ -174,6 +174,8 @@ def warmed(bundle: Bundle, settings: Settings) -> Pipeline:
     """As `opened`, and every graph was run once at every batch size."""
     pipeline = opened(bundle, settings)
     seconds, key = pipeline.engine.warm_up(), pipeline.judge.calibration.key
+    if pipeline.votes is not None:
+        pipeline.warm_votes()
     if isinstance(pipeline.engine, UpstreamEngine):
         pipeline.engine.watch(bundle.name, seconds=settings.upstream_pause)
     log.info("loaded %s %s on %s (%.1f ms)", bundle.name, bundle.version, key, seconds * 1e3)

@@ -20,15 +20,14 @@ from PIL import Image
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, StoredEvent
 from gateway.core.engine import Engine
-from gateway.core.loading import Bundle, load_bundle, write_manifest
+from gateway.core.loading import Bundle, load_bundle, read_manifest, write_manifest
 from training.bundling.calibrate import CALIBRATION, calibrate, enough_to_calibrate
 from training.bundling.calibrate import benign_scores as scores_of
 from training.bundling.kinds import Reader, benign_odds
 from training.bundling.rules import add_arrays, revised
-from training.bundling.votes import calibrated as voting_calibrated
+from training.bundling.votes import add_votes, mask_set
 from training.data.dataset import Dataset, Split
 from training.errors import TrainingError
-from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
 from training.util.signatures import StepProgress, silent
 
@@ -158,14 +157,12 @@ def from_reviews(
             rule = like.kinds.model_copy(update={"n": len(group), "groups": len(np.unique(group))})
             add_arrays(draft / CALIBRATION, like.key, benign_odds(rule, values, group))
             made = made.model_copy(update={"kinds": rule})
-        voting = open_pipeline(bundle)
-        if voting.judge.votes is not None:
-            masks = voting.judge.votes.masks
-            votes, arrays = voting_calibrated(voting, masks, data.calibrate, progress=progress)
-            add_arrays(draft / CALIBRATION, like.key, arrays)
-            made = made.model_copy(update={"votes": votes})
         others = [each for each in manifest.calibrations if each.key != made.key]
-        write_manifest(draft, manifest.model_copy(update={"calibrations": [*others, made]}))
+        recalibrated = manifest.model_copy(update={"calibrations": [*others, made]})
+        write_manifest(draft, recalibrated)
+        if like.votes is not None:
+            masks = mask_set(manifest, patch=like.votes.patch, masks_per_axis=like.votes.masks_per_axis)
+            add_votes(draft, read_manifest(draft), data.calibrate, masks=masks, progress=progress)
         load_bundle(draft)
     return load_bundle(out), found
 

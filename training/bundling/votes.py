@@ -18,11 +18,11 @@ from gateway.core.manifest import Manifest
 from gateway.core.masks import MaskSet, default_k, largest_patch
 from gateway.core.pipeline import Masked, Pipeline
 from gateway.core.rules import VoteRule
-from gateway.core.votes import SHARE, objections
+from gateway.core.votes import objections
 from gateway.errors import PalisadeError
 from training.bundling.provenance import made_with
 from training.bundling.rules import add_rule, revised
-from training.data.dataset import Dataset, Split
+from training.data.dataset import Split
 from training.errors import TrainingError
 from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
@@ -54,16 +54,19 @@ def with_votes(
     manifest, (data, _) = revised(bundle, version), made_with(bundle)
     with draft_of(out) as draft:
         shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
-        add_votes(draft, manifest, data, masks=masks, progress=progress)
+        add_votes(draft, manifest, data.calibrate, masks=masks, progress=progress)
     return load_bundle(out)
 
 
 def add_votes(
-    folder: Path, manifest: Manifest, data: Dataset, *, masks: MaskSet | None = None, progress: StepProgress = silent
+    folder: Path, manifest: Manifest, benign: Split, *, masks: MaskSet | None = None, progress: StepProgress = silent
 ) -> None:
-    """Give the bundle in `folder`, made with `data`, votes beside its CPU calibration in fp32, and this `manifest`."""
+    """Give the bundle in `folder` votes beside its CPU calibration in fp32, from `benign` images, and this `manifest`.
+
+    The labels are those that the policy `sanitize` serves without the cascade.
+    """
     bundle = load_bundle(folder)
-    rule, arrays = calibrated(open_pipeline(bundle), masks or mask_set(manifest), data.calibrate, progress=progress)
+    rule, arrays = calibrated(open_pipeline(bundle), masks or mask_set(manifest), benign, progress=progress)
     add_rule(folder, manifest, bundle.calibration("cpu", "fp32").key, arrays, votes=rule)
 
 
@@ -110,8 +113,3 @@ def logits_under(pipeline: Pipeline, images: np.ndarray, masks: MaskSet) -> np.n
                 raise row
             rows.append(row)
     return np.stack(rows).reshape(len(images), len(singles), -1)
-
-
-def least_alpha(rule: VoteRule) -> float:
-    """The smallest alpha at which votes can flag anything."""
-    return 1 / (rule.groups + 1) / SHARE

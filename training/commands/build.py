@@ -98,7 +98,7 @@ def build_bundle(
         if recipe.kinds:
             add_kinds(draft, read_manifest(draft), data, seed=plan.seed, progress=report.step)
         if recipe.votes:
-            add_votes(draft, read_manifest(draft), data, progress=report.step)
+            add_votes(draft, read_manifest(draft), data.calibrate, progress=report.step)
         if card:
             write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step, registration=held))
             write_manifest(draft, read_manifest(draft))

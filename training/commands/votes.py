@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from training.bundling.votes import least_alpha, with_votes
+from gateway.core.pipeline import Pipeline
+from training.bundling.votes import with_votes
 from training.commands.terminal import BundlePath, Threads, command, console, progress_bars, use_threads
+from training.served.answers import open_pipeline
 
 
 @command
@@ -42,5 +44,7 @@ def votes(
         f"{out}: {made.name} {made.version} has masks that vote, for patches of {rule.patch} pixels, calibrated on "
         f"{rule.n:,} images in {rule.groups:,} groups"
     )
-    if (least := least_alpha(rule)) > made.manifest.policy.alpha:
-        console.print(f"[yellow]so few groups: they flag nothing at alpha below {least:.3g}[/yellow]")
+    try:
+        Pipeline.on(open_pipeline(made).engine, made, votes=True)
+    except ValueError as error:  # with the policy's alpha; others may do
+        console.print(f"[yellow]{error}[/yellow]")

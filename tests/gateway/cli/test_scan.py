@@ -23,7 +23,7 @@ from gateway.errors import EngineError
 from gateway.settings import Settings
 from gateway.versions.registry import Registry
 from tests.gateway.http_thread import serving
-from tests.gateway.tiny import clean_image, encode, patched_image, write_bundle
+from tests.gateway.tiny import add_votes, clean_image, encode, patched_image, write_bundle
 
 runner = CliRunner()
 CLEAN, PATCHED, GREEN = encode(clean_image()), encode(patched_image()), encode(clean_image((0, 120, 0)))
@@ -325,6 +325,18 @@ def test_certificates_have_a_column_and_a_count(folder: Path, out: Path, bundle_
     assert counted in again.output
     assert "3 new" in run_scan(folder / "a", out, *options, "--certify-level", "agreed", models=bundle_folder).output
     assert "certificates (" not in run_scan(folder / "a", out, models=bundle_folder).output
+
+
+def test_a_report_without_votes_is_judged_again_with_them(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voting = add_votes(write_bundle(tmp_path / "voting"))
+    run_scan(folder / "a", out, models=voting)
+    assert {row["votes"] for row in rows(out)} == {None}
+    monkeypatch.setenv("PALISADE_VOTES", "true")
+    assert "3 new" in run_scan(folder / "a", out, models=voting).output
+    assert {row["votes"] for row in rows(out)} == {6}
+    assert "0 new" in run_scan(folder / "a", out, models=voting).output
 
 
 def test_a_report_without_certificates_is_taken_up(folder: Path, out: Path, bundle_folder: Path) -> None:

@@ -14,7 +14,8 @@ from gateway.core.loading import load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Masked, Pipeline
 from gateway.core.rules import VoteRule
-from gateway.core.votes import NAME, Votes, joined, margins, objections
+from gateway.core.verdict import Verdict
+from gateway.core.votes import NAME, Voted, Votes, joined, margins, objections
 from gateway.errors import BundleError
 from tests.gateway.tiny import SIZE, add_votes, clean_image, patched_image, speckled_image, write_bundle
 
@@ -130,6 +131,42 @@ def test_a_patch_is_flagged_by_its_own_evidence_too(voting: Pipeline) -> None:
     (decision,) = voting.decide_images([patched_image()])
     assert decision.level == "flagged"
     assert dict(decision.evidence)[NAME] == decision.voted.p_value  # type: ignore[union-attr]
+
+
+def verdict(p: float, **changes: object) -> Verdict:
+    given = {"p_value": p, "alpha": 0.05, "p_cutoff": 0.05, "flagged": p <= 0.05, "gated": p <= 0.1, "evidence": {}}
+    return Verdict(**{**given, "layers": {}, "suspect_alpha": 0.1, "suspect_cutoff": 0.1, **changes})  # type: ignore[arg-type]
+
+
+def voted(p: float) -> Voted:
+    return Voted(0.5, 1, 0, MASKS, p)
+
+
+def test_the_kind_follows_the_flag() -> None:
+    calm = verdict(0.4, kind="ordinary", p_unfamiliar=0.9, p_attacked=0.6).with_votes(voted(0.004))
+    assert (calm.flagged, calm.kind, calm.level) == (True, "attacked", "flagged")
+    lost = verdict(0.04, kind="attacked", p_unfamiliar=0.9, p_attacked=0.6).with_votes(voted(0.9))
+    assert (lost.flagged, lost.kind, lost.level) == (False, "ordinary", "suspect")
+
+
+def test_the_gate_stays_as_it_was_and_the_level_follows_the_joined_p_value() -> None:
+    gated = verdict(0.09).with_votes(voted(0.9))
+    assert (gated.gated, gated.level, gated.p_value) == (True, "none", 0.18)
+    raised = verdict(0.9).with_votes(voted(0.04))
+    assert (raised.gated, raised.level) == (False, "suspect")
+    assert not raised.flagged_without_votes
+    assert verdict(0.02).with_votes(voted(0.9)).flagged_without_votes
+    assert not verdict(0.04).with_votes(voted(0.9)).flagged_without_votes
+    assert verdict(0.04).flagged_without_votes
+
+
+def test_an_alpha_that_cannot_be_halved_is_refused(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    engine = Engine.open(bundle, device="cpu")
+    few = add_votes(write_bundle(folder.parent / "few"), groups=100)
+    assert Pipeline.on(engine, bundle, votes=True).smallest_p > Pipeline.on(engine, bundle).smallest_p
+    with pytest.raises(ValueError, match=r"halve alpha 0\.01"):
+        Pipeline.on(engine, load_bundle(few), votes=True)
 
 
 def test_a_bundle_without_a_rule_cannot_vote(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,11 @@ from typer.testing import CliRunner
 from gateway.cli.main import app
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import MANIFEST, SIGNATURE
-from gateway.errors import BundleError, ConfigError, PullFailed, UntrustedBundle
+from gateway.errors import BundleError, ConfigError, PullFailed, PullTimeout, UntrustedBundle
 from gateway.pulling import pull as pull_module
 from gateway.pulling import registries
 from gateway.pulling.cache import fetch_sources
+from gateway.pulling.hurry import Hurry
 from gateway.pulling.pull import pull
 from gateway.settings import Settings, load_settings
 from gateway.trust.admission import Demands
@@ -136,8 +139,26 @@ def test_a_source_that_hangs_has_failed(tmp_path: Path) -> None:
             Event().wait(60)
             yield b""
 
-    with pytest.raises(PullFailed, match="not fetched"):
+    began = threading.active_count()
+    with pytest.raises(PullTimeout, match="not fetched"):
         pull("file:///hanging", tmp_path, max_seconds=0.2, source=Hanging())
+    assert threading.active_count() <= began + 1  # it is not asked again
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e12])
+def test_any_number_of_seconds(bundle_folder: Path, tmp_path: Path, seconds: float) -> None:
+    assert pull(bundle_folder.as_uri(), tmp_path, max_seconds=seconds).fetched
+
+
+def test_no_number_is_no_time(bundle_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PullTimeout):
+        pull(bundle_folder.as_uri(), tmp_path, max_seconds=math.nan)
+
+
+def test_a_reader_that_is_slow_has_no_more_time() -> None:
+    pieces = Hurry("file:///x", 0.3).pieces(lambda: iter(range(1000)))
+    with pytest.raises(PullTimeout):
+        list(map(lambda _piece: time.sleep(0.05), pieces))  # noqa: C417
 
 
 def test_what_is_not_trusted_is_not_left(tmp_path: Path) -> None:
