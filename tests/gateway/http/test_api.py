@@ -269,7 +269,7 @@ def test_a_full_house_is_overloaded(pipeline: Pipeline) -> None:
     released, photo = threading.Event(), encode(clean_image(), "JPEG")
 
     class Slow:
-        bundle = pipeline.bundle
+        bundle, votes = pipeline.bundle, pipeline.votes
 
         def decode(self, data: bytes) -> Any:
             released.wait(5)
