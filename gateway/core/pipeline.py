@@ -349,7 +349,8 @@ def _voting(bundle: Bundle, judge: Judge) -> Votes:
     key, votes = judge.calibration.key, judge.votes
     if votes is None:
         raise BundleError(f"{bundle.path}: masks cannot vote on {key}: `palisade votes` calibrates that of cpu-fp32")
-    if flags_nothing(judge.smallest_p, votes.smallest_p, judge.p_cutoff):
+    flags = judge.smallest_p <= judge.p_cutoff  # without votes
+    if flags and flags_nothing(judge.smallest_p, votes.smallest_p, judge.p_cutoff):
         raise ValueError(
             f"too few benign images or groups to halve alpha {judge.alpha:g} for votes of masks: the smallest p-values "
             f"are {judge.smallest_p:.2g} and {votes.smallest_p:.2g}"

@@ -31,7 +31,7 @@ def test_a_bundle_gets_votes_and_stays_as_it_is(bundle: Bundle, tmp_path: Path) 
     }
     for name, array in bundle.arrays.items():
         np.testing.assert_array_equal(made.arrays[name], array)
-    pipeline = Pipeline.on(Engine.open(made, device="cpu"), made, votes=True, action="sanitize")
+    pipeline = Pipeline.on(Engine.open(made, device="cpu"), made, alpha=0.05, votes=True, action="sanitize")
     assert pipeline.votes is not None
     images = data.calibrate.x[:6]
     decisions = pipeline.decide_images(list(images), explain=False)

@@ -190,7 +190,9 @@ def adaptive_votes(bench: Bench) -> Found:
 
 
 def _voting(bench: Bench) -> tuple[Pipeline, Votes]:
-    pipeline = Pipeline.on(bench.pipeline.engine, bench.bundle, action="sanitize", votes=True)
+    # Flags are read at each of `ALPHAS`; a bundle of few groups may have none at its own.
+    alpha = max(ALPHAS)
+    pipeline = Pipeline.on(bench.pipeline.engine, bench.bundle, alpha=alpha, action="sanitize", votes=True)
     assert pipeline.votes is not None
     return pipeline, pipeline.votes
 
