@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.core import engine as engine_module
 from gateway.core.batch_sizes import worthwhile
 from gateway.core.decode import to_pixels
 from gateway.core.engine import Engine
@@ -82,3 +83,30 @@ def test_batches_are_no_larger_than_pays(engine: Engine) -> None:
     assert worthwhile({16: 2.0}) == (16,)
     engine.warm_up()
     assert set(engine.sizes("verdict")) <= set(engine.buckets)
+
+
+def test_batches_that_run_at_once_have_threads_of_their_own(
+    bundle_folder: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is run by a session of one thread, with the same answers; large bundles have no such sessions."""
+    engine = Engine.open(load_bundle(bundle_folder), device="cpu", threads=2)
+    engine.warm_up()
+    used, run, alone = [], Engine._run, engine.run(pixels, part="verdict").arrays()
+
+    def seen(self: Engine, opened: object, *given: object) -> object:
+        used.append(opened)
+        if len(used) == 1:
+            inner = engine.run(pixels, part="verdict").arrays()  # while the first one is at work
+            for name, value in inner.items():
+                np.testing.assert_array_equal(value, alone[name])
+        return run(self, opened, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "_run", seen)
+    engine.run(pixels, part="verdict")
+    assert used == [engine._parts["verdict"], engine._beside["verdict"]]
+    engine.run(pixels, part="verdict")
+    assert used[-1] is engine._parts["verdict"]
+    monkeypatch.setattr(engine_module, "_TWICE", 0)
+    large = Engine.open(load_bundle(bundle_folder), device="cpu", threads=2)
+    large.warm_up()
+    assert not large._beside
