@@ -16,6 +16,7 @@ export const percent = (share, digits = 1) => percents[digits].format(share);
 /** A share close to 0 or 1 with enough digits to differ from them. */
 export function fine(share) {
   const distance = Math.min(share, 1 - share);
+  if (distance === 0) return percent(share, 0);
   return percent(share, distance > 0.05 ? 0 : distance > 0.005 ? 1 : distance > 0.0005 ? 2 : 3);
 }
 
