@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     """Processes that serve; each loads every model."""
     decode_threads: int = Field(default=2, ge=1, le=64)
     """Images decoded, and pictures encoded, at once in one worker."""
-    batches_in_flight: int = Field(default=2, ge=1, le=8)
+    batches_in_flight: int = Field(default=3, ge=1, le=8)
     """Batches that run at once in one worker."""
     batch_window: float = Field(default=0.002, ge=0.0, le=1.0)
     """Seconds a batch waits for more images while another runs."""
