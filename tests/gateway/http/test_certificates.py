@@ -165,7 +165,7 @@ def problem_of(response: Any, why: str) -> None:
 
 
 def test_admission_counts_the_forward_passes_of_certificates() -> None:
-    dispatcher = Dispatcher(Settings(request_timeout=3.0))
+    dispatcher = Dispatcher(Settings(request_timeout=3.0, batches_in_flight=2))
     both = CertificateWanted(MaskSet(32, 32, 5, 4))
     dispatcher.batcher._item_seconds = 0.1  # of a verdict; two batches run at once
     try:
