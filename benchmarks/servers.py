@@ -96,11 +96,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def palisade(bundle: Path, *, path: str, threads: int, **settings: Any) -> contextlib.AbstractContextManager[Server]:
-    """The gateway with one bundle."""
+@contextlib.contextmanager
+def palisade(bundle: Path, *, path: str, threads: int, **settings: Any) -> Iterator[Server]:
+    """The gateway with one bundle, and a trail of its own: it would first read that of the user's gateways."""
     port = free_port()
-    chosen = Settings(models=[bundle], port=port, threads=threads, max_waiting=1000, **settings)
-    return running(server_command(chosen), server_environment(chosen), path=path, ready="/readyz", port=port)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Settings(
+            models=[bundle], port=port, threads=threads, max_waiting=1000, data_dir=Path(folder), **settings
+        )
+        with running(server_command(chosen), server_environment(chosen), path=path, ready="/readyz", port=port) as it:
+            yield it
 
 
 def assembled(bundle: Path, kind: str, *, threads: int) -> contextlib.AbstractContextManager[Server]:

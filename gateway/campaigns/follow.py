@@ -28,6 +28,8 @@ RETENTION_SECONDS = 10.0
 ACTIVE = timedelta(hours=1)
 _BATCHES = 200
 _NICE = 19
+REST = 3.0
+"""Seconds of rest for each second of rebuilding, in which requests have the interpreter."""
 
 
 class Follower:
@@ -98,12 +100,13 @@ class Follower:
         renewed = time.monotonic()
         while batches := self._store.after(self._seq, limit=_BATCHES):
             for batch in batches:
+                began = time.monotonic()
                 self._take(analyst, batch)
                 self._seq = batch.seq
                 if batch.seq <= self._written:
                     analyst.written()  # by the process before
-                if self._stop.is_set() and batch.seq <= self._written:
-                    return  # rebuilding what another process will rebuild
+                    if self._stop.wait(REST * (time.monotonic() - began)):
+                        return  # rebuilding what another process will rebuild
                 if time.monotonic() - renewed > RENEW_SECONDS:
                     renewed = time.monotonic()
                     if self._store.lease(self._me, seconds=LEASE_SECONDS, now=datetime.now(UTC)) is None:

@@ -199,6 +199,39 @@ def test_the_analyst_is_replaced_and_the_case_goes_on(store: CampaignStore, pipe
     assert store.cases("search", limit=9) == [after]
 
 
+@pytest.mark.usefixtures("idle")
+def test_rebuilding_rests_and_following_does_not(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Campaigns(settings(tmp_path))
+    worker.start()
+    assert worker.store is not None
+
+    def ask(decision: Decision) -> None:
+        worker.offer(decision, ALICE, f"r{id(decision)}")
+        worker.flush()
+
+    def rests_of(follower: Follower) -> list[float]:
+        rests: list[float] = []
+        monkeypatch.setattr(follower._stop, "wait", lambda seconds: rests.append(seconds) or False)
+        follower.follow(datetime.now(UTC))
+        return rests
+
+    found = decisions(pipeline, 5)
+    first, second = (Follower(worker.store, LIMITS) for _ in range(2))
+    for follower in (first, second):
+        follower.prepare(worker.store.prepare())
+    for decision in found[:4]:
+        ask(decision)
+    assert rests_of(first) == []
+    worker.store.release(first._me)
+    ask(found[4])
+    rests = rests_of(second)
+    assert len(rests) == 4
+    assert all(rest > 0 for rest in rests)
+    worker.close()
+
+
 def searched(worker: Campaigns, store: CampaignStore, pipeline: Pipeline) -> Follower:
     """A follower of the store, to which the worker has written a search of `ALICE`."""
     worker._salt, worker.store = store.prepare(), store
