@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TWICE = 32 << 20
-"""Bytes of graphs and weights up to which sessions are opened a second time, with one thread."""
+"""Bytes of graphs and weights up to which sessions are opened a second time, with half the threads."""
 
 Device = Literal["auto", "cpu", "cuda"]
 Provider = Literal["cpu", "cuda"]
@@ -66,8 +66,10 @@ class Engine:
         }
         self._graphs = dict(graphs)
         self._beside: dict[Part, _Part] = {}
-        """The parts again, with one thread each: two batches that run at once on threads of their own finish sooner."""
-        self._running = 0
+        """The parts again, with half the threads: two batches at once on threads of their own finish sooner."""
+        self._running = self._begun = 0
+        self._crowded = False
+        """Whether the batch that ended last had others beside it: then the next one will, too."""
         self._seconds: dict[Part, dict[int, float]] = {}
         """Of parts on the CPU: seconds of a batch by its size."""
         self._answering: ort.InferenceSession | None = None
@@ -200,15 +202,17 @@ class Engine:
 
     def _outputs(self, part: Part, pixels: np.ndarray, mask: np.ndarray | None) -> PartOutputs:
         with self._counting:
+            company = self._running > 0
             self._running += 1
-            beside = self._running > 1
+            self._begun += 1
+            begun, beside = self._begun, company or self._crowded
         try:
-            return self._run(
-                self._beside.get(part, self._parts[part]) if beside else self._parts[part], part, pixels, mask
-            )
+            opened = self._parts[part]
+            return self._run(self._beside.get(part, opened) if beside else opened, part, pixels, mask)
         finally:
             with self._counting:
                 self._running -= 1
+                self._crowded = company or self._begun > begun
 
     def _run(self, opened: _Part, part: Part, pixels: np.ndarray, mask: np.ndarray | None) -> PartOutputs:
         inputs = {"pixels": pixels}
@@ -265,7 +269,7 @@ class Engine:
         self._seconds = measured
         if self.provider == "cpu" and self.threads > 1 and self._weights() <= _TWICE:
             self._beside = {
-                part: _Part(part, opened.path, self._graphs[part], self.provider, 1)
+                part: _Part(part, opened.path, self._graphs[part], self.provider, self.threads // 2)
                 for part, opened in self._parts.items()
             }
         return time.perf_counter() - start
