@@ -67,6 +67,17 @@ class Connection:
         self._kept = connections
         self._lock = threading.Lock()
         self._idle: list[tuple[float, str, http.client.HTTPConnection]] = []
+        self._new, self._mine = 0, threading.local()
+
+    @property
+    def new(self) -> int:
+        """How many connections have been opened and kept so far: a server that was restarted has another one."""
+        return self._new
+
+    @property
+    def new_here(self) -> int:
+        """`new`, of this thread's requests."""
+        return getattr(self._mine, "new", 0)
 
     def get(self, url: str) -> Answer:
         """`post`, without a body."""
@@ -142,10 +153,10 @@ class Connection:
         headers: dict[str, str],
         deadline: float,
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        keep = False
+        keep, new = False, connection.sock is None
         try:
             connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
-            if connection.sock is None:
+            if new:
                 connection._create_connection = partial(_dialled, deadline)  # type: ignore[attr-defined]  # noqa: SLF001
                 try:
                     connection.connect()
@@ -164,7 +175,7 @@ class Connection:
             keep = response.isclosed() and not response.will_close and response.status >= 200
             return response.status, found, response.headers
         finally:
-            self._left_over(connection, server, keep=keep)
+            self._left_over(connection, server, keep=keep, new=new)
 
     def _taken(self, server: str) -> http.client.HTTPConnection | None:
         """An idle connection to `server`, the one last used; those that are too old are closed."""
@@ -178,8 +189,11 @@ class Connection:
             opened.close()
         return taken
 
-    def _left_over(self, connection: http.client.HTTPConnection, server: str, *, keep: bool) -> None:
+    def _left_over(self, connection: http.client.HTTPConnection, server: str, *, keep: bool, new: bool) -> None:
+        if new and keep:
+            self._mine.new = self.new_here + 1
         with self._lock:
+            self._new += new and keep
             if keep and len(self._idle) < self._kept:
                 self._idle.append((time.monotonic(), server, connection))
                 return

@@ -53,7 +53,9 @@ class Classifier:
         self._timeout = timeout
         self._other = False
         """Whether `probe` has last met another model than was calibrated."""
-        self._checking = threading.Lock()
+        self._checking, self._probing = threading.Lock(), threading.Lock()
+        self._probed = 0
+        """Connections that there were at the last probe that met the calibrated model, those since then left out."""
         self._connection = Connection(timeout=timeout, token=token)
         protocol = upstream.protocol
         self._peer: Peer = (
@@ -67,13 +69,21 @@ class Classifier:
 
         A row for which the upstream gives no finite numbers is NaN. Raises `UpstreamUnavailable`, at once while the
         breaker is open, `UpstreamTimeout` when all of it takes longer than the timeout, and `UpstreamInvalid`, at once
-        from a `probe` that meets another model until one that meets the calibrated one.
+        from a `probe` that meets another model until one that meets the calibrated one. A new connection may be one to
+        a server that was restarted: answers are given out only after a `probe` of their own.
         """
         if self._other:
             raise UpstreamInvalid(_OTHER)
-        return self._admitted(rows)
+        made = self.unchecked(rows)
+        if self._connection.new > self._probed:
+            with self._probing:  # whoever waited here has the probe of the one before
+                if self._connection.new > self._probed:
+                    channels, height, width = rows.shape[1:]
+                    self.probe(channels=channels, height=height, width=width)
+        return made
 
-    def _admitted(self, rows: np.ndarray) -> np.ndarray:
+    def unchecked(self, rows: np.ndarray) -> np.ndarray:
+        """`logits`, of whatever model the upstream serves."""
         if not self.breaker.admit():
             wait = max(1, round(self.breaker.wait))
             raise UpstreamUnavailable(
@@ -93,13 +103,15 @@ class Classifier:
 
     def probe(self, *, channels: int, height: int, width: int) -> None:
         """Ask for the answer to `probe_image`; raises as `logits` does, and `UpstreamInvalid` if it is another one."""
-        logits = self._admitted(probe_image(channels, height, width))[0].astype(np.float64)
+        new = self._connection.new - self._connection.new_here
+        logits = self.unchecked(probe_image(channels, height, width))[0].astype(np.float64)
         if not np.isfinite(logits).all():
             raise UpstreamInvalid("the upstream gave numbers that are not finite")
         found = np.exp(logits - np.logaddexp.reduce(logits))
         self._other = not np.abs(found - np.asarray(self.upstream.probe)).max() <= PROBE_TOLERANCE
         if self._other:
             raise UpstreamInvalid(_OTHER)
+        self._probed = new + self._connection.new_here
 
     def close(self) -> None:
         """Close its connections."""
