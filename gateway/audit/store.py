@@ -208,14 +208,18 @@ class AuditStore:
             return connection.execute(claim.values(until=until)).rowcount == 1
 
     def retain(self, limits: Limits, *, now: datetime) -> int:
-        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns how many events."""
+        """Remove events beyond age and count, and pictures beyond bytes, the oldest first; returns how many events.
+
+        By count and bytes those go first that were stored first: by their times, events of an hour in which the clock
+        was ahead would outlast every later one.
+        """
         c = events.c
         removed = self._remove(c.time < now - limits.max_age)
         with self._database.reading() as connection:
-            newest = sa.select(c.id).order_by(c.id.desc()).offset(limits.max_events).limit(1)
+            newest = sa.select(c.seq).order_by(c.seq.desc()).offset(limits.max_events).limit(1)
             last = connection.execute(newest).scalar()
         if last is not None:
-            removed += self._remove(c.id <= last)
+            removed += self._remove(c.seq <= last)
         self._remove_pictures(limits.max_bytes)
         return removed
 
@@ -223,7 +227,7 @@ class AuditStore:
         removed = 0
         while True:
             with self._database.writing() as connection:
-                query = sa.select(events.c.id).where(which).order_by(events.c.id).limit(_CHUNK)
+                query = sa.select(events.c.id).where(which).order_by(events.c.seq).limit(_CHUNK)
                 ids = list(connection.execute(query).scalars())
                 connection.execute(pictures.delete().where(pictures.c.event_id.in_(ids)))
                 connection.execute(events.delete().where(events.c.id.in_(ids)))
@@ -233,9 +237,9 @@ class AuditStore:
 
     def _remove_pictures(self, max_bytes: int) -> None:
         c = events.c
-        running = sa.func.sum(c.picture_bytes, type_=sa.BigInteger).over(order_by=c.id.desc()).label("running")
-        kept = sa.select(c.id, running).where(c.picture_bytes > 0).subquery()
-        beyond = sa.select(kept.c.id).where(kept.c.running > max_bytes).order_by(kept.c.id.desc())
+        running = sa.func.sum(c.picture_bytes, type_=sa.BigInteger).over(order_by=c.seq.desc()).label("running")
+        kept = sa.select(c.id, c.seq, running).where(c.picture_bytes > 0).subquery()
+        beyond = sa.select(kept.c.id).where(kept.c.running > max_bytes).order_by(kept.c.seq.desc())
         with self._database.reading() as connection:
             ids = list(connection.execute(beyond).scalars())
         for start in range(0, len(ids), _CHUNK):

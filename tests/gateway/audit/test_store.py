@@ -124,6 +124,15 @@ def test_retention_by_count_age_and_bytes(store: AuditStore) -> None:
     assert store.picture(f"{19:026d}", "input") == b"pixels"
 
 
+def test_events_of_a_clock_that_was_ahead_do_not_outlast_later_ones(store: AuditStore) -> None:
+    store.insert([record(i) for i in range(1000, 1010)])
+    for i in range(10):
+        store.insert([record(i)])
+    assert store.retain(Limits(12, 2 * len(b"pixelsmap"), FOREVER), now=NOON) == 8
+    assert ids(store) == [1009, 1008, *range(9, -1, -1)]
+    assert [event.id for event in store.page(EVERYTHING, limit=20) if event.pictures] == [f"{i:026d}" for i in (9, 8)]
+
+
 def test_a_lease_is_one_holders_at_a_time(store: AuditStore) -> None:
     assert store.lease("retention", seconds=10, now=NOON)
     assert not store.lease("retention", seconds=10, now=NOON + timedelta(seconds=9))
