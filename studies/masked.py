@@ -1,7 +1,8 @@
 """How many labels of kept networks are agreed and proved against a square patch, side by side on images of select.
 
 The gateway's certifier (`gateway.core.certificate`) on the network's own label, each mask inpainted as the gateway
-does. `studies.certified` measures the same of a bundle as it is served, on the test split.
+does. A network of small fields is certified by windows of its cells (`gateway.core.small_field`). `studies.certified`
+measures the same of a bundle as it is served, on the test split.
 
 `python -m studies.masked BEFORE.safetensors training/weights/gtsrb-standard.safetensors --n 400 --patch 5 --patch 3`
 """
@@ -16,8 +17,9 @@ import torch
 import typer
 from rich.table import Table
 
-from gateway.core.certificate import LEADS, CertificateWanted, Level, certify
+from gateway.core.certificate import LEADS, CertificateWanted, Level, certificate_of, certify
 from gateway.core.masks import MaskSet, default_k
+from gateway.core.small_field import SmallFieldFound, windows_for
 from studies.robust import Files, cell, drawn, opened, share, written
 from training.commands.terminal import JsonPath, Threads, command, progress_bars, use_threads
 from training.data.dataset import Split
@@ -25,6 +27,7 @@ from training.imaging.inpaint import inpaint
 from training.imaging.pixels import to_tensor
 from training.loop.selection import accuracy
 from training.models.network import Network
+from training.models.small_field import SmallField
 from training.util.signatures import StepProgress, silent
 
 
@@ -42,7 +45,10 @@ def masked_report(
         wanted = CertificateWanted(MaskSet(height, width, patch, default_k(height, width)))
         levels = []
         for i, label in enumerate(labels):
-            levels.append(level_of(network, x[i], int(label), wanted))
+            if isinstance(network, SmallField):
+                levels.append(level_by_windows(network, x[i], int(label), wanted))
+            else:
+                levels.append(level_of(network, x[i], int(label), wanted))
             progress(f"patch {patch}", i + 1, n)
         found, right = np.array(levels), labels == some.y
         agreed, proved = found != "none", found == "proved"
@@ -68,6 +74,19 @@ def level_of(network: Network, x: torch.Tensor, label: int, wanted: CertificateW
         except StopIteration as ended:
             level: Level = ended.value.level
             return level
+
+
+@torch.no_grad()
+def level_by_windows(network: SmallField, x: torch.Tensor, label: int, wanted: CertificateWanted) -> Level:
+    """The level that the label reaches without windows of cells."""
+    windows = windows_for(network.spec, wanted.masks.height, wanted.masks.width, wanted.masks.patch)
+    evidence = network.cells(x[None])[0].flatten(1)
+    leads = []
+    for kept in (1 - windows.windows, windows.kept):
+        logits = evidence @ torch.from_numpy(kept)
+        others = torch.cat([logits[:label], logits[label + 1 :]]).amax(0)
+        leads.append(float((logits[label] - others).min()))
+    return certificate_of(SmallFieldFound(label, *leads), label, wanted, LEADS["fp32"]).level
 
 
 def main(

@@ -9,10 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gateway.answers import schemas
-from gateway.answers.certificate import pixels_sha256
+from gateway.answers.certificate import graphs_of, pixels_sha256
 from gateway.core.certificate import LEADS, Certificate, CertificateWanted
 from gateway.core.decode import to_pixels
-from gateway.core.manifest import graphs_sha256
 from gateway.core.masks import MaskSet, default_k, largest_patch
 from gateway.core.pipeline import Pipeline
 from gateway.errors import PalisadeError
@@ -71,7 +70,7 @@ def check_certificate(stated: Stated, image: bytes, pipeline: Pipeline) -> Certi
     pixels = to_pixels(pipeline.decode(image))[0]
     made = stated.certificate
     _same("image", pixels_sha256(pixels), made.record.pixels_sha256, "is another one than was certified")
-    wanted = CertificateWanted(masks, level=made.tried, votes=made.votes is not None)
+    wanted = CertificateWanted(masks, level=made.tried, votes=made.votes is not None, by=made.by)
     found = pipeline.certified_label(pixels, stated.index, wanted, lead=made.record.lead)
     _same("level", found.level, made.level)
     # Where a certificate that fails ends depends on the order of masks, which rounding can change.
@@ -89,9 +88,11 @@ def _masks(stated: Stated, pipeline: Pipeline) -> MaskSet:
     manifest, made = pipeline.bundle.manifest, stated.certificate
     record, spec = made.record, manifest.input
     _same("model", f"{manifest.name} {manifest.version}", f"{stated.model} {stated.version}")
-    _same(
-        "graphs", graphs_sha256(manifest.files, record.precision), record.graphs_sha256, "are not those that answered"
-    )
+    small_field = pipeline.small_field if made.by == "small_field" else None
+    if made.by == "small_field" and small_field is None:
+        raise CertificateRefused("by: the bundle has no network of small fields")
+    graphs = graphs_of(manifest, made.by, record.precision)
+    _same("graphs", graphs, record.graphs_sha256, "are not those that answered")
     _same("label", (stated.index, stated.label), (made.index, made.label))
     if not 0 <= made.index < len(manifest.classes) or manifest.classes[made.index] != made.label:
         raise CertificateRefused(f"label: the bundle has no class {made.index} named {made.label!r}")
@@ -102,7 +103,9 @@ def _masks(stated: Stated, pipeline: Pipeline) -> MaskSet:
     if not 1 <= made.patch.side <= largest_patch(spec.height, spec.width) or not fewest <= record.masks_per_axis <= 16:
         raise CertificateRefused("patch: no certificate has such a patch, or so many or few masks")
     masks = MaskSet(spec.height, spec.width, made.patch.side, record.masks_per_axis)
-    _same("masks", len(masks), made.masks)
+    _same("masks", len(masks) if small_field is None else small_field.windows(made.patch.side), made.masks)
+    if small_field is not None and made.votes is not None:
+        raise CertificateRefused("votes: the network of small fields has none")
     _same("patch share", round(masks.share, 6), made.patch.share)
     return masks
 

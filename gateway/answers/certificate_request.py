@@ -13,7 +13,7 @@ from gateway.core.masks import PATCH_SHARE, MaskSet, default_k, default_patch, l
 from gateway.core.pipeline import Pipeline
 from gateway.errors import BadParameter, Forbidden, NotCertified
 
-Certify = Literal["none", "patch"]
+Certify = Literal["none", "patch", "small_field"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ def wanted(
         raise Forbidden("certificates are not for callers at disclosure label")
     if asked.certify == "none" and policy.require is None:
         return None
+    small_field = asked.certify == "small_field"
+    if small_field and pipeline.small_field is None:
+        raise BadParameter(f"certify: {pipeline.bundle.name} has no network of small fields; send certify=patch")
     spec = pipeline.bundle.manifest.input
     default, largest = default_patch(spec.height, spec.width, policy.share), largest_patch(spec.height, spec.width)
     side = default if asked.patch_side is None else asked.patch_side
@@ -70,8 +73,10 @@ def wanted(
         MaskSet(spec.height, spec.width, side, default_k(spec.height, spec.width)),
         level=_higher(level, require) or level,
         require=require,
-        votes=votes,
+        votes=votes and not small_field,
         thorough=not shows(disclosure, "verdict"),
+        # What the gateway demands of every answer may be shown in any way.
+        by="small_field" if small_field and policy.require is None else "any",
     )
 
 

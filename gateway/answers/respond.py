@@ -55,6 +55,7 @@ def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
         policy=pipeline.action,
         alpha=pipeline.judge.alpha,
         votes=None if pipeline.votes is None else pipeline.votes.masks.patch,
+        small_field=pipeline.small_field is not None,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.access.keys import Disclosure, Role
-from gateway.core.certificate import Level, Wanted
+from gateway.core.certificate import By, Level, Wanted
 from gateway.core.decision import Action, Region, Stage
 from gateway.core.kinds import Kind
 from gateway.core.manifest import Precision
@@ -160,14 +160,16 @@ class CertificateBody(_Response):
     """What was shown against a square patch anywhere in the image; `none` is no sign of an attack.
 
     `agreed`: the label is the same under every mask, of which one hides the whole patch. `proved`: also under every two
-    masks, so that double masking gives the unpatched image this label.
+    masks, so that double masking gives the unpatched image this label. By the network of small fields (`by`) masks are
+    windows of its cells, which hide all that a patch can touch, and the label is the one that it gives, too.
     """
 
     level: Level
+    by: By = Field(default="masks", description="What shows it.")
     label: str
     index: int
     patch: CertifiedPatch
-    masks: int
+    masks: int = Field(description="Masks of the first round; of the network of small fields, windows.")
     tried: Wanted = Field(description="The highest level that was tried.")
     forwards: int = Field(description="Forward passes that were run.")
     record: CertificateRecord
@@ -260,6 +262,9 @@ class ModelSummary(ModelLabel):
     alpha: float
     votes: int | None = Field(
         default=None, description="Side in pixels of the patches that masks vote on; null where they do not."
+    )
+    small_field: bool = Field(
+        default=False, description="Whether a network of small fields can certify answers (`certify=small_field`)."
     )
 
 

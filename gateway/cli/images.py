@@ -35,7 +35,11 @@ Key = Annotated[
 ]
 
 Certify = Annotated[
-    Literal["none", "patch"], typer.Option(help="Certify each label against a square patch anywhere in the image.")
+    Literal["none", "patch", "small_field"],
+    typer.Option(
+        help="Certify each label against a square patch anywhere in the image; small_field: by the bundle's network of "
+        "small fields alone, in one forward pass."
+    ),
 ]
 PatchSide = Annotated[
     int | None, typer.Option(min=1, help="Side of that patch in pixels of the network's input (default: by share).")

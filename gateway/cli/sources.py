@@ -81,6 +81,8 @@ class Local:
     def setup(self) -> Setup:
         bundle, certify = self._pipeline.bundle, self._certify
         certified = None if certify is None else f"{certify.level}, patch {certify.masks.patch}"
+        if certify is not None and self._pipeline.small_field is not None:
+            certified = f"{certified}, small fields {'alone' if certify.by == 'small_field' else 'first'}"
         votes = None if self._pipeline.votes is None else self._pipeline.votes.masks.patch
         return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action, certified, votes)
 

@@ -17,8 +17,11 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from gateway.core.masks import MaskSet
+from gateway.core.small_field import SmallFieldFound
 
 T = TypeVar("T")
+By = Literal["masks", "small_field"]
+WantedBy = Literal["any", "masks", "small_field"]
 Level = Literal["none", "agreed", "proved"]
 Wanted = Literal["agreed", "proved"]
 RANK: dict[Level, int] = {"none": 0, "agreed": 1, "proved": 2}
@@ -34,7 +37,8 @@ class CertificateWanted:
     """A certificate for a square patch of side `patch`, tried up to `level`.
 
     `require`: an answer below that level is refused. `votes`: every mask of the first round is run although one of
-    them has failed. `thorough`: so are all masks of both rounds, so that the time discloses nothing.
+    them has failed. `thorough`: so are all masks of both rounds, so that the time discloses nothing. `by`: which
+    way of showing it; `any` asks the network of small fields first, where the bundle has one, and then masks.
     """
 
     masks: MaskSet
@@ -42,10 +46,13 @@ class CertificateWanted:
     require: Wanted | None = None
     votes: bool = False
     thorough: bool = False
+    by: WantedBy = "any"
 
     @property
     def forwards(self) -> int:
-        """Forward passes at most."""
+        """Forward passes at most; where masks follow, that of the network of small fields is not counted."""
+        if self.by == "small_field":
+            return 1
         return self.masks.forwards if self.level == "proved" else len(self.masks)
 
 
@@ -59,7 +66,10 @@ class Vote:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was shown for the label `index`; `votes` has an entry for each mask, None where it was not run."""
+    """What was shown for the label `index`; `votes` has an entry for each mask, None where it was not run.
+
+    By the network of small fields (`by`) there are no votes, and `masks` states the patch alone.
+    """
 
     level: Level
     index: int
@@ -68,11 +78,14 @@ class Certificate:
     forwards: int
     lead: float
     votes: tuple[Vote | None, ...]
+    by: By = "masks"
 
     @property
     def complete(self) -> bool:
         """Whether every mask of the rounds that were to be tried was run."""
-        return self.forwards == (self.masks.forwards if self.tried == "proved" else len(self.masks))
+        return self.by == "small_field" or self.forwards == (
+            self.masks.forwards if self.tried == "proved" else len(self.masks)
+        )
 
     def reaches(self, level: Wanted | None) -> bool:
         """Whether this is at least `level`; always so for None."""
@@ -115,6 +128,15 @@ def certify(
             holds = holds and all(_margin(row, index) >= lead for row in logits)
         level = "proved" if holds else level
     return Certificate(level, index, masks, wanted.level, forwards, lead, tuple(votes))
+
+
+def certificate_of(found: SmallFieldFound, index: int, wanted: CertificateWanted, lead: float) -> Certificate:
+    """What the network of small fields shows for the label `index`, in its one forward pass."""
+    level: Level = "none"
+    if found.index == index:
+        level = "proved" if found.two >= lead else "agreed" if found.one >= lead else "none"
+    level = min(level, wanted.level, key=RANK.__getitem__)
+    return Certificate(level, index, wanted.masks, wanted.level, 1, lead, (), by="small_field")
 
 
 def _vote(logits: np.ndarray) -> Vote:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from gateway.core.preprocessing import Normalisation, Resize
 from gateway.core.rules import KindRule, VoteRule
+from gateway.core.small_field import SMALL_FIELD, SmallFieldSpec
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
 
 SCHEMA_VERSION = 3
@@ -247,6 +248,8 @@ class Manifest(_Strict):
     """A sentence on each of them."""
     layers: list[MonitoredLayer]
     """At least one, but of a network that an upstream runs: its layers are not seen."""
+    small_field: SmallFieldSpec | None = None
+    """The grid of the network in `small_field.onnx`, which proves labels in one forward pass; None: there is none."""
     companion: bool
     companion_disagrees: float | None = Field(
         None, ge=0, le=1, description="share of clean calibrate images that the companion answers otherwise"
@@ -280,6 +283,8 @@ class Manifest(_Strict):
         self._check_graphs("fp32")
         for precision in self.variants:
             self._check_graphs(precision)
+        if (self.small_field is not None) != (SMALL_FIELD in self.files):
+            raise ValueError(f"small_field and the file {SMALL_FIELD} belong together")
         if ("screen" in self.graphs) != bool(self.screen_scores):
             raise ValueError("screen_scores and the graph 'screen' belong together")
         if unknown := set(self.screen_scores) - set(self.scores):

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from gateway.core.certificate import LEADS, Certificate, CertificateWanted, certify
+from gateway.core.certificate import LEADS, Certificate, CertificateWanted, certificate_of, certify
 from gateway.core.decision import (
     Action,
     BlockFrom,
@@ -30,6 +30,8 @@ from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
+from gateway.core.small_field import SmallFieldFound
+from gateway.core.small_field_engine import SmallFieldEngine
 from gateway.core.verdict import Judge, Verdict, lead, preference
 from gateway.core.votes import NAME as VOTES
 from gateway.core.votes import Votes, flags_nothing, joined
@@ -62,6 +64,18 @@ class Masked:
     mask: np.ndarray
 
 
+@dataclass(frozen=True)
+class Proof:
+    """Pixels (C, H, W) that the network of small fields is asked about, against squares of side `patch`."""
+
+    pixels: np.ndarray
+    patch: int
+
+
+Question = list[Masked] | list[Proof]
+Reply = list[np.ndarray] | list[SmallFieldFound]
+
+
 class Pipeline:
     """The defended answer of one bundle version; safe to call from several threads."""
 
@@ -77,6 +91,7 @@ class Pipeline:
         limits: Limits = Limits(),
     ) -> None:
         self.bundle = bundle
+        self.small_field = _small_field(bundle, engine)
         self.engine = engine
         self.judge = judge
         self.action: Action = action or bundle.manifest.policy.action
@@ -183,21 +198,24 @@ class Pipeline:
             for i, finite in enumerate(outputs.finite)
         ]
 
-    def certifying(
-        self, decision: Decision, wanted: CertificateWanted
-    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
-        """The certificate of a decision's served label: yields masked images, and is sent the logits (K,) of each."""
+    def certifying(self, decision: Decision, wanted: CertificateWanted) -> Generator[Question, Reply, Certificate]:
+        """The certificate of a decision's served label: yields masked images, and is sent the logits (K,) of each.
+
+        Where the bundle has a network of small fields it is asked first, unless every mask is to be run anyway.
+        """
         whole = decision.raw.whole
         first = None if whole is None else whole.roi
-        index, lead = decision.served.prediction.index, LEADS[self.engine.precision]
-        return self._masked(decision.pixels, certify(index, wanted, lead, first))
+        return self._certified_by(
+            decision.pixels, decision.served.prediction.index, wanted, LEADS[self.engine.precision], first
+        )
 
-    def voting(self, decision: Decision) -> Generator[list[Masked], list[np.ndarray], Decision]:
+    def voting(self, decision: Decision) -> Generator[Question, Reply, Decision]:
         """The decision on which masks have voted, where they do: yields masked images, is sent the logits of each."""
         if self.votes is None:
             return decision
         logits = yield [Masked(decision.pixels, mask) for mask in self.votes.masks.singles()]
-        voted = self.votes.vote(decision.served.prediction.index, np.stack(logits))
+        under = np.stack([each for each in logits if isinstance(each, np.ndarray)])
+        voted = self.votes.vote(decision.served.prediction.index, under)
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
         return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
 
@@ -210,39 +228,70 @@ class Pipeline:
 
     def certified_label(self, pixels: np.ndarray, index: int, wanted: CertificateWanted, *, lead: float) -> Certificate:
         """The certificate of a label for `pixels` (C, H, W), whichever would be served; raises `EngineError`."""
-        return self._asked(self._masked(pixels, certify(index, wanted, lead)))
+        return self._asked(self._certified_by(pixels, index, wanted, lead))
 
     def certified(self, decision: Decision, wanted: CertificateWanted) -> Decision:
         """A decision with its certificate, run in batches of the largest bucket; raises `EngineError`."""
         certificate = self._asked(self.certifying(decision, wanted))
         return replace(decision, certificate=certificate, required=wanted.require)
 
-    @staticmethod
-    def _masked(
-        pixels: np.ndarray, steps: Generator[Sequence[np.ndarray], np.ndarray, Certificate]
-    ) -> Generator[list[Masked], list[np.ndarray], Certificate]:
+    def _certified_by(
+        self,
+        pixels: np.ndarray,
+        index: int,
+        wanted: CertificateWanted,
+        lead: float,
+        first: np.ndarray | None = None,
+    ) -> Generator[Question, Reply, Certificate]:
+        every_mask = wanted.by == "any" and (wanted.votes or wanted.thorough)
+        if self.small_field is not None and wanted.by != "masks" and not every_mask:
+            reply = yield [Proof(pixels, wanted.masks.patch)]
+            (found,) = (each for each in reply if isinstance(each, SmallFieldFound))
+            made = certificate_of(found, index, wanted, lead)
+            if wanted.by == "small_field" or made.level == wanted.level:
+                return made
+        steps = certify(index, wanted, lead, first)
         try:
             masks = next(steps)
             while True:
                 logits = yield [Masked(pixels, mask) for mask in masks]
-                masks = steps.send(np.stack(logits))
+                masks = steps.send(np.stack([each for each in logits if isinstance(each, np.ndarray)]))
         except StopIteration as stop:
             certificate: Certificate = stop.value
             return certificate
 
-    def _asked(self, steps: Generator[list[Masked], list[np.ndarray], R]) -> R:
+    def _asked(self, steps: Generator[Question, Reply, R]) -> R:
         """What `steps` returns, its masked images run in batches of the largest bucket; raises `EngineError`."""
         most = self.engine.buckets[-1]
         try:
             asked = next(steps)
             while True:
-                found = [each for i in range(0, len(asked), most) for each in self.answer(asked[i : i + most])]
+                found = [each for i in range(0, len(asked), most) for each in self.reply(asked[i : i + most])]
                 if failed := next((each for each in found if isinstance(each, PalisadeError)), None):
                     raise failed
-                asked = steps.send([each for each in found if isinstance(each, np.ndarray)])
+                asked = steps.send(found)  # type: ignore[arg-type]
         except StopIteration as stop:
             result: R = stop.value
             return result
+
+    def reply(
+        self, batch: Sequence[Masked] | Sequence[Proof]
+    ) -> Sequence[np.ndarray | SmallFieldFound | PalisadeError]:
+        """`answer` or `prove`, by what is asked."""
+        proofs = [each for each in batch if isinstance(each, Proof)]
+        return self.prove(proofs) if proofs else self.answer([each for each in batch if isinstance(each, Masked)])
+
+    def prove(self, batch: Sequence[Proof]) -> list[SmallFieldFound]:
+        """What the network of small fields finds of images; raises `EngineError`, `ValueError` where there is none."""
+        if self.small_field is None:
+            raise ValueError(f"{self.bundle.name} has no network of small fields")
+        found: list[SmallFieldFound | None] = [None] * len(batch)
+        for patch in {each.patch for each in batch}:
+            rows = [i for i, each in enumerate(batch) if each.patch == patch]
+            made = self.small_field.prove(np.stack([batch[i].pixels for i in rows]), patch)
+            for i, each in zip(rows, made, strict=True):
+                found[i] = each
+        return [each for each in found if each is not None]
 
     def answer(self, batch: Sequence[Masked]) -> list[np.ndarray | PalisadeError]:
         """Logits (K,) of masked images, by one call of the engine; an error for each whose logits are not finite."""
@@ -342,6 +391,20 @@ class Pipeline:
             companion=companion,
             plain=plain,
         )
+
+
+def _small_field(bundle: Bundle, engine: Engine) -> SmallFieldEngine | None:
+    manifest = bundle.manifest
+    if manifest.small_field is None:
+        return None
+    return SmallFieldEngine(
+        bundle.path,
+        manifest.small_field,
+        manifest.input,
+        len(manifest.classes),
+        provider=engine.provider,
+        threads=engine.threads,
+    )
 
 
 def _voting(bundle: Bundle, judge: Judge) -> Votes:

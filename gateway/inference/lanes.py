@@ -6,15 +6,13 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
-
-import numpy as np
 
 from gateway.core.certificate import CertificateWanted
 from gateway.core.decision import Decision, Pass, Timing
 from gateway.core.manifest import Part
-from gateway.core.pipeline import Masked, Pipeline, Work
+from gateway.core.pipeline import Pipeline, Question, Reply, Work
 from gateway.errors import EngineError, PalisadeError
 from gateway.inference.batching import Lane, MicroBatcher
 
@@ -33,7 +31,8 @@ class Lanes:
     def __init__(self, batcher: MicroBatcher) -> None:
         self._batcher = batcher
         self._of: WeakKeyDictionary[Pipeline, _PipelineLanes] = WeakKeyDictionary()
-        self._masked: WeakKeyDictionary[Pipeline, Lane[Masked, np.ndarray]] = WeakKeyDictionary()
+        self._asked_lanes: WeakKeyDictionary[Pipeline, dict[type[Any], Lane[Any, Any]]] = WeakKeyDictionary()
+        """Of masked images and of proofs, which do not share batches."""
 
     async def run(
         self,
@@ -73,16 +72,16 @@ class Lanes:
     async def _asked(
         self,
         pipeline: Pipeline,
-        steps: Generator[list[Masked], list[np.ndarray], S],
+        steps: Generator[Question, Reply, S],
         timing: Timing,
         deadline: float,
     ) -> tuple[S, Timing]:
         """What `steps` returns, with `timing` and what the masked images took."""
-        lane = self._masked_lane(pipeline)
         try:
             asked = next(steps)
             while True:
                 start = time.monotonic()
+                lane = self._asked_lane(pipeline, type(asked[0]))
                 done = await self._batcher.submit_all(lane, asked, deadline=deadline)
                 waited, ran = time.monotonic() - start, max(each.ran for each in done)
                 timing = replace(timing, queue=timing.queue + waited - ran, engine=timing.engine + ran)
@@ -91,15 +90,15 @@ class Lanes:
             result: S = stop.value
             return result, timing
 
-    def _masked_lane(self, pipeline: Pipeline) -> Lane[Masked, np.ndarray]:
-        if pipeline not in self._masked:
+    def _asked_lane(self, pipeline: Pipeline, kind: type[Any]) -> Lane[Any, Any]:
+        lanes = self._asked_lanes.setdefault(pipeline, {})
+        if kind not in lanes:
             buckets = pipeline.engine.buckets
             # On the CPU larger batches are no faster, and other images would wait for them.
             few = tuple(size for size in buckets if size <= _FEW) or buckets[:1]
             sizes = few if pipeline.engine.provider == "cpu" else buckets
-            run = _weakly(pipeline, _answer)
-            self._masked[pipeline] = Lane(run, sizes, MASKED_COST)
-        return self._masked[pipeline]
+            lanes[kind] = Lane(_weakly(pipeline, _reply), sizes, MASKED_COST)
+        return lanes[kind]
 
     def _lane(self, pipeline: Pipeline, work: Work) -> Lane[Work, Pass]:
         lanes = self._of.setdefault(pipeline, {})
@@ -113,8 +112,8 @@ def _run(pipeline: Pipeline, batch: list[Work]) -> list[Pass | PalisadeError]:
     return pipeline.run(batch)
 
 
-def _answer(pipeline: Pipeline, batch: list[Masked]) -> list[np.ndarray | PalisadeError]:
-    return pipeline.answer(batch)
+def _reply(pipeline: Pipeline, batch: list[Any]) -> Sequence[Any]:
+    return pipeline.reply(batch)
 
 
 def _weakly(

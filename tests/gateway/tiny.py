@@ -33,9 +33,11 @@ from gateway.core.manifest import (
     graphs_sha256,
 )
 from gateway.core.rules import VoteRule
+from gateway.core.small_field import SMALL_FIELD, SmallFieldSpec
 from gateway.core.verdict import Fusion, component_p, fisher
 from training.bundling.rules import add_rule
 from training.export.parts import graph_specs, split_parts, write_parts
+from training.export.proof import append_proof
 
 SIZE = 16
 CLASSES = ["red", "green", "blue"]
@@ -204,6 +206,30 @@ def add_votes(folder: Path, *, patch: int = 6, groups: int = 400) -> Path:
     rule = VoteRule(patch=patch, masks_per_axis=4, n=400, groups=groups)
     arrays = {"votes": np.linspace(-1.0, -0.01, 400), "vote_weights": np.full(400, groups / 400)}
     add_rule(folder, read_manifest(folder), "cpu-fp32", arrays, votes=rule)
+    return folder
+
+
+FIELDS = SmallFieldSpec(field=4, stride=2, first=0, height=7, width=7)
+"""Of the small-field network: its cells see 4 x 4 pixels, every second one."""
+
+
+def add_small_field(folder: Path, *, stated: SmallFieldSpec = FIELDS) -> Path:
+    """Give the bundle in `folder` a small-field network that answers like the bundle's own where no pixel is bright."""
+    weights = np.zeros((3, 3, 4, 4), np.float32)
+    for channel, gain in enumerate((10.0, 10.0, 40.0)):
+        weights[channel, channel] = gain / (16 * FIELDS.height * FIELDS.width)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["pixels", "weights"], ["cells"], strides=[FIELDS.stride] * 2)],
+        "small_field",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("cells", TensorProto.FLOAT, ["N", 3, FIELDS.height, FIELDS.width])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    append_proof(model, len(CLASSES))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(folder / SMALL_FIELD))
+    write_manifest(folder, read_manifest(folder).model_copy(update={"small_field": stated}), as_read=True)
     return folder
 
 

@@ -18,6 +18,9 @@ COMMANDS = {
     "calibrate": Plugin("training.commands.calibrate:calibrate", "Calibrate a bundle where it will be served."),
     "recalibrate": Plugin("training.commands.recalibrate:recalibrate", "Calibrate a bundle on reviewed traffic."),
     "votes": Plugin("training.commands.votes:votes", "Calibrate masks that vote on verdicts, against small patches."),
+    "small-field": Plugin(
+        "training.commands.small_field:small_field", "Give a bundle a network that certifies in one forward pass."
+    ),
     "kinds": Plugin("training.commands.kinds:kinds", "Let a bundle tell unfamiliar images from attacked ones."),
     "evaluate": Plugin("training.commands.evaluate:evaluate", "Attack the system as it is served and write its card."),
     "verify": Plugin("training.commands.evaluate:verify", "Compute the headline figures again, against their bounds."),

@@ -20,6 +20,7 @@ from training.bundling.kinds import add_kinds
 from training.bundling.networks import ROLES, load_networks
 from training.bundling.provenance import load_data
 from training.bundling.recipe import BundleRecipe, load_bundle_recipe, network_recipe
+from training.bundling.small_field import add_small_field
 from training.bundling.votes import add_votes
 from training.commands.terminal import Runs, Threads, command, console, progress_bars, use_threads
 from training.data.dataset import Dataset
@@ -99,6 +100,8 @@ def build_bundle(
             add_kinds(draft, read_manifest(draft), data, seed=plan.seed, progress=report.step)
         if recipe.votes:
             add_votes(draft, read_manifest(draft), data.calibrate, progress=report.step)
+        if recipe.small_field is not None:
+            add_small_field(draft, read_manifest(draft), data, weights_at(recipe.small_field))
         if card:
             write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step, registration=held))
             write_manifest(draft, read_manifest(draft))

@@ -104,6 +104,7 @@ REFERENCES: dict[str, Reference] = {
     "harm": _ADAPTIVE,
     "queries": Reference(("2.2.2", "2.2.5"), (*_QUERY.atlas, "AML.T0063")),
     "certificates": _PATCH,
+    "small_field": _PATCH,
     "explanations": _NONE,
     "layers": _WHITE,
     "pictures": _NONE,

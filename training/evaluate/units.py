@@ -24,6 +24,7 @@ from training.evaluate.measurements import (
     pictures,
     queries,
     shifts,
+    small_field,
     smoothed,
     unaware,
     votes,
@@ -52,6 +53,7 @@ UNITS: dict[str, Unit] = {
         explanations.UNIT,
         layers.UNIT,
         certificates.UNIT,
+        small_field.UNIT,
         pictures.UNIT,
     )
 }

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 from gateway.core.masks import MaskSet, default_patch
 from training.attacks.masks import with_worst_pairs
 from training.attacks.pgd import noisy_fgsm, project, random_start, training_pgd
-from training.recipes.training import Adversary, Stage
+from training.models.small_field import without_worst_windows
+from training.recipes.training import Adversary, Stage, WorstWindows
 from training.util.random_draws import uniform
 from training.util.signatures import Predict
 
@@ -72,6 +73,18 @@ def task_losses(
             "kl": stage.trades.beta * kl(logits[:n], logits[n:]).mean(),
         }
     return {"ce": F.cross_entropy(predict(adversarial if stage.worst_masks else x), y, label_smoothing=smoothing)}
+
+
+def window_losses(
+    settings: WorstWindows, cells: Tensor, windows: Tensor, y: Tensor, targets: Tensor, *, smoothing: float = 0.0
+) -> dict[str, Tensor]:
+    """Weighted losses of evidence `cells` (N, K, h, w): of all of it, and without the worst two of `windows`.
+
+    `windows` (cells, Q) are those of `gateway.core.small_field`, `y` (N,) the labels, `targets` labels or soft ones.
+    """
+    whole = F.cross_entropy(cells.sum((2, 3)), targets, label_smoothing=smoothing)
+    left = F.cross_entropy(without_worst_windows(cells, y, windows), targets, label_smoothing=smoothing)
+    return {"ce": (1 - settings.share) * whole, "ce_windows": settings.share * left}
 
 
 def adversarial_rows(stage: Stage, n: int) -> slice:

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Generator, Tensor, nn
 
+from gateway.core.masks import default_patch
+from gateway.core.small_field import windows_for
 from training.data.augment import augment, mask_windows
 from training.data.averaged import averaged
 from training.data.dataset import Dataset
@@ -34,12 +36,13 @@ from training.loop.obstacles import with_obstacles
 from training.loop.penalties import penalties, rank_neurons
 from training.loop.runs import LOCK, WEIGHTS, claim_folder, note_cost, note_outcome, note_start, settled
 from training.loop.selection import accuracy, robust_accuracy
-from training.loop.task_losses import adversarial_rows, attacked, task_losses
+from training.loop.task_losses import adversarial_rows, attacked, task_losses, window_losses
 from training.loop.teacher import Teacher, mixed
 from training.models import build_model
 from training.models.memory_format import arranged
 from training.models.network import Network
-from training.recipes.training import Recipe, Stage
+from training.models.small_field import SmallField, as_tensor
+from training.recipes.training import Recipe, Stage, WorstWindows
 from training.util.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from training.util.distributed import average_, share_batchnorm
 from training.util.locks import locked
@@ -265,6 +268,8 @@ class Trainer:
         taps: dict[str, Tensor] = {}
 
         def task() -> dict[str, Tensor]:
+            if stage.worst_windows:
+                return self._window_losses(stage.worst_windows, x, y, targets)
             return task_losses(
                 stage,
                 self._tapped(taps) if stage.terms.neurons else self._predict,
@@ -326,6 +331,16 @@ class Trainer:
     def _predict(self, x: Tensor) -> Tensor:
         with self.fabric.autocast():
             return self.model(x).float()
+
+    def _window_losses(self, settings: WorstWindows, x: Tensor, y: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        assert isinstance(self.model, SmallField)  # the recipe has one, or is refused
+        height, width = x.shape[2:]
+        windows = windows_for(self.model.spec, height, width, default_patch(height, width, settings.patch_share))
+        with self.fabric.autocast():
+            cells = self.model.cells(x).float()
+        return window_losses(
+            settings, cells, as_tensor(windows, cells), y, targets, smoothing=self.recipe.label_smoothing
+        )
 
     def _tapped(self, taps: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """`_predict` that leaves the activations of its last call in `taps`."""

@@ -15,6 +15,7 @@ from training.models.forms import WRITTEN, is_form
 from training.models.named import named_network
 from training.models.network import Network
 from training.models.resnet import SmallResNet
+from training.models.small_field import SmallField
 from training.models.vgg import Vgg16
 
 
@@ -83,8 +84,13 @@ def _efficientnet_lite0(
     return EfficientNetLite0(classes=classes, mean=mean, std=std)
 
 
+def _small_field(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int) -> SmallField:
+    return SmallField(classes=classes, width=spec.width, side=side, mean=mean, std=std)
+
+
 ARCHS: dict[str, Builder] = {
     "small_resnet": _small_resnet,
+    "small_field": _small_field,
     "vgg16_bn": _vgg16_bn,
     "efficientnet_lite0": _efficientnet_lite0,
 }

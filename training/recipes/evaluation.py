@@ -47,6 +47,7 @@ class Evaluation(BaseModel):
     surrogate_epochs: int = Field(6, ge=1, description="of the two networks that transferred attacks are made on")
     patched: int = Field(300, ge=1, description="patches, unaware of the defence")
     certified: int | None = Field(None, ge=1, description="certificates against patches")
+    small_field: int | None = Field(None, ge=1, description="certificates by the network of small fields")
     voted: int | None = Field(None, ge=1, description="votes of masks, where they are calibrated")
     adaptive: int = Field(200, ge=0, description="joint attacks; 0 leaves them out of a build's card")
     adaptive_steps: int = Field(60, ge=1)

@@ -118,6 +118,13 @@ class WorstMasks(_Strict):
     candidates: int | None = Field(None, ge=1, description="masks, drawn by batch, to choose from; all by default")
 
 
+class WorstWindows(_Strict):
+    """Training without the greedily worst two windows of cells (`training.models.small_field`)."""
+
+    patch_share: float = Field(0.02, gt=0, le=0.25, description="of the image, under the patch that windows are for")
+    share: float = Field(0.7, gt=0, le=1, description="of the loss; the rest is that of all cells")
+
+
 class SoftLabels(_Strict):
     """The teacher's labels of the clean images beside the true ones (`training.loop.teacher`), clean and attacked."""
 
@@ -128,7 +135,8 @@ class SoftLabels(_Strict):
 class Stage(_Strict):
     """One stretch of training with its own learning-rate cycle.
 
-    Standard training unless an `adversary` (adversarial training), `trades` or `worst_masks` is named.
+    Standard training unless an `adversary` (adversarial training), `trades`, `worst_masks` or, for a network of the
+    architecture `small_field`, `worst_windows` is named.
     `batchnorm: frozen` keeps running statistics fixed in every forward of the stage. Penalties need it: a penalty in
     evaluation mode beside a task loss in training mode wrecks the deployed network.
     """
@@ -143,6 +151,7 @@ class Stage(_Strict):
     mask_augmentation: MaskAugmentation | None = None
     obstacles: Obstacles | None = None
     worst_masks: WorstMasks | None = None
+    worst_windows: WorstWindows | None = None
     soft_labels: SoftLabels | None = None
     terms: Terms = Terms()
 
@@ -158,6 +167,8 @@ class Stage(_Strict):
             raise ValueError("a stage has an adversary or trades, not both")
         if self.worst_masks and self.radius is not None:
             raise ValueError("worst_masks are of standard training: a stage has them or an attack, not both")
+        if self.worst_windows and (self.worst_masks or self.radius is not None):
+            raise ValueError("worst_windows are of standard training: a stage has them, worst_masks or an attack")
         for name, term in self.terms.of(Term).items():
             if term.needs_adversary and self.radius is None:
                 raise ValueError(f"terms.{name} needs an adversary or trades: {term.needs_adversary}")
@@ -200,6 +211,8 @@ class Recipe(_Strict):
         for stage in self.stages:
             if stage.soft_labels and not self.teacher:
                 raise ValueError(f"stage {stage.name}: soft_labels are a teacher's: name it (`teacher:`)")
+            if stage.worst_windows and self.model.arch != "small_field":
+                raise ValueError(f"stage {stage.name}: worst_windows are for networks of the arch small_field")
         return self
 
     @property

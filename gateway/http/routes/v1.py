@@ -81,7 +81,11 @@ TopK = Annotated[int | None, Query(ge=1, description="Number of classes in `top`
 
 def _asked(
     certify: Annotated[
-        Certify, Query(description="`patch`: a certificate against a square patch anywhere in the image.")
+        Certify,
+        Query(
+            description="`patch`: a certificate against a square patch anywhere in the image. `small_field`: the same, "
+            "by the network of small fields alone, in one forward pass."
+        ),
     ] = "none",
     patch_side: Annotated[
         int | None, Query(ge=1, description="Side of that patch, in pixels of the network's input.")

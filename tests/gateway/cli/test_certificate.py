@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
 from gateway.opening import load_pipeline
-from tests.gateway.tiny import SIZE, clean_image, encode, patched_image, write_bundle
+from tests.gateway.tiny import SIZE, add_small_field, clean_image, encode, patched_image, write_bundle
 
 PROVED, AGREED = clean_image((200, 0, 0)), clean_image()
 runner = CliRunner()
@@ -57,6 +57,35 @@ def test_what_was_answered_holds(
     result = check(answer, path, bundle_folder)
     assert result.exit_code == 0, result.stderr
     assert f"{level}: '{answer['prediction']['label']}' against any patch of" in result.stdout
+
+
+def test_what_small_fields_prove_holds_and_forgeries_do_not(tmp_path: Path) -> None:
+    bundle, path = add_small_field(write_bundle(tmp_path / "fields")), tmp_path / "image.png"
+    path.write_bytes(encode(PROVED))
+    result = runner.invoke(app, ["predict", str(path), "-m", str(bundle), "--json", "--certify", "small_field"])
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    made = answer["certificate"]
+    assert (made["level"], made["by"], made["forwards"], made["votes"]) == ("proved", "small_field", 1, None)
+    held = check(answer, path, bundle)
+    assert held.exit_code == 0, held.stderr
+    forged = [
+        _set("certificate", "by", to="masks"),
+        _set("certificate", "masks", to=1),
+        _set("certificate", "level", to="agreed"),
+        _set("certificate", "record", "graphs_sha256", to="0" * 64),
+        _set("certificate", "votes", to=[]),
+    ]
+    for change in forged:
+        changed = json.loads(json.dumps(answer))
+        change(changed)
+        refused = check(changed, path, bundle)
+        assert refused.exit_code == 1, refused.stdout
+    without = write_bundle(tmp_path / "without")
+    assert "no network of small fields" in check(answer, path, without).stderr
+    asked = runner.invoke(app, ["predict", str(path), "-m", str(without), "--certify", "small_field"])
+    assert asked.exit_code != 0
+    assert "no network of small fields" in asked.stderr
 
 
 def _set(*place: str | int, to: Any) -> Callable[[Any], None]:

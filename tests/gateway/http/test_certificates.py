@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from gateway.answers.certificate_request import Asked, CertificatePolicy, uncertified, wanted
 from gateway.app import create_api
 from gateway.core.certificate import CertificateWanted
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.errors import Forbidden
@@ -23,7 +25,7 @@ from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry
 from tests.gateway.http.test_api import call, problem, value
-from tests.gateway.tiny import clean_image, encode, patched_image
+from tests.gateway.tiny import add_small_field, clean_image, encode, patched_image, write_bundle
 
 # Under two masks of four an axis the darker one's label falls.
 PROVED, AGREED, NONE = encode(clean_image((200, 0, 0))), encode(clean_image()), encode(patched_image())
@@ -52,6 +54,29 @@ def test_a_certificate_is_stated_with_its_patch_and_its_cost(api: FastAPI, image
     assert (made["masks"], made["tried"], made["votes"]) == (16, "proved", None)
     assert made["forwards"] == 136 if level == "proved" else 0 < made["forwards"] < 136
     assert value("palisade_certificates_total", model="tiny", level=level) == before + 1
+
+
+def test_the_network_of_small_fields_certifies_in_one_pass(tmp_path: Path) -> None:
+    bundle = load_bundle(add_small_field(write_bundle(tmp_path / "tiny")))
+    api = next(_api(Pipeline.on(Engine.open(bundle, device="cpu"), bundle)))
+    for asked, image, expected in (
+        ("small_field", PROVED, ("proved", "small_field", 1)),
+        ("patch", PROVED, ("proved", "small_field", 1)),
+        ("small_field", NONE, ("none", "small_field", 1)),
+    ):
+        made = call(api, "POST", f"/v1/predict?certify={asked}", content=image).json()["certificate"]
+        assert (made["level"], made["by"], made["forwards"]) == expected
+    masks = call(api, "POST", "/v1/predict?certify=patch&explain=all", content=PROVED).json()["certificate"]
+    assert (masks["by"], len(masks["votes"])) == ("masks", 16)
+    (listed,) = call(api, "GET", "/v1/models").json()["models"]
+    assert listed["small_field"] is True
+
+
+def test_without_one_it_cannot_be_asked(api: FastAPI) -> None:
+    answer = call(api, "POST", "/v1/predict?certify=small_field", content=PROVED)
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_parameter")
+    (listed,) = call(api, "GET", "/v1/models").json()["models"]
+    assert listed["small_field"] is False
 
 
 def test_without_a_request_there_is_none(api: FastAPI) -> None:

@@ -103,7 +103,7 @@ def certificates(bench: Bench) -> Found:
             partial(_certified, bench.pipeline, images, masks),
             served=True,
         )
-        found.append(_of_patch(rows, images, masks, bench.bundle.manifest.classes))
+        found.append(of_patch(rows, images, patch, masks=len(masks), classes=bench.bundle.manifest.classes))
         if patch == default:
             right = rows["label"] == images.y
             outcomes = {f"certified_{level}": (rows["level"] >= RANK[level]) & right for level in LEVELS}
@@ -158,7 +158,8 @@ def _labels(pipeline: Pipeline, pixels: np.ndarray, masks: list[np.ndarray]) -> 
     return np.array(found)
 
 
-def _of_patch(rows: Arrays, images: Split, masks: MaskSet, classes: list[str]) -> OfPatch:
+def of_patch(rows: Arrays, images: Split, patch: int, *, masks: int, classes: list[str]) -> OfPatch:
+    """What `rows` (level, label, masked_right and double, (N,) each) amount to, for squares of side `patch`."""
     right = rows["label"] == images.y
     agreed, proved = rows["level"] >= RANK["agreed"], rows["level"] == RANK["proved"]
     masked, double = ~rows["masked_right"].astype(bool), rows["double"] != images.y
@@ -170,9 +171,9 @@ def _of_patch(rows: Arrays, images: Split, masks: MaskSet, classes: list[str]) -
         if (of := images.y == label).any()
     }
     return OfPatch(
-        patch=masks.patch,
-        masks=len(masks),
-        share=masks.share,
+        patch=patch,
+        masks=masks,
+        share=patch**2 / (images.x.shape[1] * images.x.shape[2]),
         agreed=float((agreed & right).mean()),
         agreed_interval=interval(agreed & right, images.group),
         proved=float((proved & right).mean()),
@@ -187,7 +188,8 @@ def _of_patch(rows: Arrays, images: Split, masks: MaskSet, classes: list[str]) -
     )
 
 
-def _show(found: Certificates) -> Body:
+def table_of(patches: list[OfPatch], masks: str) -> Table:
+    """One row for each patch; `masks` is what hides it."""
     rows = [
         (
             f"{each.patch} x {each.patch}, {percent(each.share)} of the image",
@@ -196,10 +198,20 @@ def _show(found: Certificates) -> Body:
             ranged(each.proved, each.proved_interval),
             f"{each.agreed_wrong}, {each.proved_wrong}",
         )
-        for each in found.patches
+        for each in patches
     ]
-    head = ("patch", "masks", "right and agreed", "right and proved", "wrong: agreed, proved")
-    body: Body = [Table(head, rows)]
+    return Table(("patch", masks, "right and agreed", "right and proved", "wrong: agreed, proved"), rows)
+
+
+def worst_classes(of: OfPatch) -> Table:
+    """The classes of which the fewest images are proved."""
+    worst = sorted(of.by_class.items(), key=lambda item: item[1].proved)[:LISTED]
+    head = (f"class, fewest proved at {of.patch} x {of.patch}", "n", "right and agreed", "right and proved")
+    return Table(head, [(name, f"{row.n:,}", percent(row.agreed), percent(row.proved)) for name, row in worst])
+
+
+def _show(found: Certificates) -> Body:
+    body: Body = [table_of(found.patches, "masks")]
     for each in found.patches:
         body.append(
             f"Whatever a patch of {each.patch} x {each.patch} pixels shows and wherever it lies: over images like "
@@ -207,15 +219,8 @@ def _show(found: Certificates) -> Body:
             "wrongly and `proved`, and at most "
             f"{ranged(each.masked_errs, each.masked_errs_interval)} wrongly and `agreed`."
         )
-    first = found.default
-    worst = sorted(first.by_class.items(), key=lambda item: item[1].proved)[:LISTED]
-    if len(first.by_class) > 1:
-        body.append(
-            Table(
-                (f"class, fewest proved at {first.patch} x {first.patch}", "n", "right and agreed", "right and proved"),
-                [(name, f"{row.n:,}", percent(row.agreed), percent(row.proved)) for name, row in worst],
-            )
-        )
+    if len(found.default.by_class) > 1:
+        body.append(worst_classes(found.default))
     return body
 
 

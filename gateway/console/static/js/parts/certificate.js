@@ -8,8 +8,12 @@ const LEVELS = {
   none: "No certificate",
 };
 
-function explain({ level, label, patch, masks }) {
+function explain({ level, by, label, patch, masks }) {
   const size = `${patch.side} × ${patch.side} pixels (${percent(patch.share, 1)} of the image)`;
+  if (by === "small_field" && level !== "none")
+    return `The network of small fields answers “${label}”, too, without any ${level === "proved" ? "two " : ""}of the ${masks} windows of its cells that a patch of ${size} can touch${level === "proved" ? ". The image without such a patch gets this label from double masking, whatever the patch holds and wherever it lies" : ""}.`;
+  if (by === "small_field")
+    return `The network of small fields does not answer “${label}” without some of the ${masks} windows of its cells that a patch of ${size} can touch. That is no sign of an attack: many clean images have no certificate.`;
   if (level === "proved")
     return `The answer is “${label}” under each of ${masks} masks and under every two of them. The image without a patch of up to ${size} gets this label from double masking, whatever the patch holds and wherever it lies.`;
   if (level === "agreed")

@@ -1,0 +1,195 @@
+"""Networks of small fields: what they prove holds against every patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.answers.certificate_request import Asked, CertificatePolicy, wanted
+from gateway.core.certificate import CertificateWanted, certificate_of
+from gateway.core.decode import to_pixels
+from gateway.core.engine import Engine
+from gateway.core.loading import load_bundle
+from gateway.core.masks import MaskSet
+from gateway.core.pipeline import Pipeline
+from gateway.core.small_field import SMALL_FIELD, SmallFieldFound, SmallFieldSpec, found_in, windows_for
+from gateway.errors import BadParameter, BundleError
+from tests.gateway.tiny import FIELDS, SIZE, add_small_field, clean_image, patched_image, write_bundle
+
+SIDE, PATCH, CLASSES = 5, 2, 3
+SPEC = SmallFieldSpec(field=2, stride=1, first=0, height=4, width=4)
+PROVED = clean_image((200, 0, 0))
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return add_small_field(write_bundle(tmp_path / "tiny"))
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> Pipeline:
+    bundle = load_bundle(folder)
+    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle)
+
+
+def network(seed: int) -> Network:
+    """Evidence (..., K, 4, 4) of images (..., 5, 5), each cell of which sees 2 x 2 pixels."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.standard_normal((4, 6)), rng.standard_normal((6, CLASSES))
+    place = rng.standard_normal((4, 4, 6)) * 0.3
+
+    def cells(images: np.ndarray) -> np.ndarray:
+        seen = np.stack([images[..., y : y + 4, x : x + 4] for y, x in product(range(2), repeat=2)], -1)
+        return np.moveaxis(np.maximum((seen - 0.5) @ first + place, 0) @ second, -1, -3)
+
+    return cells
+
+
+def labels_without_two(cells: np.ndarray) -> np.ndarray:
+    """Labels (N, Q, Q) of evidence (N, K, h, w) without every two windows; without one of them on the diagonal."""
+    windows = windows_for(SPEC, SIDE, SIDE, PATCH).windows.T
+    flat = cells.reshape(*cells.shape[:2], -1)
+    return np.stack([[(flat * (1 - np.maximum(a, b))).sum(-1).argmax(-1) for b in windows] for a in windows]).transpose(
+        2, 0, 1
+    )
+
+
+def double_masked(labels: np.ndarray) -> int:
+    """The label by double masking (Algorithm 1 of PatchCleanser), with windows for masks."""
+    first = np.diagonal(labels)
+    majority = int(np.bincount(first).argmax())
+    return next((int(vote) for i, vote in enumerate(first) if vote != majority and (labels[i] == vote).all()), majority)
+
+
+def neighbours(image: np.ndarray) -> np.ndarray:
+    """Every image that differs inside one square of `PATCH`, for pixels of three values."""
+    made = []
+    for y, x in product(range(SIDE - PATCH + 1), repeat=2):
+        for values in product((0.0, 0.5, 1.0), repeat=PATCH * PATCH):
+            other = image.copy()
+            other[y : y + PATCH, x : x + PATCH] = np.reshape(values, (PATCH, PATCH))
+            made.append(other)
+    return np.stack(made)
+
+
+def test_every_patch_is_in_the_ball_of_what_was_proved() -> None:
+    """No image within one patch of a proved one has another label by double masking, which is what is stated."""
+    proved = 0
+    for seed in range(150):
+        cells = network(seed)
+        rng = np.random.default_rng(seed)
+        image = np.full((SIDE, SIDE), rng.choice([0.0, 0.5, 1.0]))
+        image[rng.integers(SIDE), rng.integers(SIDE)] = rng.choice([0.0, 1.0])
+        labels = labels_without_two(cells(image[None]))[0]
+        if (labels != labels[0, 0]).any():
+            continue
+        proved += 1
+        around = labels_without_two(cells(neighbours(image)))
+        assert {double_masked(each) for each in around} == {int(labels[0, 0])}
+    assert proved > 20
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 4), st.integers(-4, 1), st.integers(1, 12), st.integers(1, 20), st.integers(1, 6)
+)
+def test_one_window_holds_all_that_a_patch_touches(
+    field: int, stride: int, first: int, cells: int, pixels: int, patch: int
+) -> None:
+    patch = min(patch, pixels)
+    spec = SmallFieldSpec(field=field, stride=stride, first=first, height=cells, width=cells)
+    ranges = spec.touched(cells, pixels, patch)
+    for start in range(pixels - patch + 1):
+        sees = [
+            i
+            for i in range(cells)
+            if set(range(first + i * stride, first + i * stride + field)) & set(range(start, start + patch))
+        ]
+        assert not sees or any(begin <= sees[0] and sees[-1] < end for begin, end in ranges)
+
+
+@pytest.mark.parametrize("patch", [0, SIZE + 1])
+def test_a_patch_has_to_fit(patch: int) -> None:
+    with pytest.raises(ValueError, match="patch must be"):
+        windows_for(FIELDS, SIZE, SIZE, patch)
+
+
+def test_the_graph_finds_what_summing_by_hand_finds(pipeline: Pipeline) -> None:
+    engine = pipeline.small_field
+    assert engine is not None
+    rng = np.random.default_rng(0)
+    pixels = rng.random((8, 3, SIZE, SIZE), np.float32)
+    pixels[:4, 0] = 1.0
+    for patch in (1, 2, 5):
+        windows, evidence = engine.windows_for(patch), engine.evidence(pixels).reshape(8, 3, -1)
+        for found, cells in zip(engine.prove(pixels, patch), evidence, strict=True):
+            assert found.index == cells.sum(1).argmax()
+            for lead, kept in ((found.one, 1 - windows.windows), (found.two, windows.kept)):
+                logits = cells @ kept
+                others = np.delete(logits, found.index, axis=0).max(0)
+                assert lead == pytest.approx(float((logits[found.index] - others).min()), abs=1e-5)
+
+
+def test_what_is_not_a_number_proves_nothing() -> None:
+    logits, nan = np.array([[1.0, 0.0]]), np.array([np.nan])
+    (found,) = found_in(logits, nan, nan, np.array([1e9]))
+    (unsure,) = found_in(logits, np.array([5.0]), np.array([5.0]), np.array([-1.0]))
+    assert found.two == -np.inf
+    assert unsure.two == -1.0, "classes that were not summed one by one count by their bound"
+    wanted_ = CertificateWanted(MaskSet(SIZE, SIZE, 2, 4))
+    assert certificate_of(found, 0, wanted_, 1e-3).level == "none"
+    assert certificate_of(SmallFieldFound(1, 5.0, 5.0), 0, wanted_, 1e-3).level == "none", "of another label"
+
+
+def test_a_network_that_sees_more_than_is_stated_is_refused(tmp_path: Path) -> None:
+    less = FIELDS.model_copy(update={"field": 3})
+    bundle = load_bundle(add_small_field(write_bundle(tmp_path / "tiny"), stated=less))
+    with pytest.raises(BundleError, match="see more than the manifest states"):
+        Pipeline.on(Engine.open(bundle, device="cpu"), bundle)
+
+
+def test_the_file_and_what_the_manifest_states_of_it_belong_together(folder: Path) -> None:
+    (folder / SMALL_FIELD).rename(folder / "other.onnx")
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+def test_it_is_asked_first_and_masks_after_it(pipeline: Pipeline) -> None:
+    masks = MaskSet(SIZE, SIZE, 2, 4)
+    (decision,) = pipeline.decide_images([PROVED], explain=False)
+    found = pipeline.certified(decision, CertificateWanted(masks)).certificate
+    assert found is not None
+    assert (found.by, found.level, found.forwards, found.complete) == ("small_field", "proved", 1, True)
+    for settings in ({"votes": True}, {"thorough": True}, {"by": "masks"}):
+        made = pipeline.certified(decision, CertificateWanted(masks, **settings)).certificate  # type: ignore[arg-type]
+        assert made is not None
+        assert (made.by, made.level) == ("masks", "proved")
+    (patched,) = pipeline.decide_images([patched_image()], explain=False)
+    either, alone = (
+        pipeline.certified(patched, CertificateWanted(masks, by=by)).certificate for by in ("any", "small_field")
+    )
+    assert either is not None
+    assert alone is not None
+    assert (either.by, alone.by, alone.forwards) == ("masks", "small_field", 1)
+    label = pipeline.certified_label(to_pixels(PROVED)[0], 1, CertificateWanted(masks, by="small_field"), lead=1e-3)
+    assert label.level == "none", "it says something of the label that it gives itself alone"
+
+
+def test_only_bundles_that_have_one_are_asked(pipeline: Pipeline, tmp_path: Path) -> None:
+    asked, policy = Asked(certify="small_field"), CertificatePolicy()
+    made = wanted(asked, pipeline, policy, "full", votes=True)
+    assert made is not None
+    assert (made.by, made.votes, made.forwards) == ("small_field", False, 1)
+    required = wanted(asked, pipeline, CertificatePolicy(require="proved"), "full")
+    assert required is not None
+    assert required.by == "any"
+    bundle = load_bundle(write_bundle(tmp_path / "without"))
+    without = Pipeline.on(Engine.open(bundle, device="cpu"), bundle)
+    with pytest.raises(BadParameter, match="no network of small fields"):
+        wanted(asked, without, policy, "full")
