@@ -1,7 +1,9 @@
 """Certificates over HTTP: `python -m benchmarks.certificates`; at 224 pixels with `--bundle` and `--images`.
 
-One client asks for certificates, up to `agreed` and up to `proved`: milliseconds of whole answers and forward passes by
-the level that they end at. Then ordinary requests are counted with nobody beside them, and beside that client.
+One client asks for certificates, up to `agreed` and up to `proved`, and where the bundle has a network of small fields by
+that alone: milliseconds of whole answers and forward passes by the level that they end at. Then ordinary requests are
+counted with nobody beside them, and beside that client. What the network of small fields costs is also measured without
+HTTP, in forward passes of the answering network alone, both in turns.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,10 +25,15 @@ import typer
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
 from benchmarks.servers import ROOT, Server, images_to_send, palisade
+from benchmarks.serving import bare_network
+from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
+from gateway.core.masks import default_patch
+from gateway.core.pipeline import Pipeline
 from training.commands.terminal import JsonPath
 
 Highest = Literal["agreed", "proved"]
+ROUNDS = 60
 
 
 def main(
@@ -39,27 +48,59 @@ def main(
 ) -> None:
     """Time and forward passes of certificates, and what they take from others."""
     sent, loaded = images_to_send(images), load_bundle(bundle)
+    some = list(itertools.islice(itertools.cycle(sent), n))
     with palisade(bundle, path="/v1/predict", threads=threads, audit=False) as server:
         figures: dict[str, Any] = {
             "bundle": f"{loaded.name} {loaded.version}",
             "up_to": {
-                highest: certified(server, list(itertools.islice(itertools.cycle(sent), n)), highest)
+                highest: certified(server, some, f"?certify=patch&certify_level={highest}")
                 for highest in get_args(Highest)
             },
             "beside": beside(server, sent, clients=clients, seconds=seconds, turns=turns),
         }
+        if loaded.manifest.small_field is not None:
+            figures["by_small_field"] = certified(server, some, "?certify=small_field")
+    if loaded.manifest.small_field is not None:
+        figures["small_field_in_forwards"] = in_forwards(bundle, threads)
     print(json.dumps(figures, indent=1))
     if json_path is not None:
         record(json_path, "certificates over HTTP", figures)
 
 
-def certified(server: Server, images: list[bytes], highest: Highest) -> dict[str, Any]:
+def in_forwards(path: Path, threads: int) -> dict[str, dict[str, float]]:
+    """By batch size: milliseconds of the network of small fields and of the bare answering network, and their ratio."""
+    bundle = load_bundle(path)
+    pipeline = Pipeline.on(Engine.open(bundle, device="cpu", threads=threads), bundle)
+    small_field, size = pipeline.small_field, bundle.manifest.input
+    if small_field is None:
+        raise SystemExit(f"{path} has no network of small fields")
+    patch = default_patch(size.height, size.width)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bare = bare_network(path, pipeline.engine.threads, Path(folder))
+        for batch in (1, 8, 32):
+            pixels = np.random.default_rng(0).random((batch, size.channels, size.height, size.width), np.float32)
+            taken: dict[str, list[float]] = {"small_field": [], "forward": []}
+            ways = {"small_field": partial(small_field.prove, pixels, patch), "forward": partial(bare, pixels)}
+            for _, (name, run) in itertools.product(range(ROUNDS), ways.items()):
+                start = time.perf_counter()
+                run()
+                taken[name].append(1e3 * (time.perf_counter() - start))
+            ms = {name: float(np.median(values)) for name, values in taken.items()}
+            found[str(batch)] = {
+                **{f"{name}_ms": round(value, 3) for name, value in ms.items()},
+                "forwards": round(ms["small_field"] / ms["forward"], 2),
+            }
+    return found
+
+
+def certified(server: Server, images: list[bytes], query: str) -> dict[str, Any]:
     """Of answers with a certificate, one after the other, by level: how many, milliseconds and forward passes."""
     found: dict[str, list[tuple[float, int]]] = {}
     with httpx.Client(timeout=60) as client:
         for number, image in enumerate([images[0], *images]):
             start = time.perf_counter()
-            answer = client.post(_address(server, highest), content=image).raise_for_status().json()
+            answer = client.post(server.url + server.path + query, content=image).raise_for_status().json()
             taken, made = 1e3 * (time.perf_counter() - start), answer["certificate"]
             if number:  # the first opens the part of the graph that masks need
                 found.setdefault(made["level"], []).append((taken, made["forwards"]))
@@ -103,11 +144,7 @@ def _certify(server: Server, images: list[bytes], stop: threading.Event) -> None
         for image in itertools.cycle(images):
             if stop.is_set():
                 return
-            client.post(_address(server, "proved"), content=image)
-
-
-def _address(server: Server, highest: Highest) -> str:
-    return f"{server.url}{server.path}?certify=patch&certify_level={highest}"
+            client.post(f"{server.url}{server.path}?certify=patch", content=image)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
     for key in ("bundle", "version"):
         if card[key] != fresh[key]:
             raise TrainingError(f"{key}: the card has {card[key]!r}, what was measured now {fresh[key]!r}")
-    _same_settings(card["settings"], fresh["settings"])
+    _same_settings(card, fresh)
     registered = [made["registration"] for made in (card, fresh) if "registration" in made]
     if len(registered) > 1 and registered[0] != registered[1]:
         raise TrainingError("registration: the card carries another one than what was measured now")
@@ -135,6 +135,7 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
     new["missing"] = [name for name in fresh["missing"] if name not in have]
     new["reduced"] = [name for name in card["reduced"] if name not in now] + list(fresh["reduced"])
     new["date"] = max(card["date"], fresh["date"])
+    new["settings"] = fresh["settings"]
     made = {row["check"]: row for row in fresh["checks"] if row["passed"] is not None}
     new["checks"] = [made.get(row["check"], row) for row in card["checks"]]
     new["figures"] = card["figures"] | fresh["figures"]
@@ -145,10 +146,15 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
 
 
 def _same_settings(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
-    """`TrainingError` that names the first setting that differs; one that a later release has may be its default."""
+    """`TrainingError` that names the first setting that differs; one that a later release has may be its default.
+
+    There may be more bounds now, on figures that the card does not have.
+    """
     defaults = Evaluation().model_dump(mode="json")
-    for key in {**card, **fresh}:
-        before, now = (each.get(key, defaults.get(key)) for each in (card, fresh))
+    for key in {**card["settings"], **fresh["settings"]}:
+        before, now = (each["settings"].get(key, defaults.get(key)) for each in (card, fresh))
+        if key == "bounds":
+            now = [bound for bound in now if bound in before or bound["figure"] in card["figures"]]
         if before != now:
             raise TrainingError(f"settings: {key}: the card has {before!r}, what was measured now {now!r}")
 

@@ -109,6 +109,12 @@ def test_what_is_measured_has_to_be_what_was_registered() -> None:
     assert differ(ASKED.model_copy(update={"adaptive": 20})) == [
         "registration: settings are not the registered ones: adaptive 20 in place of 50"
     ]
+    more = [*ASKED.bounds, Bound(figure="small_field_proved", kind="at_least", bound=0.6)]
+    assert differ(ASKED.model_copy(update={"bounds": more})) == [], "a figure that nothing was registered for"
+    second = [*ASKED.bounds, Bound(figure="joint_8", kind="at_most", bound=0.9)]
+    assert differ(ASKED.model_copy(update={"bounds": second})) == [
+        "registration: bounds are not the registered ones: joint_8"
+    ]
     assert differ(version="1.0.1") == ["registration: it is of toy 1.0.0, not of toy 1.0.1"]
     assert differ(data=DATA | {"test": {"n": 4, "groups": 2, "sha256": "other"}}) == [
         "registration: data are not the registered ones: test"
