@@ -1,9 +1,9 @@
 """Certificates over HTTP: `python -m benchmarks.certificates`; at 224 pixels with `--bundle` and `--images`.
 
-One client asks for certificates, up to `agreed` and up to `proved`, and where the bundle has a network of small fields by
-that alone: milliseconds of whole answers and forward passes by the level that they end at. Then ordinary requests are
-counted with nobody beside them, and beside that client. What the network of small fields costs is also measured without
-HTTP, in forward passes of the answering network alone, both in turns.
+One client asks for certificates, up to `agreed` and up to `proved`, and where the bundle has a network of small fields
+by that alone: milliseconds of whole answers and forward passes by the level that they end at. Then ordinary requests
+are counted with nobody beside them, and beside that client. What the network of small fields costs is also measured
+without HTTP, in forward passes of the answering network alone, both in turns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -81,7 +82,10 @@ def in_forwards(path: Path, threads: int) -> dict[str, dict[str, float]]:
         for batch in (1, 8, 32):
             pixels = np.random.default_rng(0).random((batch, size.channels, size.height, size.width), np.float32)
             taken: dict[str, list[float]] = {"small_field": [], "forward": []}
-            ways = {"small_field": partial(small_field.prove, pixels, patch), "forward": partial(bare, pixels)}
+            ways: dict[str, Callable[[], object]] = {
+                "small_field": partial(small_field.prove, pixels, patch),
+                "forward": partial(bare, pixels),
+            }
             for _, (name, run) in itertools.product(range(ROUNDS), ways.items()):
                 start = time.perf_counter()
                 run()
