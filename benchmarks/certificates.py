@@ -57,10 +57,10 @@ def main(
                 highest: certified(server, some, f"?certify=patch&certify_level={highest}")
                 for highest in get_args(Highest)
             },
-            "beside": beside(server, sent, clients=clients, seconds=seconds, turns=turns),
         }
         if loaded.manifest.small_field is not None:
             figures["by_small_field"] = certified(server, some, "?certify=small_field")
+        figures["beside"] = beside(server, sent, clients=clients, seconds=seconds, turns=turns)
     if loaded.manifest.small_field is not None:
         figures["small_field_in_forwards"] = in_forwards(bundle, threads)
     print(json.dumps(figures, indent=1))
