@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
+from tests.gateway.core.double_masking import double_masked, neighbours
 from tests.gateway.tiny import SIZE, clean_image, patched_image
 
 SIDE, PATCH = 6, 2
@@ -52,24 +52,6 @@ def masked_labels(images: np.ndarray, net: Network) -> np.ndarray:
     )
 
 
-def double_masked(labels: np.ndarray) -> int:
-    """The label by double masking, after Algorithm 1 of PatchCleanser, of one image's `masked_labels` (M, M)."""
-    first = np.diagonal(labels)
-    majority = int(np.bincount(first).argmax())
-    return next((int(vote) for i, vote in enumerate(first) if vote != majority and (labels[i] == vote).all()), majority)
-
-
-def neighbours(image: np.ndarray) -> np.ndarray:
-    """Every image that differs inside one square of `PATCH`, for pixels of three values."""
-    made = []
-    for y, x in product(range(SIDE - PATCH + 1), repeat=2):
-        for values in product((0.0, 0.5, 1.0), repeat=PATCH * PATCH):
-            other = image.copy()
-            other[y : y + PATCH, x : x + PATCH] = np.reshape(values, (PATCH, PATCH))
-            made.append(other)
-    return np.stack(made)
-
-
 def image_of(seed: int) -> np.ndarray:
     """An image whose label rests on more than one place: the pixels of one half are alike."""
     rng = np.random.default_rng(seed)
@@ -91,7 +73,7 @@ def test_no_patch_of_any_place_and_content_contradicts_a_certificate(seed: int) 
         levels.add(found.level)
         if found.level == "none":
             continue
-        for labels in masked_labels(neighbours(image), net):
+        for labels in masked_labels(neighbours(image, PATCH), net):
             assert found.index in np.diagonal(labels)
             if found.level == "proved":
                 assert double_masked(labels) == found.index
@@ -108,7 +90,7 @@ def test_an_unproved_label_can_be_contradicted() -> None:
     image[1:3, 1:3] = 1.0
     found = certified(image, net)
     assert found.level == "none"
-    assert any(double_masked(labels) != found.index for labels in masked_labels(neighbours(image), net))
+    assert any(double_masked(labels) != found.index for labels in masked_labels(neighbours(image, PATCH), net))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -20,6 +20,7 @@ from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.core.small_field import SMALL_FIELD, SmallFieldFound, SmallFieldSpec, found_in, windows_for
 from gateway.errors import BadParameter, BundleError
+from tests.gateway.core.double_masking import double_masked, neighbours
 from tests.gateway.tiny import FIELDS, SIZE, add_small_field, clean_image, patched_image, write_bundle
 
 SIDE, PATCH, CLASSES = 5, 2, 3
@@ -61,24 +62,6 @@ def labels_without_two(cells: np.ndarray) -> np.ndarray:
     )
 
 
-def double_masked(labels: np.ndarray) -> int:
-    """The label by double masking (Algorithm 1 of PatchCleanser), with windows for masks."""
-    first = np.diagonal(labels)
-    majority = int(np.bincount(first).argmax())
-    return next((int(vote) for i, vote in enumerate(first) if vote != majority and (labels[i] == vote).all()), majority)
-
-
-def neighbours(image: np.ndarray) -> np.ndarray:
-    """Every image that differs inside one square of `PATCH`, for pixels of three values."""
-    made = []
-    for y, x in product(range(SIDE - PATCH + 1), repeat=2):
-        for values in product((0.0, 0.5, 1.0), repeat=PATCH * PATCH):
-            other = image.copy()
-            other[y : y + PATCH, x : x + PATCH] = np.reshape(values, (PATCH, PATCH))
-            made.append(other)
-    return np.stack(made)
-
-
 def test_every_patch_is_in_the_ball_of_what_was_proved() -> None:
     """No image within one patch of a proved one has another label by double masking, which is what is stated."""
     proved = 0
@@ -91,7 +74,7 @@ def test_every_patch_is_in_the_ball_of_what_was_proved() -> None:
         if (labels != labels[0, 0]).any():
             continue
         proved += 1
-        around = labels_without_two(cells(neighbours(image)))
+        around = labels_without_two(cells(neighbours(image, PATCH)))
         assert {double_masked(each) for each in around} == {int(labels[0, 0])}
     assert proved > 20
 

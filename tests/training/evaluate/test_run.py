@@ -33,11 +33,11 @@ from training.evaluate.run import finished, plan, run_units
 from training.evaluate.units import UNITS, chosen
 from training.models import ModelSpec
 
-VOTING = {"votes", "votes_adaptive"}  # not for this bundle, whose masks cannot vote
+ABSENT = {"votes", "votes_adaptive", "small_field"}  # of bundles that have what they measure
 QUICK = [
     name
     for name in UNITS
-    if name not in {"queries", "autoattack_4", "transfer_16", "transfer_robust_16", "explanations", *VOTING}
+    if name not in {"queries", "autoattack_4", "transfer_16", "transfer_robust_16", "explanations", *ABSENT}
 ]
 
 
@@ -57,7 +57,7 @@ def card(shared: Bench) -> dict[str, Any]:
 
 
 def test_what_is_missing_is_said_to_be(card: dict[str, Any]) -> None:
-    assert set(card["missing"]) == set(UNITS) - set(QUICK) - VOTING
+    assert set(card["missing"]) == set(UNITS) - set(QUICK) - ABSENT
     assert card["status"] in {"incomplete", "failed"}
     assert card["reduced"] == []
     assert {row["unit"] for row in card["units"]} == set(QUICK)
@@ -172,8 +172,8 @@ def test_a_failed_self_check_fails_the_card(fresh: Any, monkeypatch: pytest.Monk
 
 def test_chosen_units() -> None:
     assert chosen() == chosen(["all"]) == list(UNITS)
-    assert chosen(["0"]) == ["benign", "cascade", "shifts", "votes", "certificates"]
-    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8", "votes", "certificates"]
+    assert chosen(["0"]) == ["benign", "cascade", "shifts", "votes", "certificates", "small_field"]
+    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8", "votes", "certificates", "small_field"]
     assert {unit.level for unit in UNITS.values()} == set(LEVELS)
     with pytest.raises(TrainingError, match="unknown level '7'; there are 0, 1"):
         chosen(["7"])
