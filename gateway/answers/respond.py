@@ -11,6 +11,7 @@ from gateway.answers import schemas
 from gateway.answers.certificate import certificate_body
 from gateway.answers.render import image_png, map_png
 from gateway.core.decision import Decision, Neutralized, Prediction
+from gateway.core.masks import MaskSet
 from gateway.core.outputs import FullOutputs
 from gateway.core.pipeline import Pipeline
 
@@ -116,6 +117,7 @@ def _votes(decision: Decision) -> schemas.VotesBody | None:
     if voted is None:
         return None
     return schemas.VotesBody(
+        by="masks" if isinstance(voted.masks, MaskSet) else "small_field",
         p_value=voted.p_value,
         objection=round(voted.objection, 6),
         index=voted.index,

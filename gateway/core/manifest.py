@@ -311,6 +311,10 @@ class Manifest(_Strict):
         unknown = set(calibration.heard) - set(self.scores)
         if unknown:
             raise ValueError(f"calibration {calibration.key} uses unknown scores {sorted(unknown)}")
+        if calibration.votes is not None and calibration.votes.by == "small_field" and self.small_field is None:
+            raise ValueError(
+                f"the votes of {calibration.key} are those of a network of small fields, which is not there"
+            )
         known = {*self.scores, "window", "energy", "doubt"}
         known |= {"companion_energy", "companion_doubt"} if self.companion else set()
         if calibration.kinds and (unknown := set(calibration.kinds.readings) - known):

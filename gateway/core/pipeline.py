@@ -29,8 +29,9 @@ from gateway.core.decode import Limits, decode_image, to_pixels
 from gateway.core.engine import Engine
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
+from gateway.core.masks import MaskSet
 from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
-from gateway.core.small_field import SmallFieldFound
+from gateway.core.small_field import SmallFieldFound, WindowSet
 from gateway.core.small_field_engine import SmallFieldEngine
 from gateway.core.verdict import Judge, Verdict, lead, preference
 from gateway.core.votes import NAME as VOTES
@@ -72,7 +73,14 @@ class Proof:
     patch: int
 
 
-Question = list[Masked] | list[Proof]
+@dataclass(frozen=True)
+class Seen:
+    """Pixels (C, H, W) whose evidence (K, h, w) the network of small fields is asked for."""
+
+    pixels: np.ndarray
+
+
+Question = list[Masked] | list[Proof] | list[Seen]
 Reply = list[np.ndarray] | list[SmallFieldFound]
 
 
@@ -213,15 +221,21 @@ class Pipeline:
         """The decision on which masks have voted, where they do: yields masked images, is sent the logits of each."""
         if self.votes is None:
             return decision
-        logits = yield [Masked(decision.pixels, mask) for mask in self.votes.masks.singles()]
-        under = np.stack([each for each in logits if isinstance(each, np.ndarray)])
+        hidden = self.votes.masks
+        asked: Question = [Seen(decision.pixels)]
+        if isinstance(hidden, MaskSet):
+            asked = [Masked(decision.pixels, mask) for mask in hidden.singles()]
+        found = yield asked
+        under = np.stack([each for each in found if isinstance(each, np.ndarray)])
+        if isinstance(hidden, WindowSet):
+            under = hidden.logits(under[0])
         voted = self.votes.vote(decision.served.prediction.index, under)
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
         return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
 
     def warm_votes(self) -> None:
         """Open what answers masked images, which the first image would wait for else; raises `EngineError`."""
-        if self.votes is not None:
+        if self.votes is not None and isinstance(self.votes.masks, MaskSet):
             size = self.bundle.manifest.input
             pixels = np.zeros((size.channels, size.height, size.width), np.float32)
             self.answer([Masked(pixels, mask) for mask in self.votes.masks.singles()[:1]])
@@ -275,20 +289,31 @@ class Pipeline:
             return result
 
     def reply(
-        self, batch: Sequence[Masked] | Sequence[Proof]
+        self, batch: Sequence[Masked] | Sequence[Proof] | Sequence[Seen]
     ) -> Sequence[np.ndarray | SmallFieldFound | PalisadeError]:
-        """`answer` or `prove`, by what is asked."""
-        proofs = [each for each in batch if isinstance(each, Proof)]
-        return self.prove(proofs) if proofs else self.answer([each for each in batch if isinstance(each, Masked)])
+        """`answer`, `prove` or `see`, by what is asked."""
+        if proofs := [each for each in batch if isinstance(each, Proof)]:
+            return self.prove(proofs)
+        if seen := [each for each in batch if isinstance(each, Seen)]:
+            return self.see(seen)
+        return self.answer([each for each in batch if isinstance(each, Masked)])
+
+    def see(self, batch: Sequence[Seen]) -> list[np.ndarray | PalisadeError]:
+        """Evidence (K, h, w) of images, by one call of the network of small fields; an error where it is not finite."""
+        evidence = self._field().evidence(np.stack([each.pixels for each in batch]))
+        return [row if np.isfinite(row).all() else self.engine.failure(self.bundle.name) for row in evidence]
+
+    def _field(self) -> SmallFieldEngine:
+        if self.small_field is None:
+            raise ValueError(f"{self.bundle.name} has no network of small fields")
+        return self.small_field
 
     def prove(self, batch: Sequence[Proof]) -> list[SmallFieldFound]:
         """What the network of small fields finds of images; raises `EngineError`, `ValueError` where there is none."""
-        if self.small_field is None:
-            raise ValueError(f"{self.bundle.name} has no network of small fields")
         found: list[SmallFieldFound | None] = [None] * len(batch)
         for patch in {each.patch for each in batch}:
             rows = [i for i, each in enumerate(batch) if each.patch == patch]
-            made = self.small_field.prove(np.stack([batch[i].pixels for i in rows]), patch)
+            made = self._field().prove(np.stack([batch[i].pixels for i in rows]), patch)
             for i, each in zip(rows, made, strict=True):
                 found[i] = each
         return [each for each in found if each is not None]

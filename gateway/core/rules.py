@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,11 +39,20 @@ class KindRule(_Strict):
 class VoteRule(_Strict):
     """Masks for a square patch of `patch` pixels a side, `masks_per_axis` an axis, that vote (`gateway.core.votes`).
 
+    By the network of small fields the windows of its cells vote in the place of masks, of which each place has one.
+
     The benign objections of `n` images in `groups` groups are in the calibration's arrays `votes` (n,) and
     `vote_weights` (n,).
     """
 
     patch: int = Field(ge=1)
-    masks_per_axis: int = Field(ge=2, le=8)
+    by: Literal["masks", "small_field"] = "masks"
+    masks_per_axis: int | None = Field(None, ge=2, le=8)
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _masks_stated(self) -> VoteRule:
+        if (self.masks_per_axis is None) != (self.by == "small_field"):
+            raise ValueError("masks_per_axis is of masks, and windows have none")
+        return self

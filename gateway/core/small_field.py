@@ -60,6 +60,46 @@ class Windows:
         return int(self.windows.shape[1])
 
 
+@dataclass(frozen=True)
+class WindowSet:
+    """The windows for a square patch of side `patch` on an image of `height` x `width`, in the place of masks."""
+
+    spec: SmallFieldSpec
+    height: int
+    width: int
+    patch: int
+
+    def __len__(self) -> int:
+        return windows_for(self.spec, self.height, self.width, self.patch).count
+
+    @property
+    def share(self) -> float:
+        """Share of the image under the patch."""
+        return self.patch**2 / (self.height * self.width)
+
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """Top, left, height and width in pixels of what the cells of each window see."""
+
+        def seen(cells: int, pixels: int) -> list[tuple[int, int]]:
+            found = []
+            for begin, end in self.spec.touched(cells, pixels, self.patch):
+                first = max(0, self.spec.first + begin * self.spec.stride)
+                last = min(pixels, self.spec.first + (end - 1) * self.spec.stride + self.spec.field)
+                found.append((first, last - first))
+            return found
+
+        rows, columns = seen(self.spec.height, self.height), seen(self.spec.width, self.width)
+        return [(top, left, height, width) for top, height in rows for left, width in columns]
+
+    def logits(self, evidence: np.ndarray) -> np.ndarray:
+        """Logits (..., M, K) without each window, of evidence (..., K, h, w)."""
+        flat = evidence.reshape(*evidence.shape[:-2], -1)
+        windows = windows_for(self.spec, self.height, self.width, self.patch).windows
+        left: np.ndarray = flat.sum(-1)[..., None] - flat @ windows
+        return left.swapaxes(-1, -2)
+
+
 @lru_cache(maxsize=8)
 def windows_for(spec: SmallFieldSpec, height: int, width: int, patch: int) -> Windows:
     """The windows of a square patch of side `patch` on an image of `height` x `width` pixels, float32.

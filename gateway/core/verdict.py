@@ -294,7 +294,11 @@ class Judge:
         self._kinds = None if rule is None else Kinds(rule, manifest.scores, array("kinds"), array("kind_weights"))
         voting, side = calibration.votes, manifest.input
         self.votes = (
-            None if voting is None else Votes(voting, side.height, side.width, array("votes"), array("vote_weights"))
+            None
+            if voting is None
+            else Votes(
+                voting, side.height, side.width, array("votes"), array("vote_weights"), small_field=manifest.small_field
+            )
         )
         cascade = calibration.cascade
         if cascade:

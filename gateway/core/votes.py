@@ -5,7 +5,9 @@ other pixels alone. So the label that a patched image gets under that mask, and 
 image's: no patch can lower it. The *objection* to a label is the largest lead of another one, in probability, under any
 mask; it becomes a conformal p-value. Whoever patches an image so that a wrong label is served thus meets an objection
 of at least `margins` of the unpatched image: where that is beyond the cutoff the patch is flagged, whatever its content
-and place. (PatchCleanser's masks, Xiang et al. 2022; Xiang and Mittal 2021, arXiv 2104.12609, flag every disagreement.)
+and place. Where the network of small fields votes (`gateway.core.small_field`), windows of its cells take the place of
+masks: it cannot see what it leaves out, and one forward pass has the labels without every window. (PatchCleanser's
+masks, Xiang et al. 2022; Xiang and Mittal 2021, arXiv 2104.12609, flag every disagreement.)
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from gateway.core.grouped import GroupedScores
 from gateway.core.masks import MaskSet
 from gateway.core.outputs import softmax
 from gateway.core.rules import VoteRule
+from gateway.core.small_field import SmallFieldSpec, WindowSet
 
 NAME = "mask_votes"
 """What their p-value is called among the evidence of a verdict."""
@@ -32,7 +35,7 @@ class Voted:
     objection: float
     index: int
     mask: int
-    masks: MaskSet
+    masks: MaskSet | WindowSet
     p_value: float
 
     @property
@@ -44,9 +47,18 @@ class Voted:
 class Votes:
     """The rule of one calibration with its benign objections."""
 
-    def __init__(self, rule: VoteRule, height: int, width: int, values: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(
+        self,
+        rule: VoteRule,
+        height: int,
+        width: int,
+        values: np.ndarray,
+        weights: np.ndarray,
+        small_field: SmallFieldSpec | None = None,
+    ) -> None:
         """`values` (n,) ascend, `weights` (n,) are theirs; `height` and `width` are the network's."""
-        self.masks = MaskSet(height, width, rule.patch, rule.masks_per_axis)
+        self.by = rule.by
+        self.masks = hiders(rule, height, width, small_field)
         self._benign = GroupedScores(values, weights, rule.groups)
 
     def vote(self, index: int, logits: np.ndarray) -> Voted:
@@ -69,6 +81,15 @@ class Votes:
     def limit(self, p: float) -> float:
         """The objection beyond which, and only beyond which, the p-value is `p` or less; infinite if none is."""
         return self._benign.level(p)
+
+
+def hiders(rule: VoteRule, height: int, width: int, small_field: SmallFieldSpec | None = None) -> MaskSet | WindowSet:
+    """What hides a patch by `rule`; `ValueError` where the network of small fields is to vote and there is none."""
+    if rule.masks_per_axis is not None:
+        return MaskSet(height, width, rule.patch, rule.masks_per_axis)
+    if small_field is None:
+        raise ValueError("votes are the network of small fields', which the bundle has not")
+    return WindowSet(small_field, height, width, rule.patch)
 
 
 def objections(index: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -175,5 +175,7 @@ class Dispatcher:
 
 def _more(certify: CertificateWanted | None, pipeline: Pipeline) -> float:
     """The work of a certificate and of votes, in passes of the part `verdict`."""
-    votes = 0 if pipeline.votes is None else len(pipeline.votes.masks)
+    votes = 0
+    if pipeline.votes is not None:
+        votes = len(pipeline.votes.masks) if pipeline.votes.by == "masks" else 1
     return (votes + (0 if certify is None else certify.forwards)) * MASKED_COST

@@ -25,7 +25,7 @@ from training.bundling.calibrate import CALIBRATION, calibrate, enough_to_calibr
 from training.bundling.calibrate import benign_scores as scores_of
 from training.bundling.kinds import Reader, benign_odds
 from training.bundling.rules import add_arrays, revised
-from training.bundling.votes import add_votes, mask_set
+from training.bundling.votes import add_votes, hiding
 from training.data.dataset import Dataset, Split
 from training.errors import TrainingError
 from training.util.atomic import draft_of
@@ -161,7 +161,8 @@ def from_reviews(
         recalibrated = manifest.model_copy(update={"calibrations": [*others, made]})
         write_manifest(draft, recalibrated)
         if like.votes is not None:
-            masks = mask_set(manifest, patch=like.votes.patch, masks_per_axis=like.votes.masks_per_axis)
+            given = like.votes
+            masks = hiding(manifest, patch=given.patch, masks_per_axis=given.masks_per_axis, by=given.by)
             add_votes(draft, read_manifest(draft), data.calibrate, masks=masks, progress=progress)
         load_bundle(draft)
     return load_bundle(out), found

@@ -18,10 +18,12 @@ from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
-from gateway.core.small_field import SMALL_FIELD, SmallFieldFound, SmallFieldSpec, found_in, windows_for
+from gateway.core.rules import VoteRule
+from gateway.core.small_field import SMALL_FIELD, SmallFieldFound, SmallFieldSpec, WindowSet, found_in, windows_for
+from gateway.core.votes import margins, objections
 from gateway.errors import BadParameter, BundleError
 from tests.gateway.core.double_masking import double_masked, neighbours
-from tests.gateway.tiny import FIELDS, SIZE, add_small_field, clean_image, patched_image, write_bundle
+from tests.gateway.tiny import FIELDS, SIZE, add_small_field, add_votes, clean_image, patched_image, write_bundle
 
 SIDE, PATCH, CLASSES = 5, 2, 3
 SPEC = SmallFieldSpec(field=2, stride=1, first=0, height=4, width=4)
@@ -176,3 +178,55 @@ def test_only_bundles_that_have_one_are_asked(pipeline: Pipeline, tmp_path: Path
     without = Pipeline.on(Engine.open(bundle, device="cpu"), bundle)
     with pytest.raises(BadParameter, match="no network of small fields"):
         wanted(asked, without, policy, "full")
+
+
+@pytest.fixture
+def voting(folder: Path) -> Pipeline:
+    bundle = load_bundle(add_votes(folder, patch=4, by="small_field"))
+    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle, votes=True)
+
+
+def test_its_votes_are_those_without_every_window(voting: Pipeline) -> None:
+    assert voting.votes is not None
+    assert voting.small_field is not None
+    hidden = voting.votes.masks
+    assert isinstance(hidden, WindowSet)
+    image = clean_image((150, 0, 0))
+    image[4:8, 4:8] = (0, 0, 249)
+    (decision,) = voting.decide_images([image], explain=False)
+    evidence = voting.small_field.evidence(to_pixels(image))[0]
+    flat, windows = evidence.reshape(3, -1), voting.small_field.windows_for(4).windows
+    expected = objections(np.array([decision.served.prediction.index]), (flat.sum(1) - (flat @ windows).T)[None])[0]
+    assert decision.voted is not None
+    assert decision.voted.objection == pytest.approx(float(expected.max()), abs=1e-5)
+    top, left, height, width = decision.voted.box
+    assert (0 <= top < top + height <= SIZE, 0 <= left < left + width <= SIZE) == (True, True)
+    assert len(hidden.boxes) == len(hidden) == windows.shape[1]
+    assert hidden.share == 16 / SIZE**2
+
+
+def test_no_patch_lowers_its_objection_below_the_unpatched_image_s() -> None:
+    """Every place and content: whatever else is served meets at least the margin of the image without the patch."""
+    hidden, tried = WindowSet(SPEC, SIDE, SIDE, PATCH), 0
+    for seed in range(40):
+        cells, rng = network(seed), np.random.default_rng(seed)
+        image = np.full((SIDE, SIDE), rng.choice([0.0, 0.5, 1.0]))
+        image[rng.integers(SIDE), rng.integers(SIDE)] = rng.choice([0.0, 1.0])
+        label = np.array([int(cells(image[None])[0].sum((1, 2)).argmax())])
+        bound = float(margins(label, hidden.logits(cells(image[None])))[0])
+        under = hidden.logits(cells(neighbours(image, PATCH)))
+        for other in {0, 1, 2} - {int(label[0])}:
+            leads, _ = objections(np.full(len(under), other), under)
+            tried += len(leads)
+            assert (leads.max(1) >= bound - 1e-9).all()
+    assert tried > 10_000
+
+
+def test_votes_of_a_network_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="small fields, which is not there"):
+        add_votes(folder, by="small_field")
+    with pytest.raises(ValueError, match="masks_per_axis is of masks"):
+        VoteRule(patch=4, by="small_field", masks_per_axis=4, n=20, groups=2)
+    with pytest.raises(ValueError, match="masks_per_axis is of masks"):
+        VoteRule(patch=4, n=20, groups=2)

@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from gateway.telemetry import metrics
 from gateway.versions.registry import Registry, load_registry
 from tests.gateway.http.test_api import call, value
-from tests.gateway.tiny import add_votes, clean_image, encode, write_bundle
+from tests.gateway.tiny import add_small_field, add_votes, clean_image, encode, write_bundle
 
 
 def patched() -> bytes:
@@ -96,3 +96,14 @@ def test_a_bundle_that_cannot_vote_is_refused_at_the_start(tmp_path: Path) -> No
     write_bundle(tmp_path / "tiny")
     with pytest.raises(ConfigError, match="palisade votes"):
         load_registry(Settings(models=str(tmp_path), votes=True, device="cpu"))
+
+
+def test_the_network_of_small_fields_votes_in_one_pass(tmp_path: Path) -> None:
+    bundle = add_votes(add_small_field(write_bundle(tmp_path / "tiny")), patch=6, by="small_field")
+    voting = load_registry(Settings(models=str(bundle), votes=True, device="cpu")).get(None)
+    app = create_api(Settings(votes=True))
+    app.state.registry = Registry([voting])
+    metrics.announce(voting)
+    votes = call(app, "POST", "/v1/predict", content=encode(clean_image((150, 0, 0)))).json()["verdict"]["votes"]
+    assert (votes["by"], votes["patch"], votes["objection"] < 0) == ("small_field", 6, True)
+    app.state.dispatcher.close()

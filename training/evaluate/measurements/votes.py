@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from gateway.core.loading import Bundle
+from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.core.votes import SHARE, Votes, margins
 from training.attacks.conditions import Conditions, unflagged
@@ -50,6 +51,7 @@ class Voting(Section):
     """
 
     n: int
+    by: Literal["masks", "small_field"] = "masks"
     patch: int
     share: float
     masks: int
@@ -63,6 +65,12 @@ class VotingAdaptive(Effort, RangedByAlpha):
 
     n: int
     side: int
+
+
+def masks_vote(bundle: Bundle) -> bool:
+    """Whether masks of the answering network vote, whose attacker `adaptive_votes` is."""
+    rule = bundle.calibration("cpu", "fp32").votes
+    return rule is not None and rule.by == "masks"
 
 
 def can_vote(bundle: Bundle) -> bool:
@@ -86,7 +94,7 @@ def votes(bench: Bench) -> Found:
             "margin": margins(some.y, logits_under(voting, some.x, rule.masks)),
         }
 
-    depends = {"patch": rule.masks.patch, "k": rule.masks.k}
+    depends = {"patch": rule.masks.patch, "masks": len(rule.masks), "by": rule.by}
     rows = bench.rows("votes of masks", "votes", depends, len(images), CHUNK, make, served=True)
     judge, right = voting.judge, rows["served"] == images.y
     flagged, guaranteed, without = {}, {}, {}
@@ -97,6 +105,7 @@ def votes(bench: Bench) -> Found:
         guaranteed[alpha] = rows["margin"] > rule.limit(cutoff * SHARE) + ROUNDING
     section = Voting(
         n=len(images),
+        by=rule.by,
         patch=rule.masks.patch,
         share=rule.masks.share,
         masks=len(rule.masks),
@@ -128,8 +137,10 @@ def adaptive_votes(bench: Bench) -> Found:
     voting, rule = _voting(bench)
     alpha = max(ALPHAS)
     judge, level = voting.judge, voting.judge.level(alpha, votes=True)
-    limit, side = rule.limit(voting.judge.cutoff(alpha) * SHARE), rule.masks.patch
-    kept, repaired = outvoted(rule.masks, limit), still_wrong(judge.calibration.recovery)
+    masks = rule.masks
+    assert isinstance(masks, MaskSet)
+    limit, side = rule.limit(voting.judge.cutoff(alpha) * SHARE), masks.patch
+    kept, repaired = outvoted(masks, limit), still_wrong(judge.calibration.recovery)
     ways: list[tuple[Looks, Conditions, Afterwards]] = [
         ("networks", answered_wrongly, lambda *seen: [*repaired(*seen), *kept(*seen)]),
         ("all", unflagged(judge.fusion, level), kept),
@@ -144,16 +155,14 @@ def adaptive_votes(bench: Bench) -> Found:
     def make(start: int, stop: int, generator: torch.Generator) -> Arrays:
         part = clean.take(np.arange(start, stop))
         x, y = bench.pixels(part.x), bench.targets(part.y)
-        least = least_objections(logits_under(voting, part.x, rule.masks), part.y, rule.masks, side)
+        least = least_objections(logits_under(voting, part.x, masks), part.y, masks, side)
         won = np.zeros((len(part), len(ALPHAS)), bool)
         for kind, (looks, conditions, afterwards) in product(KINDS, ways):
             left = np.flatnonzero(~won[:, -1])
             if len(left) == 0:
                 break
             rows = torch.from_numpy(left).to(x.device)
-            aims = Tolerated(
-                x[rows], least[left], limit, width=rule.masks.width, side=side, kind=kind, generator=generator
-            )
+            aims = Tolerated(x[rows], least[left], limit, width=masks.width, side=side, kind=kind, generator=generator)
             with frozen(bench.defence):
                 found = joint_patch_attack(
                     bench.defence,
@@ -216,8 +225,9 @@ def _show(found: Voting) -> Body:
         ("right answers that no such patch changes without a flag", *_interval(found.guaranteed)),
     ]
     text = (
-        f"{found.masks} masks for squares of {found.patch} pixels a side ({percent(found.share)} of the image), "
-        f"n = {found.n:,}. The guarantee is of what is answered behind the masks: no attack enters it."
+        f"{found.masks} {'masks' if found.by == 'masks' else 'windows of cells of the network of small fields'} for "
+        f"squares of {found.patch} pixels a side ({percent(found.share)} of the image), n = {found.n:,}. The guarantee "
+        "is of what is answered without what a patch can touch: no attack enters it."
     )
     return [text, Table(head, rows)]
 
@@ -282,6 +292,6 @@ UNITS = (
         seconds=90,
         verified=8,
         companion=True,
-        only=can_vote,
+        only=masks_vote,
     ),
 )

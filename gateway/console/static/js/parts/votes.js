@@ -9,7 +9,7 @@ export function votesBody(votes, label, pixels) {
   const where = `rows ${top + 1} to ${top + height}, columns ${left + 1} to ${left + width}`;
   const size = `${votes.patch} × ${votes.patch} pixels`;
   const lost = votes.objection > 0;
-  const text = lost
+  const text = votes.by === "small_field" ? bySmallField(votes, label, where, size) : lost
     ? `With ${where} hidden the answer is “${votes.label}” and no longer “${label}”: it leads by ${decimal(votes.objection)} of probability. p ${pValue(votes.p_value)}: that share of benign images lose their label so surely.`
     : `No mask changes the label “${label}”. p ${pValue(votes.p_value)}. One of the masks hides any patch of up to ${size}, whatever it holds.`;
   if (!lost || !pixels) return [h("p", { class: "prose" }, text)];
@@ -19,4 +19,11 @@ export function votesBody(votes, label, pixels) {
     h("p", { class: "prose" }, text),
     h("div", { class: "votes" }, votesMap([], [flip], { index: null, picture, size: pixels, of: 1 })),
   ];
+}
+
+function bySmallField({ objection, label: other, p_value }, label, where, size) {
+  const p = `p ${pValue(p_value)}`;
+  return objection > 0
+    ? `Without its cells that see ${where} the network of small fields answers “${other}” and not “${label}”: it leads by ${decimal(objection)} of probability. ${p}: that share of benign images meet so sure an objection.`
+    : `The network of small fields answers “${label}”, too, whichever of its cells a patch of up to ${size} could touch are left out. ${p}.`;
 }
