@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from gateway.core.certificate import By
 from gateway.core.loading import hash_files, read_manifest, write_manifest
 from gateway.core.manifest import (
     Calibration,
