@@ -20,6 +20,9 @@ OUTPUTS = ("logits", "one", "two", "others")
 HARDEST = 8
 """Classes whose evidence is summed without every two windows; of the others a bound suffices, or nothing is proved."""
 
+TEMPERATURE = 2.0
+"""What logits are divided by before windows vote: sure labels differ more then, and benign objections are not all 1."""
+
 
 class SmallFieldSpec(BaseModel):
     """The grid: cell i of an axis sees the pixels from `first + i * stride` on, `field` of them."""
@@ -93,11 +96,11 @@ class WindowSet:
         return [(top, left, height, width) for top, height in rows for left, width in columns]
 
     def logits(self, evidence: np.ndarray) -> np.ndarray:
-        """Logits (..., M, K) without each window, of evidence (..., K, h, w)."""
+        """Logits (..., M, K) over `TEMPERATURE` without each window, of evidence (..., K, h, w)."""
         flat = evidence.reshape(*evidence.shape[:-2], -1)
         windows = windows_for(self.spec, self.height, self.width, self.patch).windows
         left: np.ndarray = flat.sum(-1)[..., None] - flat @ windows
-        return left.swapaxes(-1, -2)
+        return left.swapaxes(-1, -2) / TEMPERATURE
 
 
 @lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ from training.bundling.recalibrate import card_measured
 from training.bundling.recipe import load_bundle_recipe
 from training.commands.terminal import BundlePath, Threads, command, console, errors, progress_bars, use_threads
 from training.errors import TrainingError
-from training.evaluate.card import REPORT, assemble, drawn, extended, write_card
+from training.evaluate.card import REPORT, assemble, drawn, extended, without_units, write_card
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.store import Store
 from training.evaluate.harness.unit import LEVELS
@@ -213,7 +213,8 @@ def _added(bench: Bench, fresh: dict[str, Any]) -> dict[str, Any]:
     card = bench.bundle.card()
     if card is None:
         raise TrainingError(f"{bench.bundle.path}: no card to add to; leave --add out")
-    return extended(card, fresh)
+    gone = [name for name, unit in UNITS.items() if not unit.only(bench.bundle)]
+    return extended(without_units(card, gone), fresh)
 
 
 def _write(path: Path, bench: Bench, card: dict[str, Any], *, install: bool | None, kept: bool) -> None:

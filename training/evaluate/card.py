@@ -6,7 +6,7 @@ import copy
 import json
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +143,22 @@ def extended(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
     new["outcomes"] = list(outcomes.values())
     new["status"] = _status(new)
     return titled(new)
+
+
+def without_units(card: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`card` without what the units `names` measured, as of a rule that the bundle has no more."""
+    gone = {row["unit"] for row in card["units"]} & set(names)
+    if not gone:
+        return dict(card)
+    figures = {figure for name in gone for figure in UNITS[name].figures}
+    new = copy.deepcopy(dict(card))
+    for key in {place.key for name in gone for place in UNITS[name].places}:
+        new.pop(key, None)
+    new["units"] = [row for row in new["units"] if row["unit"] not in gone]
+    outcomes = {row["outcome"] for name, row in card["figures"].items() if name in figures}
+    new["figures"] = {name: row for name, row in new["figures"].items() if name not in figures}
+    new["outcomes"] = [row for row in new["outcomes"] if row["name"] not in outcomes]
+    return new
 
 
 def _same_settings(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:

@@ -19,7 +19,15 @@ from gateway.core.loading import load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
 from gateway.core.rules import VoteRule
-from gateway.core.small_field import SMALL_FIELD, SmallFieldFound, SmallFieldSpec, WindowSet, found_in, windows_for
+from gateway.core.small_field import (
+    SMALL_FIELD,
+    TEMPERATURE,
+    SmallFieldFound,
+    SmallFieldSpec,
+    WindowSet,
+    found_in,
+    windows_for,
+)
 from gateway.core.votes import margins, objections
 from gateway.errors import BadParameter, BundleError
 from tests.gateway.core.double_masking import double_masked, neighbours
@@ -196,7 +204,8 @@ def test_its_votes_are_those_without_every_window(voting: Pipeline) -> None:
     (decision,) = voting.decide_images([image], explain=False)
     evidence = voting.small_field.evidence(to_pixels(image))[0]
     flat, windows = evidence.reshape(3, -1), voting.small_field.windows_for(4).windows
-    expected = objections(np.array([decision.served.prediction.index]), (flat.sum(1) - (flat @ windows).T)[None])[0]
+    left = (flat.sum(1) - (flat @ windows).T) / TEMPERATURE
+    expected = objections(np.array([decision.served.prediction.index]), left[None])[0]
     assert decision.voted is not None
     assert decision.voted.objection == pytest.approx(float(expected.max()), abs=1e-5)
     top, left, height, width = decision.voted.box
