@@ -152,8 +152,12 @@ def without_units(card: Mapping[str, Any], names: Collection[str]) -> dict[str, 
         return dict(card)
     figures = {figure for name in gone for figure in UNITS[name].figures}
     new = copy.deepcopy(dict(card))
-    for key in {place.key for name in gone for place in UNITS[name].places}:
+    places = {place.key for name in gone for place in UNITS[name].places}
+    for key in places:
         new.pop(key, None)
+    for named in new.get("titles", {}).values():
+        for key in {*gone, *figures, *places} & set(named):
+            del named[key]
     new["units"] = [row for row in new["units"] if row["unit"] not in gone]
     outcomes = {row["outcome"] for name, row in card["figures"].items() if name in figures}
     new["figures"] = {name: row for name, row in new["figures"].items() if name not in figures}

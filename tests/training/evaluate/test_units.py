@@ -17,7 +17,7 @@ from torch import Tensor
 from training.attacks.listed import ATTACKS
 from training.attacks.unaware import Attack, Made, Scene, by_name
 from training.errors import RecipeError, TrainingError
-from training.evaluate.card import assemble, check, extended, page_of
+from training.evaluate.card import assemble, check, extended, page_of, without_units
 from training.evaluate.harness.bench import Bench
 from training.evaluate.harness.found import Figure, Found, unpack
 from training.evaluate.harness.section import Section
@@ -123,6 +123,23 @@ def test_a_card_is_extended_by_what_is_measured_later(fresh: Fresh, monkeypatch:
     assert {**again, "date": ""} == {**new, "date": ""}
     with pytest.raises(TrainingError, match="version"):
         extended(old | {"version": "9.9.9"}, assemble(second))
+
+
+def test_what_a_bundle_has_no_more_leaves_its_card(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNITS, "dark", TOY)
+    bench = fresh()
+    assert run_units(bench, ["dark", "gradients"]) == {}
+    whole = assemble(bench)
+    before = json.dumps(whole)
+    left = without_units(whole, ["dark", "votes"])
+    assert json.dumps(whole) == before
+    assert left["gradients"] == whole["gradients"]
+    assert left["figures"] == {name: row for name, row in whole["figures"].items() if name != "dark"}
+    assert "dark" not in {row["name"] for row in left["outcomes"]}
+    assert "dark" not in left
+    assert "dark" not in {**left["titles"]["units"], **left["titles"]["figures"], **left["titles"]["sections"]}
+    assert [row["unit"] for row in left["units"]] == ["gradients"]
+    assert without_units(left, ["dark"]) == left
 
 
 def test_names_of_attacks_are_unique() -> None:
