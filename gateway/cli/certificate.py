@@ -45,5 +45,5 @@ def check(
     again = "" if here == where else f" (made on {where}, repeated on {here})"
     typer.echo(
         f"{answer}: {found.level}: {stated.label!r} against any patch of {patch} x {patch} pixels "
-        f"({found.masks.share:.1%} of the image), {found.forwards} forward passes{again}"
+        f"({found.masks.share:.1%} of the image), {found.forwards} forward pass{'' if found.forwards == 1 else 'es'}{again}"
     )
