@@ -43,7 +43,8 @@ def check(
     record, patch = stated.certificate.record, found.masks.patch
     where, here = (f"{each.provider}-{each.precision}" for each in (record, pipeline.engine))
     again = "" if here == where else f" (made on {where}, repeated on {here})"
+    passes = "1 forward pass" if found.forwards == 1 else f"{found.forwards} forward passes"
     typer.echo(
         f"{answer}: {found.level}: {stated.label!r} against any patch of {patch} x {patch} pixels "
-        f"({found.masks.share:.1%} of the image), {found.forwards} forward pass{'' if found.forwards == 1 else 'es'}{again}"
+        f"({found.masks.share:.1%} of the image), {passes}{again}"
     )
