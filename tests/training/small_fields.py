@@ -13,10 +13,10 @@ from training.models.small_field import SmallField
 from training.recipes.training import Recipe
 
 
-def random_small_field(*, classes: int, side: int, width: int = 8) -> SmallField:
+def random_small_field(*, classes: int, side: int, width: int = 8, logarithm: float | None = None) -> SmallField:
     """Random weights and running statistics, in evaluation mode."""
     torch.manual_seed(0)
-    spec = ModelSpec(arch="small_field", width=width)
+    spec = ModelSpec(arch="small_field", width=width, logarithm=logarithm)
     network = build_model(spec, classes=classes, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3], side=side)
     assert isinstance(network, SmallField)
     with torch.no_grad():

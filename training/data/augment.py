@@ -15,7 +15,8 @@ from training.util.random_draws import integers, uniform
 class Augmentation(BaseModel):
     """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast.
 
-    `colour` is the relative range of a gain for each channel. `erase` is the share of images that lose a rectangle, of
+    `colour` is the relative range of a gain for each channel, `exposure` that of one for all, in stops: at 2, images are
+    a quarter to four times as bright, cut off at white, as those of a camera that is wrongly exposed. `erase` is the share of images that lose a rectangle, of
     2 to 15 % of the area, to one random colour (Zhong et al. 2017, arXiv 1708.04896).
     """
 
@@ -29,6 +30,7 @@ class Augmentation(BaseModel):
     brightness: float = Field(0.3, ge=0, lt=1)
     contrast: float = Field(0.3, ge=0, lt=1)
     colour: float = Field(0.0, ge=0, lt=1)
+    exposure: float = Field(0.0, ge=0, le=4)
     erase: float = Field(0.0, ge=0, le=1)
 
 
@@ -57,6 +59,8 @@ def augment(
     # These draw numbers only where they are asked for: recipes without them repeat as they were.
     if settings.colour:
         images = images * (1 + settings.colour * (2 * uniform(images.shape[:2], generator) - 1)).to(x)[:, :, None, None]
+    if settings.exposure:
+        images = images * torch.exp2(within(settings.exposure)).to(x)[:, None, None, None]
     images = images.clamp(0, 1)
     if settings.erase:
         images = _erased(images, generator, share=settings.erase)

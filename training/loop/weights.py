@@ -97,12 +97,12 @@ def read_kept(path: Path) -> Kept:
 def load_kept(path: Path, model: ModelSpec | None, data: Dataset) -> tuple[Kept, Network]:
     """The file's network, which must be such a `model` if one is given, trained on splits of the same groups as `data`.
 
-    Other groups would let the network have seen what it is judged or calibrated on. Raises `TrainingError`.
+    Whether pixels enter as logarithms may differ: a training may begin with it. Other groups would let the network have seen what it is judged or calibrated on. Raises `TrainingError`.
     """
     kept = read_kept(path)
     if kept.groups != groups_of(data):
         raise TrainingError(f"{path} was trained on other groups than the splits of {data.name} have; train it anew")
-    if model is not None and kept.recipe.model != model:
+    if model is not None and kept.recipe.model.model_copy(update={"logarithm": model.logarithm}) != model:
         raise TrainingError(f"{path} is of the model {_said(kept.recipe.model)}, not of {_said(model)}")
     return kept, network_in(path, kept, classes=len(data.classes), side=data.train.x.shape[1])
 

@@ -34,6 +34,9 @@ class ModelSpec(BaseModel):
     blocks: tuple[int, ...] = (1, 1, 1)
     stem_stride: int = Field(1, ge=1, le=4)
     side: int | None = Field(None, ge=8, le=512, description="pixels a side that images are averaged down to")
+    logarithm: float | None = Field(
+        None, gt=0, le=1, description="c, where pixels x enter as log(1 + x / c): exposure shifts them (small_field)"
+    )
 
     @field_validator("arch")
     @classmethod
@@ -85,7 +88,7 @@ def _efficientnet_lite0(
 
 
 def _small_field(spec: ModelSpec, *, classes: int, mean: list[float], std: list[float], side: int) -> SmallField:
-    return SmallField(classes=classes, width=spec.width, side=side, mean=mean, std=std)
+    return SmallField(classes=classes, width=spec.width, side=side, mean=mean, std=std, logarithm=spec.logarithm)
 
 
 ARCHS: dict[str, Builder] = {

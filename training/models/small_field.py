@@ -6,6 +6,8 @@ for each place, which no patch changes. What it proves: `gateway.core.small_fiel
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +22,19 @@ _SCALE = 8.0
 class SmallField(Network):
     """Convolutions of 3x3, 2x2 with stride 2, and 2x2, each before one of 1x1; a field of 6x6 pixels, stride 2."""
 
-    def __init__(self, *, classes: int, width: int, side: int, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        *,
+        classes: int,
+        width: int,
+        side: int,
+        mean: list[float],
+        std: list[float],
+        logarithm: float | None = None,
+    ) -> None:
+        """With `logarithm` c, pixels x enter as log(1 + x / c) / log(1 + 1 / c), still in [0, 1]."""
         super().__init__()
+        self.logarithm = logarithm
         self.normalise = Normalise(mean, std)
         first, *others = (width * part // 4 for part in (3, 4, 7, 8, 10, 14))
         one, two, three, four, five = others
@@ -52,6 +65,8 @@ class SmallField(Network):
         return found * (_SCALE / (found.shape[2] * found.shape[3]))
 
     def _features(self, x: Tensor) -> Tensor:
+        if self.logarithm is not None:
+            x = torch.log1p(x / self.logarithm) / math.log1p(1 / self.logarithm)
         features: Tensor = self.body(self.stem(self.normalise(x)) + self.place)
         return features
 

@@ -126,3 +126,12 @@ def test_erasing_hides_one_rectangle_of_one_colour_in_a_share_of_the_images() ->
         assert torch.equal(where, rows[:, None] & columns[None])
         assert (image[:, where].std(1) < 1e-6).all()
         assert where.float().mean() < 0.17
+
+
+def test_exposure_is_one_gain_in_stops() -> None:
+    x = torch.full((64, 3, 4, 4), 0.2)
+    images, _ = augment(x, STILL.model_copy(update={"exposure": 2.0}), seeded(0))
+    stops = torch.log2(images / x)
+    assert (stops.flatten(1).amax(1) - stops.flatten(1).amin(1)).max() < 1e-5
+    assert -2 - 1e-5 <= stops.min() < -1.5
+    assert 1.5 < stops.max() <= 2 + 1e-5

@@ -21,9 +21,9 @@ from training.recipes.training import Recipe
 SIDE = 16
 
 
-@pytest.fixture(scope="module")
-def network() -> SmallField:
-    return random_small_field(classes=4, side=SIDE)
+@pytest.fixture(scope="module", params=[None, 0.06], ids=["pixels", "logarithms"])
+def network(request: pytest.FixtureRequest) -> SmallField:
+    return random_small_field(classes=4, side=SIDE, logarithm=request.param)
 
 
 def test_cells_see_the_pixels_that_are_stated_and_no_others(network: SmallField) -> None:
@@ -51,6 +51,19 @@ def test_evidence_adds_up_to_the_logits(network: SmallField) -> None:
         logits, taps = network.taps(x)
     assert {name: tap.shape[1] for name, tap in taps.items()} == network.tap_channels
     torch.testing.assert_close(logits, network(x))
+
+
+def test_exposure_shifts_the_logarithms_that_enter() -> None:
+    network = random_small_field(classes=4, side=SIDE, logarithm=1e-4)
+    entered = []
+    network.normalise.register_forward_pre_hook(lambda _module, given: entered.append(given[0]))
+    x = torch.rand(1, 3, SIDE, SIDE) * 0.5 + 0.2
+    with torch.no_grad():
+        network(x)
+        network(x / 2)
+    bright, dark = entered
+    assert 0 <= dark.min() < bright.max() <= 1
+    assert (bright - dark).std() < 1e-4
 
 
 def test_the_worst_windows_are_left_out_one_after_the_other(network: SmallField) -> None:
@@ -97,9 +110,11 @@ def test_the_loss_is_lowered_and_other_networks_are_refused(tmp_path: Path) -> N
         Recipe.model_validate(content | {"stages": [stage]})
 
 
-@pytest.mark.parametrize("classes", [2, CLASSES, HARDEST + 1, HARDEST + 4])
-def test_the_graph_proves_what_torch_adds_up(classes: int, tmp_path: Path) -> None:
-    network = random_small_field(classes=classes, side=SIDE)
+@pytest.mark.parametrize(
+    ("classes", "logarithm"), [(2, None), (CLASSES, 0.06), (HARDEST + 1, None), (HARDEST + 4, 0.5)]
+)
+def test_the_graph_proves_what_torch_adds_up(classes: int, logarithm: float | None, tmp_path: Path) -> None:
+    network = random_small_field(classes=classes, side=SIDE, logarithm=logarithm)
     spec = InputSpec(height=SIDE, width=SIDE)
     export_small_field(network, tmp_path, spec)
     engine = SmallFieldEngine(tmp_path, network.spec, spec, classes, provider="cpu", threads=1)
