@@ -145,7 +145,10 @@ class Pipeline:
     def smallest_p(self) -> float:
         """The smallest p-value that an image can have: that of one beyond every benign image in every score."""
         own = self.judge.smallest_p
-        return own if self.votes is None else min(joined(own, 1.0), joined(1.0, self.votes.smallest_p))
+        if self.votes is None:
+            return own
+        beyond = self.votes.beyond
+        return min(joined(own, 1.0, beyond), joined(1.0, self.votes.smallest_p, beyond))
 
     @property
     def can_screen(self) -> bool:
@@ -227,9 +230,10 @@ class Pipeline:
             asked = [Masked(decision.pixels, mask) for mask in hidden.singles()]
         found = yield asked
         under = np.stack([each for each in found if isinstance(each, np.ndarray)])
+        whole = None
         if isinstance(hidden, WindowSet):
-            under = hidden.logits(under[0])
-        voted = self.votes.vote(decision.served.prediction.index, under)
+            under, whole = hidden.logits(under[0]), hidden.whole(under[0])
+        voted = self.votes.vote(decision.served.prediction.index, under, whole)
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
         return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
 
@@ -438,7 +442,7 @@ def _voting(bundle: Bundle, judge: Judge) -> Votes:
     if votes is None:
         raise BundleError(f"{bundle.path}: masks cannot vote on {key}: `palisade votes` calibrates that of cpu-fp32")
     flags = judge.smallest_p <= judge.p_cutoff  # without votes
-    if flags and flags_nothing(judge.smallest_p, votes.smallest_p, judge.p_cutoff):
+    if flags and flags_nothing(judge.smallest_p, votes.smallest_p, judge.p_cutoff, votes.beyond):
         raise ValueError(
             f"too few benign images or groups to halve alpha {judge.alpha:g} for votes of masks: the smallest p-values "
             f"are {judge.smallest_p:.2g} and {votes.smallest_p:.2g}"

@@ -40,6 +40,10 @@ class VoteRule(_Strict):
     """Masks for a square patch of `patch` pixels a side, `masks_per_axis` an axis, that vote (`gateway.core.votes`).
 
     By the network of small fields the windows of its cells vote in the place of masks, of which each place has one.
+    With `whole` it votes with nothing left out, too, and what that objection lacks to 1 counts `whole` of what it would
+    of a window's: it says nothing of what a patch can do, but clean images meet it seldom.
+
+    Of alpha half is theirs up to `gateway.core.votes.KNEE`, and `beyond` of the rest.
 
     The benign objections of `n` images in `groups` groups are in the calibration's arrays `votes` (n,) and
     `vote_weights` (n,).
@@ -48,6 +52,8 @@ class VoteRule(_Strict):
     patch: int = Field(ge=1)
     by: Literal["masks", "small_field"] = "masks"
     masks_per_axis: int | None = Field(None, ge=2, le=8)
+    whole: float | None = Field(None, gt=0, le=1)
+    beyond: float = Field(0.5, gt=0, lt=1)
     n: int = Field(ge=20)
     groups: int = Field(ge=2)
 
@@ -55,4 +61,6 @@ class VoteRule(_Strict):
     def _masks_stated(self) -> VoteRule:
         if (self.masks_per_axis is None) != (self.by == "small_field"):
             raise ValueError("masks_per_axis is of masks, and windows have none")
+        if self.whole is not None and self.by == "masks":
+            raise ValueError("whole is of the network of small fields")
         return self

@@ -35,16 +35,16 @@ class SmallFieldSpec(BaseModel):
     height: int = Field(ge=1, description="cells")
     width: int = Field(ge=1, description="cells")
 
+    def seeing(self, cells: int, start: int, patch: int) -> list[int]:
+        """Those of the `cells` of an axis that see one of `patch` pixels from `start` on."""
+        firsts = (self.first + i * self.stride for i in range(cells))
+        return [i for i, first in enumerate(firsts) if first < start + patch and start < first + self.field]
+
     def touched(self, cells: int, pixels: int, patch: int) -> list[tuple[int, int]]:
         """Ranges of the `cells` of an axis of `pixels` of which one holds all that a patch anywhere can touch."""
         found = set()
         for start in range(pixels - patch + 1):
-            seen = [
-                i
-                for i in range(cells)
-                if self.first + i * self.stride < start + patch and start < self.first + i * self.stride + self.field
-            ]
-            if seen:
+            if seen := self.seeing(cells, start, patch):
                 found.add((seen[0], seen[-1] + 1))
         inside = {a for a in found for b in found if a != b and b[0] <= a[0] and a[1] <= b[1]}
         return sorted(found - inside)
@@ -95,12 +95,35 @@ class WindowSet:
         rows, columns = seen(self.spec.height, self.height), seen(self.spec.width, self.width)
         return [(top, left, height, width) for top, height in rows for left, width in columns]
 
+    def hides(self, side: int) -> np.ndarray:
+        """Which windows hold every cell that sees a square of `side` at each place (P, M), in rows from the top left.
+
+        A cell that sees the square beside others counts, so that a window may hide less than its box.
+        """
+
+        def axis(cells: int, pixels: int) -> np.ndarray:
+            windows = self.spec.touched(cells, pixels, self.patch)
+            held = np.empty((pixels - side + 1, len(windows)), bool)
+            for start in range(len(held)):
+                seen = self.spec.seeing(cells, start, side)
+                held[start] = [all(begin <= cell < end for cell in seen) for begin, end in windows]
+            return held
+
+        rows, columns = axis(self.spec.height, self.height), axis(self.spec.width, self.width)
+        both: np.ndarray = rows[:, None, :, None] & columns[None, :, None, :]
+        return both.reshape(len(rows) * len(columns), len(self))
+
     def logits(self, evidence: np.ndarray) -> np.ndarray:
         """Logits (..., M, K) over `TEMPERATURE` without each window, of evidence (..., K, h, w)."""
         flat = evidence.reshape(*evidence.shape[:-2], -1)
         windows = windows_for(self.spec, self.height, self.width, self.patch).windows
         left: np.ndarray = flat.sum(-1)[..., None] - flat @ windows
         return left.swapaxes(-1, -2) / TEMPERATURE
+
+    def whole(self, evidence: np.ndarray) -> np.ndarray:
+        """Logits (..., K) over `TEMPERATURE` with nothing left out."""
+        found: np.ndarray = evidence.sum((-1, -2)) / TEMPERATURE
+        return found
 
 
 @lru_cache(maxsize=8)

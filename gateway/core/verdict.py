@@ -19,7 +19,7 @@ from gateway.core.kinds import Kind, Kinds, kind_of
 from gateway.core.loading import Bundle
 from gateway.core.manifest import Calibration, Cascade, Guard
 from gateway.core.outputs import VerdictOutputs
-from gateway.core.votes import NAME, SHARE, Voted, Votes, joined
+from gateway.core.votes import NAME, SHARE, Voted, Votes, joined, votes_part
 
 TAIL = 0.05
 _ROUNDING = 1 + 1e-12
@@ -228,20 +228,21 @@ class Verdict:
     p_attacked: float | None = None
     p_without_votes: float | None = None
     """The p-value of all scores but the masks' votes; None where masks did not vote."""
+    votes_beyond: float = SHARE
 
     @property
     def flagged_without_votes(self) -> bool:
         """Whether the other scores alone exhaust their share of alpha."""
         if self.p_without_votes is None:
             return self.flagged
-        return joined(self.p_without_votes, 1.0) <= self.p_cutoff * _ROUNDING
+        return joined(self.p_without_votes, 1.0, self.votes_beyond) <= self.p_cutoff * _ROUNDING
 
     def with_votes(self, voted: Voted) -> Verdict:
-        """The verdict once masks have voted: flagged where either half of alpha is spent (`gateway.core.votes`).
+        """The verdict once masks have voted: flagged where either part of alpha is spent (`gateway.core.votes`).
 
         `gated` stays, since the image was looked at twice, or not, before.
         """
-        p = joined(self.p_value, voted.p_value)
+        p = joined(self.p_value, voted.p_value, voted.beyond)
         flagged, kind = p <= self.p_cutoff * _ROUNDING, self.kind
         if self.p_unfamiliar is not None and self.p_attacked is not None:
             kind = kind_of(self.p_unfamiliar, self.p_attacked, flagged=flagged, alpha=self.alpha)
@@ -252,6 +253,7 @@ class Verdict:
             evidence=self.evidence | {NAME: voted.p_value},
             kind=kind,
             p_without_votes=self.p_value,
+            votes_beyond=voted.beyond,
         )
 
     @property
@@ -329,8 +331,11 @@ class Judge:
         return float(self._fused.p_values(np.array([self.fusion.beyond]))[0])
 
     def level(self, alpha: float, *, votes: bool = False) -> float:
-        """The T (see `Fusion`) above which an image is not flagged at `alpha`; `votes`: of which masks have a share."""
-        return -self._fused.level(self.cutoff(alpha) * (1 - SHARE if votes else 1.0))
+        """The T (see `Fusion`) above which an image is not flagged at `alpha`; `votes`: of which masks have a part."""
+        cutoff = self.cutoff(alpha)
+        if votes and self.votes is not None:
+            cutoff -= votes_part(cutoff, self.votes.beyond)
+        return -self._fused.level(cutoff)
 
     def screen(self, screen_scores: np.ndarray) -> np.ndarray:
         """Which images (N,) of the part `screen`, scores (N, S1), need the full verdict; the others are benign."""

@@ -6,8 +6,10 @@ image's: no patch can lower it. The *objection* to a label is the largest lead o
 mask; it becomes a conformal p-value. Whoever patches an image so that a wrong label is served thus meets an objection
 of at least `margins` of the unpatched image: where that is beyond the cutoff the patch is flagged, whatever its content
 and place. Where the network of small fields votes (`gateway.core.small_field`), windows of its cells take the place of
-masks: it cannot see what it leaves out, and one forward pass has the labels without every window. (PatchCleanser's
-masks, Xiang et al. 2022; Xiang and Mittal 2021, arXiv 2104.12609, flag every disagreement.)
+masks: it cannot see what it leaves out, and one forward pass has the labels without every window. That network is heard
+with nothing left out, too, where the rule says how much more this counts: obstacles of any shape fool it less often
+together with the other one than each alone, and clean images do so seldom. (PatchCleanser's masks, Xiang et al. 2022;
+Xiang and Mittal 2021, arXiv 2104.12609, flag every disagreement.)
 """
 
 from __future__ import annotations
@@ -25,23 +27,30 @@ from gateway.core.small_field import SmallFieldSpec, WindowSet
 NAME = "mask_votes"
 """What their p-value is called among the evidence of a verdict."""
 SHARE = 0.5
-"""Share of a verdict's alpha that is theirs; the rest is that of all other scores."""
+"""Share of a verdict's alpha that is theirs, up to `KNEE`; the rest is that of all other scores."""
+KNEE = 0.01
+"""Beyond this alpha a rule may divide what is left otherwise (`VoteRule.beyond`)."""
 
 
 @dataclass(frozen=True)
 class Voted:
-    """The strongest objection to the served label: by how much `index` leads it, in probability, under mask `mask`."""
+    """The strongest objection to the served label: by how much `index` leads it, in probability, under mask `mask`.
+
+    `mask` is None where it is that of the network of small fields with nothing left out.
+    """
 
     objection: float
     index: int
-    mask: int
+    mask: int | None
     masks: MaskSet | WindowSet
     p_value: float
+    beyond: float = SHARE
+    """What masks have of alpha beyond `KNEE`."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Top, left, height and width of that mask."""
-        return self.masks.boxes[self.mask]
+        """Top, left, height and width of that mask, or of the image."""
+        return (0, 0, self.masks.height, self.masks.width) if self.mask is None else self.masks.boxes[self.mask]
 
 
 class Votes:
@@ -57,17 +66,24 @@ class Votes:
         small_field: SmallFieldSpec | None = None,
     ) -> None:
         """`values` (n,) ascend, `weights` (n,) are theirs; `height` and `width` are the network's."""
-        self.by = rule.by
+        self.by, self.whole, self.beyond = rule.by, rule.whole, rule.beyond
         self.masks = hiders(rule, height, width, small_field)
         self._benign = GroupedScores(values, weights, rule.groups)
 
-    def vote(self, index: int, logits: np.ndarray) -> Voted:
-        """The vote on label `index`, given the logits (M, K) under each of `masks`."""
-        leads, others = objections(np.array([index]), logits[None])
-        mask = int(leads[0].argmax())
-        objection = float(leads[0, mask])
-        p = float(self.p_values(np.array([objection]))[0])
-        return Voted(objection, int(others[0, mask]), mask, self.masks, p)
+    def vote(self, index: int, logits: np.ndarray, whole: np.ndarray | None = None) -> Voted:
+        """The vote on label `index`, given the logits (M, K) under each of `masks`, and those (K,) of the whole image.
+
+        `whole` is the network of small fields'; without it the rule hears of windows alone.
+        """
+        asked, at_once = np.array([index]), None if whole is None else whole[None]
+        heard, others = all_objections(asked, logits[None], at_once, self.whole)
+        which = int(heard[0].argmax())
+        under_mask = which < len(logits)
+        objection = float(heard[0, which])
+        if not under_mask and self.whole is not None:
+            objection = 1 - (1 - objection) / self.whole
+        p = float(self.p_values(heard[0, which : which + 1])[0])
+        return Voted(objection, int(others[0, which]), which if under_mask else None, self.masks, p, self.beyond)
 
     def p_values(self, objections: np.ndarray) -> np.ndarray:
         """Conformal p-values (N,) of the largest objections (N,)."""
@@ -79,7 +95,10 @@ class Votes:
         return float(self.p_values(np.array([np.inf]))[0])
 
     def limit(self, p: float) -> float:
-        """The objection beyond which, and only beyond which, the p-value is `p` or less; infinite if none is."""
+        """The objection beyond which, and only beyond which, the p-value is `p` or less; infinite if none is.
+
+        Under a mask or without a window, that is: that of the whole image counts more.
+        """
         return self._benign.level(p)
 
 
@@ -104,6 +123,17 @@ def objections(index: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nd
     return others.max(2) - own, others.argmax(2)
 
 
+def all_objections(
+    index: np.ndarray, logits: np.ndarray, whole: np.ndarray | None, part: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`objections`, and with both given those of `whole` (N, K) as a last column, of whose lack to 1 `part` counts."""
+    leads, others = objections(index, logits)
+    if whole is None or part is None:
+        return leads, others
+    own, labels = objections(index, whole[:, None])
+    return np.concatenate([leads, 1 - part * (1 - own)], 1), np.concatenate([others, labels], 1)
+
+
 def margins(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The least objection (N,) that a patch meets which makes an unpatched image answered otherwise than `label` (N,).
 
@@ -115,14 +145,26 @@ def margins(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return np.asarray(-leads.max(1))
 
 
-def flags_nothing(judged: float, votes: float, cutoff: float) -> bool:
+def flags_nothing(judged: float, votes: float, cutoff: float, beyond: float = SHARE) -> bool:
     """Whether no image is flagged at `cutoff` by masks, or none by the others, whose smallest p-values these are."""
-    return max(joined(judged, 1.0), joined(1.0, votes)) > cutoff * (1 + 1e-12)
+    return max(joined(judged, 1.0, beyond), joined(1.0, votes, beyond)) > cutoff * (1 + 1e-12)
 
 
-def joined(p: float, votes: float) -> float:
+def joined(p: float, votes: float, beyond: float = SHARE) -> float:
     """The p-value of a verdict whose other scores have `p`, and its masks `votes`: valid whatever they share.
 
-    A budget alpha is divided between the two, `SHARE` of it for the masks (Bonferroni).
+    It is the smallest alpha of which one of the two has no more than its part (Bonferroni): `votes_part` is that of the
+    masks, and the rest that of the others.
     """
-    return min(1.0, p / (1 - SHARE), votes / SHARE)
+    return min(1.0, _spent(p, 1 - SHARE, 1 - beyond), _spent(votes, SHARE, beyond))
+
+
+def votes_part(alpha: float, beyond: float = SHARE) -> float:
+    """How much of `alpha` is the masks': half up to `KNEE`, `beyond` of the rest."""
+    return SHARE * min(alpha, KNEE) + beyond * max(0.0, alpha - KNEE)
+
+
+def _spent(p: float, below: float, beyond: float) -> float:
+    """The alpha of which `p` is the part of one side."""
+    knee = below * KNEE
+    return p / below if p <= knee else KNEE + (p - knee) / beyond

@@ -21,7 +21,7 @@ from gateway.core.masks import MaskSet, default_k, largest_patch
 from gateway.core.pipeline import Masked, Pipeline, Seen
 from gateway.core.rules import VoteRule
 from gateway.core.small_field import WindowSet
-from gateway.core.votes import objections
+from gateway.core.votes import all_objections
 from gateway.errors import PalisadeError
 from training.bundling.provenance import made_with
 from training.bundling.rules import add_rule, revised
@@ -35,6 +35,8 @@ By = Literal["masks", "small_field"]
 Hider = MaskSet | WindowSet
 PATCH_SHARE = 0.05
 """Share of the image under the patches that masks are made for, unless another side is asked for."""
+WHOLE, BEYOND = 0.25, 0.7
+"""How the whole image counts, and what windows have of alpha, as chosen on select (docs/studies.md)."""
 
 
 def with_votes(
@@ -44,6 +46,7 @@ def with_votes(
     patch: int | None = None,
     masks_per_axis: int | None = None,
     by: By | None = None,
+    whole: float | None = None,
     version: str | None = None,
     progress: StepProgress = silent,
 ) -> Bundle:
@@ -51,29 +54,38 @@ def with_votes(
 
     Without votes nothing changes: scores, p-values, cutoffs and flags stay, so that the version may, too. `patch` is a
     side in pixels of the network's input, and `by` is what votes (default: the network of small fields, where the
-    bundle has one, and else masks). Raises `TrainingError` where `out` exists, the patch does not fit, what is to vote
+    bundle has one, and else masks), which hears of the whole image with `whole` (`gateway.core.rules.VoteRule`; 1: no
+    more than of a window). Raises `TrainingError` where `out` exists, the patch does not fit, what is to vote
     is not there, or the data are not those that the bundle was made with.
     """
     bundle = load_bundle(path)
     if out.exists():
         raise TrainingError(f"{out} exists; choose another --out")
     masks = hiding(bundle.manifest, patch=patch, masks_per_axis=masks_per_axis, by=by)
+    if whole is not None and isinstance(masks, MaskSet):
+        raise TrainingError("--whole is of the network of small fields, and masks vote")
     manifest, (data, _) = revised(bundle, version), made_with(bundle)
     with draft_of(out) as draft:
         shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
-        add_votes(draft, manifest, data.calibrate, masks=masks, progress=progress)
+        add_votes(draft, manifest, data.calibrate, masks=masks, whole=whole, progress=progress)
     return load_bundle(out)
 
 
 def add_votes(
-    folder: Path, manifest: Manifest, benign: Split, *, masks: Hider | None = None, progress: StepProgress = silent
+    folder: Path,
+    manifest: Manifest,
+    benign: Split,
+    *,
+    masks: Hider | None = None,
+    whole: float | None = None,
+    progress: StepProgress = silent,
 ) -> None:
     """Give the bundle in `folder` votes beside its CPU calibration in fp32, from `benign` images, and this `manifest`.
 
     The labels are those that the policy `sanitize` serves without the cascade.
     """
     bundle = load_bundle(folder)
-    rule, arrays = calibrated(open_pipeline(bundle), masks or hiding(manifest), benign, progress=progress)
+    rule, arrays = calibrated(open_pipeline(bundle), masks or hiding(manifest), benign, whole, progress=progress)
     add_rule(folder, manifest, bundle.calibration("cpu", "fp32").key, arrays, votes=rule)
 
 
@@ -98,26 +110,35 @@ def hiding(
 
 
 def calibrated(
-    pipeline: Pipeline, masks: Hider, benign: Split, *, progress: StepProgress = silent
+    pipeline: Pipeline, masks: Hider, benign: Split, whole: float | None = None, *, progress: StepProgress = silent
 ) -> tuple[VoteRule, dict[str, np.ndarray]]:
     """The rule for `masks` and the calibration's arrays `votes` and `vote_weights` (n,), from `benign` images."""
-    found = served_objections(pipeline, benign.x, masks, progress=progress)
+    windows = {"by": "small_field", "whole": whole or WHOLE, "beyond": BEYOND}
+    own: dict[str, Any] = {"masks_per_axis": masks.k} if isinstance(masks, MaskSet) else windows
+    found = served_objections(pipeline, benign.x, masks, own.get("whole"), progress=progress)
     order, weights = np.argsort(found, kind="stable"), group_weights(benign.group)
-    own: dict[str, Any] = {"by": "small_field"} if isinstance(masks, WindowSet) else {"masks_per_axis": masks.k}
     rule = VoteRule(patch=masks.patch, **own, n=len(found), groups=len(np.unique(benign.group)))
     return rule, {"votes": found[order], "vote_weights": weights[order]}
 
 
 def served_objections(
-    pipeline: Pipeline, images: np.ndarray, masks: Hider, *, progress: StepProgress = silent
+    pipeline: Pipeline,
+    images: np.ndarray,
+    masks: Hider,
+    whole: float | None = None,
+    *,
+    progress: StepProgress = silent,
 ) -> np.ndarray:
-    """The largest objection (N,) to the served label of each of uint8 images (N, H, W, C), under `masks`."""
+    """The largest objection (N,) to the served label of each of uint8 images (N, H, W, C), under `masks`.
+
+    With `whole` (`gateway.core.rules.VoteRule`) that of the network of small fields to the whole image is heard, too.
+    """
     found = np.empty(len(images))
     for start in range(0, len(images), 64):
         some = images[start : start + 64]
         served = [each.served.prediction.index for each in pipeline.decide_images(list(some), explain=False)]
-        under = logits_under(pipeline, some, masks)
-        found[start : start + len(some)] = objections(np.array(served), under)[0].max(1)
+        under, seen = _heard(pipeline, some, masks)
+        found[start : start + len(some)] = all_objections(np.array(served), under, seen, whole)[0].max(1)
         progress("votes of masks", start + len(some), len(images))
     return found
 
@@ -127,12 +148,17 @@ def logits_under(pipeline: Pipeline, images: np.ndarray, masks: Hider) -> np.nda
 
     Under masks they are the answering network's.
     """
+    return _heard(pipeline, images, masks)[0]
+
+
+def _heard(pipeline: Pipeline, images: np.ndarray, masks: Hider) -> tuple[np.ndarray, np.ndarray | None]:
+    """Those logits, and those of the whole images (N, K) where windows vote."""
     if isinstance(masks, WindowSet):
-        asked = [Seen(to_pixels(image)[0]) for image in images]
-        return masks.logits(np.stack(_replies(pipeline, asked)))
+        evidence = np.stack(_replies(pipeline, [Seen(to_pixels(image)[0]) for image in images]))
+        return masks.logits(evidence), masks.whole(evidence)
     singles = masks.singles()
     under = [Masked(to_pixels(image)[0], mask) for image in images for mask in singles]
-    return np.stack(_replies(pipeline, under)).reshape(len(images), len(singles), -1)
+    return np.stack(_replies(pipeline, under)).reshape(len(images), len(singles), -1), None
 
 
 def _replies(pipeline: Pipeline, asked: Sequence[Masked] | Sequence[Seen]) -> list[np.ndarray]:

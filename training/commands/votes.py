@@ -28,6 +28,15 @@ def votes(
         Literal["masks", "small_field"] | None,
         typer.Option(help="What votes (default: the network of small fields, where the bundle has one; else masks)."),
     ] = None,
+    whole: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="How the network of small fields hears of the whole image: smaller finds more bars, stickers and "
+            "shadows, and guarantees less against patches (default: 0.25; 1: windows alone).",
+        ),
+    ] = None,
     version: Annotated[
         str | None,
         typer.Option(help="Version of the new bundle; default: the old one, since nothing changes without votes."),
@@ -42,7 +51,16 @@ def votes(
     """
     use_threads(threads)
     with progress_bars() as bars:
-        made = with_votes(bundle, out, patch=patch, masks_per_axis=masks, by=by, version=version, progress=bars.step)
+        made = with_votes(
+            bundle,
+            out,
+            patch=patch,
+            masks_per_axis=masks,
+            by=by,
+            whole=whole,
+            version=version,
+            progress=bars.step,
+        )
     rule = made.calibration("cpu", "fp32").votes
     assert rule is not None
     who = "masks" if rule.by == "masks" else "windows of cells"

@@ -15,9 +15,10 @@ from training.util.random_draws import integers, uniform
 class Augmentation(BaseModel):
     """Ranges of the random changes: degrees, share of the side, relative scale, relative brightness and contrast.
 
-    `colour` is the relative range of a gain for each channel, `exposure` that of one for all, in stops: at 2, images are
-    a quarter to four times as bright, cut off at white, as those of a camera that is wrongly exposed. `erase` is the share of images that lose a rectangle, of
-    2 to 15 % of the area, to one random colour (Zhong et al. 2017, arXiv 1708.04896).
+    `colour` is the relative range of a gain for each channel, `exposure` that of one for all, in stops: at 2, images
+    are a quarter to four times as bright, cut off at white, as those of a camera that is wrongly exposed. `erase` is
+    the share of images that lose a rectangle, of 2 to 15 % of the area, to one random colour (Zhong et al. 2017, arXiv
+    1708.04896).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

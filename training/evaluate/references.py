@@ -100,6 +100,7 @@ REFERENCES: dict[str, Reference] = {
     "smoothed": _ADAPTIVE,
     "patch_adaptive": Reference(("2.2.1", "2.2.4", "2.2.5"), _PATCH.atlas),
     "votes": _COST,
+    "votes_unaware": _PATCH,
     "votes_adaptive": Reference(("2.2.1", "2.2.4", "2.2.5"), _PATCH.atlas),
     "harm": _ADAPTIVE,
     "queries": Reference(("2.2.2", "2.2.5"), (*_QUERY.atlas, "AML.T0063")),

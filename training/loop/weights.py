@@ -97,7 +97,8 @@ def read_kept(path: Path) -> Kept:
 def load_kept(path: Path, model: ModelSpec | None, data: Dataset) -> tuple[Kept, Network]:
     """The file's network, which must be such a `model` if one is given, trained on splits of the same groups as `data`.
 
-    Whether pixels enter as logarithms may differ: a training may begin with it. Other groups would let the network have seen what it is judged or calibrated on. Raises `TrainingError`.
+    Whether pixels enter as logarithms may differ: a training may begin with it. Other groups would let the network have
+    seen what it is judged or calibrated on. Raises `TrainingError`.
     """
     kept = read_kept(path)
     if kept.groups != groups_of(data):

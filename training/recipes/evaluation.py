@@ -55,6 +55,7 @@ class Evaluation(BaseModel):
     adaptive_restarts: int = Field(1, ge=1, description="starting points: the image, then random ones")
     doubled: int = Field(60, ge=1, description="joint attack at twice the steps")
     adaptive_patched: int = Field(100, ge=1, description="patches whose maker knows the defence")
+    voted_patched: int = Field(100, ge=1, description="patches whose maker knows the defence and that masks vote")
     harm: int = Field(200, ge=1, description="attacks that aim at neutralisation's harm")
     queried: int = Field(20, ge=1, description="attacks over HTTP, at each level of disclosure")
     queries: int = Field(2000, ge=1, description="of each of them, at most")
@@ -88,6 +89,7 @@ COUNTS = (
     "adaptive",
     "doubled",
     "adaptive_patched",
+    "voted_patched",
     "harm",
     "queried",
     "explained",

@@ -213,7 +213,12 @@ def test_rebuilding_rests_and_following_does_not(
 
     def rests_of(follower: Follower) -> list[float]:
         rests: list[float] = []
-        monkeypatch.setattr(follower._stop, "wait", lambda seconds: rests.append(seconds) or False)
+
+        def rest(seconds: float) -> bool:
+            rests.append(seconds)
+            return False
+
+        monkeypatch.setattr(follower._stop, "wait", rest)
         follower.follow(datetime.now(UTC))
         return rests
 

@@ -28,7 +28,7 @@ from gateway.core.small_field import (
     found_in,
     windows_for,
 )
-from gateway.core.votes import margins, objections
+from gateway.core.votes import Votes, margins, objections
 from gateway.errors import BadParameter, BundleError
 from tests.gateway.core.double_masking import double_masked, neighbours
 from tests.gateway.tiny import FIELDS, SIZE, add_small_field, add_votes, clean_image, patched_image, write_bundle
@@ -160,7 +160,7 @@ def test_it_is_asked_first_and_masks_after_it(pipeline: Pipeline) -> None:
     assert found is not None
     assert (found.by, found.level, found.forwards, found.complete) == ("small_field", "proved", 1, True)
     for settings in ({"votes": True}, {"thorough": True}, {"by": "masks"}):
-        made = pipeline.certified(decision, CertificateWanted(masks, **settings)).certificate  # type: ignore[arg-type]
+        made = pipeline.certified(decision, CertificateWanted(masks, **settings)).certificate
         assert made is not None
         assert (made.by, made.level) == ("masks", "proved")
     (patched,) = pipeline.decide_images([patched_image()], explain=False)
@@ -229,6 +229,52 @@ def test_no_patch_lowers_its_objection_below_the_unpatched_image_s() -> None:
             tried += len(leads)
             assert (leads.max(1) >= bound - 1e-9).all()
     assert tried > 10_000
+
+
+def test_a_window_hides_the_places_whose_every_cell_it_holds() -> None:
+    for patch in (PATCH, PATCH + 1):
+        hidden = WindowSet(SPEC, SIDE, SIDE, patch)
+        for side in range(1, patch + 1):
+            found, places = hidden.hides(side), SIDE - side + 1
+            assert found.shape == (places**2, len(hidden))
+            assert found.any(1).all(), "each place is hidden by a window"
+            windows = windows_for(SPEC, SIDE, SIDE, patch).windows
+            for place in range(places**2):
+                top, left = divmod(place, places)
+                image = np.zeros((SIDE, SIDE))
+                image[top : top + side, left : left + side] = 1.0
+                seen = [
+                    any(
+                        image[max(0, y) : max(0, y + SPEC.field), max(0, x) : max(0, x + SPEC.field)].any()
+                        for y in [SPEC.first + i * SPEC.stride]
+                        for x in [SPEC.first + j * SPEC.stride]
+                    )
+                    for i in range(SPEC.height)
+                    for j in range(SPEC.width)
+                ]
+                np.testing.assert_array_equal(found[place], (windows[seen] == 1).all(0))
+
+
+def test_the_whole_image_is_heard_where_the_rule_says_how_much_more_it_counts() -> None:
+    benign, weights = np.linspace(-1, 0, 20), np.ones(20)
+    rule = VoteRule(patch=PATCH, by="small_field", whole=0.5, n=20, groups=20)
+    votes = Votes(rule, SIDE, SIDE, benign, weights, small_field=SPEC)
+    under = np.log(np.tile([0.6, 0.3, 0.1], (len(votes.masks), 1)))
+    under[3] = np.log([0.2, 0.7, 0.1])
+    for whole, heard, box in (
+        ([0.2, 0.2, 0.6], (0.4, 2, None), (0, 0, SIDE, SIDE)),  # counts as .7, beyond .5 without a window
+        ([0.7, 0.1, 0.2], (0.5, 1, 3), votes.masks.boxes[3]),  # counts as .25
+    ):
+        found = votes.vote(0, under, np.log(np.array(whole)))
+        assert (found.index, found.mask, found.box) == (*heard[1:], box)
+        assert found.objection == pytest.approx(heard[0])
+        counts = 1 - 0.5 * (1 - heard[0]) if found.mask is None else heard[0]
+        assert found.p_value == votes.p_values(np.array([counts]))[0]
+    assert votes.vote(0, under).mask == 3
+    deaf = Votes(rule.model_copy(update={"whole": None}), SIDE, SIDE, benign, weights, small_field=SPEC)
+    assert deaf.vote(0, under, np.log(np.array([0.1, 0.8, 0.1]))).mask == 3
+    with pytest.raises(ValueError, match="whole is of the network of small fields"):
+        VoteRule(patch=PATCH, masks_per_axis=4, whole=0.5, n=20, groups=2)
 
 
 def test_votes_of_a_network_that_is_not_there_are_refused(tmp_path: Path) -> None:

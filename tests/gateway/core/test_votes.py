@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.core.engine import Engine
@@ -15,7 +15,7 @@ from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Masked, Pipeline
 from gateway.core.rules import VoteRule
 from gateway.core.verdict import Verdict
-from gateway.core.votes import NAME, Voted, Votes, joined, margins, objections
+from gateway.core.votes import KNEE, NAME, Voted, Votes, joined, margins, objections, votes_part
 from gateway.errors import BundleError
 from tests.gateway.tiny import SIZE, add_votes, clean_image, patched_image, speckled_image, write_bundle
 
@@ -69,13 +69,25 @@ def test_a_joined_p_value_is_within_a_divided_budget(p: float, votes: float) -> 
     assert both <= min(1.0, 2 * min(p, votes)) + 1e-12
 
 
+@given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.floats(1e-4, 0.99), st.floats(0.1, 0.9))
+def test_a_joined_p_value_is_the_alpha_of_which_one_has_its_part(
+    p: float, votes: float, alpha: float, beyond: float
+) -> None:
+    part = votes_part(alpha, beyond)
+    assert 0 < part < alpha
+    assert part == pytest.approx(alpha / 2) or alpha > KNEE
+    assume(min(abs(votes - part), abs(p - (alpha - part))) > 1e-9)
+    assert (joined(p, votes, beyond) <= alpha) == (votes <= part or p <= alpha - part)
+
+
 def test_a_joined_p_value_is_valid_whatever_the_two_share() -> None:
     rng = np.random.default_rng(0)
     alone = rng.uniform(size=20_000)
     for other in (alone, 1 - alone, rng.uniform(size=20_000)):
-        both = np.array([joined(p, v) for p, v in zip(alone, other, strict=True)])
-        for alpha in (0.01, 0.05, 0.2):
-            assert (both <= alpha).mean() <= alpha + 3 * np.sqrt(alpha / len(both))
+        for beyond in (0.5, 0.7):
+            both = np.array([joined(p, v, beyond) for p, v in zip(alone, other, strict=True)])
+            for alpha in (0.01, 0.05, 0.2):
+                assert (both <= alpha).mean() <= alpha + 3 * np.sqrt(alpha / len(both))
 
 
 def test_no_patch_lowers_the_objection_below_the_unpatched_image_s(voting: Pipeline) -> None:

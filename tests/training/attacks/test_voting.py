@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from gateway.core.masks import MaskSet
-from gateway.core.votes import margins, objections
+from gateway.core.small_field import WindowSet
+from gateway.core.votes import all_objections, margins, objections
+from tests.training.small_fields import random_small_field
 from training.attacks.joint_run import Seen
-from training.attacks.voting import Tolerated, least_objections, outvoted
+from training.attacks.voting import Tolerated, least_objections, outvoted, outvoted_by
 from training.defence.graph import DefenceGraph
 from training.util.module_modes import seeded
 
@@ -93,3 +95,39 @@ def test_the_hinge_is_zero_once_no_mask_objects() -> None:
     (gradient,) = torch.autograd.grad(hinge.sum(), x)
     assert gradient[0, :, :6, :6].abs().sum() > 0
     assert gradient[1].abs().sum() == 0
+
+
+def test_windows_are_outvoted_where_none_objects_and_the_whole_image_does_not() -> None:
+    side, part = 16, 0.3
+    network = random_small_field(classes=4, side=side)
+    hidden = WindowSet(network.spec, side, side, 3)
+    x = torch.rand(12, 3, side, side, generator=seeded(0)).requires_grad_(True)
+    target, label = torch.arange(12) % 4, torch.zeros(12, dtype=torch.long)
+    nothing = torch.zeros(12, 0)
+    seen = Seen(nothing, {}, nothing, nothing)
+    cells = network.cells(x).detach().numpy()
+    for whole in (None, part):
+        heard = all_objections(target.numpy(), hidden.logits(cells), hidden.whole(cells), whole)[0].max(1)
+        limit = float(np.median(heard))
+        (hinge,) = outvoted_by(network, hidden, limit, whole)(
+            DefenceGraph.__new__(DefenceGraph), x, seen, target, label
+        )
+        met = hinge.detach().numpy() == 0
+        assert (heard[met] < limit).all()
+        assert (heard[~met] > limit - 0.021).all()
+        (gradient,) = torch.autograd.grad(hinge.sum(), x)
+        np.testing.assert_array_equal(gradient.flatten(1).abs().sum(1).numpy() > 0, hinge.detach().numpy() > 0)
+
+
+def test_where_a_network_is_sure_the_hinge_still_has_a_gradient() -> None:
+    network = random_small_field(classes=4, side=16)
+    with torch.no_grad():
+        network.head.weight.mul_(500)
+    hidden = WindowSet(network.spec, 16, 16, 3)
+    x = torch.rand(1, 3, 16, 16, generator=seeded(1)).requires_grad_(True)
+    nothing = torch.zeros(1, 0)
+    target = network(x).argmin(1)
+    hinges = outvoted_by(network, hidden, 0.5, 0.3)
+    (hinge,) = hinges(DefenceGraph.__new__(DefenceGraph), x, Seen(nothing, {}, nothing, nothing), target, target)
+    (gradient,) = torch.autograd.grad(hinge.sum(), x)
+    assert gradient.abs().max() > 1e-3

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gateway.core.certificate import CertificateWanted
+from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.small_field import SMALL_FIELD
 from tests.training.small_fields import write_small_field
 from tests.training.toy import random_network
 from training.bundling.provenance import made_with
-from training.bundling.small_field import with_small_field
+from training.bundling.small_field import TENSORS, load_small_field, with_small_field
 from training.commands.main import app
 from training.errors import TrainingError
 from training.loop.weights import read_kept, write_kept
@@ -29,6 +32,7 @@ def test_a_bundle_gets_one_and_stays_as_it_is(bundle: Bundle, tmp_path: Path) ->
     assert made.version == "1.0.1"
     files = dict(made.manifest.files)
     assert files.pop(SMALL_FIELD)
+    assert files.pop(TENSORS)
     assert files == bundle.manifest.files
     assert made.manifest.training["small_field"]["recipe"]["model"]["arch"] == "small_field"
     pipeline, size = open_pipeline(made), made.manifest.input.height
@@ -37,6 +41,14 @@ def test_a_bundle_gets_one_and_stays_as_it_is(bundle: Bundle, tmp_path: Path) ->
     found = pipeline.certified(decision, wanted).certificate
     assert found is not None
     assert (found.by, found.forwards) == ("small_field", 1)
+    assert pipeline.small_field is not None
+    pixels = to_pixels(data.test.x[0])
+    with torch.no_grad():
+        cells = load_small_field(made).cells(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(pipeline.small_field.evidence(pixels), cells, atol=1e-5)
+    (made.path / TENSORS).unlink()
+    with pytest.raises(TrainingError, match="not a file of weights"):
+        load_small_field(made)
 
 
 def test_the_command_says_what_it_made(bundle: Bundle, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from training.evaluate.run import finished, plan, run_units
 from training.evaluate.units import UNITS, chosen
 from training.models import ModelSpec
 
-ABSENT = {"votes", "votes_adaptive", "small_field"}  # of bundles that have what they measure
+ABSENT = {"votes", "votes_unaware", "votes_adaptive", "small_field"}  # of bundles that have what they measure
 QUICK = [
     name
     for name in UNITS

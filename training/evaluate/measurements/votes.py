@@ -14,15 +14,18 @@ import torch
 from gateway.core.loading import Bundle
 from gateway.core.masks import MaskSet
 from gateway.core.pipeline import Pipeline
-from gateway.core.votes import SHARE, Votes, margins
+from gateway.core.votes import Votes, margins, votes_part
 from training.attacks.conditions import Conditions, unflagged
 from training.attacks.joint_patch import joint_patch_attack
 from training.attacks.joint_run import Afterwards, Looks
+from training.attacks.listed import ATTACKS
 from training.attacks.neutralised import still_wrong
 from training.attacks.patch import Kind
-from training.attacks.voting import Tolerated, least_objections, outvoted
+from training.attacks.voting import Tolerated, least_objections, outvoted, outvoted_by
+from training.bundling.small_field import TENSORS, load_small_field
 from training.bundling.votes import logits_under
-from training.evaluate.harness.attacked import flags
+from training.data.dataset import Split
+from training.evaluate.harness.attacked import attacked, flags
 from training.evaluate.harness.bench import Bench, as_images
 from training.evaluate.harness.found import Figure, Found
 from training.evaluate.harness.section import ByAlpha, Effort, RangedByAlpha, Section
@@ -33,10 +36,26 @@ from training.evaluate.measurements.patch_adaptive import answered_wrongly
 from training.recipes.evaluation import ALPHAS
 from training.served.answers import serve
 from training.util.module_modes import frozen
-from training.util.statistics import interval
+from training.util.statistics import interval, share, threshold_at
 
 CHUNK = 64
 ADAPTIVE_CHUNK = 16
+FAMILIES = (
+    "bars",
+    "dull_sticker",
+    "half_shadow",
+    "colour_cast",
+    "rain",
+    "strip",
+    "strip_smooth",
+    "oblong_smooth",
+    "pair",
+    "patch",
+    "patch_low",
+    "fgsm_8",
+    "pgd_8",
+)
+"""Attacks (`training.attacks.listed`) of which `votes_unaware` tells what votes find."""
 KINDS: tuple[Kind, ...] = ("noisy", "low_frequency")
 PLACES, TARGETS = 4, 3
 ROUNDING = 1e-3
@@ -65,12 +84,30 @@ class VotingAdaptive(Effort, RangedByAlpha):
 
     n: int
     side: int
+    by: Literal["masks", "small_field"] = "masks"
 
 
-def masks_vote(bundle: Bundle) -> bool:
-    """Whether masks of the answering network vote, whose attacker `adaptive_votes` is."""
+class Heard(RangedByAlpha):
+    """Of the `fooled` among `n` images of an attack, shares flagged at the same `measured` rates of false alarms.
+
+    `without` are those of the same system without votes; `alpha_*` and `recovered` are as served with them.
+    """
+
+    n: int
+    fooled: int
+    measured: RangedByAlpha
+    without: RangedByAlpha
+    recovered: float | None
+
+
+class Voters(Section):
+    votes_unaware: dict[str, Heard]
+
+
+def can_be_outvoted(bundle: Bundle) -> bool:
+    """Whether what votes is there in torch, for `adaptive_votes` to attack."""
     rule = bundle.calibration("cpu", "fp32").votes
-    return rule is not None and rule.by == "masks"
+    return rule is not None and (rule.by == "masks" or (bundle.path / TENSORS).is_file())
 
 
 def can_vote(bundle: Bundle) -> bool:
@@ -80,29 +117,15 @@ def can_vote(bundle: Bundle) -> bool:
 
 def votes(bench: Bench) -> Found:
     """False alarms of the system whose masks vote, and the share of images on which its flags are guaranteed."""
-    images = bench.first(bench.settings.voted)
+    images, rows = _benign(bench)
     voting, rule = _voting(bench)
-
-    def make(start: int, stop: int, _generator: torch.Generator) -> Arrays:
-        some = images.take(np.arange(start, stop))
-        decisions = voting.decide_images(list(some.x), explain=False)
-        verdicts = [each.raw.verdict for each in decisions]
-        return {
-            "p": np.array([each.p_value for each in verdicts]),
-            "without": np.array([each.p_without_votes for each in verdicts], np.float64),
-            "served": np.array([each.served.prediction.index for each in decisions]),
-            "margin": margins(some.y, logits_under(voting, some.x, rule.masks)),
-        }
-
-    depends = {"patch": rule.masks.patch, "masks": len(rule.masks), "by": rule.by}
-    rows = bench.rows("votes of masks", "votes", depends, len(images), CHUNK, make, served=True)
     judge, right = voting.judge, rows["served"] == images.y
     flagged, guaranteed, without = {}, {}, {}
     for alpha in ALPHAS:
         cutoff = judge.cutoff(alpha)
         flagged[alpha] = rows["p"] <= cutoff
         without[alpha] = rows["without"] <= cutoff
-        guaranteed[alpha] = rows["margin"] > rule.limit(cutoff * SHARE) + ROUNDING
+        guaranteed[alpha] = rows["margin"] > rule.limit(votes_part(cutoff, rule.beyond)) + ROUNDING
     section = Voting(
         n=len(images),
         by=rule.by,
@@ -129,18 +152,23 @@ def adaptive_votes(bench: Bench) -> Found:
     """Patches whose maker knows localiser, gate, companion, detector and masks, noisy or of low frequency.
 
     Places and labels are those that the masks which hide the patch tolerate, if there are any; under all others the
-    patch must keep its label. Two ways are tried with each kind: an answer that is wrong even after neutralisation,
-    whatever the other scores say, and one that no other score gives away.
+    patch must keep its label. The same of windows of the network of small fields, which is attacked at the same time.
+    Two ways are tried with each kind: an answer that is wrong even after neutralisation, whatever the other scores say,
+    and one that no other score gives away.
     """
     settings = bench.settings
-    clean = bench.test.take(bench.right_first(settings.adaptive_patched))
+    clean = bench.test.take(bench.right_first(settings.voted_patched))
     voting, rule = _voting(bench)
     alpha = max(ALPHAS)
     judge, level = voting.judge, voting.judge.level(alpha, votes=True)
     masks = rule.masks
-    assert isinstance(masks, MaskSet)
-    limit, side = rule.limit(voting.judge.cutoff(alpha) * SHARE), masks.patch
-    kept, repaired = outvoted(masks, limit), still_wrong(judge.calibration.recovery)
+    limit, side = rule.limit(votes_part(judge.cutoff(alpha), rule.beyond)), masks.patch
+    if isinstance(masks, MaskSet):
+        kept = outvoted(masks, limit)
+    else:
+        fields = load_small_field(bench.bundle).to(bench.device).requires_grad_(False)
+        kept = outvoted_by(fields, masks, limit, rule.whole)
+    repaired = still_wrong(judge.calibration.recovery)
     ways: list[tuple[Looks, Conditions, Afterwards]] = [
         ("networks", answered_wrongly, lambda *seen: [*repaired(*seen), *kept(*seen)]),
         ("all", unflagged(judge.fusion, level), kept),
@@ -185,10 +213,11 @@ def adaptive_votes(bench: Bench) -> Found:
         return {"won": won}
 
     effort = {"steps": settings.adaptive_steps, "targets": TARGETS}
-    rows = bench.rows("patches, votes known", "votes-adaptive", effort, len(clean), ADAPTIVE_CHUNK, make, served=True)
+    depends = effort | ({} if rule.by == "masks" else {"by": rule.by, "limit": limit, "whole": rule.whole})
+    rows = bench.rows("patches, votes known", "votes-adaptive", depends, len(clean), ADAPTIVE_CHUNK, make, served=True)
     won = dict(zip(ALPHAS, rows["won"].T, strict=True))
     section = VotingAdaptive.model_validate(
-        {"n": len(clean), "side": side, **effort, **_ranged(won, clean.group).to_json()}
+        {"n": len(clean), "side": side, "by": rule.by, **effort, **_ranged(won, clean.group).to_json()}
     )
     names = {each: f"voted_adaptive_{each:g}" for each in ALPHAS}
     return Found(
@@ -196,6 +225,35 @@ def adaptive_votes(bench: Bench) -> Found:
         {name: Figure(name, at=("votes_adaptive", f"alpha_{each:g}")) for each, name in names.items()},
         {name: won[each] for each, name in names.items()},
     )
+
+
+def _benign(bench: Bench) -> tuple[Split, Arrays]:
+    """Benign test images, and what the system whose masks vote makes of them."""
+    images = bench.first(bench.settings.voted)
+    voting, rule = _voting(bench)
+
+    def make(start: int, stop: int, _generator: torch.Generator) -> Arrays:
+        some = images.take(np.arange(start, stop))
+        return _voted(voting, some.x) | {"margin": margins(some.y, logits_under(voting, some.x, rule.masks))}
+
+    return images, bench.rows("votes of masks", "votes", _depends(rule), len(images), CHUNK, make, served=True)
+
+
+def _voted(voting: Pipeline, images: np.ndarray) -> Arrays:
+    """Of uint8 images: p-values with and without votes, and the labels served and given before neutralisation (N,)."""
+    decisions = voting.decide_images(list(images), explain=False)
+    verdicts = [each.raw.verdict for each in decisions]
+    return {
+        "p": np.array([each.p_value for each in verdicts]),
+        "without": np.array([each.p_without_votes for each in verdicts], np.float64),
+        "served": np.array([each.served.prediction.index for each in decisions]),
+        "raw": np.array([each.raw.outputs.logits.argmax() for each in decisions]),
+    }
+
+
+def _depends(rule: Votes) -> dict[str, Any]:
+    stated = {"patch": rule.masks.patch, "masks": len(rule.masks), "by": rule.by}
+    return stated | ({} if rule.whole is None else {"whole": rule.whole, "beyond": rule.beyond})
 
 
 def _voting(bench: Bench) -> tuple[Pipeline, Votes]:
@@ -209,8 +267,53 @@ def _voting(bench: Bench) -> tuple[Pipeline, Votes]:
 def _ranged(which: dict[float, np.ndarray], group: np.ndarray) -> RangedByAlpha:
     found: dict[str, Any] = {}
     for alpha, each in which.items():
-        found |= {f"alpha_{alpha:g}": float(each.mean()), f"alpha_{alpha:g}_interval": interval(each, group)}
+        found |= {f"alpha_{alpha:g}": share(each), f"alpha_{alpha:g}_interval": interval(each, group)}
     return RangedByAlpha.model_validate(found)
+
+
+def votes_unaware(bench: Bench) -> Found:
+    """What votes find of attacks whose makers do not know the defence, beside the same system without votes.
+
+    Of the images that fool the answering network, at the false alarms measured on the benign images of `votes`.
+    """
+    (voting, rule), (_, benign) = _voting(bench), _benign(bench)
+    sections, figures, outcomes = {}, {}, {}
+    for name in FAMILIES:
+        made = attacked(bench, name)
+
+        def make(start: int, stop: int, _generator: torch.Generator, images: np.ndarray = made.images) -> Arrays:
+            return _voted(voting, images[start:stop])
+
+        depends = _depends(rule) | {each: getattr(bench.settings, each) for each in ATTACKS[name].depends}
+        title = f"{ATTACKS[name].title}, with votes"
+        rows = bench.rows(title, f"votes-{name}", depends, len(made), CHUNK, make, served=True)
+        fooled = rows["raw"] != made.clean.y
+        group, recovered = made.clean.group[fooled], rows["served"] == made.clean.y
+        caught = {
+            way: {rate: -rows[way] > threshold_at(-benign[way], rate) for rate in ALPHAS} for way in ("p", "without")
+        }
+        served = {alpha: rows["p"] <= voting.judge.cutoff(alpha) for alpha in ALPHAS}
+        outcomes[f"voted_fooled_{name}"] = fooled
+        for rate in ALPHAS:
+            key = f"voted_{name}_{rate:g}"
+            outcomes[key] = caught["p"][rate]
+            at = ("votes_unaware", name, "measured", f"alpha_{rate:g}")
+            figures[key] = Figure(key, f"voted_fooled_{name}", at=at)
+        sections[name] = Heard.model_validate(
+            {
+                "n": len(made),
+                "fooled": int(fooled.sum()),
+                "measured": _among(caught["p"], fooled, group),
+                "without": _among(caught["without"], fooled, group),
+                "recovered": share(recovered, fooled),
+                **_among(served, fooled, group),
+            }
+        )
+    return Found(Voters(votes_unaware=sections), figures, outcomes)
+
+
+def _among(which: dict[float, np.ndarray], fooled: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    return _ranged({alpha: each[fooled] for alpha, each in which.items()}, group).to_json()
 
 
 def _interval(found: RangedByAlpha) -> tuple[str, str]:
@@ -232,8 +335,42 @@ def _show(found: Voting) -> Body:
     return [text, Table(head, rows)]
 
 
+def _show_unaware(found: dict[str, Heard]) -> Body:
+    rows = [
+        (
+            ATTACKS[name].title,
+            f"{row.n:,}",
+            f"{row.fooled:,}",
+            *(
+                ranged(value, bounds)
+                for each in (row.without, row.measured)
+                for value, bounds in ((each.at_1, each.at_1_interval), (each.at_5, each.at_5_interval))
+            ),
+            ranged(row.at_1, row.at_1_interval),
+            ranged(row.at_5, row.at_5_interval),
+            percent(row.recovered),
+        )
+        for name, row in found.items()
+    ]
+    head = (
+        "attack",
+        "images",
+        "fooled",
+        "flagged without votes, 1 % of benign images",
+        "5 %",
+        "with votes, 1 %",
+        "5 %",
+        "as served, alpha 1 %",
+        "alpha 5 %",
+        "served right",
+    )
+    return [Table(head, rows)]
+
+
 def _show_adaptive(found: VotingAdaptive) -> Body:
-    text = f"{found.targets} labels x {found.steps} steps, either kind of patch, side {found.side}, n = {found.n}."
+    whose = "masks" if found.by == "masks" else "windows of cells of the network of small fields"
+    effort = f"{found.targets} labels x {found.steps} steps, either kind of patch, side {found.side}"
+    text = f"{effort}, {whose}, n = {found.n}."
     return [text, Table(("wrong and not flagged, alpha 1 %", "alpha 5 %"), [_interval(found)])]
 
 
@@ -267,6 +404,36 @@ UNITS = (
         only=can_vote,
     ),
     Unit(
+        "votes_unaware",
+        "3",
+        "what votes find of attacks that do not know them",
+        votes_unaware,
+        Voters,
+        ("votes_unaware",),
+        (
+            Place(
+                "votes_unaware",
+                "What votes find",
+                "With PALISADE_VOTES, of the images that fool the answering network, beside the same system without "
+                "votes where each flags the same measured share of benign test images.",
+                "seen",
+                dict[str, Heard],
+                _show_unaware,
+            ),
+        ),
+        figures={
+            f"voted_{name}_{rate:g}": f"{ATTACKS[name].title}: detected with votes at a measured {100 * rate:g} % of "
+            "false positives"
+            for name in FAMILIES
+            for rate in ALPHAS
+        },
+        count="patched",
+        depends=("unaware", "steps", "voted"),
+        seconds=4,
+        verified=8,
+        only=can_vote,
+    ),
+    Unit(
         "votes_adaptive",
         "4",
         "patches whose maker knows the defence and that masks vote",
@@ -277,7 +444,7 @@ UNITS = (
             Place(
                 "votes_adaptive",
                 "Patches whose maker knows that masks vote",
-                "With PALISADE_VOTES: the maker aims at places and labels that the masks tolerate.",
+                "With PALISADE_VOTES: the maker aims at places and labels that what votes tolerates.",
                 "knows",
                 VotingAdaptive,
                 _show_adaptive,
@@ -287,11 +454,12 @@ UNITS = (
             "voted_adaptive_0.01": "patches whose maker knows all, where masks vote: wrong and not flagged, alpha 1 %",
             "voted_adaptive_0.05": "patches whose maker knows all, where masks vote: wrong and not flagged, alpha 5 %",
         },
-        count="adaptive_patched",
+        count="voted_patched",
         depends=("adaptive_steps",),
         seconds=90,
         verified=8,
         companion=True,
-        only=masks_vote,
+        only=can_be_outvoted,
+        version=2,
     ),
 )
