@@ -99,7 +99,7 @@ class Settings(BaseSettings):
 
     votes: bool = False
     """Masks vote on every verdict: on a share of the images, which the card states, no small patch changes the answer
-    without a flag. Half of alpha is for it. Bundles without a calibration for it (`palisade votes`) are refused."""
+    without a flag. A part of alpha is for it. Bundles without a calibration for it (`palisade votes`) are refused."""
 
     upstream: str | None = None
     """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""

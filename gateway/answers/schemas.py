@@ -50,16 +50,18 @@ class Layer(_Response):
 class VotesBody(_Response):
     """What masks say of the served label: the mask under which another one leads it most, in probability.
 
-    Of the network of small fields (`by`), the window of its cells without which another label leads most.
+    Of the network of small fields (`by`), the window of its cells without which another label leads most, or the whole
+    image, which is heard sooner.
     """
 
     by: By = "masks"
-    p_value: float = Field(description="Conformal p-value of the objection; half of alpha is for it.")
+    p_value: float = Field(description="Conformal p-value of the objection, which has a part of alpha.")
     objection: float = Field(description="By how much `index` leads the served label under that mask, from -1 to 1.")
     index: int
     label: str
     box: tuple[int, int, int, int] = Field(
-        description="The mask, or what the cells left out see: top, left, height and width, in network pixels."
+        description="The mask, or what the cells left out see (the whole image: none is left out): top, left, height "
+        "and width, in network pixels."
     )
     patch: int = Field(description="Side of the patches that the masks are made for, in network pixels.")
 

@@ -168,10 +168,13 @@ def without_units(card: Mapping[str, Any], names: Collection[str]) -> dict[str, 
 def _same_settings(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     """`TrainingError` that names the first setting that differs; one that a later release has may be its default.
 
-    There may be more bounds now, on figures that the card does not have.
+    There may be more bounds now, on figures that the card does not have, and numbers of images that none of its units
+    uses and that it does not state.
     """
     defaults = Evaluation().model_dump(mode="json")
-    for key in {**card["settings"], **fresh["settings"]}:
+    used = {UNITS[row["unit"]].count for row in card["units"] if row["unit"] in UNITS}
+    counts = {unit.count for unit in UNITS.values()} - used - set(card["settings"])
+    for key in [key for key in {**card["settings"], **fresh["settings"]} if key not in counts]:
         before, now = (each["settings"].get(key, defaults.get(key)) for each in (card, fresh))
         if key == "bounds":
             now = [bound for bound in now if bound in before or bound["figure"] in card["figures"]]

@@ -409,7 +409,7 @@ UNITS = (
         "what votes find of attacks that do not know them",
         votes_unaware,
         Voters,
-        ("votes_unaware",),
+        (),
         (
             Place(
                 "votes_unaware",
