@@ -103,9 +103,14 @@ def load_kept(path: Path, model: ModelSpec | None, data: Dataset) -> tuple[Kept,
     kept = read_kept(path)
     if kept.groups != groups_of(data):
         raise TrainingError(f"{path} was trained on other groups than the splits of {data.name} have; train it anew")
-    if model is not None and kept.recipe.model.model_copy(update={"logarithm": model.logarithm}) != model:
+    if model is not None and not goes_on(kept.recipe.model, model):
         raise TrainingError(f"{path} is of the model {_said(kept.recipe.model)}, not of {_said(model)}")
     return kept, network_in(path, kept, classes=len(data.classes), side=data.train.x.shape[1])
+
+
+def goes_on(kept: ModelSpec, model: ModelSpec) -> bool:
+    """Whether a training of `model` may begin with weights of `kept`: all but how pixels enter is the same."""
+    return kept.model_copy(update={"logarithm": model.logarithm}) == model
 
 
 def network_in(path: Path, kept: Kept, *, classes: int, side: int) -> Network:
