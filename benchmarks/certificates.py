@@ -21,7 +21,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import httpx
 import numpy as np
+import onnx
 import typer
+from onnx import numpy_helper
 
 from benchmarks.loadgen import drive, request_bytes
 from benchmarks.record import record
@@ -31,7 +33,10 @@ from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.masks import default_patch
 from gateway.core.pipeline import Pipeline
+from gateway.core.small_field import SMALL_FIELD, windows_for
 from training.commands.terminal import JsonPath
+from training.export.macs import macs
+from training.export.parts import cut
 
 Highest = Literal["agreed", "proved"]
 ROUNDS = 60
@@ -62,10 +67,25 @@ def main(
             figures["by_small_field"] = certified(server, some, "?certify=small_field")
         figures["beside"] = beside(server, sent, clients=clients, seconds=seconds, turns=turns)
     if loaded.manifest.small_field is not None:
-        figures["small_field_in_forwards"] = in_forwards(bundle, threads)
+        figures["small_field_in_forwards"] = in_forwards(bundle, threads) | {"counted": counted(bundle)}
     print(json.dumps(figures, indent=1))
     if json_path is not None:
         record(json_path, "certificates over HTTP", figures)
+
+
+def counted(path: Path) -> float:
+    """Multiply-accumulates of the network of small fields with its proof, in those of the bare answering network."""
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    assert manifest.small_field is not None
+    size, model = manifest.input, onnx.load(str(path / SMALL_FIELD))
+    windows = windows_for(manifest.small_field, size.height, size.width, default_patch(size.height, size.width))
+    given = {"windows": windows.windows, "kept": windows.kept}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in given.items())
+    for value in [each for each in model.graph.input if each.name in given]:
+        model.graph.input.remove(value)
+    answering = cut(onnx.load(str(path / manifest.graphs["full"].file)), ["logits"])
+    return round(macs(model, 1, products=True) / macs(answering, 1, products=True), 2)
 
 
 def in_forwards(path: Path, threads: int) -> dict[str, dict[str, float]]:
