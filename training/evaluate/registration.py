@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gateway import __version__
 from gateway.core.manifest import Manifest
 from training.errors import TrainingError
-from training.recipes.evaluation import Evaluation
+from training.recipes.evaluation import COUNTS, Evaluation
 
 SPLITS = ("train", "select", "calibrate", "test")
 _PREFIX = "registration"
@@ -101,7 +101,7 @@ def differences(
 ) -> list[str]:
     """How a measurement differs from what was registered, one phrase each; none where it is the registered one.
 
-    It may have bounds on figures that none was registered for.
+    It may have bounds on figures that none was registered for, and numbers of images of units that came later.
     """
     problems = []
     if (bundle, version) != (found.bundle, found.version):
@@ -118,10 +118,11 @@ def differences(
         problems.append(f"bounds are not the registered ones: {', '.join(changed)}")
     if evaluation.seed != found.evaluation.seed:
         problems.append(f"the seed is {evaluation.seed}, registered is {found.evaluation.seed}")
+    later = set(COUNTS) - found.evaluation.model_fields_set
     numbers = [
         f"{name} {getattr(evaluation, name)} in place of {getattr(found.evaluation, name)}"
         for name in Evaluation.model_fields
-        if name not in ("seed", "bounds") and getattr(evaluation, name) != getattr(found.evaluation, name)
+        if name not in {"seed", "bounds", *later} and getattr(evaluation, name) != getattr(found.evaluation, name)
     ]
     if numbers:
         problems.append(f"settings are not the registered ones: {', '.join(numbers)}")

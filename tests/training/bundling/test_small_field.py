@@ -14,10 +14,12 @@ from gateway.core.decode import to_pixels
 from gateway.core.loading import Bundle, load_bundle
 from gateway.core.masks import MaskSet
 from gateway.core.small_field import SMALL_FIELD
+from gateway.core.votes import votes_part
 from tests.training.small_fields import write_small_field
 from tests.training.toy import random_network
 from training.bundling.provenance import made_with
 from training.bundling.small_field import TENSORS, load_small_field, with_small_field
+from training.bundling.votes import BEYOND, WHOLE, with_votes
 from training.commands.main import app
 from training.errors import TrainingError
 from training.loop.weights import read_kept, write_kept
@@ -49,6 +51,24 @@ def test_a_bundle_gets_one_and_stays_as_it_is(bundle: Bundle, tmp_path: Path) ->
     (made.path / TENSORS).unlink()
     with pytest.raises(TrainingError, match="not a file of weights"):
         load_small_field(made)
+
+
+def test_it_votes_on_windows_and_on_the_whole_image(bundle: Bundle, tmp_path: Path) -> None:
+    data, _ = made_with(bundle)
+    weights = write_small_field(tmp_path / "fields.safetensors", data)
+    made = with_small_field(bundle.path, tmp_path / "made", weights)
+    heard = []
+    for name, whole in (("default", None), ("alone", 1.0)):
+        voting = with_votes(made.path, tmp_path / name, patch=3, whole=whole)
+        rule = voting.calibration("cpu", "fp32").votes
+        assert rule is not None
+        assert (rule.by, rule.whole, rule.beyond) == ("small_field", whole or WHOLE, BEYOND)
+        assert votes_part(0.05, rule.beyond) == pytest.approx(0.033)
+        heard.append(voting.arrays["cpu-fp32/votes"])
+    assert (heard[0] >= heard[1] - 1e-6).all(), "what the whole image lacks to 1 counts less"
+    assert (heard[0] > heard[1] + 1e-6).any()
+    with pytest.raises(TrainingError, match="masks vote"):
+        with_votes(made.path, tmp_path / "masks", patch=3, by="masks", whole=0.5)
 
 
 def test_the_command_says_what_it_made(bundle: Bundle, tmp_path: Path) -> None:
