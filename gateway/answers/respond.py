@@ -124,6 +124,7 @@ def _votes(decision: Decision) -> schemas.VotesBody | None:
         label=decision.labels[voted.index],
         box=voted.box,
         patch=voted.masks.patch,
+        whole=voted.mask is None,
     )
 
 

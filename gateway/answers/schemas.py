@@ -64,6 +64,7 @@ class VotesBody(_Response):
         "and width, in network pixels."
     )
     patch: int = Field(description="Side of the patches that the masks are made for, in network pixels.")
+    whole: bool = Field(default=False, description="Whether the network of small fields objects with nothing left out.")
 
 
 class VerdictBody(_Response):

@@ -202,9 +202,10 @@ def write_bundle(
     return folder
 
 
-def add_votes(folder: Path, *, patch: int = 6, groups: int = 400, by: By = "masks") -> Path:
+def add_votes(folder: Path, *, patch: int = 6, groups: int = 400, by: By = "masks", whole: float | None = None) -> Path:
     """Let masks for patches of `patch` vote on verdicts of the bundle in `folder`; benign objections are negative."""
-    rule = VoteRule(patch=patch, by=by, masks_per_axis=4 if by == "masks" else None, n=400, groups=groups)
+    masks = 4 if by == "masks" else None
+    rule = VoteRule(patch=patch, by=by, masks_per_axis=masks, whole=whole, n=400, groups=groups)
     arrays = {"votes": np.linspace(-1.0, -0.01, 400), "vote_weights": np.full(400, groups / 400)}
     add_rule(folder, read_manifest(folder), "cpu-fp32", arrays, votes=rule)
     return folder

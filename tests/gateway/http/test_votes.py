@@ -53,6 +53,7 @@ def test_a_verdict_says_what_the_masks_say(api: FastAPI, route: str) -> None:
     assert votes["label"] == "red"
     assert votes["patch"] == 6
     assert votes["box"][2:] == [8, 8]
+    assert not votes["whole"]
     assert verdict["evidence"][0] == {"name": "mask_votes", "p_value": votes["p_value"], "layer": None}
     assert value("palisade_flagged_total", model="tiny", evidence="mask_votes", action="sanitize") == before + 1
     clean = call(api, "POST", route, content=encode(clean_image((150, 0, 0)))).json()
@@ -98,12 +99,15 @@ def test_a_bundle_that_cannot_vote_is_refused_at_the_start(tmp_path: Path) -> No
         load_registry(Settings(models=str(tmp_path), votes=True, device="cpu"))
 
 
-def test_the_network_of_small_fields_votes_in_one_pass(tmp_path: Path) -> None:
-    bundle = add_votes(add_small_field(write_bundle(tmp_path / "tiny")), patch=6, by="small_field")
+@pytest.mark.parametrize("whole", [None, 0.01])
+def test_the_network_of_small_fields_votes_in_one_pass(tmp_path: Path, whole: float | None) -> None:
+    bundle = add_votes(add_small_field(write_bundle(tmp_path / "tiny")), patch=6, by="small_field", whole=whole)
     voting = load_registry(Settings(models=str(bundle), votes=True, device="cpu")).get(None)
     app = create_api(Settings(votes=True))
     app.state.registry = Registry([voting])
     metrics.announce(voting)
     votes = call(app, "POST", "/v1/predict", content=encode(clean_image((150, 0, 0)))).json()["verdict"]["votes"]
     assert (votes["by"], votes["patch"], votes["objection"] < 0) == ("small_field", 6, True)
+    assert votes["whole"] == (whole is not None)
+    assert (votes["box"] == [0, 0, 16, 16]) == (whole is not None)
     app.state.dispatcher.close()
