@@ -53,6 +53,7 @@ def disclose(response: schemas.PredictResponse, disclosure: Disclosure) -> schem
         neutralization=schemas.PlainNeutralization(
             applied=neutralization.applied, served=neutralization.served, changed=neutralization.changed
         ),
+        pooled=response.pool is not None,
         explanation=None if explanation is None else explanation.model_copy(update={"companion": None}),
         certificate=response.certificate,
     )

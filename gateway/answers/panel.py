@@ -44,13 +44,13 @@ def _tiles(decision: Decision) -> list[_Tile]:
     if done is not None and outputs.neutral is not None:
         neutral = _enlarged(to_pil(outputs.neutral.neutral_pixels), smooth=False)
         shown = neutral if decision.serve_neutralized else source
-    raw, served = decision.raw.prediction, decision.served.prediction
+    raw, explained = decision.raw.prediction, decision.shown.prediction
     where = "on the neutralised image" if decision.serve_neutralized else "on the input"
     regions = _outlined(source, outputs.raw.roi, _ROI)
     regions = _outlined(regions, outputs.raw.roa, _roa_key(decision)[0])
     tiles = [
         _Tile(source, "Input", f"{raw.probability:.1%} {raw.label}"),
-        _Tile(_overlaid(shown, outputs.served.saliency), f"Why {served.label}", where, "scale"),
+        _Tile(_overlaid(shown, outputs.served.saliency), f"Why {explained.label}", where, "scale"),
         _Tile(regions, "Regions", "", "regions"),
     ]
     if done is not None:
@@ -102,6 +102,8 @@ def _header(draw: ImageDraw.ImageDraw, decision: Decision, width: int) -> None:
     )
     if decision.serve_neutralized:
         detail += "; served from the neutralised image"
+    if decision.pooled is not None:
+        detail += f"; the pool's answer in place of {decision.raw.prediction.label}"
     _text(draw, (_GAP, 36), detail, width - 2 * _GAP, size=14, fill=colour)
 
 

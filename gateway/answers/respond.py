@@ -30,6 +30,7 @@ def predict_response(
         top=[_score(prediction) for prediction in decision.top(top_k)],
         verdict=_verdict(decision, pipeline),
         neutralization=_neutralization(decision),
+        pool=_pool(decision, pipeline),
         explanation=None if explain == "none" else _explanation(decision, full=explain == "all"),
         certificate=certificate_body(decision, pipeline, votes=explain == "all"),
         timing_ms=schemas.TimingMs(
@@ -56,6 +57,7 @@ def model_summary(pipeline: Pipeline, *, default: bool) -> schemas.ModelSummary:
         policy=pipeline.action,
         alpha=pipeline.judge.alpha,
         votes=None if pipeline.votes is None else pipeline.votes.masks.patch,
+        pool=pipeline.pool is not None,
         small_field=pipeline.small_field is not None,
     )
 
@@ -144,9 +146,19 @@ def _neutralization(decision: Decision) -> schemas.Neutralization:
     )
 
 
+def _pool(decision: Decision, pipeline: Pipeline) -> schemas.PoolBody | None:
+    if decision.pooled is None or pipeline.pool is None:
+        return None
+    return schemas.PoolBody(
+        before=_score(decision.raw.prediction),
+        lead=round(decision.pooled.lead, 6),
+        small_field=pipeline.pool.small_field is not None,
+    )
+
+
 def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
-    served, outputs = decision.served, decision.explained
-    prediction = served.prediction
+    shown, outputs = decision.shown, decision.explained
+    prediction = shown.prediction
     explanation = schemas.Explanation(
         label=prediction.label,
         index=prediction.index,
@@ -155,7 +167,7 @@ def _explanation(decision: Decision, *, full: bool) -> schemas.Explanation:
     )
     if not full:
         return explanation
-    companion = served.companion
+    companion = shown.companion
     return explanation.model_copy(
         update={
             "input_pixels": _encoded(image_png(decision.pixels), *decision.pixels.shape[1:]),

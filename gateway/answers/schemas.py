@@ -108,6 +108,14 @@ class Neutralization(_Response):
     )
 
 
+class PoolBody(_Response):
+    """The answer is that of a pool of all networks, since the input is at least suspect; `before` is the first one."""
+
+    before: ClassScore
+    lead: float = Field(description="By how much the answer leads the first one, in probability of the pool.")
+    small_field: bool = Field(description="Whether the network of small fields was asked, too.")
+
+
 class Picture(_Response):
     """A PNG of the network's input size, base64."""
 
@@ -122,7 +130,10 @@ class CompanionOpinion(ClassScore):
 
 
 class Explanation(_Response):
-    """Explains the served label on the pixels that gave it (`pixels`); maps that were not asked for are null."""
+    """Explains the answering network's label, served unless the pool's is, on the pixels that gave it (`pixels`).
+
+    Maps that were not asked for are null.
+    """
 
     label: str
     index: int
@@ -199,6 +210,7 @@ class PredictResponse(_Response):
     top: list[ClassScore]
     verdict: VerdictBody
     neutralization: Neutralization
+    pool: PoolBody | None = Field(default=None, description="Null unless the answer is the pool's.")
     explanation: Explanation | None
     certificate: CertificateBody | None = None
     timing_ms: TimingMs
@@ -229,6 +241,7 @@ class VerdictResponse(_Response):
     top: list[ClassScore]
     verdict: PlainVerdict
     neutralization: PlainNeutralization
+    pooled: bool = Field(default=False, description="Whether the answer is that of the pool of all networks.")
     explanation: Explanation | None
     certificate: CertificateBody | None = None
 
@@ -272,6 +285,7 @@ class ModelSummary(ModelLabel):
     votes: int | None = Field(
         default=None, description="Side in pixels of the patches that masks vote on; null where they do not."
     )
+    pool: bool = Field(default=False, description="Whether a pool of networks answers inputs that are suspect.")
     small_field: bool = Field(
         default=False, description="Whether a network of small fields can certify answers (`certify=small_field`)."
     )

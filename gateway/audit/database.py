@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from gateway.errors import AuditUnavailable, ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 3.0
 """Seconds that a statement waits for another's lock."""
 SKEW = timedelta(hours=1)
@@ -74,6 +74,7 @@ events = sa.Table(
     sa.Column("anomaly", sa.String(16)),
     sa.Column("p_unfamiliar", sa.Double),
     sa.Column("p_attacked", sa.Double),
+    sa.Column("pooled", sa.JSON(none_as_null=True)),
     sa.Column("pictures", sa.JSON, nullable=False),
     sa.Column("picture_bytes", sa.Integer, nullable=False),
     sa.Column("review", sa.String(16)),
@@ -241,8 +242,11 @@ def _check_schema(connection: sa.Connection, name: str) -> None:
         return
     versions = list(connection.execute(sa.select(schema.c.version)).scalars())
     if versions == [1]:
-        _add_anomalies(connection)
+        _add(connection, 2, events.c.anomaly, events.c.p_unfamiliar, events.c.p_attacked)
         versions = [2]
+    if versions == [2]:
+        _add(connection, 3, events.c.pooled)
+        versions = [3]
     if versions != [SCHEMA_VERSION]:
         found = ", ".join(map(str, versions)) or "none"
         raise ConfigError(
@@ -251,9 +255,9 @@ def _check_schema(connection: sa.Connection, name: str) -> None:
         )
 
 
-def _add_anomalies(connection: sa.Connection) -> None:
-    """From schema 1 to 2: the columns of kinds of anomaly. A gateway that knows 1 goes on writing: they may be null."""
-    for column in (events.c.anomaly, events.c.p_unfamiliar, events.c.p_attacked):
+def _add(connection: sa.Connection, version: int, *columns: sa.Column[Any]) -> None:
+    """On to the next schema: further columns. A running gateway that knows the one before goes on: they may be null."""
+    for column in columns:
         kind = column.type.compile(connection.dialect)
         connection.execute(sa.text(f"ALTER TABLE {events.name} ADD COLUMN {column.name} {kind}"))
-    connection.execute(schema.update().values(version=2))
+    connection.execute(schema.update().values(version=version))

@@ -68,6 +68,7 @@ class Event(BaseModel):
     anomaly: Anomaly | None = Field(None, description="The verdict's `kind`; null where the bundle tells none apart.")
     p_unfamiliar: float | None = None
     p_attacked: float | None = None
+    pooled: ClassScore | None = Field(None, description="The pool's prediction, where it is the answer.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def kind_of(decision: Decision, *, sampled: bool, suspects: bool = False) -> Kin
         return "flagged"
     if suspects and decision.level == "suspect":
         return "suspect"
-    if label_changed(decision.neutralized, decision.raw.prediction):
+    if decision.pooled is not None or label_changed(decision.neutralized, decision.raw.prediction):
         return "changed"
     return "sample" if sampled else None
 
@@ -156,6 +157,7 @@ class Subject:
             anomaly=raw.verdict.kind,
             p_unfamiliar=raw.verdict.p_unfamiliar,
             p_attacked=raw.verdict.p_attacked,
+            pooled=None if decision.pooled is None else ClassScore(**asdict(decision.served.prediction)),
         )
 
 

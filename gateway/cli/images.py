@@ -83,7 +83,7 @@ def predict(
         "probability",
         "p-value",
         "flagged",
-        "before neutralisation",
+        "first answer",
         *(["certificate"] if certify != "none" else []),
         box=None,
     )
@@ -133,9 +133,10 @@ _LEVELS = {"flagged": "[bold red]yes[/]", "suspect": "[yellow]suspect[/]"}
 
 def table_cells(body: Body) -> list[str]:
     """A row of the table; a dash stands for what the gateway does not disclose."""
-    prediction, verdict, neutralization = (body.get(part) or {} for part in ("prediction", "verdict", "neutralization"))
+    parts = ("prediction", "verdict", "neutralization", "pool")
+    prediction, verdict, neutralization, pool = (body.get(part) or {} for part in parts)
     certificate = [f"{made['level']} ({made['patch']['side']} px)"] if (made := body.get("certificate")) else []
-    before = neutralization.get("before") if neutralization.get("served") else None
+    before = neutralization.get("before") if neutralization.get("served") else pool.get("before")
     flagged = "-" if "flagged" not in verdict else _LEVELS.get(str(verdict.get("level")), "no")
     return [
         plain(prediction["label"]),

@@ -52,7 +52,9 @@ class Remote:
             if entry["name"] == model or (model is None and entry.get("default")):
                 certified = " ".join(map(str, self._certificate.values())) or None
                 version, alpha, policy = (entry.get(name) for name in ("version", "alpha", "policy"))
-                return Setup(entry["name"], version, alpha, policy, certified, entry.get("votes"))
+                return Setup(
+                    entry["name"], version, alpha, policy, certified, entry.get("votes"), entry.get("pool") or None
+                )
         have = ", ".join(entry["name"] for entry in models)
         raise SourceFailed(f"model {model!r} is not served at {self._gateway.url} (has {have})")
 

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 _JUDGED = ("label", "probability", "flagged", "level", "p_value", "p_cutoff", "neutralized", "certificate")
 _FOUND = (*_JUDGED, "error", "detail")
 # Reports of earlier versions have not the later ones.
-_LATER = ("level", "certificate", "certified", "votes")
+_LATER = ("level", "certificate", "certified", "votes", "pool")
 _KEYS = ("path", "size", "mtime", "sha256", "flagged", "neutralized", "error", *_LATER, *Setup._fields)
 _FIRST_KEY = b'{"path": '
 # Errors that depend on the bytes alone, so that a retry would fail in the same way. An image is too large by settings.

@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     """What gives the answers; None stands for what a gateway does not disclose.
 
     `certified`: the certificate that is tried for each, as text; None for none. `votes`: the side of the patches that
-    masks vote on; None where they do not.
+    masks vote on; None where they do not. `pool`: whether one answers suspect inputs; None where none does.
     """
 
     model: str
@@ -32,6 +32,7 @@ class Setup(NamedTuple):
     action: str | None
     certified: str | None = None
     votes: int | None = None
+    pool: bool | None = None
 
 
 class SourceFailed(PalisadeError):
@@ -84,7 +85,8 @@ class Local:
         if certify is not None and self._pipeline.small_field is not None:
             certified = f"{certified}, small fields {'alone' if certify.by == 'small_field' else 'first'}"
         votes = None if self._pipeline.votes is None else self._pipeline.votes.masks.patch
-        return Setup(bundle.name, bundle.version, self._pipeline.judge.alpha, self._pipeline.action, certified, votes)
+        judge, pool = self._pipeline.judge, None if self._pipeline.pool is None else True
+        return Setup(bundle.name, bundle.version, judge.alpha, self._pipeline.action, certified, votes, pool)
 
     def answer(self, data: bytes, *, explain: Explain, picture: bool) -> Answer:
         from gateway.answers.panel import panel_png

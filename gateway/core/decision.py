@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from gateway.core.certificate import Certificate, Wanted
 from gateway.core.outputs import FullOutputs, PartOutputs, VerdictOutputs
+from gateway.core.pool import Pooled
 from gateway.core.verdict import Level, Verdict
 from gateway.core.votes import Voted
 
@@ -105,16 +106,26 @@ class Decision:
     certificate: Certificate | None = None
     voted: Voted | None = None
     """None where masks did not vote."""
+    pooled: Pooled | None = None
+    """The pool's opinion, where it is served in place of the first answer."""
     required: Wanted | None = None
     """The level of certificate below which the decision is not answered."""
     block_from: BlockFrom = "flagged"
 
     @property
-    def served(self) -> Pass:
-        """The pass whose prediction and explanation are served."""
+    def shown(self) -> Pass:
+        """The pass whose explanation is served: what the answering network said of the input, or of the second pass."""
         if self.serve_neutralized and self.neutralized is not None:
             return self.neutralized.result
         return self.raw
+
+    @property
+    def served(self) -> Pass:
+        """That pass with the prediction that is served: its own, or the pool's."""
+        if self.pooled is None:
+            return self.shown
+        p = self.pooled.probabilities
+        return replace(self.shown, probabilities=p, prediction=ranked(p, self.labels, 1)[0])
 
     @property
     def explained(self) -> Explained:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gateway.core.preprocessing import Normalisation, Resize
-from gateway.core.rules import KindRule, VoteRule
+from gateway.core.rules import KindRule, PoolRule, VoteRule
 from gateway.core.small_field import SMALL_FIELD, SmallFieldSpec
 from gateway.core.upstream import UPSTREAM_FILES, Upstream
 
@@ -202,6 +202,8 @@ class Calibration(_Strict):
     """None: verdicts do not tell kinds of anomaly apart."""
     votes: VoteRule | None = None
     """None: masks cannot vote on verdicts."""
+    pool: PoolRule | None = None
+    """None: no pool of networks answers behind the gate."""
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""
 
@@ -315,6 +317,10 @@ class Manifest(_Strict):
             raise ValueError(
                 f"the votes of {calibration.key} are those of a network of small fields, which is not there"
             )
+        if calibration.pool is not None and not self.companion:
+            raise ValueError(f"the pool of {calibration.key} is of a companion's opinions, which is not there")
+        if calibration.pool is not None and calibration.pool.small_field and self.small_field is None:
+            raise ValueError(f"the pool of {calibration.key} asks a network of small fields, which is not there")
         known = {*self.scores, "window", "energy", "doubt"}
         known |= {"companion_energy", "companion_doubt"} if self.companion else set()
         if calibration.kinds and (unknown := set(calibration.kinds.readings) - known):

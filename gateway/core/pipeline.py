@@ -31,6 +31,8 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.masks import MaskSet
 from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
+from gateway.core.pool import field_logits, opinion
+from gateway.core.rules import PoolRule
 from gateway.core.small_field import SmallFieldFound, WindowSet
 from gateway.core.small_field_engine import SmallFieldEngine
 from gateway.core.verdict import Judge, Verdict, lead, preference
@@ -96,6 +98,7 @@ class Pipeline:
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
         votes: bool = False,
+        pool: bool = False,
         limits: Limits = Limits(),
     ) -> None:
         self.bundle = bundle
@@ -106,6 +109,7 @@ class Pipeline:
         self.block_from: BlockFrom = block_from
         self.layer_band = judge.layer_band()
         self.votes = _voting(bundle, judge) if votes else None
+        self.pool = _pooling(bundle, judge) if pool else None
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
         self._unsuspected = Verdict(
@@ -130,16 +134,17 @@ class Pipeline:
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
         votes: bool = False,
+        pool: bool = False,
         limits: Limits = Limits(),
     ) -> Pipeline:
         """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
 
         `alpha` and `action` default to the bundle's policy; with `votes`, masks vote on every verdict
-        (`gateway.core.votes`). Raises `BundleError` where nothing fitting was calibrated, and `ValueError` for an
-        `alpha` that was not.
+        (`gateway.core.votes`); with `pool`, networks are asked together behind the gate (`gateway.core.pool`). Raises
+        `BundleError` where nothing fitting was calibrated, and `ValueError` for an `alpha` that was not.
         """
         judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
-        return cls(bundle, engine, judge, action=action, block_from=block_from, votes=votes, limits=limits)
+        return cls(bundle, engine, judge, action=action, block_from=block_from, votes=votes, pool=pool, limits=limits)
 
     @property
     def smallest_p(self) -> float:
@@ -185,7 +190,7 @@ class Pipeline:
                     open_[i] = jobs[i].send(result)
                 except StopIteration as stop:
                     decisions[i] = stop.value
-        return [self._asked(self.voting(decisions[i])) for i in range(len(images))]
+        return [self._asked(self.consulting(decisions[i])) for i in range(len(images))]
 
     def run(self, batch: Sequence[Work]) -> list[Pass | PalisadeError]:
         """Results of passes of one part, by one call of the engine; an error for each image with non-finite logits."""
@@ -220,22 +225,47 @@ class Pipeline:
             decision.pixels, decision.served.prediction.index, wanted, LEADS[self.engine.precision], first
         )
 
-    def voting(self, decision: Decision) -> Generator[Question, Reply, Decision]:
-        """The decision on which masks have voted, where they do: yields masked images, is sent the logits of each."""
+    def consulting(self, decision: Decision) -> Generator[Question, Reply, Decision]:
+        """The decision once masks have voted and the pool was asked, where they are to be: yields what to ask them."""
         if self.votes is None:
-            return decision
+            return (yield from self._pooling(decision, None))
         hidden = self.votes.masks
         asked: Question = [Seen(decision.pixels)]
         if isinstance(hidden, MaskSet):
             asked = [Masked(decision.pixels, mask) for mask in hidden.singles()]
         found = yield asked
         under = np.stack([each for each in found if isinstance(each, np.ndarray)])
-        whole = None
+        whole = evidence = None
         if isinstance(hidden, WindowSet):
-            under, whole = hidden.logits(under[0]), hidden.whole(under[0])
+            evidence = under[0]
+            under, whole = hidden.logits(evidence), hidden.whole(evidence)
         voted = self.votes.vote(decision.served.prediction.index, under, whole)
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
-        return replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
+        decision = replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
+        final = yield from self._pooling(decision, evidence)
+        # Votes guarantee what is served: the pool may not serve a label that they object to more.
+        if final.pooled is not None and self.votes.vote(final.pooled.index, under, whole).p_value < voted.p_value:
+            return decision
+        return final
+
+    def _pooling(self, decision: Decision, evidence: np.ndarray | None) -> Generator[Question, Reply, Decision]:
+        """The decision with the pool's opinion, where it overrules the first answer of an input that is suspect.
+
+        `evidence` (K, h, w) is that of the network of small fields, where it was asked already.
+        """
+        rule, raw, whole = self.pool, decision.raw, decision.raw.whole
+        suspect = raw.verdict.gated or decision.level != "none"
+        if rule is None or whole is None or whole.companion_logits is None or not suspect:
+            return decision
+        if decision.action != "sanitize" or decision.shown.prediction.index != raw.prediction.index:
+            return decision  # neutralisation has found another answer
+        field = None
+        if rule.small_field is not None:
+            if evidence is None:
+                (evidence,) = (each for each in (yield [Seen(decision.pixels)]) if isinstance(each, np.ndarray))
+            field = field_logits(evidence)
+        found = opinion(rule, raw.prediction.index, whole.logits, whole.companion_logits, field)
+        return decision if found is None else replace(decision, pooled=found)
 
     def warm_votes(self) -> None:
         """Open what answers masked images, which the first image would wait for else; raises `EngineError`."""
@@ -434,6 +464,15 @@ def _small_field(bundle: Bundle, engine: Engine) -> SmallFieldEngine | None:
         provider=engine.provider,
         threads=engine.threads,
     )
+
+
+def _pooling(bundle: Bundle, judge: Judge) -> PoolRule:
+    """The pool that a calibration has; `BundleError` if it has none."""
+    rule = judge.calibration.pool
+    if rule is None:
+        key = judge.calibration.key
+        raise BundleError(f"{bundle.path}: no pool answers on {key}: `palisade pool` calibrates that of cpu-fp32")
+    return rule
 
 
 def _voting(bundle: Bundle, judge: Judge) -> Votes:

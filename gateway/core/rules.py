@@ -1,4 +1,4 @@
-"""Rules that a calibration may have beside its scores: kinds of anomaly, and votes of masks."""
+"""Rules that a calibration may have beside its scores: kinds of anomaly, votes of masks, a pool of opinions."""
 
 from __future__ import annotations
 
@@ -64,3 +64,20 @@ class VoteRule(_Strict):
         if self.whole is not None and self.by == "masks":
             raise ValueError("whole is of the network of small fields")
         return self
+
+
+class PoolRule(_Strict):
+    """Weights of networks' probabilities in the pool that answers behind the gate (`gateway.core.pool`).
+
+    The best label of the pool is served in place of the first answer where it leads that by `threshold` or more, in
+    probability of the pool. Without `small_field` the network of small fields is not asked. The threshold is that of
+    `n` benign images in `groups` groups, of which the pool takes the share `harmed` of right answers away at most.
+    """
+
+    answering: float = Field(ge=0)
+    companion: float = Field(gt=0)
+    small_field: float | None = Field(None, gt=0)
+    threshold: float = Field(ge=0, le=1)
+    harmed: float = Field(ge=0, le=1)
+    n: int = Field(ge=20)
+    groups: int = Field(ge=2)

@@ -138,7 +138,7 @@ class Dispatcher:
             screening = "audit" if random.random() < self._audit else "on"
         steps = pipeline.steps(image, explain=explain, screening=screening)
         decision = await self._lanes.run(pipeline, steps, deadline=deadline, decode_seconds=decode_seconds)
-        decision = await self._lanes.vote(pipeline, decision, deadline=deadline)
+        decision = await self._lanes.consult(pipeline, decision, deadline=deadline)
         if certify is not None and not decision.blocked:
             decision = await self._lanes.certify(pipeline, decision, certify, deadline=deadline)
         # After the answer, which goes out before this task waits again.

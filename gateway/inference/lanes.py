@@ -64,10 +64,10 @@ class Lanes:
         made, timing = await self._asked(pipeline, pipeline.certifying(decision, wanted), decision.timing, deadline)
         return replace(decision, certificate=made, required=wanted.require, timing=timing)
 
-    async def vote(self, pipeline: Pipeline, decision: Decision, *, deadline: float = math.inf) -> Decision:
-        """The decision on which masks have voted, where they do (`Pipeline.voting`); as `certify`."""
-        voted, timing = await self._asked(pipeline, pipeline.voting(decision), decision.timing, deadline)
-        return replace(voted, timing=timing)
+    async def consult(self, pipeline: Pipeline, decision: Decision, *, deadline: float = math.inf) -> Decision:
+        """The decision once votes and pool were heard, where they are to be (`Pipeline.consulting`); as `certify`."""
+        heard, timing = await self._asked(pipeline, pipeline.consulting(decision), decision.timing, deadline)
+        return replace(heard, timing=timing)
 
     async def _asked(
         self,

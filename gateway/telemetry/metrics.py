@@ -83,6 +83,9 @@ certificate_forwards_total = Counter(
 companion_total = Counter(
     "palisade_companion_total", "Predictions by whether the companion agrees with them.", ["model", "agrees"]
 )
+pooled_total = Counter(
+    "palisade_pooled_total", "Answers of the pool of all networks, in place of the first one.", ["model"]
+)
 auth_total = Counter("palisade_auth_total", "Requests by how their sender was recognised or refused.", ["result"])
 store_failures_total = Counter(
     "palisade_store_failures_total", "Failed operations of the store that workers share.", ["operation"]
@@ -224,6 +227,7 @@ def announce(pipeline: Pipeline) -> None:
     for level in RANK:
         certificates_total.labels(model, level)
     certificate_forwards_total.labels(model)
+    pooled_total.labels(model)
     _announce_kinds(pipeline)
     for yes in ("true", "false"):
         neutralized_total.labels(model, yes)
@@ -300,11 +304,18 @@ def observe(decision: Decision, pipeline: Pipeline) -> None:
     if decision.certificate is not None:
         _counter(certificates_total, model, decision.certificate.level).inc()
         _counter(certificate_forwards_total, model).inc(decision.certificate.forwards)
+    _observe_repairs(decision)
+    for stage in ("decode", "queue", "engine"):
+        _histogram(stage_seconds, stage).observe(getattr(decision.timing, stage))
+
+
+def _observe_repairs(decision: Decision) -> None:
+    model = decision.model
+    if decision.pooled is not None:
+        _counter(pooled_total, model).inc()
     if decision.neutralized is not None:
         changed = decision.neutralized.result.prediction.index != decision.raw.prediction.index
         _counter(neutralized_total, model, str(changed).lower()).inc()
-    for stage in ("decode", "queue", "engine"):
-        _histogram(stage_seconds, stage).observe(getattr(decision.timing, stage))
 
 
 def compare(decision: Decision, pipeline: Pipeline, watches: DriftWatches) -> None:

@@ -156,6 +156,7 @@ def opened(bundle: Bundle, settings: Settings) -> Pipeline:
             action=settings.policy,
             block_from=settings.block_from,
             votes=settings.votes,
+            pool=settings.pool,
             limits=limits,
         )
     except ValueError as error:

@@ -33,7 +33,7 @@ from gateway.core.manifest import (
     expected_inputs,
     graphs_sha256,
 )
-from gateway.core.rules import VoteRule
+from gateway.core.rules import PoolRule, VoteRule
 from gateway.core.small_field import SMALL_FIELD, SmallFieldSpec
 from gateway.core.verdict import Fusion, component_p, fisher
 from training.bundling.rules import add_rule
@@ -209,6 +209,23 @@ def add_votes(folder: Path, *, patch: int = 6, groups: int = 400, by: By = "mask
     arrays = {"votes": np.linspace(-1.0, -0.01, 400), "vote_weights": np.full(400, groups / 400)}
     add_rule(folder, read_manifest(folder), "cpu-fp32", arrays, votes=rule)
     return folder
+
+
+def add_pool(folder: Path, *, small_field: float | None = None, threshold: float = 0.0) -> Path:
+    """Let a pool answer what is suspect, for the bundle in `folder`; its companion sees no more in blue than in red."""
+    rule = PoolRule(
+        answering=0.5, companion=1.0, small_field=small_field, threshold=threshold, harmed=0.01, n=400, groups=40
+    )
+    add_rule(folder, read_manifest(folder), "cpu-fp32", {}, pool=rule)
+    return folder
+
+
+def doubtful_image() -> np.ndarray:
+    """A red image with a blue square, for which the classifier says blue, and saturated pixels outside of it."""
+    image = clean_image((150, 0, 0))
+    image[4:10, 4:10] = (0, 0, 249)
+    image[12:14, 0:8] = 255
+    return image
 
 
 FIELDS = SmallFieldSpec(field=4, stride=2, first=0, height=7, width=7)

@@ -51,13 +51,11 @@ def with_worst_pairs(
     y: Tensor,
     masks: MaskSet,
     *,
-    fraction: float,
+    rows: Tensor,
     generator: Generator,
     candidates: int | None = None,
 ) -> Tensor:
-    """`x` with a random `fraction` of its images behind their worst pairs; the others as they are."""
-    count = max(1, round(fraction * len(x)))
-    rows = torch.randperm(len(x), generator=generator)[:count].to(x.device)
+    """`x` with the images of `rows` (M,) behind their worst pairs; the others as they are."""
     made = x.clone()
     hidden = worst_pairs(predict, x[rows], y[rows], masks, candidates=candidates, generator=generator)
     made[rows] = inpaint(x[rows], hidden)

@@ -157,13 +157,15 @@ def from_reviews(
             rule = like.kinds.model_copy(update={"n": len(group), "groups": len(np.unique(group))})
             add_arrays(draft / CALIBRATION, like.key, benign_odds(rule, values, group))
             made = made.model_copy(update={"kinds": rule})
+        # Nobody has labelled the images, and a pool's threshold is about labels: it stays.
+        made = made.model_copy(update={"pool": like.pool})
         others = [each for each in manifest.calibrations if each.key != made.key]
         recalibrated = manifest.model_copy(update={"calibrations": [*others, made]})
         write_manifest(draft, recalibrated)
         if like.votes is not None:
             given = like.votes
             masks = hiding(manifest, patch=given.patch, masks_per_axis=given.masks_per_axis, by=given.by)
-            add_votes(draft, read_manifest(draft), data.calibrate, masks=masks, progress=progress)
+            add_votes(draft, read_manifest(draft), data.calibrate, masks=masks, whole=given.whole, progress=progress)
         load_bundle(draft)
     return load_bundle(out), found
 

@@ -18,6 +18,7 @@ from training.bundling.assemble import Plan, Report, Silent, assemble, check_fre
 from training.bundling.calibrate import enough_to_calibrate
 from training.bundling.kinds import add_kinds
 from training.bundling.networks import ROLES, load_networks
+from training.bundling.pool import add_pool
 from training.bundling.provenance import load_data
 from training.bundling.recipe import BundleRecipe, load_bundle_recipe, network_recipe
 from training.bundling.small_field import add_small_field
@@ -98,10 +99,12 @@ def build_bundle(
         assemble(draft, plan, made, data, report)
         if recipe.kinds:
             add_kinds(draft, read_manifest(draft), data, seed=plan.seed, progress=report.step)
+        if recipe.small_field is not None:  # which votes and the pool ask, where it is there
+            add_small_field(draft, read_manifest(draft), data, weights_at(recipe.small_field))
         if recipe.votes:
             add_votes(draft, read_manifest(draft), data.calibrate, progress=report.step)
-        if recipe.small_field is not None:
-            add_small_field(draft, read_manifest(draft), data, weights_at(recipe.small_field))
+        if recipe.pool:
+            add_pool(draft, read_manifest(draft), data.calibrate, progress=report.step)
         if card:
             write_card(draft, evaluate(load_bundle(draft), data, recipe.evaluation, report.step, registration=held))
             write_manifest(draft, read_manifest(draft))

@@ -18,17 +18,17 @@ from training.util import random_draws
 
 def noisy_cover(x: Tensor, generator: Generator | None) -> Tensor:
     """A strip, an oblong, a square or two with a random colour for each pixel, on images (N, C, H, W) in [0, 1]."""
-    return torch.where(_outline(x, generator)[:, None], uniform(x, tuple(x.shape[1:]), 0, 1, generator), x)
+    return torch.where(outline(x, generator)[:, None], uniform(x, tuple(x.shape[1:]), 0, 1, generator), x)
 
 
 def smooth_cover(x: Tensor, generator: Generator | None) -> Tensor:
     """The same, with a colour for each fifth of the image, blown up bilinearly."""
     colours = uniform(x, (x.shape[1], CELLS, CELLS), 0, 1, generator)
     content = F.interpolate(colours, x.shape[2:], mode="bilinear", align_corners=True)
-    return torch.where(_outline(x, generator)[:, None], content, x)
+    return torch.where(outline(x, generator)[:, None], content, x)
 
 
-def with_obstacles(x: Tensor, generator: Generator, *, fraction: float) -> Tensor:
+def with_obstacles(x: Tensor, generator: Generator | None, *, fraction: float) -> Tensor:
     """Images (N, C, H, W) in [0, 1], of which a random `fraction` has one obstacle each; the families are as likely."""
     chosen = random_draws.uniform((len(x),), generator) < fraction
     family = torch.where(chosen, random_draws.integers(len(_FAMILIES), len(x), generator), -1).to(x.device)
@@ -39,12 +39,12 @@ def with_obstacles(x: Tensor, generator: Generator, *, fraction: float) -> Tenso
     return made
 
 
-def _outline(x: Tensor, generator: Generator | None) -> Tensor:
+def outline(x: Tensor, generator: Generator | None) -> Tensor:
     """Booleans (N, H, W): a strip, an oblong, a square of 0.19 of the side, or two smaller ones; each as likely."""
     which = uniform(x, (1, 1), 0, len(_OUTLINES), generator).floor()
     shown = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool, device=x.device)
-    for k, outline in enumerate(_OUTLINES):
-        shown |= outline(x, generator) & (which == k)
+    for k, draw in enumerate(_OUTLINES):
+        shown |= draw(x, generator) & (which == k)
     return shown
 
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from gateway.core.masks import MaskSet, default_patch
 from training.attacks.masks import with_worst_pairs
 from training.attacks.pgd import noisy_fgsm, project, random_start, training_pgd
+from training.loop.patches import with_worst_obstacles, with_worst_patches
 from training.models.small_field import without_worst_windows
 from training.recipes.training import Adversary, Stage, WorstWindows
 from training.util.random_draws import uniform
@@ -21,7 +22,7 @@ from training.util.signatures import Predict
 
 
 def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-    """The images that the stage's adversary, or its worst masks, make of `x` (N, C, H, W) in [0, 1]; else `x` itself.
+    """What the stage's adversary, or its worst masks and patches, make of `x` (N, C, H, W) in [0, 1]; else `x` itself.
 
     `predict` maps pixels to logits, with the network in evaluation mode.
     """
@@ -29,12 +30,26 @@ def attacked(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Ge
         x = _attacked(stage.adversary, predict, x, y, generator)
     elif stage.trades:
         x = kl_pgd(predict, x, eps=stage.trades.eps / 255, steps=stage.trades.steps, generator=generator)
-    elif masks := stage.worst_masks:
+    elif stage.searched:
+        x = _searched(stage, predict, x, y, generator)
+    return x
+
+
+def _searched(stage: Stage, predict: Predict, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    """`x` with a random share behind its worst masks, one under patches and one under obstacles; none has two."""
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    if masks := stage.worst_masks:
         height, width = x.shape[2:]
         patch = default_patch(height, width, masks.patch_share)
         sets = MaskSet(height, width, patch, masks.masks_per_axis)
-        x = with_worst_pairs(
-            predict, x, y, sets, fraction=masks.fraction, candidates=masks.candidates, generator=generator
+        count = max(1, round(masks.fraction * len(x)))
+        x = with_worst_pairs(predict, x, y, sets, rows=order[:count], candidates=masks.candidates, generator=generator)
+        order = order[count:]
+    if patches := stage.worst_patches:
+        count, others = (round(share * len(x)) for share in (patches.fraction, patches.obstacles))
+        x = with_worst_patches(predict, x, y, patches, rows=order[:count], generator=generator)
+        x = with_worst_obstacles(
+            predict, x, y, tries=patches.places, rows=order[count : count + others], generator=generator
         )
     return x
 
@@ -72,7 +87,7 @@ def task_losses(
             "ce_clean": F.cross_entropy(logits[:n], y, label_smoothing=smoothing),
             "kl": stage.trades.beta * kl(logits[:n], logits[n:]).mean(),
         }
-    return {"ce": F.cross_entropy(predict(adversarial if stage.worst_masks else x), y, label_smoothing=smoothing)}
+    return {"ce": F.cross_entropy(predict(adversarial if stage.searched else x), y, label_smoothing=smoothing)}
 
 
 def window_losses(

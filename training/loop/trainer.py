@@ -262,7 +262,7 @@ class Trainer:
         self.model.train()
         if stage.batchnorm == "frozen":
             freeze_batchnorm(self.model)
-        with frozen(self.model) if stage.radius or stage.worst_masks else nullcontext():
+        with frozen(self.model) if stage.radius or stage.searched else nullcontext():
             adversarial = attacked(stage, self._predict, x, y, generator).contiguous(memory_format=self.layout.format)
 
         taps: dict[str, Tensor] = {}

@@ -118,6 +118,25 @@ class WorstMasks(_Strict):
     candidates: int | None = Field(None, ge=1, description="masks, drawn by batch, to choose from; all by default")
 
 
+class WorstPatches(_Strict):
+    """Training against patches whose content is optimised, each at the worst of some places (`training.loop.patches`).
+
+    Those of a further share of the batch are no patches but `obstacles`, the worst of as many draws.
+    """
+
+    fraction: float = Field(0.5, gt=0, le=1, description="of the batch")
+    places: int = Field(3, ge=1, le=100, description="outlines in random colours that the worst one is chosen from")
+    steps: int = Field(4, ge=1, le=100)
+    step_size: float = Field(0.3, gt=0, le=1, description="of the range of colours")
+    obstacles: float = Field(0.0, ge=0, le=1, description="of the batch")
+
+    @model_validator(mode="after")
+    def _shares(self) -> WorstPatches:
+        if self.fraction + self.obstacles > 1:
+            raise ValueError("fraction and obstacles are shares of one batch: together at most 1")
+        return self
+
+
 class WorstWindows(_Strict):
     """Training without the greedily worst two windows of cells (`training.models.small_field`)."""
 
@@ -135,8 +154,9 @@ class SoftLabels(_Strict):
 class Stage(_Strict):
     """One stretch of training with its own learning-rate cycle.
 
-    Standard training unless an `adversary` (adversarial training), `trades`, `worst_masks` or, for a network of the
-    architecture `small_field`, `worst_windows` is named.
+    Standard training unless an `adversary` (adversarial training), `trades`, `worst_masks`, `worst_patches` or, for a
+    network of the architecture `small_field`, `worst_windows` is named. Masks and patches may be of one stage: each
+    has images of its own.
     `batchnorm: frozen` keeps running statistics fixed in every forward of the stage. Penalties need it: a penalty in
     evaluation mode beside a task loss in training mode wrecks the deployed network.
     """
@@ -151,6 +171,7 @@ class Stage(_Strict):
     mask_augmentation: MaskAugmentation | None = None
     obstacles: Obstacles | None = None
     worst_masks: WorstMasks | None = None
+    worst_patches: WorstPatches | None = None
     worst_windows: WorstWindows | None = None
     soft_labels: SoftLabels | None = None
     terms: Terms = Terms()
@@ -161,14 +182,26 @@ class Stage(_Strict):
         attack = self.adversary or self.trades
         return attack.eps / 255 if attack else None
 
+    @property
+    def searched(self) -> bool:
+        """Whether masks or patches are searched for that the network answers worst."""
+        return self.worst_masks is not None or self.worst_patches is not None
+
     @model_validator(mode="after")
     def _coherent(self) -> Stage:
         if self.adversary and self.trades:
             raise ValueError("a stage has an adversary or trades, not both")
-        if self.worst_masks and self.radius is not None:
-            raise ValueError("worst_masks are of standard training: a stage has them or an attack, not both")
-        if self.worst_windows and (self.worst_masks or self.radius is not None):
-            raise ValueError("worst_windows are of standard training: a stage has them, worst_masks or an attack")
+        if self.searched and self.radius is not None:
+            raise ValueError(
+                "worst_masks and worst_patches are of standard training: a stage has them or an attack, not both"
+            )
+        masks, patches = self.worst_masks, self.worst_patches
+        if masks and patches and masks.fraction + patches.fraction + patches.obstacles > 1:
+            raise ValueError("worst_masks and worst_patches are shares of one batch: together at most 1")
+        if self.worst_windows and (self.searched or self.radius is not None):
+            raise ValueError(
+                "worst_windows are of standard training: a stage has them, worst_masks and worst_patches or an attack"
+            )
         for name, term in self.terms.of(Term).items():
             if term.needs_adversary and self.radius is None:
                 raise ValueError(f"terms.{name} needs an adversary or trades: {term.needs_adversary}")

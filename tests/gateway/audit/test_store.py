@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.answers.schemas import ClassScore
 from gateway.audit.database import sqlite_url
 from gateway.audit.store import AuditStore, Filter, Limits
 from gateway.errors import AuditUnavailable, ConfigError
@@ -155,35 +156,37 @@ def test_gateways_that_start_at_once_make_one_set_of_tables(tmp_path: Path) -> N
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(prepare, range(8)))
     with sqlite3.connect(tmp_path / "shared.db") as connection:
-        assert connection.execute("SELECT version FROM audit_schema").fetchall() == [(2,)]
+        assert connection.execute("SELECT version FROM audit_schema").fetchall() == [(3,)]
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
-@pytest.mark.parametrize("change", ["UPDATE audit_schema SET version = 3", "DELETE FROM audit_schema"])
+@pytest.mark.parametrize("change", ["UPDATE audit_schema SET version = 4", "DELETE FROM audit_schema"])
 def test_another_schema_version_is_refused(store: AuditStore, tmp_path: Path, change: str) -> None:
     with sqlite3.connect(tmp_path / "audit.db") as connection:
         connection.execute(change)
     connection.close()
-    with pytest.raises(ConfigError, match=r"schema version (3|none), this gateway knows 2"):
+    with pytest.raises(ConfigError, match=r"schema version (4|none), this gateway knows 3"):
         store.prepare()
 
 
-def test_a_store_of_schema_1_gets_the_columns_of_kinds(tmp_path: Path) -> None:
+def test_a_store_of_schema_1_gets_the_columns_that_came_later(tmp_path: Path) -> None:
     store = AuditStore(sqlite_url(tmp_path / "old.db"))
     store.prepare()
     store.insert([record(1)])
     with sqlite3.connect(tmp_path / "old.db") as connection:
-        for column in ("anomaly", "p_unfamiliar", "p_attacked"):
+        for column in ("anomaly", "p_unfamiliar", "p_attacked", "pooled"):
             connection.execute(f"ALTER TABLE audit_events DROP COLUMN {column}")
         connection.execute("UPDATE audit_schema SET version = 1")
     connection.close()
     store.prepare()
-    store.insert([record(2, anomaly="attacked", p_unfamiliar=0.4, p_attacked=0.005)])
+    pooled = ClassScore(index=2, label="stop", probability=0.7)
+    store.insert([record(2, anomaly="attacked", p_unfamiliar=0.4, p_attacked=0.005, pooled=pooled)])
     old, new = store.get(record(1).event.id), store.get(record(2).event.id)
     assert old is not None
     assert new is not None
-    assert (old.anomaly, old.p_attacked) == (None, None)
+    assert (old.anomaly, old.p_attacked, old.pooled) == (None, None, None)
+    assert new.pooled == pooled
     assert (new.anomaly, new.p_unfamiliar, new.p_attacked) == ("attacked", 0.4, 0.005)
     store.close()
 

@@ -52,10 +52,10 @@ def test_the_second_mask_is_the_worst_beside_the_first(
             assert torch.equal(hidden[i], worst)
 
 
-def test_a_fraction_of_the_batch_is_masked() -> None:
-    x = torch.rand(8, 1, 16, 16, generator=seeded(0))
-    made = with_worst_pairs(bright_spots, x, torch.zeros(8).long(), MASKS, fraction=0.5, generator=seeded(1))
-    assert ((made != x).flatten(1).any(1)).sum() == 4
+def test_only_the_rows_that_are_named_are_masked() -> None:
+    x, rows = torch.rand(8, 1, 16, 16, generator=seeded(0)), torch.tensor([6, 1, 2])
+    made = with_worst_pairs(bright_spots, x, torch.zeros(8).long(), MASKS, rows=rows, generator=seeded(1))
+    assert (made != x).flatten(1).any(1).nonzero().flatten().tolist() == [1, 2, 6]
 
 
 def test_a_stage_trains_behind_its_worst_masks(trained: SmallResNet, test_images: tuple[Tensor, Tensor]) -> None:
@@ -88,7 +88,7 @@ def test_training_behind_worst_masks_lowers_the_loss_there(
 
 
 def test_a_stage_has_worst_masks_or_an_attack() -> None:
-    with pytest.raises(ValueError, match="worst_masks are of standard training"):
+    with pytest.raises(ValueError, match="worst_masks and worst_patches are of standard training"):
         Stage.model_validate({"name": "s", "epochs": 1, "lr": 0.1, "worst_masks": {}, "adversary": {}})
 
 

@@ -33,7 +33,15 @@ from training.evaluate.run import finished, plan, run_units
 from training.evaluate.units import UNITS, chosen
 from training.models import ModelSpec
 
-ABSENT = {"votes", "votes_unaware", "votes_adaptive", "small_field"}  # of bundles that have what they measure
+ABSENT = {
+    "votes",
+    "votes_unaware",
+    "votes_adaptive",
+    "pool",
+    "pool_unaware",
+    "pool_adaptive",
+    "small_field",
+}  # of bundles that have what they measure
 QUICK = [
     name
     for name in UNITS
@@ -172,8 +180,17 @@ def test_a_failed_self_check_fails_the_card(fresh: Any, monkeypatch: pytest.Monk
 
 def test_chosen_units() -> None:
     assert chosen() == chosen(["all"]) == list(UNITS)
-    assert chosen(["0"]) == ["benign", "cascade", "shifts", "votes", "certificates", "small_field"]
-    assert chosen(["0"], ["pgd_8"]) == ["benign", "cascade", "shifts", "pgd_8", "votes", "certificates", "small_field"]
+    assert chosen(["0"]) == ["benign", "cascade", "shifts", "votes", "pool", "certificates", "small_field"]
+    assert chosen(["0"], ["pgd_8"]) == [
+        "benign",
+        "cascade",
+        "shifts",
+        "pgd_8",
+        "votes",
+        "pool",
+        "certificates",
+        "small_field",
+    ]
     assert {unit.level for unit in UNITS.values()} == set(LEVELS)
     with pytest.raises(TrainingError, match="unknown level '7'; there are 0, 1"):
         chosen(["7"])

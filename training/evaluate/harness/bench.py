@@ -78,7 +78,7 @@ class Bench:
         manifest = self.bundle.manifest
         files = {name: sha for name, sha in manifest.files.items() if not name.startswith(_UNSERVED)}
         stated = manifest.model_dump(mode="json", include={"classes", "input", "scores", "screen_scores", "policy"})
-        beside = {"evaluated", "kinds", "votes"}
+        beside = {"evaluated", "kinds", "votes", "pool"}
         calibrations = [each.model_dump(mode="json", exclude=beside) for each in manifest.calibrations]
         return digest([files, stated, calibrations, self._test_key])
 

@@ -36,10 +36,15 @@ class Cut(Section):
 
 
 class Unaware(Section):
-    """How the system as served meets one attack; shares are of the images that fool the answering network."""
+    """How the system as served meets one attack; shares are of the images that fool the answering network.
+
+    But for `right`: of all that were attacked, those that are served right. Earlier cards have none.
+    """
 
     n: int
     fooled: int
+    right: float | None = None
+    right_interval: Interval = None
     recovered: float | None
     recovered_interval: Interval
     recovered_if_always_served: float | None
@@ -117,6 +122,8 @@ def unaware(bench: Bench, attack: Attack) -> Found:
     section: dict[str, Any] = {
         "n": len(made),
         "fooled": int(fooled.sum()),
+        "right": float(recovered.mean()),
+        "right_interval": interval(recovered, made.clean.group),
         "recovered": share(recovered, fooled),
         "recovered_interval": interval(recovered[fooled], group),
         "recovered_if_always_served": share(answers.after == made.clean.y, fooled),
@@ -126,18 +133,26 @@ def unaware(bench: Bench, attack: Attack) -> Found:
         section["side"] = patch_side(bench.bundle.manifest.input.height)
     if "queries" in made.rows:
         section["median_queries"] = float(np.median(made.rows["queries"]))
+    passed = {}
     for alpha in ALPHAS:
         flagged = flags(bench, answers, alpha)
+        passed[alpha] = ~recovered & ~flagged
         rate = float(flags(bench, bench.clean, alpha).mean())
         section[f"alpha_{alpha:g}"] = {
             "measured_fpr": rate,
             "flagged": share(flagged, fooled),
             "flagged_interval": interval(flagged[fooled], group),
             "max_softmax": share(answers.confidence < np.quantile(bench.clean.confidence, rate), fooled),
-            "undetected": float(((answers.served != made.clean.y) & ~flagged).mean()),
+            "undetected": float(passed[alpha].mean()),
         }
     outcomes = {f"fooled_{name}": fooled}
     figures, measured, rates = _measured(bench, name, answers, fooled, group, outcomes)
+    for alpha in ALPHAS:
+        key = f"undetected_{name}_{alpha:g}"
+        outcomes[key] = passed[alpha]
+        figures[key] = Figure(key, at=("unaware", name, f"alpha_{alpha:g}", "undetected"))
+    key = f"right_{name}"
+    outcomes[key], figures[key] = recovered, Figure(key, at=("unaware", name, "right"))
     parts: dict[str, Any] = {"unaware": {name: section}, "detection": {name: measured}}
     if bench.pipeline.can_screen:
         _, through = answered(bench, name, cascade=True)
@@ -177,6 +192,7 @@ def _title(name: str, side: int | None = None) -> str:
 
 
 def _show(found: dict[str, Unaware]) -> Body:
+    whole = any(row.right is not None for row in found.values())
     rows = [
         (
             _title(name, row.side),
@@ -188,11 +204,12 @@ def _show(found: dict[str, Unaware]) -> Body:
             percent(at.max_softmax),
             percent(row.recovered),
             percent(at.undetected),
+            *([ranged(row.right, row.right_interval)] if whole else []),
         )
         for name, row in found.items()
         for alpha, at in zip(ALPHAS, (row.at_1, row.at_5), strict=True)
     ]
-    head = (
+    head = [
         "attack",
         "images",
         "fooled",
@@ -202,7 +219,8 @@ def _show(found: dict[str, Unaware]) -> Body:
         "max softmax",
         "served right",
         "wrong and unflagged, of all",
-    )
+        *(["served right, of all"] if whole else []),
+    ]
     return [Table(head, rows)]
 
 
@@ -270,6 +288,11 @@ def unit_of(attack: Attack) -> Unit:
     """The unit that measures an attack; its figures have the attack's title."""
     found = "detected at a measured {:g} % of false positives"
     figures = {f"detected_{attack.name}_{rate:g}": f"{attack.title}: {found.format(100 * rate)}" for rate in ALPHAS}
+    figures |= {
+        f"undetected_{attack.name}_{alpha:g}": f"{attack.title}: wrong and unflagged at alpha {100 * alpha:g} %, of all"
+        for alpha in ALPHAS
+    }
+    figures[f"right_{attack.name}"] = f"{attack.title}: answered rightly, of all"
     if attack.local:
         figures[f"recovered_{attack.name}"] = f"{attack.title}, where it fools: answered rightly after neutralisation"
     return Unit(

@@ -140,6 +140,7 @@ def parameters_of(decisions: Sequence[Decision], disclosure: Disclosure) -> Para
             "level": verdict.level,
             "p_value": verdict.p_value if full else coarse_p_value(verdict.p_value),
             "neutralized": decisions[0].serve_neutralized,
+            "pooled": decisions[0].pooled is not None,
         }
         if verdict.kind is not None:
             parameters["kind"] = verdict.kind

@@ -8,7 +8,7 @@ import { disclosure, quoted } from "./code.js";
 import { evidenceTable, layerBars } from "./evidence.js";
 import { empty } from "./notices.js";
 import { pScale, shareBar } from "./scale.js";
-import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
+import { answers, explainNeutralization, explainPool, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { viewer } from "./viewer.js";
 import { votesBody } from "./votes.js";
 
@@ -28,11 +28,12 @@ export function decision(answer, image, manifest) {
     h(
       "div",
       { class: "column findings" },
-      verdict && verdictBanner(verdict, { more: (verdict.flagged || neutralization.changed) && reviewLink(answer.id) }),
+      verdict && verdictBanner(verdict, { more: (verdict.flagged || neutralization.changed || isPooled(answer)) && reviewLink(answer.id) }),
       panel(
         "Answers",
         answers(steps(answer)),
-        verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action)),
+        verdict && h("p", { class: "prose" }, explainNeutralization(neutralization, verdict.action, isPooled(answer))),
+        isPooled(answer) && h("p", { class: "prose" }, explainPool(answer.pool)),
       ),
       verdict?.votes && panel("Votes of masks", votesBody(verdict.votes, answer.prediction.label, seenPixels(answer))),
       answer.certificate && panel("Certificate against a patch", certificateBody(answer.certificate, seen(answer))),
@@ -51,20 +52,25 @@ export function decision(answer, image, manifest) {
 }
 
 /** The answers up to the served one; a caller below disclosure `full` gets only the served one. */
-function steps({ prediction, neutralization: done, explanation }) {
+function steps({ prediction, neutralization: done, pool, explanation }) {
   const companion = explanation?.companion;
-  if (!done?.before) return [{ title: "Answer", prediction, served: true }, companion && opinion(companion)];
+  const first = done?.before ?? pool?.before;
+  if (!first) return [{ title: "Answer", prediction, served: true }, companion && opinion(companion)];
   return [
-    { title: "As it came", prediction: done.before, served: !done.served },
-    {
+    { title: "As it came", prediction: first, served: !done?.served && !pool },
+    done?.before && {
       title: "Neutralised",
       prediction: done.after,
       served: done.served,
       remark: done.changed ? "changed" : "unchanged",
     },
     companion && opinion(companion),
+    pool && { title: "Pool of all networks", prediction, served: true, remark: "changed" },
   ];
 }
+
+/** Whether the answer is the pool's; callers below disclosure `full` see that alone. */
+const isPooled = ({ pool, pooled }) => Boolean(pool ?? pooled);
 
 const opinion = (companion) => ({
   title: "Companion",

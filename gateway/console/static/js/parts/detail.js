@@ -132,7 +132,7 @@ export function detailPanel({ onReview, onClose }) {
 }
 
 function body(event) {
-  const { before, after, neutralization: done } = event;
+  const { before, after, neutralization: done, pooled } = event;
   const layers = h("div", {});
   const pictures = h("div", {});
   const evidence = h("div", {});
@@ -143,20 +143,21 @@ function body(event) {
     pictures,
     h("h3", {}, "Answers"),
     answers([
-      { title: "As it came", prediction: before, served: !event.blocked && !done?.served },
+      { title: "As it came", prediction: before, served: !event.blocked && !done?.served && !pooled },
       after && {
         title: "Neutralised",
         prediction: after,
         served: !event.blocked && done.served,
         remark: done.changed ? "changed" : "unchanged",
       },
+      pooled && { title: "Pool of all networks", prediction: pooled, served: true, remark: "changed" },
     ]),
     h(
       "p",
       { class: "prose" },
       event.blocked
         ? "The policy “block” refused this input: no answer was given."
-        : explainNeutralization(done && { ...done, applied: true }, event.action),
+        : explainNeutralization(done && { ...done, applied: true }, event.action, Boolean(pooled)),
     ),
     event.p_value !== null && [h("h3", {}, "How unusual"), pScale(event)],
     event.anomaly && [h("h3", {}, "Kind of anomaly"), kindOfAnomaly({ ...event, kind: event.anomaly })],

@@ -8,7 +8,7 @@ export const COLUMNS = ["Input", "Seen", "Kind", "Answer", "p-value", "Review"];
 
 /** `select(id, focus)` is called when the row is chosen. */
 export function eventRow(event, select) {
-  const { before, after, neutralization: done } = event;
+  const { before, after, neutralization: done, pooled } = event;
   const name = `Open ${KINDS[event.kind].toLowerCase()} input answered as ${before.label}, ${moment(event.time)}`;
   return h(
     "tr",
@@ -20,7 +20,9 @@ export function eventRow(event, select) {
       "td",
       { class: "cell-answer" },
       h("span", { class: "label" }, before.label),
-      done?.changed && h("span", { class: "hint" }, `→ ${after.label}${done.served ? "" : " (not served)"}`),
+      pooled
+        ? h("span", { class: "hint" }, `→ ${pooled.label}`)
+        : done?.changed && h("span", { class: "hint" }, `→ ${after.label}${done.served ? "" : " (not served)"}`),
     ),
     h("td", { class: "cell-p number" }, pValue(event.p_value)),
     h("td", { class: "cell-review" }, reviewTag(event.review)),

@@ -48,11 +48,11 @@ export function kindOfAnomaly({ kind, p_unfamiliar: unfamiliar, p_attacked: atta
 }
 
 /** What neutralisation did, from { applied, served, region, area, before, after, changed, p_value }. */
-export function explainNeutralization(done, action) {
+export function explainNeutralization(done, action, pooled = false) {
   if (!done?.applied)
-    return "Nothing was suspicious enough to be inpainted: the answer is that of the image as it came.";
+    return `Nothing was suspicious enough to be inpainted${pooled ? "." : ": the answer is that of the image as it came."}`;
   if (done.region === undefined)
-    return `A region was inpainted and the network asked again. The answer ${done.changed ? "changed" : "stayed the same"}; ${done.served ? "that answer is served" : "the first answer is served"}.`;
+    return `A region was inpainted and the network asked again. The answer ${done.changed ? "changed" : "stayed the same"}; ${done.served ? "that answer is served" : pooled ? "neither is served" : "the first answer is served"}.`;
   const what = done.region === "roa" ? "the region of attack" : "the region of attack without the region of importance";
   const start = `${percent(done.area)} of the image (${what}) was inpainted and the network asked again`;
   const effect = done.changed ? "The answer changed" : "The answer stayed the same";
@@ -68,7 +68,15 @@ export function explainNeutralization(done, action) {
   const why = suspected
     ? "the window did not stand out enough, the answer without it is not clear, or the companion prefers the first"
     : "the result is suspect";
-  return `${start}. ${effect}, but ${why} (${p}): the first answer stands.`;
+  return `${start}. ${effect}, but ${why} (${p})${pooled ? "." : ": the first answer stands."}`;
+}
+
+/** Why the pool's answer is served, from { before, lead, small_field }; below disclosure `full` nothing of that is known. */
+export function explainPool(pool) {
+  const who = pool?.small_field ? "its companion and the network of small fields" : "its companion";
+  const asked = pool ? `the answering network and ${who}` : "all networks";
+  const lead = pool ? `, which leads the first answer by ${percent(pool.lead)} of probability` : "";
+  return `The input is at least suspect, so that ${asked} were asked together: their answer is served${lead}. The flag stays as it is.`;
 }
 
 const LOOKS = {
