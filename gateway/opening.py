@@ -19,12 +19,14 @@ def load_pipeline(
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     threads: int | None = None,
     votes: bool | None = None,
+    pool: bool | None = None,
 ) -> Pipeline:
     """The pipeline of the bundle in `path`: every hash is checked, the graph is opened and run once.
 
     `alpha` is a calibrated false-positive rate, `action` the policy; both default to the bundle's. With `votes`, masks
-    vote on every verdict. Raises `BundleError` (which names the file), `ConfigError` (which names the setting) and
+    vote on every verdict; with `pool`, networks answer together what is suspect. Raises `BundleError` (which names the file), `ConfigError` (which names the setting) and
     `EngineError`.
     """
-    given: dict[str, Any] = {"alpha": alpha, "policy": action, "device": device, "threads": threads, "votes": votes}
+    given: dict[str, Any] = {"alpha": alpha, "policy": action, "device": device, "threads": threads}
+    given |= {"votes": votes, "pool": pool}
     return load_with(Path(path), load_settings(**{name: value for name, value in given.items() if value is not None}))

@@ -59,7 +59,7 @@ def test_an_event_has_what_was_served(pooling: Pipeline) -> None:
     kind = kind_of(decision, sampled=False)
     assert kind == "flagged"
     subject = Subject("r1", datetime.now(UTC), kind, decision, None, b"", sampled=False, sample_probability=0.0)
-    event = subject.record("metadata").event
+    event = subject.record("none").event
     assert event.pooled is not None
     assert (event.before.label, event.pooled.label) == ("blue", "red")
     assert panel_png(decision)[:4] == b"\x89PNG"
