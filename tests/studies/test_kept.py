@@ -11,7 +11,7 @@ import torch
 
 from gateway.core.certificate import CertificateWanted
 from gateway.core.masks import MaskSet
-from studies import masked, robust
+from studies import masked, patched, robust
 from tests.training.toy import gratings, random_network
 from training.bundling.provenance import load_data
 from training.errors import TrainingError
@@ -44,6 +44,15 @@ def test_both_report_every_file_on_the_same_images(kept: Path, tmp_path: Path) -
     assert first["pgd2_8"]["mean"] <= first["pgd2_4"]["mean"] <= 1
     (one,) = json.loads((tmp_path / "masked.json").read_text("utf-8"))["networks"]
     assert one["3"]["proved_and_right"]["mean"] <= one["3"]["agreed_and_right"]["mean"]
+
+
+def test_accuracy_under_patches_is_reported_by_attack(kept: Path, tmp_path: Path) -> None:
+    patched.main([kept], json_path=tmp_path / "patched.json", n=4, attacks=["bars", "colour_cast"])
+    (one,) = json.loads((tmp_path / "patched.json").read_text("utf-8"))["networks"]
+    assert {"bars", "colour_cast", "clean"} <= set(one)
+    assert one["bars"]["n"] == 4
+    with pytest.raises(TrainingError, match=r"no such attack: lasers; there are .*bars"):
+        patched.main([kept], attacks=["lasers"])
 
 
 def test_a_label_that_no_mask_changes_is_proved() -> None:

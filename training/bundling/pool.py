@@ -27,8 +27,8 @@ from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
 from training.util.signatures import StepProgress, silent
 
-ANSWERING, COMPANION, SMALL_FIELD = 0.5, 1.0, 0.8
-"""Weights of the probabilities: the network that attacks are made on counts least."""
+WEIGHTS = (0.5, 1.0, 0.8)
+"""Of the probabilities of answering network, companion and network of small fields: what is attacked counts least."""
 HARMED = 0.005
 """Share of benign images whose right answer the pool may take away, were it asked about all of them."""
 
@@ -71,15 +71,16 @@ def fitted(
     group: np.ndarray,
     *,
     harmed: float = HARMED,
+    weights: tuple[float, float, float] = WEIGHTS,
 ) -> PoolRule:
     """The rule with the lowest threshold, of logits (N, K) of benign images with labels (N,) in groups (N,).
 
-    At most the share `harmed` of them loses a right answer to the pool.
+    At most the share `harmed` of them loses a right answer to the pool. `weights` are as `WEIGHTS`.
     """
     rule = PoolRule(
-        answering=ANSWERING,
-        companion=COMPANION,
-        small_field=None if field is None else SMALL_FIELD,
+        answering=weights[0],
+        companion=weights[1],
+        small_field=None if field is None else weights[2],
         threshold=0.0,
         harmed=harmed,
         n=len(label),

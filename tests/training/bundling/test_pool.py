@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gateway.core.loading import Bundle, load_bundle
 from gateway.core.pool import leads, pooled
-from training.bundling.pool import COMPANION, HARMED, fitted, opinions, with_pool
+from training.bundling.pool import HARMED, WEIGHTS, fitted, opinions, with_pool
 from training.bundling.provenance import made_with
 from training.commands.main import app
 from training.errors import TrainingError
@@ -42,7 +42,7 @@ def test_a_bundle_gets_a_pool_and_stays_as_it_is(bundle: Bundle, tmp_path: Path)
     made = with_pool(bundle.path, tmp_path / "pooling")
     rule = made.calibration("cpu", "fp32").pool
     assert rule is not None
-    assert (rule.companion, rule.small_field, rule.harmed) == (COMPANION, None, HARMED)
+    assert (rule.companion, rule.small_field, rule.harmed) == (WEIGHTS[1], None, HARMED)
     data, _ = made_with(bundle)
     assert rule.n == len(data.calibrate)
     assert made.manifest.files == bundle.manifest.files

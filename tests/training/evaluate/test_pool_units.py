@@ -40,11 +40,14 @@ def pooling(
 
 def test_what_the_pool_costs_and_what_it_gains(pooling: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     families = ("dull_sticker", "fgsm_8")
+    monkeypatch.setattr("training.evaluate.measurements.pool.CHANGES", ("dark_60",))
+    monkeypatch.setattr("training.evaluate.measurements.pool.NOISES", ("noise_0.02",))
     monkeypatch.setattr("training.evaluate.measurements.pool.FAMILIES", families)
     benign, unaware = pool_benign(pooling), pool_unaware(pooling)
     assert isinstance(benign.section, PoolBenign)
     assert benign.section.right >= benign.section.without - benign.section.harmed - 1e-9
     assert benign.section.n == 16
+    assert set(benign.section.shifts) == {"dark_60", "noise_0.02"}
     assert isinstance(unaware.section, PoolUnaware)
     for name, row in unaware.section.pool_unaware.items():
         fooled = unaware.outcomes[f"pool_fooled_{name}"]

@@ -20,6 +20,7 @@ from training.attacks.joint_run import Afterwards
 from training.attacks.listed import ATTACKS
 from training.attacks.pooled import overruled, quiet
 from training.bundling.small_field import TENSORS, load_small_field
+from training.data.corruptions import CHANGES, NOISES, changed
 from training.evaluate.harness.attacked import attacked, flags
 from training.evaluate.harness.bench import Bench, as_images
 from training.evaluate.harness.found import Figure, Found
@@ -27,19 +28,33 @@ from training.evaluate.harness.section import Effort, Interval, RangedByAlpha, S
 from training.evaluate.harness.shown import Body, Table, ranged
 from training.evaluate.harness.store import Arrays
 from training.evaluate.harness.unit import Place, Unit
+from training.evaluate.measurements.shifts import shift_title
 from training.evaluate.measurements.votes import FAMILIES as VOTED
 from training.recipes.evaluation import ALPHAS
 from training.served.answers import serve
 from training.util.module_modes import frozen
 from training.util.statistics import interval, share
 
-CHUNK, ADAPTIVE_CHUNK, EPS, TARGETS = 128, 16, 8, 3
+CHUNK, ADAPTIVE_CHUNK, EPS = 128, 16, 8
 FAMILIES = (*VOTED, "pgd_4", "l2_1", "square_8", "sparse")
 """Attacks (`training.attacks.listed`) of which `pool_unaware` tells what is answered rightly."""
 
 
+class Changed(Section):
+    """Of `n` benign images under one change: answered rightly with the pool and `without`."""
+
+    n: int
+    right: float
+    right_interval: Interval
+    without: float
+    without_interval: Interval
+
+
 class PoolBenign(Section):
-    """Of `n` benign images: answered rightly with the pool and `without`, and `harmed`: rightly only without it."""
+    """Of `n` benign images: answered rightly with the pool and `without`, and `harmed`: rightly only without it.
+
+    `shifts`: the same of the first of them under each benign change (`training.data.corruptions`).
+    """
 
     n: int
     threshold: float
@@ -51,6 +66,7 @@ class PoolBenign(Section):
     harmed: float
     harmed_interval: Interval
     asked: float
+    shifts: dict[str, Changed]
 
 
 class Answered(Section):
@@ -81,6 +97,7 @@ class PoolAdaptive(Effort, RangedByAlpha):
 
     n: int
     eps: int
+    restarts: int
 
 
 def has_pool(bundle: Bundle) -> bool:
@@ -95,7 +112,7 @@ def can_be_taken(bundle: Bundle) -> bool:
 
 
 def pool_benign(bench: Bench) -> Found:
-    """What the pool changes of benign test images."""
+    """What the pool changes of benign test images, as they are and under changes that no attacker made."""
     pipeline, rule = _pooling(bench)
     images = bench.first(bench.settings.voted)
 
@@ -110,6 +127,7 @@ def pool_benign(bench: Bench) -> Found:
         threshold=rule.threshold,
         small_field=rule.small_field is not None,
         asked=float(rows["suspect"].mean()),
+        shifts={name: _changed(bench, pipeline, rule, name) for name in (*CHANGES, *NOISES)},
         **_shares({"right": right, "without": without, "harmed": harmed}, images.group),
     )
     return Found(
@@ -120,6 +138,19 @@ def pool_benign(bench: Bench) -> Found:
         },
         {"pool_accuracy": right, "pool_harmed": harmed},
     )
+
+
+def _changed(bench: Bench, pipeline: Pipeline, rule: PoolRule, name: str) -> Changed:
+    images = bench.first(bench.settings.shifts)
+
+    def make(start: int, stop: int, _generator: torch.Generator) -> Arrays:
+        return _answers(pipeline, shifted[start:stop])
+
+    shifted = changed(images.x, name, seed=bench.settings.seed)
+    title = f"pool, {shift_title(name)}"
+    rows = bench.rows(title, f"pool-shift-{name}", _depends(rule), len(images), CHUNK, make, served=True)
+    shares = {"right": rows["served"] == images.y, "without": rows["shown"] == images.y}
+    return Changed(n=len(images), **_shares(shares, images.group))
 
 
 def pool_unaware(bench: Bench) -> Found:
@@ -201,7 +232,8 @@ def adaptive_pool(bench: Bench) -> Found:
                     y[rows],
                     eps=EPS / 255,
                     steps=settings.adaptive_steps,
-                    targets=TARGETS,
+                    targets=settings.adaptive_targets,
+                    restarts=settings.adaptive_restarts,
                     conditions=conditions,
                     afterwards=afterwards,
                     beaten=beaten,
@@ -211,7 +243,8 @@ def adaptive_pool(bench: Bench) -> Found:
             won[left] |= found.cpu().numpy()
         return {"won": won}
 
-    effort = {"steps": settings.adaptive_steps, "targets": TARGETS}
+    effort = {"steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
+    effort |= {"restarts": settings.adaptive_restarts}
     rows = bench.rows(
         "pool known", "pool-adaptive", effort | _depends(rule), len(test), ADAPTIVE_CHUNK, make, served=True
     )
@@ -276,7 +309,17 @@ def _show(found: PoolBenign) -> Body:
         ("the same without a pool", ranged(found.without, found.without_interval, 2)),
         ("answered rightly only without", ranged(found.harmed, found.harmed_interval, 2)),
     ]
-    return [text, Table(("benign images", "share"), rows)]
+    head = ("benign change", "images", "answered rightly without a pool", "with it")
+    changes = [
+        (
+            shift_title(name),
+            f"{row.n:,}",
+            ranged(row.without, row.without_interval),
+            ranged(row.right, row.right_interval),
+        )
+        for name, row in found.shifts.items()
+    ]
+    return [text, Table(("benign images", "share"), rows), Table(head, changes)]
 
 
 def _show_unaware(found: dict[str, Answered]) -> Body:
@@ -310,7 +353,8 @@ def _show_unaware(found: dict[str, Answered]) -> Body:
 
 
 def _show_adaptive(found: PoolAdaptive) -> Body:
-    text = f"Linf {found.eps}/255, {found.targets} targets x {found.steps} steps, n = {found.n}."
+    effort = f"{found.targets} targets x {found.steps} steps from {found.restarts} starting points"
+    text = f"Linf {found.eps}/255, {effort}, n = {found.n}."
     row = (ranged(found.at_1, found.at_1_interval), ranged(found.at_5, found.at_5_interval))
     return [text, Table(("wrong and not flagged, alpha 1 %", "alpha 5 %"), [row])]
 
@@ -338,6 +382,7 @@ UNITS = (
             "pool_harmed": "benign images answered rightly only without the pool",
         },
         count="voted",
+        depends=("shifts",),
         seconds=0.02,
         verified=512,
         companion=True,
@@ -401,7 +446,7 @@ UNITS = (
             for alpha in ALPHAS
         },
         count="pooled",
-        depends=("adaptive_steps",),
+        depends=("adaptive_steps", "adaptive_targets", "adaptive_restarts"),
         seconds=15,
         verified=8,
         companion=True,

@@ -1,0 +1,193 @@
+"""Which networks should answer together behind the gate, and with which weights (`gateway.core.pool`).
+
+Each pool is fitted on benign images of the calibrate split, as `palisade pool` does it, and judged on benign images of
+the select split and on attacks that fool the answering network there: behind the gate of the scores alone, and of votes
+as well where the bundle has them. Nothing is read of test.
+
+`python -m studies.pool BUNDLE --n 100`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from gateway.core.pipeline import Pipeline
+from gateway.core.pool import leads, pooled
+from gateway.core.rules import PoolRule
+from studies.fooling import BATCH, fooling, known
+from studies.recovery import USUAL as LOCAL
+from studies.robust import share
+from training.bundling.networks import load_defence
+from training.bundling.pool import fitted, opinions
+from training.commands.figures import today, with_data, write_json
+from training.commands.terminal import BundlePath, JsonPath, Threads, command, console, progress_bars, use_threads
+from training.data.dataset import Dataset, Split
+from training.models.network import Network
+from training.recipes.evaluation import Evaluation
+from training.served.answers import open_pipeline
+from training.util.signatures import StepProgress, silent
+
+POOLS: dict[str, tuple[float, float, float] | None] = {
+    "none": None,
+    "companion": (0.0, 1.0, 0.0),
+    "answering .5, companion": (0.5, 1.0, 0.0),
+    "all, answering .5": (0.5, 1.0, 1.0),
+    "all, answering .5, fields .8": (0.5, 1.0, 0.8),
+    "all alike": (1.0, 1.0, 1.0),
+}
+"""Weights of answering network, companion and network of small fields; 0: not asked."""
+USUAL = (*LOCAL, "half_shadow", "rain", "colour_cast", "fgsm_8", "pgd_8")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """N images: labels and groups, every network's logits (N, K), which are suspect by scores and by votes, and the
+    answers that are served without a pool."""
+
+    truth: np.ndarray
+    group: np.ndarray
+    opinions: tuple[np.ndarray, np.ndarray, np.ndarray | None]
+    suspect: np.ndarray
+    voted: np.ndarray
+    without: np.ndarray
+
+    def asked(self, weights: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Logits of those that the weights ask."""
+        answering, companion, field = self.opinions
+        return answering, companion, field if weights[2] else None
+
+    def served(self, rule: PoolRule | None, gate: np.ndarray) -> np.ndarray:
+        """Labels (N,) that are served behind a `gate` (N,)."""
+        if rule is None:
+            return self.without
+        answering, companion, field = self.opinions
+        first = answering.argmax(1)
+        best, lead = leads(pooled(rule, answering, companion, field if rule.small_field else None), first)
+        return np.where(gate & (lead >= rule.threshold) & (self.without == first), best, self.without)
+
+
+def seen(pipelines: tuple[Pipeline, Pipeline | None], split: Split, name: str, progress: StepProgress) -> Seen:
+    """A split as the pipelines see it, without votes and with them."""
+    plain, voting = pipelines
+    suspect, voted, without = [], [], []
+    for start in range(0, len(split), BATCH):
+        images = list(split.x[start : start + BATCH])
+        for decision in plain.decide_images(images, explain=False):
+            suspect.append(decision.raw.verdict.gated)
+            without.append(decision.served.prediction.index)
+        if voting is not None:
+            voted += [each.level != "none" for each in voting.decide_images(images, explain=False)]
+        progress(name, start + len(images), len(split))
+    gate = np.array(suspect)
+    return Seen(
+        split.y,
+        split.group,
+        opinions(plain, split.x),
+        gate,
+        gate | np.array(voted) if voted else gate,
+        np.array(without),
+    )
+
+
+def pool_report(
+    pipelines: tuple[Pipeline, Pipeline | None],
+    network: Network,
+    data: Dataset,
+    *,
+    names: Sequence[str] = USUAL,
+    n: int = 100,
+    benign: int | None = None,
+    seed: int = 0,
+    progress: StepProgress = silent,
+) -> dict[str, Any]:
+    """Each pool's clean accuracy, and what it answers rightly of attacks on select; JSON content."""
+
+    def some(split: Split, stage: int) -> Split:
+        return split.take(np.sort(np.random.default_rng([seed, stage]).permutation(len(split))[:benign]))
+
+    fit = seen((pipelines[0], None), some(data.calibrate, 1), "calibrate, benign", progress)
+    clean = seen(pipelines, some(data.select, 2), "select, benign", progress)
+    attacked = {
+        name: seen(pipelines, fooling(network, data.select, name, n, Evaluation(), seed), f"select, {name}", progress)
+        for name in names
+    }
+    pools: dict[str, Any] = {}
+    for title, weights in POOLS.items():
+        if weights is not None and weights[2] and fit.opinions[2] is None:
+            continue
+        rule = None if weights is None else fitted(*fit.asked(weights), fit.truth, fit.group, weights=weights)
+        right, before = clean.served(rule, clean.voted) == clean.truth, clean.without == clean.truth
+        pools[title] = {
+            "threshold": None if rule is None else rule.threshold,
+            "clean": share(right, clean.group),
+            "harmed": share(before & ~right, clean.group),
+            "right": {name: share(of.served(rule, of.suspect) == of.truth, of.group) for name, of in attacked.items()},
+            "with_votes": {
+                name: share(of.served(rule, of.voted) == of.truth, of.group) for name, of in attacked.items()
+            },
+        }
+    return {"seed": seed, "fitted_on": len(fit.truth), "pools": pools}
+
+
+def pool_table(report: dict[str, Any]) -> Table:
+    """A row for each attack, a column for each pool, behind the gate of scores and of votes too."""
+    pools = report["pools"]
+    table = Table(
+        "select, % right", *(f"{title}, from a lead of {pool['threshold'] or 0:.2f}" for title, pool in pools.items())
+    )
+    for row in ("clean", "harmed"):
+        table.add_row(f"benign, {row}", *(f"{100 * pool[row]['mean']:.2f}" for pool in pools.values()))
+    for name in next(iter(pools.values()))["right"]:
+        shares = [[100 * pool[gate][name]["mean"] for gate in ("right", "with_votes")] for pool in pools.values()]
+        table.add_row(name, *(f"{alone:.0f}, {voted:.0f}" for alone, voted in shares))
+    return table
+
+
+def main(
+    bundle: BundlePath = Path("models/gtsrb"),
+    json_path: JsonPath = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Number of images of each attack that fool.")] = 100,
+    benign: Annotated[
+        int | None, typer.Option(min=20, help="Number of benign images of each split (default: all).")
+    ] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="An attack of the card; may be repeated.")] = None,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """Compare pools of networks behind the gate, on the select split."""
+    use_threads(threads)
+    loaded, data = with_data(bundle)
+    names = known(attack or list(USUAL))
+    plain = open_pipeline(loaded)
+    voting = None
+    if loaded.calibration("cpu", "fp32").votes is not None:
+        voting = Pipeline.on(plain.engine, loaded, alpha=0.05, action="sanitize", votes=True)
+    with progress_bars() as bars:
+        report = pool_report(
+            (plain, voting),
+            load_defence(loaded).network,
+            data,
+            names=names,
+            n=n,
+            benign=benign,
+            seed=seed,
+            progress=bars.step,
+        )
+    if json_path:
+        subject = {"subject": f"{loaded.name} {loaded.version}", "date": today(), "split": "select"}
+        write_json(json_path, subject | report)
+    console.print(pool_table(report))
+    console.print(
+        f"select split, about {n} images of each attack that fool; behind the gate of scores, and of votes too"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(command(main))
