@@ -243,10 +243,11 @@ class Pipeline:
         raw = replace(decision.raw, verdict=decision.raw.verdict.with_votes(voted))
         decision = replace(decision, raw=raw, heard=(*decision.heard, VOTES), voted=voted)
         final = yield from self._pooling(decision, evidence)
-        # Votes guarantee what is served: the pool may not serve a label that they object to more.
-        if final.pooled is not None and self.votes.vote(final.pooled.index, under, whole).p_value < voted.p_value:
-            return decision
-        return final
+        # Votes guarantee a flag on what is served wrongly: without one the pool may not serve what they object to more.
+        if final.pooled is None or decision.flagged:
+            return final
+        worse = self.votes.vote(final.pooled.index, under, whole).p_value < voted.p_value
+        return decision if worse else final
 
     def _pooling(self, decision: Decision, evidence: np.ndarray | None) -> Generator[Question, Reply, Decision]:
         """The decision with the pool's opinion, where it overrules the first answer of an input that is suspect.

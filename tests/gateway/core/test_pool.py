@@ -123,13 +123,16 @@ def test_the_network_of_small_fields_is_asked_of_suspect_images_only(
     assert doubtful.pooled is not None
 
 
-def test_votes_are_about_the_first_answer_and_the_pool_serves_nothing_that_they_object_to_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("strictness", [1.0, 100.0])
+def test_votes_are_about_the_first_answer_and_without_a_flag_the_pool_serves_nothing_that_they_object_to_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strictness: float
 ) -> None:
-    folder = add_votes(add_small_field(write_bundle(tmp_path / "tiny")), patch=6, by="small_field", whole=0.5)
+    folder = write_bundle(tmp_path / "tiny", strictness=strictness)
+    add_votes(add_small_field(folder), patch=6, by="small_field", whole=0.5)
     pipeline = opened(add_pool(folder, small_field=0.2), votes=True)
     (found,) = pipeline.decide_images([doubtful_image()])
     assert found.pooled is not None
+    assert found.level == ("flagged" if strictness == 1 else "suspect")
     assert found.voted is not None
     before = found.voted.p_value
     vote = pipeline.votes.vote  # type: ignore[union-attr]
@@ -140,7 +143,7 @@ def test_votes_are_about_the_first_answer_and_the_pool_serves_nothing_that_they_
 
     monkeypatch.setattr(pipeline.votes, "vote", contrary)
     (kept,) = pipeline.decide_images([doubtful_image()])
-    assert kept.pooled is None
+    assert (kept.pooled is None) == (not found.flagged)
     assert kept.raw.verdict.p_value == found.raw.verdict.p_value
 
 

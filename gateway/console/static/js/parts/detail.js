@@ -5,7 +5,7 @@ import { kindTag, reviewTag } from "./eventtags.js";
 import { empty, failure } from "./notices.js";
 import { pScale } from "./scale.js";
 import { manifestOf } from "./scoretitles.js";
-import { answers, explainNeutralization, kindOfAnomaly, verdictBanner } from "./verdict.js";
+import { answers, explainNeutralization, explainPool, kindOfAnomaly, verdictBanner } from "./verdict.js";
 import { fill, h, icon } from "../dom.js";
 import { moment, percent } from "../format.js";
 import { detailOf } from "../state.js";
@@ -159,6 +159,7 @@ function body(event) {
         ? "The policy “block” refused this input: no answer was given."
         : explainNeutralization(done && { ...done, applied: true }, event.action, Boolean(pooled)),
     ),
+    pooled && h("p", { class: "prose" }, explainPool(null)),
     event.p_value !== null && [h("h3", {}, "How unusual"), pScale(event)],
     event.anomaly && [h("h3", {}, "Kind of anomaly"), kindOfAnomaly({ ...event, kind: event.anomaly })],
     h("h3", {}, "Evidence by score"),
