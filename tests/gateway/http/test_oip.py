@@ -126,6 +126,7 @@ def test_one_image_has_its_verdict_in_the_parameters(client: triton.InferenceSer
         "alpha": verdict["alpha"],
         "action": "sanitize",
         "neutralized": True,
+        "pooled": False,
         "stage": "verdict",
     }
 
