@@ -285,8 +285,8 @@ def test_what_a_caller_sees(tmp_path: Path, pipeline: Pipeline) -> None:
     }
     full, verdict, label = bodies["reviewer"], bodies["client"], bodies["label"]
     common = {"id", "model", "prediction", "top", "verdict", "neutralization", "explanation", "certificate"}
-    assert set(full) == common | {"timing_ms"}
-    assert set(verdict) == set(full) - {"timing_ms"}
+    assert set(full) == common | {"timing_ms", "pool"}
+    assert set(verdict) == common | {"pooled"}
     assert verdict["prediction"] == full["prediction"]
     assert set(verdict["verdict"]) == {"flagged", "level", "p_value", "action", "kind"}
     assert set(verdict["neutralization"]) == {"applied", "served", "changed"}
