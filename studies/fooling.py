@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
+import typer
 
 from training.attacks.coarse import searched
 from training.attacks.listed import ATTACKS
@@ -17,6 +20,9 @@ from training.served.scoring import to_uint8
 from training.util.module_modes import seeded
 
 BATCH = 64
+PerAttack = Annotated[int, typer.Option("--n", min=2, help="Number of images of each attack that fool.")]
+Benign = Annotated[int | None, typer.Option(min=20, help="Number of benign images of each split (default: all).")]
+Attacks = Annotated[list[str] | None, typer.Option(help="An attack of the card; may be repeated.")]
 
 
 def known(names: list[str]) -> list[str]:
@@ -24,6 +30,11 @@ def known(names: list[str]) -> list[str]:
     if unknown := sorted(set(names) - set(ATTACKS)):
         raise TrainingError(f"unknown attacks {', '.join(unknown)}; there are {', '.join(ATTACKS)}")
     return names
+
+
+def some_of(split: Split, count: int | None, *, seed: int, stage: int) -> Split:
+    """`count` random images of a split, in its order; None: all."""
+    return split.take(np.sort(np.random.default_rng([seed, stage]).permutation(len(split))[:count]))
 
 
 def fooling(network: Network, split: Split, name: str, n: int, effort: Evaluation, seed: int) -> Split:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -21,7 +21,7 @@ from rich.table import Table
 from gateway.core.pipeline import Pipeline
 from gateway.core.pool import leads, pooled
 from gateway.core.rules import PoolRule
-from studies.fooling import BATCH, fooling, known
+from studies.fooling import BATCH, Attacks, Benign, PerAttack, fooling, known, some_of
 from studies.recovery import USUAL as LOCAL
 from studies.robust import share
 from training.bundling.networks import load_defence
@@ -109,11 +109,8 @@ def pool_report(
 ) -> dict[str, Any]:
     """Each pool's clean accuracy, and what it answers rightly of attacks on select; JSON content."""
 
-    def some(split: Split, stage: int) -> Split:
-        return split.take(np.sort(np.random.default_rng([seed, stage]).permutation(len(split))[:benign]))
-
-    fit = seen((pipelines[0], None), some(data.calibrate, 1), "calibrate, benign", progress)
-    clean = seen(pipelines, some(data.select, 2), "select, benign", progress)
+    fit = seen((pipelines[0], None), some_of(data.calibrate, benign, seed=seed, stage=1), "calibrate, benign", progress)
+    clean = seen(pipelines, some_of(data.select, benign, seed=seed, stage=2), "select, benign", progress)
     attacked = {
         name: seen(pipelines, fooling(network, data.select, name, n, Evaluation(), seed), f"select, {name}", progress)
         for name in names
@@ -153,11 +150,9 @@ def pool_table(report: dict[str, Any]) -> Table:
 def main(
     bundle: BundlePath = Path("models/gtsrb"),
     json_path: JsonPath = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Number of images of each attack that fool.")] = 100,
-    benign: Annotated[
-        int | None, typer.Option(min=20, help="Number of benign images of each split (default: all).")
-    ] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="An attack of the card; may be repeated.")] = None,
+    n: PerAttack = 100,
+    benign: Benign = None,
+    attack: Attacks = None,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -21,7 +21,7 @@ from rich.table import Table
 from gateway.core.manifest import Recovery
 from gateway.core.pipeline import Pipeline
 from gateway.core.verdict import lead, preference
-from studies.fooling import BATCH, fooling, known
+from studies.fooling import BATCH, Attacks, Benign, PerAttack, fooling, known, some_of
 from studies.robust import share
 from training.bundling.calibrate import allowed_count, fit_recovery
 from training.bundling.networks import load_defence
@@ -104,11 +104,8 @@ def recovery_report(
     `benign` images of each split are looked at (None: all).
     """
 
-    def some(split: Split, stage: int) -> Split:
-        return split.take(np.sort(np.random.default_rng([seed, stage]).permutation(len(split))[:benign]))
-
-    fit = seen(pipeline, some(data.calibrate, 1), "calibrate, benign", progress)
-    clean = seen(pipeline, some(data.select, 2), "select, benign", progress)
+    fit = seen(pipeline, some_of(data.calibrate, benign, seed=seed, stage=1), "calibrate, benign", progress)
+    clean = seen(pipeline, some_of(data.select, benign, seed=seed, stage=2), "select, benign", progress)
     attacked = {
         name: seen(pipeline, fooling(network, data.select, name, n, effort, seed), f"select, {name}", progress)
         for name in names
@@ -147,11 +144,9 @@ def recovery_table(report: dict[str, Any]) -> Table:
 def main(
     bundle: BundlePath = Path("models/gtsrb"),
     json_path: JsonPath = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Number of images of each attack that fool.")] = 150,
-    benign: Annotated[
-        int | None, typer.Option(min=20, help="Number of benign images of each split (default: all).")
-    ] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="An attack of the card; may be repeated.")] = None,
+    n: PerAttack = 150,
+    benign: Benign = None,
+    attack: Attacks = None,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:

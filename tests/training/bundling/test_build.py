@@ -79,6 +79,7 @@ def folder(tmp_path_factory):
         "companion": "companion.yaml",
         "kinds": True,
         "votes": True,
+        "pool": True,
         "samples": 1,
         "evaluation": {
             "unaware": 8,
@@ -106,6 +107,7 @@ def test_the_gateway_serves_it(folder):
     assert not (folder / "out.part").exists()
     assert bundle.calibration("cpu", "fp32").kinds is not None
     assert bundle.calibration("cpu", "fp32").votes is not None
+    assert bundle.calibration("cpu", "fp32").pool is not None
 
 
 def test_networks_are_taken_and_the_card_is_left_to_evaluate(folder):

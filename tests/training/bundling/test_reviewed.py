@@ -22,7 +22,7 @@ from gateway.versions.catalogue import _precedence as precedence
 from tests.gateway.audit.records import NOON, record
 from tests.gateway.core.test_kinds import tell_apart
 from tests.gateway.core.test_precision import with_half
-from tests.gateway.tiny import clean_image, patched_image, write_bundle
+from tests.gateway.tiny import add_pool, add_small_field, add_votes, clean_image, patched_image, write_bundle
 from training.bundling.reviewed import from_reviews, groups_of, open_store, reviewed_images
 from training.commands.main import app
 from training.errors import TrainingError
@@ -81,6 +81,17 @@ def test_a_new_version_is_calibrated_on_the_sample_and_is_lower_than_the_old(sto
     assert not calm.flagged
     assert loud.flagged
     assert load_bundle(bundle).calibration("cpu", "fp32").n == 400
+
+
+def test_votes_and_the_pool_stay_what_they_were(store: AuditStore, tmp_path: Path) -> None:
+    tiny = add_small_field(write_bundle(tmp_path / "tiny"))
+    add_pool(add_votes(tiny, patch=6, by="small_field", whole=0.5), small_field=0.8)
+    fill(store, 100)
+    made, _ = from_reviews(tiny, tmp_path / "new", store)
+    old, new = (each.calibration("cpu", "fp32") for each in (load_bundle(tiny), made))
+    assert new.votes is not None
+    assert (new.votes.by, new.votes.whole, new.votes.n) == ("small_field", 0.5, 75)
+    assert new.pool == old.pool is not None
 
 
 def test_flagged_events_of_the_sample_have_to_be_reviewed(store: AuditStore, tmp_path: Path) -> None:
