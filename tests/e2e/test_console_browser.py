@@ -733,7 +733,9 @@ def test_the_curl_command_for_a_sample_has_the_key(
     page.get_by_role("button", name="Log in").click()
     page.locator('[data-file="attacked_0.png"]').click()
     page.get_by_text("The same request with curl").click()
-    command = page.locator(".disclosure pre").first.inner_text()
+    shown = page.locator(".disclosure pre").first
+    expect(shown).to_contain_text("curl")  # it is written when the disclosure has opened
+    command = shown.inner_text()
     environment = {**os.environ, "PALISADE_KEY": keys["reviewer"]}
     answer = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=True, timeout=30)
     assert json.loads(answer.stdout)["verdict"]["flagged"]
