@@ -24,8 +24,8 @@ def load_pipeline(
     """The pipeline of the bundle in `path`: every hash is checked, the graph is opened and run once.
 
     `alpha` is a calibrated false-positive rate, `action` the policy; both default to the bundle's. With `votes`, masks
-    vote on every verdict; with `pool`, networks answer together what is suspect. Raises `BundleError` (which names the
-    file), `ConfigError` (which names the setting) and `EngineError`.
+    vote on every verdict; networks answer together where the bundle has a pool, unless `pool` is False. Raises
+    `BundleError` (which names the file), `ConfigError` (which names the setting) and `EngineError`.
     """
     given: dict[str, Any] = {"alpha": alpha, "policy": action, "device": device, "threads": threads}
     given |= {"votes": votes, "pool": pool}

@@ -100,10 +100,9 @@ class Settings(BaseSettings):
     votes: bool = False
     """Masks vote on every verdict: on a share of the images, which the card states, no small patch changes the answer
     without a flag. A part of alpha is for it. Bundles without a calibration for it (`palisade votes`) are refused."""
-    pool: bool = False
-    """Answer inputs that are at least suspect by a pool of all networks, under the policy `sanitize`: of what fools the
-    answering network alone, more is answered rightly. Bundles without a calibration for it (`palisade pool`) are
-    refused."""
+    pool: bool | None = None
+    """All networks of a bundle answer together, under the policy `sanitize`: of what fools the answering network alone,
+    more is answered rightly. Unset: wherever a bundle is calibrated for it (`palisade pool`); `true` refuses others."""
 
     upstream: str | None = None
     """Address of the server whose answers are judged, in place of the one that a bundle of `palisade guard` states."""

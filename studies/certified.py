@@ -141,7 +141,7 @@ def main(
 ) -> None:
     """Share of the test split's answers that are agreed and proved, and what certificates cost."""
     loaded, data = with_data(bundle)
-    pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize")
+    pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize", pool=False)
     with progress_bars() as bars:
         report = certified_report(pipeline, data.test, patch or [5, 3], n=n, k=k, seed=seed, progress=bars.step)
     report = {"subject": f"{loaded.name} {loaded.version}", "date": today(), "split": "test", **report}

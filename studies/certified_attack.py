@@ -199,7 +199,9 @@ def main(
     """Attack certified and uncertified images of the test split at every place."""
     use_threads(threads)
     loaded, data = with_data(bundle)
-    pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads or 1), loaded, action="sanitize")
+    pipeline = Pipeline.on(
+        Engine.open(loaded, device="cpu", threads=threads or 1), loaded, action="sanitize", pool=False
+    )
 
     def keep(report: dict[str, Any]) -> None:
         if json_path:

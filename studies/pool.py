@@ -1,8 +1,8 @@
-"""Which networks should answer together behind the gate, and with which weights (`gateway.core.pool`).
+"""Which networks should answer together, with which weights, and about which images (`gateway.core.pool`).
 
 Each pool is fitted on benign images of the calibrate split, as `palisade pool` does it, and judged on benign images of
-the select split and on attacks that fool the answering network there: behind the gate of the scores alone, and of votes
-as well where the bundle has them. Nothing is read of test.
+the select split and on attacks that fool the answering network there: asked about all images, and only about those that
+are at least suspect. Nothing is read of test.
 
 `python -m studies.pool BUNDLE --n 100`
 """
@@ -38,24 +38,25 @@ POOLS: dict[str, tuple[float, float, float] | None] = {
     "none": None,
     "companion": (0.0, 1.0, 0.0),
     "answering .5, companion": (0.5, 1.0, 0.0),
-    "all, answering .5": (0.5, 1.0, 1.0),
-    "all, answering .5, fields .8": (0.5, 1.0, 0.8),
+    "answering .5, fields .8": (0.5, 1.0, 0.8),
+    "answering .25, fields .5": (0.25, 1.0, 0.5),
+    "answering .25, fields 1": (0.25, 1.0, 1.0),
+    "answering .1, fields .6": (0.1, 1.0, 0.6),
     "all alike": (1.0, 1.0, 1.0),
 }
 """Weights of answering network, companion and network of small fields; 0: not asked."""
-USUAL = (*LOCAL, "half_shadow", "rain", "colour_cast", "fgsm_8", "pgd_8")
+USUAL = (*LOCAL, "half_shadow", "rain", "colour_cast", "fgsm_8", "pgd_8", "l2_1", "square_8", "sparse")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """N images: labels and groups, every network's logits (N, K), which are suspect by scores and by votes, and the
-    answers that are served without a pool."""
+    """N images: labels and groups, every network's logits (N, K), which are suspect, and the answers that are served
+    without a pool."""
 
     truth: np.ndarray
     group: np.ndarray
     opinions: tuple[np.ndarray, np.ndarray, np.ndarray | None]
     suspect: np.ndarray
-    voted: np.ndarray
     without: np.ndarray
 
     def asked(self, weights: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -63,41 +64,31 @@ class Seen:
         answering, companion, field = self.opinions
         return answering, companion, field if weights[2] else None
 
-    def served(self, rule: PoolRule | None, gate: np.ndarray) -> np.ndarray:
-        """Labels (N,) that are served behind a `gate` (N,)."""
+    def served(self, rule: PoolRule | None, *, gated: bool = False) -> np.ndarray:
+        """Labels (N,) that are served: the pool is asked about all images, or, `gated`, about suspect ones."""
         if rule is None:
             return self.without
         answering, companion, field = self.opinions
         first = answering.argmax(1)
         best, lead = leads(pooled(rule, answering, companion, field if rule.small_field else None), first)
-        return np.where(gate & (lead >= rule.threshold) & (self.without == first), best, self.without)
+        asked = self.suspect | (not gated)
+        return np.where(asked & (lead >= rule.threshold) & (self.without == first), best, self.without)
 
 
-def seen(pipelines: tuple[Pipeline, Pipeline | None], split: Split, name: str, progress: StepProgress) -> Seen:
-    """A split as the pipelines see it, without votes and with them."""
-    plain, voting = pipelines
-    suspect, voted, without = [], [], []
+def seen(pipeline: Pipeline, split: Split, name: str, progress: StepProgress) -> Seen:
+    """A split as a pipeline without a pool sees it."""
+    suspect, without = [], []
     for start in range(0, len(split), BATCH):
         images = list(split.x[start : start + BATCH])
-        for decision in plain.decide_images(images, explain=False):
+        for decision in pipeline.decide_images(images, explain=False):
             suspect.append(decision.raw.verdict.gated)
             without.append(decision.served.prediction.index)
-        if voting is not None:
-            voted += [each.level != "none" for each in voting.decide_images(images, explain=False)]
         progress(name, start + len(images), len(split))
-    gate = np.array(suspect)
-    return Seen(
-        split.y,
-        split.group,
-        opinions(plain, split.x),
-        gate,
-        gate | np.array(voted) if voted else gate,
-        np.array(without),
-    )
+    return Seen(split.y, split.group, opinions(pipeline, split.x), np.array(suspect), np.array(without))
 
 
 def pool_report(
-    pipelines: tuple[Pipeline, Pipeline | None],
+    pipeline: Pipeline,
     network: Network,
     data: Dataset,
     *,
@@ -108,11 +99,10 @@ def pool_report(
     progress: StepProgress = silent,
 ) -> dict[str, Any]:
     """Each pool's clean accuracy, and what it answers rightly of attacks on select; JSON content."""
-
-    fit = seen((pipelines[0], None), some_of(data.calibrate, benign, seed=seed, stage=1), "calibrate, benign", progress)
-    clean = seen(pipelines, some_of(data.select, benign, seed=seed, stage=2), "select, benign", progress)
+    fit = seen(pipeline, some_of(data.calibrate, benign, seed=seed, stage=1), "calibrate, benign", progress)
+    clean = seen(pipeline, some_of(data.select, benign, seed=seed, stage=2), "select, benign", progress)
     attacked = {
-        name: seen(pipelines, fooling(network, data.select, name, n, Evaluation(), seed), f"select, {name}", progress)
+        name: seen(pipeline, fooling(network, data.select, name, n, Evaluation(), seed), f"select, {name}", progress)
         for name in names
     }
     pools: dict[str, Any] = {}
@@ -120,21 +110,21 @@ def pool_report(
         if weights is not None and weights[2] and fit.opinions[2] is None:
             continue
         rule = None if weights is None else fitted(*fit.asked(weights), fit.truth, fit.group, weights=weights)
-        right, before = clean.served(rule, clean.voted) == clean.truth, clean.without == clean.truth
+        right, before = clean.served(rule) == clean.truth, clean.without == clean.truth
         pools[title] = {
             "threshold": None if rule is None else rule.threshold,
             "clean": share(right, clean.group),
             "harmed": share(before & ~right, clean.group),
-            "right": {name: share(of.served(rule, of.suspect) == of.truth, of.group) for name, of in attacked.items()},
-            "with_votes": {
-                name: share(of.served(rule, of.voted) == of.truth, of.group) for name, of in attacked.items()
+            "right": {name: share(of.served(rule) == of.truth, of.group) for name, of in attacked.items()},
+            "right_of_suspect": {
+                name: share(of.served(rule, gated=True) == of.truth, of.group) for name, of in attacked.items()
             },
         }
     return {"seed": seed, "fitted_on": len(fit.truth), "pools": pools}
 
 
 def pool_table(report: dict[str, Any]) -> Table:
-    """A row for each attack, a column for each pool, behind the gate of scores and of votes too."""
+    """A row for each attack, a column for each pool: asked about suspect images alone, and about all."""
     pools = report["pools"]
     table = Table(
         "select, % right", *(f"{title}, from a lead of {pool['threshold'] or 0:.2f}" for title, pool in pools.items())
@@ -142,8 +132,10 @@ def pool_table(report: dict[str, Any]) -> Table:
     for row in ("clean", "harmed"):
         table.add_row(f"benign, {row}", *(f"{100 * pool[row]['mean']:.2f}" for pool in pools.values()))
     for name in next(iter(pools.values()))["right"]:
-        shares = [[100 * pool[gate][name]["mean"] for gate in ("right", "with_votes")] for pool in pools.values()]
-        table.add_row(name, *(f"{alone:.0f}, {voted:.0f}" for alone, voted in shares))
+        shares = [
+            [100 * pool[which][name]["mean"] for which in ("right_of_suspect", "right")] for pool in pools.values()
+        ]
+        table.add_row(name, *(f"{gated:.0f}, {of_all:.0f}" for gated, of_all in shares))
     return table
 
 
@@ -156,17 +148,13 @@ def main(
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """Compare pools of networks behind the gate, on the select split."""
+    """Compare pools of networks on the select split."""
     use_threads(threads)
     loaded, data = with_data(bundle)
     names = known(attack or list(USUAL))
-    plain = open_pipeline(loaded)
-    voting = None
-    if loaded.calibration("cpu", "fp32").votes is not None:
-        voting = Pipeline.on(plain.engine, loaded, alpha=0.05, action="sanitize", votes=True)
     with progress_bars() as bars:
         report = pool_report(
-            (plain, voting),
+            open_pipeline(loaded),
             load_defence(loaded).network,
             data,
             names=names,
@@ -180,7 +168,7 @@ def main(
         write_json(json_path, subject | report)
     console.print(pool_table(report))
     console.print(
-        f"select split, about {n} images of each attack that fool; behind the gate of scores, and of votes too"
+        f"select split, about {n} images of each attack that fool; asked about suspect images alone, and about all"
     )
 
 

@@ -244,7 +244,7 @@ def main(
 ) -> None:
     """Compare scores of the masks' votes on select, and read the chosen one on test."""
     loaded, data = with_data(bundle)
-    pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize")
+    pipeline = Pipeline.on(Engine.open(loaded, device="cpu", threads=threads), loaded, action="sanitize", pool=False)
     with progress_bars() as bars:
         report = votes_report(
             pipeline, load_defence(loaded).network, data, n=n, benign=benign, test=test, seed=seed, progress=bars.step

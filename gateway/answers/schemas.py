@@ -109,7 +109,7 @@ class Neutralization(_Response):
 
 
 class PoolBody(_Response):
-    """The answer is that of a pool of all networks, since the input is at least suspect; `before` is the first one."""
+    """The answer is that of a pool of all networks; `before` is the first one."""
 
     before: ClassScore
     lead: float = Field(description="By how much the answer leads the first one, in probability of the pool.")
@@ -285,7 +285,7 @@ class ModelSummary(ModelLabel):
     votes: int | None = Field(
         default=None, description="Side in pixels of the patches that masks vote on; null where they do not."
     )
-    pool: bool = Field(default=False, description="Whether a pool of networks answers inputs that are suspect.")
+    pool: bool = Field(default=False, description="Whether a pool of networks answers.")
     small_field: bool = Field(
         default=False, description="Whether a network of small fields can certify answers (`certify=small_field`)."
     )

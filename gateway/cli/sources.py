@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     """What gives the answers; None stands for what a gateway does not disclose.
 
     `certified`: the certificate that is tried for each, as text; None for none. `votes`: the side of the patches that
-    masks vote on; None where they do not. `pool`: whether one answers suspect inputs; None where none does.
+    masks vote on; None where they do not. `pool`: whether one answers; None where none does.
     """
 
     model: str

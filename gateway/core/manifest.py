@@ -203,7 +203,7 @@ class Calibration(_Strict):
     votes: VoteRule | None = None
     """None: masks cannot vote on verdicts."""
     pool: PoolRule | None = None
-    """None: no pool of networks answers behind the gate."""
+    """None: no pool of networks answers."""
     evaluated: bool = True
     """Whether the card's figures are those of the system with this calibration."""
 

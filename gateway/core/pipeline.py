@@ -31,7 +31,7 @@ from gateway.core.loading import Bundle
 from gateway.core.manifest import Part
 from gateway.core.masks import MaskSet
 from gateway.core.outputs import PartOutputs, ScreenOutputs, softmax
-from gateway.core.pool import field_logits, opinion
+from gateway.core.pool import field_logits, may_overrule, opinion
 from gateway.core.rules import PoolRule
 from gateway.core.small_field import SmallFieldFound, WindowSet
 from gateway.core.small_field_engine import SmallFieldEngine
@@ -98,7 +98,7 @@ class Pipeline:
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
         votes: bool = False,
-        pool: bool = False,
+        pool: bool | None = None,
         limits: Limits = Limits(),
     ) -> None:
         self.bundle = bundle
@@ -109,7 +109,7 @@ class Pipeline:
         self.block_from: BlockFrom = block_from
         self.layer_band = judge.layer_band()
         self.votes = _voting(bundle, judge) if votes else None
-        self.pool = _pooling(bundle, judge) if pool else None
+        self.pool = _pooling(bundle, judge, wanted=pool)
         self._limits = limits
         self._labels = tuple(bundle.manifest.classes)
         self._unsuspected = Verdict(
@@ -134,14 +134,15 @@ class Pipeline:
         action: Action | None = None,
         block_from: BlockFrom = "flagged",
         votes: bool = False,
-        pool: bool = False,
+        pool: bool | None = None,
         limits: Limits = Limits(),
     ) -> Pipeline:
         """The pipeline of a bundle, judged by its calibration for what `engine` runs on.
 
         `alpha` and `action` default to the bundle's policy; with `votes`, masks vote on every verdict
-        (`gateway.core.votes`); with `pool`, networks are asked together behind the gate (`gateway.core.pool`). Raises
-        `BundleError` where nothing fitting was calibrated, and `ValueError` for an `alpha` that was not.
+        (`gateway.core.votes`). Networks answer together (`gateway.core.pool`) where the calibration has a pool, unless
+        `pool` is False; True insists on one. Raises `BundleError` where nothing fitting was calibrated, and
+        `ValueError` for an `alpha` that was not.
         """
         judge = Judge(bundle, bundle.calibration(engine.provider, engine.precision), alpha=alpha)
         return cls(bundle, engine, judge, action=action, block_from=block_from, votes=votes, pool=pool, limits=limits)
@@ -250,16 +251,17 @@ class Pipeline:
         return decision if worse else final
 
     def _pooling(self, decision: Decision, evidence: np.ndarray | None) -> Generator[Question, Reply, Decision]:
-        """The decision with the pool's opinion, where it overrules the first answer of an input that is suspect.
+        """The decision with the pool's opinion, where it overrules the first answer.
 
         `evidence` (K, h, w) is that of the network of small fields, where it was asked already.
         """
         rule, raw, whole = self.pool, decision.raw, decision.raw.whole
-        suspect = raw.verdict.gated or decision.level != "none"
-        if rule is None or whole is None or whole.companion_logits is None or not suspect:
+        if rule is None or whole is None or whole.companion_logits is None:
             return decision
         if decision.action != "sanitize" or decision.shown.prediction.index != raw.prediction.index:
             return decision  # neutralisation has found another answer
+        if not may_overrule(rule, raw.prediction.index, whole.logits, whole.companion_logits):
+            return decision
         field = None
         if rule.small_field is not None:
             if evidence is None:
@@ -467,10 +469,10 @@ def _small_field(bundle: Bundle, engine: Engine) -> SmallFieldEngine | None:
     )
 
 
-def _pooling(bundle: Bundle, judge: Judge) -> PoolRule:
-    """The pool that a calibration has; `BundleError` if it has none."""
-    rule = judge.calibration.pool
-    if rule is None:
+def _pooling(bundle: Bundle, judge: Judge, *, wanted: bool | None) -> PoolRule | None:
+    """The pool that a calibration has, unless it is not `wanted`; `BundleError` if it is and there is none."""
+    rule = None if wanted is False else judge.calibration.pool
+    if rule is None and wanted:
         key = judge.calibration.key
         raise BundleError(f"{bundle.path}: no pool answers on {key}: `palisade pool` calibrates that of cpu-fp32")
     return rule

@@ -1,10 +1,10 @@
-"""A pool of opinions behind the gate: networks that an attack on one of them seldom fools into the same label.
+"""A pool of opinions: networks that an attack on one of them seldom fools into the same label.
 
-Where an input is at least suspect, the probabilities of the answering network, of its companion and of the network of
-small fields are averaged (a linear opinion pool: Stone 1961), and the label with the most is served if it leads the
-first answer clearly enough. Most of what fools the answering network alone is answered rightly so; a benign image
-seldom comes behind the gate, and its label seldom changes there. Whoever makes two of the networks agree on a wrong
-label has the pool as well: it flags nothing and clears no flag.
+The probabilities of the answering network, of its companion and of the network of small fields are averaged (a linear
+opinion pool: Stone 1961), and the label with the most is served if it leads the first answer clearly enough. Most of
+what fools the answering network alone is answered rightly so, whether it is suspect or not; on benign images the
+networks agree. The network of small fields is asked only where its opinion could change the answer. Whoever makes the
+companion and one of the others agree on a wrong label has the pool as well: it flags nothing and clears no flag.
 """
 
 from __future__ import annotations
@@ -45,6 +45,20 @@ def pooled(rule: PoolRule, answering: np.ndarray, companion: np.ndarray, field: 
         parts.append((rule.small_field, field))
     total = sum(weight for weight, _ in parts)
     return np.asarray(sum(weight / total * softmax(logits.astype(np.float64)) for weight, logits in parts))
+
+
+def may_overrule(rule: PoolRule, index: int, answering: np.ndarray, companion: np.ndarray) -> bool:
+    """Whether the network of small fields, whatever it says, could have the pool overrule the answer `index`.
+
+    By the logits (K,) of the two others; the answer is exact but for rounding, which is allowed for.
+    """
+    if rule.small_field is None:
+        return True
+    total = rule.answering + rule.companion + rule.small_field
+    first, second = (softmax(logits.astype(np.float64)) for logits in (answering, companion))
+    known = rule.answering * first + rule.companion * second
+    ahead = known[index] - np.delete(known, index).max()
+    return bool(rule.small_field - ahead >= total * rule.threshold - 1e-9)
 
 
 def leads(probabilities: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ class VoteRule(_Strict):
 
 
 class PoolRule(_Strict):
-    """Weights of networks' probabilities in the pool that answers behind the gate (`gateway.core.pool`).
+    """Weights of networks' probabilities in the pool that answers (`gateway.core.pool`).
 
     The best label of the pool is served in place of the first answer where it leads that by `threshold` or more, in
     probability of the pool. Without `small_field` the network of small fields is not asked. The threshold is that of

@@ -28,11 +28,14 @@ class Difference:
 
 
 def replay(bundle: Bundle, engine: Engine) -> tuple[int, list[Difference]]:
-    """Number of samples, and where their answers (on `engine`, policy `sanitize`) differ; raises `BundleError`."""
+    """Number of samples, and where their answers (on `engine`, policy `sanitize`) differ; raises `BundleError`.
+
+    They are stated without a pool.
+    """
     path = bundle.path / FOLDER / ANSWERS
     if not path.is_file():
         return 0, []
-    pipeline = Pipeline.on(engine, bundle, action="sanitize")
+    pipeline = Pipeline.on(engine, bundle, action="sanitize", pool=False)
     try:
         answers: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
         if unlisted := sorted(name for name in answers if f"{FOLDER}/{name}" not in bundle.manifest.files):

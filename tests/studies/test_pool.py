@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,25 +32,25 @@ def split() -> Split:
     return Split(images, np.array([0, 1, 0]), np.arange(3))
 
 
-def test_a_pool_serves_what_it_would_behind_the_gate(pipeline: Pipeline, split: Split) -> None:
-    found = seen((pipeline, None), split, "three images", silent)
-    assert found.suspect.tolist() == found.voted.tolist() == [False, False, True]
+def test_a_pool_serves_what_it_would_of_all_images_and_of_suspect_ones(pipeline: Pipeline, split: Split) -> None:
+    found = seen(pipeline, split, "three images", silent)
+    assert found.suspect.tolist() == [False, False, True]
     assert found.without.tolist() == [0, 1, 2]
-    assert found.served(None, found.suspect).tolist() == [0, 1, 2]
+    assert found.served(None).tolist() == [0, 1, 2]
     weights = POOLS["answering .5, companion"]
     assert weights is not None
     many = split.take(np.array([0, 1] * 12))
-    fit = seen((pipeline, None), many, "benign", silent)
+    fit = seen(pipeline, many, "benign", silent)
     rule = fitted(*fit.asked(weights), fit.truth, fit.group, weights=weights)
-    assert found.served(rule, found.suspect).tolist() == [0, 1, 0]
-    assert found.served(rule, np.zeros(3, bool)).tolist() == [0, 1, 2]
+    assert found.served(rule).tolist() == found.served(rule, gated=True).tolist() == [0, 1, 0]
+    calm = replace(found, suspect=np.zeros(3, bool))
+    assert calm.served(rule).tolist() == [0, 1, 0]
+    assert calm.served(rule, gated=True).tolist() == [0, 1, 2]
 
 
 def test_every_pool_is_reported_that_the_bundle_can_have(pipeline: Pipeline, split: Split) -> None:
     data = SimpleNamespace(calibrate=split.take(np.array([0, 1] * 12)), select=split.take(np.array([0, 1] * 20)))
-    report = pool_report(
-        (pipeline, None), cast(Any, Colours()), cast(Any, data), names=("pgd_8",), n=4, progress=silent
-    )
+    report = pool_report(pipeline, cast(Any, Colours()), cast(Any, data), names=("pgd_8",), n=4, progress=silent)
     assert set(report["pools"]) == {title for title, weights in POOLS.items() if not (weights and weights[2])}
     for found in report["pools"].values():
         assert found["clean"]["mean"] == 1

@@ -1,4 +1,4 @@
-"""An attacker who knows the pool behind the gate (`gateway.core.pool`): suspect, not flagged, the pool on his side."""
+"""An attacker who knows the pool (`gateway.core.pool`): not flagged, the pool on his side."""
 
 from __future__ import annotations
 

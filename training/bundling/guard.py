@@ -149,7 +149,7 @@ def guard(
         manifest, accuracy = _calibrated(
             draft, engine, upstream, images, spec, name=name, version=version, report=report
         )
-        pipeline = Pipeline.on(engine, load_bundle(draft), action="sanitize")
+        pipeline = Pipeline.on(engine, load_bundle(draft), action="sanitize", pool=False)
         _write_samples(draft, pipeline, images)
         write_manifest(draft, manifest)
         answers = serve(

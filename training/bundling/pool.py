@@ -1,4 +1,4 @@
-"""A pool of networks that answers behind the gate, fitted for a bundle: `gateway.core.pool`.
+"""A pool of networks that answer together, fitted for a bundle: `gateway.core.pool`.
 
 Weights are fixed, as chosen on select (docs/studies.md); the threshold is the lowest at which the pool takes no more
 than a small share of right answers from benign images of the calibrate split. No attack is needed for that.
@@ -27,10 +27,10 @@ from training.served.answers import open_pipeline
 from training.util.atomic import draft_of
 from training.util.signatures import StepProgress, silent
 
-WEIGHTS = (0.5, 1.0, 0.8)
+WEIGHTS = (0.25, 1.0, 0.5)
 """Of the probabilities of answering network, companion and network of small fields: what is attacked counts least."""
 HARMED = 0.005
-"""Share of benign images whose right answer the pool may take away, were it asked about all of them."""
+"""Share of benign images whose right answer the pool may take away."""
 
 
 def with_pool(

@@ -17,20 +17,18 @@ def pool(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     harmed: Annotated[
         float,
-        typer.Option(
-            min=0, max=1, help="Share of benign images whose right answer the pool may take away, if it answered all."
-        ),
+        typer.Option(min=0, max=1, help="Share of benign images whose right answer the pool may take away."),
     ] = HARMED,
     version: Annotated[
         str | None,
-        typer.Option(help="Version of the new bundle; default: the old one, since nothing changes without a pool."),
+        typer.Option(help="Version of the new bundle; default: the old one, whose networks and verdicts it keeps."),
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Fit a pool of all networks that answers suspect inputs (PALISADE_POOL), in a new bundle.
+    """Fit a pool of all networks that answer together, in a new bundle; gateways use it unless PALISADE_POOL is false.
 
-    Where an input is at least suspect, the probabilities of the answering network, its companion and the network of
-    small fields are averaged, and the best label is served if it leads the first answer by a fitted threshold.
+    The probabilities of the answering network, its companion and the network of small fields are averaged, and the best
+    label is served if it leads the first answer by a fitted threshold.
     """
     use_threads(threads)
     with progress_bars() as bars:

@@ -168,12 +168,12 @@ def without_units(card: Mapping[str, Any], names: Collection[str]) -> dict[str, 
 def _same_settings(card: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     """`TrainingError` that names the first setting that differs; one that a later release has may be its default.
 
-    There may be more bounds now, on figures that the card does not have, and numbers of images that none of its units
-    uses and that it does not state.
+    There may be more bounds now, on figures that the card does not have, and other numbers of images of units that it
+    does not have or that are measured anew.
     """
     defaults = Evaluation().model_dump(mode="json")
-    used = {UNITS[row["unit"]].count for row in card["units"] if row["unit"] in UNITS}
-    counts = {unit.count for unit in UNITS.values()} - used - set(card["settings"])
+    kept = {row["unit"] for row in card["units"]} - {row["unit"] for row in fresh["units"]}
+    counts = {unit.count for unit in UNITS.values()} - {UNITS[name].count for name in kept if name in UNITS}
     for key in [key for key in {**card["settings"], **fresh["settings"]} if key not in counts]:
         before, now = (each["settings"].get(key, defaults.get(key)) for each in (card, fresh))
         if key == "bounds":

@@ -105,6 +105,7 @@ REFERENCES: dict[str, Reference] = {
     "pool": _COST,
     "pool_unaware": Reference(("2.2.1", "2.2.2", "2.2.4"), _PATCH.atlas),
     "pool_adaptive": _ADAPTIVE,
+    "pool_adaptive_4": _ADAPTIVE,
     "harm": _ADAPTIVE,
     "queries": Reference(("2.2.2", "2.2.5"), (*_QUERY.atlas, "AML.T0063")),
     "certificates": _PATCH,

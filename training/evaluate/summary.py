@@ -9,20 +9,28 @@ from training.evaluate.harness.shown import percent
 from training.evaluate.units import UNITS
 
 # What a row states, and the card's figures that it is made of, side by side.
-ROWS = (
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("clean accuracy, as served", ("accuracy_served",)),
     ("benign images flagged at alpha 1 % / 5 %", ("flagged_0.01", "flagged_0.05")),
     (
         "PGD 8/255, unaware of the defence: detected at a measured 1 % / 5 % of false positives",
         ("detected_pgd_8_0.01", "detected_pgd_8_0.05"),
     ),
-    ("noisy patch, unaware: answered rightly after neutralisation", ("recovered_patch",)),
-    ("low-frequency patch, unaware: answered rightly after neutralisation", ("recovered_patch_low",)),
+    ("noisy patch, unaware, where it fools the network: answered rightly", ("recovered_patch",)),
+    ("low-frequency patch, unaware, where it fools the network: answered rightly", ("recovered_patch_low",)),
     (
         "**an attacker who knows everything**, 8/255: wrong and not flagged at alpha 1 % / 5 %",
         ("joint_8_0.01", "joint_8"),
     ),
 )
+# Of a bundle whose networks answer together, the figures with that in their place.
+POOLED = {
+    "accuracy_served": "pool_accuracy",
+    "recovered_patch": "pool_right_patch",
+    "recovered_patch_low": "pool_right_patch_low",
+    "joint_8_0.01": "pool_adaptive_0.01",
+    "joint_8": "pool_adaptive_0.05",
+}
 
 
 def summary(card: Mapping[str, Any]) -> str:
@@ -30,7 +38,9 @@ def summary(card: Mapping[str, Any]) -> str:
     dates = {row["unit"]: row["date"] for row in card["units"]}
     measured_by = {figure: name for name, unit in UNITS.items() for figure in unit.figures}
     lines = ["| measured | value | n | seed | date |", "| --- | --- | --- | --- | --- |"]
-    for title, names in ROWS:
+    for title, usual in ROWS:
+        pooled = tuple(POOLED.get(name, name) for name in usual)
+        names = pooled if all(name in card["figures"] for name in pooled) else usual
         if not all(name in card["figures"] for name in names):
             lines.append(f"| {title} | not measured | | | |")
             continue

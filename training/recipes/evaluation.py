@@ -56,7 +56,7 @@ class Evaluation(BaseModel):
     doubled: int = Field(60, ge=1, description="joint attack at twice the steps")
     adaptive_patched: int = Field(100, ge=1, description="patches whose maker knows the defence")
     voted_patched: int = Field(100, ge=1, description="patches whose maker knows the defence and that masks vote")
-    pooled: int = Field(100, ge=1, description="joint attacks by who knows the pool that answers behind the gate")
+    pooled: int = Field(100, ge=1, description="joint attacks by who knows that all networks answer together")
     harm: int = Field(200, ge=1, description="attacks that aim at neutralisation's harm")
     queried: int = Field(20, ge=1, description="attacks over HTTP, at each level of disclosure")
     queries: int = Field(2000, ge=1, description="of each of them, at most")

@@ -42,8 +42,8 @@ class Served:
 
 
 def open_pipeline(bundle: Bundle) -> Pipeline:
-    """The gateway's pipeline on the bundle's CPU calibration, policy `sanitize`."""
-    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle, action="sanitize")
+    """The gateway's pipeline on the bundle's CPU calibration, policy `sanitize`, without votes and pool."""
+    return Pipeline.on(Engine.open(bundle, device="cpu"), bundle, action="sanitize", pool=False)
 
 
 def serve(

@@ -1,7 +1,9 @@
-"""The pool behind the gate: whom it asks, when it overrules, and that it clears no flag and breaks no guarantee."""
+"""The pool: whom it asks, when it overrules, and that it clears no flag and breaks no guarantee."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gateway.core.decision import Pass
 from gateway.core.engine import Engine
 from gateway.core.loading import load_bundle
 from gateway.core.manifest import Recovery
-from gateway.core.pipeline import Pipeline, Seen
-from gateway.core.pool import field_logits, leads, opinion, pooled
+from gateway.core.outputs import softmax
+from gateway.core.pipeline import Pipeline, Seen, Work
+from gateway.core.pool import field_logits, leads, may_overrule, opinion, pooled
 from gateway.core.rules import PoolRule
-from gateway.errors import BundleError
+from gateway.errors import BundleError, PalisadeError
 from tests.gateway.tiny import (
     add_pool,
     add_small_field,
@@ -71,7 +75,24 @@ def test_a_rule_that_asks_the_network_of_small_fields_needs_it() -> None:
     assert field_logits(np.ones((3, 2, 2))).tolist() == [2.0, 2.0, 2.0]
 
 
-def test_what_is_suspect_is_answered_by_the_pool_and_stays_flagged(folder: Path) -> None:
+@given(LOGITS, LOGITS, LOGITS, st.floats(0.05, 3), st.floats(0, 0.5))
+def test_the_network_of_small_fields_is_not_asked_only_where_it_could_change_nothing(
+    answering: np.ndarray, companion: np.ndarray, field: np.ndarray, weight: float, threshold: float
+) -> None:
+    rule = RULE.model_copy(update={"small_field": weight, "threshold": threshold})
+    for i, index in enumerate(answering.argmax(1)):
+        asked = may_overrule(rule, int(index), answering[i], companion[i])
+        assert asked or opinion(rule, int(index), answering[i], companion[i], field[i]) is None
+        # Were it sure of the runner-up of the two others, it would have changed the answer.
+        known = rule.answering * softmax(answering[i]) + rule.companion * softmax(companion[i])
+        known[index] = -1
+        sure = np.full(4, -100.0, np.float32)
+        sure[known.argmax()] = 100
+        changed = opinion(rule, int(index), answering[i], companion[i], sure) is not None
+        assert changed <= asked
+
+
+def test_what_is_attacked_is_answered_by_the_pool_and_stays_flagged(folder: Path) -> None:
     pipeline = opened(folder)
     doubtful, clean, recovered = pipeline.decide_images([doubtful_image(), clean_image((150, 0, 0)), patched_image()])
     assert (doubtful.raw.prediction.label, doubtful.served.prediction.label) == ("blue", "red")
@@ -93,8 +114,25 @@ def test_only_the_policy_sanitize_serves_the_pool(folder: Path, action: str) -> 
 
 def test_a_pool_that_is_off_changes_nothing(folder: Path) -> None:
     bundle = load_bundle(folder)
-    (found,) = Pipeline.on(Engine.open(bundle, device="cpu"), bundle).decide_images([doubtful_image()])
-    assert (found.pooled, found.served.prediction.label) == (None, "blue")
+    engine = Engine.open(bundle, device="cpu")
+    (off,) = Pipeline.on(engine, bundle, pool=False).decide_images([doubtful_image()])
+    assert (off.pooled, off.served.prediction.label) == (None, "blue")
+    (unsaid,) = Pipeline.on(engine, bundle).decide_images([doubtful_image()])
+    assert unsaid.served.prediction.label == "red"
+
+
+def test_what_is_not_suspect_is_answered_by_the_pool_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = opened(add_pool(write_bundle(tmp_path / "tiny")))
+    run = pipeline.run
+
+    def unsuspected(batch: Sequence[Work]) -> list[Pass | PalisadeError]:
+        calm = pipeline._unsuspected
+        return [replace(each, verdict=calm) if isinstance(each, Pass) else each for each in run(batch)]
+
+    monkeypatch.setattr(pipeline, "run", unsuspected)
+    (found,) = pipeline.decide_images([doubtful_image()])
+    assert found.level == "none"
+    assert (found.raw.prediction.label, found.served.prediction.label) == ("blue", "red")
 
 
 def test_where_no_second_answer_is_served_the_pool_answers_the_input(tmp_path: Path) -> None:
@@ -106,7 +144,7 @@ def test_where_no_second_answer_is_served_the_pool_answers_the_input(tmp_path: P
     assert found.shown is found.raw
 
 
-def test_the_network_of_small_fields_is_asked_of_suspect_images_only(
+def test_the_network_of_small_fields_is_asked_only_about_images_that_it_could_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = opened(add_pool(add_small_field(write_bundle(tmp_path / "tiny")), small_field=0.2))

@@ -64,7 +64,7 @@ def test_what_the_pool_costs_and_what_it_gains(pooling: Bench, monkeypatch: pyte
 
 
 def test_an_attacker_who_knows_the_pool_wins_no_less_at_a_smaller_alpha(pooling: Bench) -> None:
-    found = adaptive_pool(pooling)
+    found = adaptive_pool(pooling, 8)
     assert isinstance(found.section, PoolAdaptive)
     assert found.section.n == 4
     assert (found.outcomes["pool_adaptive_0.05"] <= found.outcomes["pool_adaptive_0.01"]).all()

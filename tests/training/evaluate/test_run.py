@@ -40,6 +40,7 @@ ABSENT = {
     "pool",
     "pool_unaware",
     "pool_adaptive",
+    "pool_adaptive_4",
     "small_field",
 }  # of bundles that have what they measure
 QUICK = [

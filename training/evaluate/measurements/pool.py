@@ -1,5 +1,5 @@
-"""The pool that answers behind the gate (`gateway.core.pool`): what it costs benign images, what it answers rightly of
-attacks, and whether an attacker who knows it gains by it.
+"""The pool that answers (`gateway.core.pool`): what it costs benign images, what it answers rightly of attacks, and
+whether an attacker who knows it gains by it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gateway.core.decision import Decision
 from gateway.core.loading import Bundle
 from gateway.core.pipeline import Pipeline
+from gateway.core.pool import may_overrule
 from gateway.core.rules import PoolRule
 from training.attacks.conditions import Conditions, unflagged
 from training.attacks.joint import joint_attack
@@ -35,7 +37,7 @@ from training.served.answers import serve
 from training.util.module_modes import frozen
 from training.util.statistics import interval, share
 
-CHUNK, ADAPTIVE_CHUNK, EPS = 128, 16, 8
+CHUNK, ADAPTIVE_CHUNK = 128, 16
 FAMILIES = (*VOTED, "pgd_4", "l2_1", "square_8", "sparse")
 """Attacks (`training.attacks.listed`) of which `pool_unaware` tells what is answered rightly."""
 
@@ -53,6 +55,7 @@ class Changed(Section):
 class PoolBenign(Section):
     """Of `n` benign images: answered rightly with the pool and `without`, and `harmed`: rightly only without it.
 
+    `asked`: the share about which the network of small fields is asked, or both others where there is none.
     `shifts`: the same of the first of them under each benign change (`training.data.corruptions`).
     """
 
@@ -126,7 +129,7 @@ def pool_benign(bench: Bench) -> Found:
         n=len(images),
         threshold=rule.threshold,
         small_field=rule.small_field is not None,
-        asked=float(rows["suspect"].mean()),
+        asked=float(rows["asked"].mean()),
         shifts={name: _changed(bench, pipeline, rule, name) for name in (*CHANGES, *NOISES)},
         **_shares({"right": right, "without": without, "harmed": harmed}, images.group),
     )
@@ -194,11 +197,11 @@ def pool_unaware(bench: Bench) -> Found:
     return Found(PoolUnaware(pool_unaware=sections), figures, outcomes)
 
 
-def adaptive_pool(bench: Bench) -> Found:
-    """An attacker (Linf) who knows answering network, companion, detector and pool.
+def adaptive_pool(bench: Bench, eps: int) -> Found:
+    """An attacker (Linf, `eps` of 255) who knows answering network, companion, detector and pool.
 
-    Two ways are tried: a wrong answer that nothing gives away, so that the pool is not asked; and one that is suspect,
-    but not flagged at the smallest alpha, with the pool on the wrong label's side.
+    Two ways are tried, both with the pool on the wrong label's side: with the answering network there, too, and not
+    flagged at the largest alpha; and whatever that network says, not flagged at the smallest.
     """
     settings, test = bench.settings, bench.first(bench.settings.pooled)
     pipeline, rule = _pooling(bench)
@@ -206,8 +209,8 @@ def adaptive_pool(bench: Bench) -> Found:
     fields = None
     if rule.small_field is not None:
         fields = load_small_field(bench.bundle).to(bench.device).requires_grad_(False)
-    ways: list[tuple[Conditions, Afterwards | None]] = [
-        (unflagged(judge.fusion, judge.level(max(ALPHAS))), None),
+    ways: list[tuple[Conditions, Afterwards]] = [
+        (unflagged(judge.fusion, judge.level(max(ALPHAS))), overruled(rule, fields)),
         (quiet(judge.fusion, judge.level(min(ALPHAS))), overruled(rule, fields)),
     ]
 
@@ -230,7 +233,7 @@ def adaptive_pool(bench: Bench) -> Found:
                     bench.defence,
                     x[rows],
                     y[rows],
-                    eps=EPS / 255,
+                    eps=eps / 255,
                     steps=settings.adaptive_steps,
                     targets=settings.adaptive_targets,
                     restarts=settings.adaptive_restarts,
@@ -238,24 +241,33 @@ def adaptive_pool(bench: Bench) -> Found:
                     afterwards=afterwards,
                     beaten=beaten,
                     generator=generator,
-                    progress=partial(bench.progress, f"pool known, images {start}-{stop}: way {number + 1}"),
+                    progress=partial(bench.progress, f"pool known, {eps}/255, images {start}-{stop}: way {number + 1}"),
                 )
             won[left] |= found.cpu().numpy()
         return {"won": won}
 
     effort = {"steps": settings.adaptive_steps, "targets": settings.adaptive_targets}
     effort |= {"restarts": settings.adaptive_restarts}
-    rows = bench.rows(
-        "pool known", "pool-adaptive", effort | _depends(rule), len(test), ADAPTIVE_CHUNK, make, served=True
-    )
+    depends, name = effort | _depends(rule) | {"eps": eps}, f"pool-adaptive-{eps}"
+    rows = bench.rows(f"pool known, {eps}/255", name, depends, len(test), ADAPTIVE_CHUNK, make, served=True)
     won = dict(zip(ALPHAS, rows["won"].T, strict=True))
-    section = PoolAdaptive.model_validate({"n": len(test), "eps": EPS, **effort, **_by_alpha(won, test.group)})
-    names = {each: f"pool_adaptive_{each:g}" for each in ALPHAS}
+    section = PoolAdaptive.model_validate({"n": len(test), "eps": eps, **effort, **_by_alpha(won, test.group)})
+    names = dict(zip(ALPHAS, adaptive_figures(eps), strict=True))
     return Found(
         section,
-        {name: Figure(name, at=("pool_adaptive", f"alpha_{each:g}")) for each, name in names.items()},
+        {name: Figure(name, at=(adaptive_name(eps), f"alpha_{each:g}")) for each, name in names.items()},
         {name: won[each] for each, name in names.items()},
     )
+
+
+def adaptive_name(eps: int) -> str:
+    """Name of the unit that attacks at `eps` of 255, and the start of its figures' names; at 8 it has no number."""
+    return "pool_adaptive" if eps == 8 else f"pool_adaptive_{eps}"
+
+
+def adaptive_figures(eps: int) -> list[str]:
+    """Names of the figures of `adaptive_pool` at `eps` of 255, by alpha."""
+    return [f"{adaptive_name(eps)}_{each:g}" for each in ALPHAS]
 
 
 def _pooling(bench: Bench) -> tuple[Pipeline, PoolRule]:
@@ -272,15 +284,25 @@ def _with_votes(bench: Bench) -> Pipeline | None:
 
 
 def _answers(pipeline: Pipeline, images: np.ndarray) -> Arrays:
-    """Of uint8 images: labels as they came, without the pool and as served (N,), p-values, and which are suspect."""
+    """Of uint8 images: labels as they came, without the pool and as served (N,), p-values, and where all are asked."""
     decisions = pipeline.decide_images(list(images), explain=False)
     return {
         "raw": np.array([each.raw.prediction.index for each in decisions]),
         "shown": np.array([each.shown.prediction.index for each in decisions]),
         "served": np.array([each.served.prediction.index for each in decisions]),
         "p": np.array([each.raw.verdict.p_value for each in decisions]),
-        "suspect": np.array([each.raw.verdict.gated for each in decisions]),
+        "asked": np.array([_asked(pipeline, each) for each in decisions]),
     }
+
+
+def _asked(pipeline: Pipeline, decision: Decision) -> bool:
+    """Whether the network of small fields, if the pool has one, is asked for the pool."""
+    whole = decision.raw.whole
+    if pipeline.pool is None or whole is None or whole.companion_logits is None:
+        return False
+    if decision.shown.prediction.index != decision.raw.prediction.index:
+        return False
+    return may_overrule(pipeline.pool, decision.raw.prediction.index, whole.logits, whole.companion_logits)
 
 
 def _depends(rule: PoolRule) -> dict[str, Any]:
@@ -300,9 +322,11 @@ def _by_alpha(which: dict[float, np.ndarray], group: np.ndarray) -> dict[str, An
 
 def _show(found: PoolBenign) -> Body:
     who = "answering network, companion and network of small fields" if found.small_field else "both networks"
+    share_asked = f"; the last of them is asked about the {100 * found.asked:.1f} % where it could change the answer"
+    fields = share_asked if found.small_field else ""
     text = (
-        f"The pool of {who} overrules the first answer from a lead of {found.threshold:.3f} on, where an image is at "
-        f"least suspect ({100 * found.asked:.1f} % of benign images). n = {found.n:,}."
+        f"The pool of {who} overrules the first answer from a lead of {found.threshold:.3f} on{fields}. "
+        f"n = {found.n:,}."
     )
     rows = [
         ("answered rightly", ranged(found.right, found.right_interval, 2)),
@@ -371,7 +395,7 @@ UNITS = (
             Place(
                 "pool",
                 "The pool on benign images",
-                "With PALISADE_POOL, all networks answer together what is at least suspect.",
+                "All networks answer together, unless PALISADE_POOL is false.",
                 "benign",
                 PoolBenign,
                 _show,
@@ -422,34 +446,36 @@ UNITS = (
         companion=True,
         only=has_pool,
     ),
-    Unit(
-        "pool_adaptive",
-        "4",
-        "an attacker who knows the pool, too",
-        adaptive_pool,
-        PoolAdaptive,
-        ("pool_adaptive",),
-        (
-            Place(
-                "pool_adaptive",
-                "An attacker who knows the pool, too",
-                "Whoever makes networks agree on a wrong label has the pool on his side: white-box attacks that avoid "
-                "it, and such that take it.",
-                "knows",
-                PoolAdaptive,
-                _show_adaptive,
+    *(
+        Unit(
+            adaptive_name(eps),
+            "4",
+            f"an attacker who knows the pool, too, {eps}/255",
+            partial(adaptive_pool, eps=eps),
+            PoolAdaptive,
+            (adaptive_name(eps),),
+            (
+                Place(
+                    adaptive_name(eps),
+                    f"An attacker who knows the pool, too, {eps}/255",
+                    "Whoever makes companion and another network agree on a wrong label has the pool on his side: "
+                    "white-box attacks on all of them and on the detector.",
+                    "knows",
+                    PoolAdaptive,
+                    _show_adaptive,
+                ),
             ),
-        ),
-        figures={
-            f"pool_adaptive_{alpha:g}": f"wrong and not flagged by who knows the pool, at {EPS}/255, "
-            f"alpha {100 * alpha:g} %"
-            for alpha in ALPHAS
-        },
-        count="pooled",
-        depends=("adaptive_steps", "adaptive_targets", "adaptive_restarts"),
-        seconds=15,
-        verified=8,
-        companion=True,
-        only=can_be_taken,
+            figures={
+                name: f"wrong and not flagged by who knows the pool, at {eps}/255, alpha {100 * alpha:g} %"
+                for alpha, name in zip(ALPHAS, adaptive_figures(eps), strict=True)
+            },
+            count="pooled",
+            depends=("adaptive_steps", "adaptive_targets", "adaptive_restarts"),
+            seconds=15,
+            verified=8,
+            companion=True,
+            only=can_be_taken,
+        )
+        for eps in (4, 8)
     ),
 )

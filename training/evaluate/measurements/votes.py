@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gateway.core.loading import Bundle
 from gateway.core.masks import MaskSet
@@ -21,6 +22,7 @@ from training.attacks.joint_run import Afterwards, Looks
 from training.attacks.listed import ATTACKS
 from training.attacks.neutralised import still_wrong
 from training.attacks.patch import Kind
+from training.attacks.pooled import overruled
 from training.attacks.voting import Tolerated, least_objections, outvoted, outvoted_by
 from training.bundling.small_field import TENSORS, load_small_field
 from training.bundling.votes import logits_under
@@ -80,11 +82,15 @@ class Voting(Section):
 
 
 class VotingAdaptive(Effort, RangedByAlpha):
-    """Of `n` images: wrong and not flagged, by alpha, where masks vote and the maker of the patch knows it."""
+    """Of `n` images: wrong and not flagged, by alpha, where masks vote and the maker of the patch knows it.
+
+    With `pool`, all networks answer together, which the maker knows as well.
+    """
 
     n: int
     side: int
     by: Literal["masks", "small_field"] = "masks"
+    pool: bool = False
 
 
 class Heard(RangedByAlpha):
@@ -105,9 +111,13 @@ class Voters(Section):
 
 
 def can_be_outvoted(bundle: Bundle) -> bool:
-    """Whether what votes is there in torch, for `adaptive_votes` to attack."""
-    rule = bundle.calibration("cpu", "fp32").votes
-    return rule is not None and (rule.by == "masks" or (bundle.path / TENSORS).is_file())
+    """Whether what votes, and answers with it, is there in torch, for `adaptive_votes` to attack."""
+    calibration = bundle.calibration("cpu", "fp32")
+    rule, pool = calibration.votes, calibration.pool
+    if rule is None:
+        return False
+    asks_fields = rule.by == "small_field" or (pool is not None and pool.small_field is not None)
+    return not asks_fields or (bundle.path / TENSORS).is_file()
 
 
 def can_vote(bundle: Bundle) -> bool:
@@ -154,20 +164,29 @@ def adaptive_votes(bench: Bench) -> Found:
     Places and labels are those that the masks which hide the patch tolerate, if there are any; under all others the
     patch must keep its label. The same of windows of the network of small fields, which is attacked at the same time.
     Two ways are tried with each kind: an answer that is wrong even after neutralisation, whatever the other scores say,
-    and one that no other score gives away.
+    and one that no other score gives away. Where the bundle has a pool, it has to answer the same.
     """
     settings = bench.settings
     clean = bench.test.take(bench.right_first(settings.voted_patched))
-    voting, rule = _voting(bench)
+    voting, rule = _voting(bench, pool=None)
+    pool = voting.pool
     alpha = max(ALPHAS)
     judge, level = voting.judge, voting.judge.level(alpha, votes=True)
     masks = rule.masks
     limit, side = rule.limit(votes_part(judge.cutoff(alpha), rule.beyond)), masks.patch
-    if isinstance(masks, MaskSet):
-        kept = outvoted(masks, limit)
-    else:
+    fields = None
+    if not isinstance(masks, MaskSet) or (pool is not None and pool.small_field is not None):
         fields = load_small_field(bench.bundle).to(bench.device).requires_grad_(False)
-        kept = outvoted_by(fields, masks, limit, rule.whole)
+    if isinstance(masks, MaskSet):
+        outvoting = outvoted(masks, limit)
+    else:
+        assert fields is not None
+        outvoting = outvoted_by(fields, masks, limit, rule.whole)
+    overruling = None if pool is None else overruled(pool, fields)
+
+    def kept(*seen: Any) -> list[Tensor]:
+        return [*outvoting(*seen), *([] if overruling is None else overruling(*seen))]
+
     repaired = still_wrong(judge.calibration.recovery)
     ways: list[tuple[Looks, Conditions, Afterwards]] = [
         ("networks", answered_wrongly, lambda *seen: [*repaired(*seen), *kept(*seen)]),
@@ -213,11 +232,21 @@ def adaptive_votes(bench: Bench) -> Found:
         return {"won": won}
 
     effort = {"steps": settings.adaptive_steps, "targets": TARGETS}
-    depends = effort | ({} if rule.by == "masks" else {"by": rule.by, "limit": limit, "whole": rule.whole})
+    depends: dict[str, Any] = effort | (
+        {} if rule.by == "masks" else {"by": rule.by, "limit": limit, "whole": rule.whole}
+    )
+    depends |= {} if pool is None else {"pool": pool.model_dump(mode="json", exclude={"harmed", "n", "groups"})}
     rows = bench.rows("patches, votes known", "votes-adaptive", depends, len(clean), ADAPTIVE_CHUNK, make, served=True)
     won = dict(zip(ALPHAS, rows["won"].T, strict=True))
     section = VotingAdaptive.model_validate(
-        {"n": len(clean), "side": side, "by": rule.by, **effort, **_ranged(won, clean.group).to_json()}
+        {
+            "n": len(clean),
+            "side": side,
+            "by": rule.by,
+            "pool": pool is not None,
+            **effort,
+            **_ranged(won, clean.group).to_json(),
+        }
     )
     names = {each: f"voted_adaptive_{each:g}" for each in ALPHAS}
     return Found(
@@ -256,10 +285,10 @@ def _depends(rule: Votes) -> dict[str, Any]:
     return stated | ({} if rule.whole is None else {"whole": rule.whole, "beyond": rule.beyond})
 
 
-def _voting(bench: Bench) -> tuple[Pipeline, Votes]:
+def _voting(bench: Bench, *, pool: bool | None = False) -> tuple[Pipeline, Votes]:
     # Flags are read at each of `ALPHAS`; a bundle of few groups may have none at its own.
     alpha = max(ALPHAS)
-    pipeline = Pipeline.on(bench.pipeline.engine, bench.bundle, alpha=alpha, action="sanitize", votes=True)
+    pipeline = Pipeline.on(bench.pipeline.engine, bench.bundle, alpha=alpha, action="sanitize", votes=True, pool=pool)
     assert pipeline.votes is not None
     return pipeline, pipeline.votes
 
@@ -370,7 +399,7 @@ def _show_unaware(found: dict[str, Heard]) -> Body:
 def _show_adaptive(found: VotingAdaptive) -> Body:
     whose = "masks" if found.by == "masks" else "windows of cells of the network of small fields"
     effort = f"{found.targets} labels x {found.steps} steps, either kind of patch, side {found.side}"
-    text = f"{effort}, {whose}, n = {found.n}."
+    text = f"{effort}, {whose}, {'with' if found.pool else 'without'} the pool, n = {found.n}."
     return [text, Table(("wrong and not flagged, alpha 1 %", "alpha 5 %"), [_interval(found)])]
 
 

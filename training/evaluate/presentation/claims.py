@@ -20,6 +20,7 @@ from training.evaluate.measurements.adaptive import Adaptive
 from training.evaluate.measurements.certificates import Certificates
 from training.evaluate.measurements.harm import Harm
 from training.evaluate.measurements.patch_adaptive import PatchAdaptive
+from training.evaluate.measurements.pool import Answered, PoolAdaptive, adaptive_name
 from training.evaluate.measurements.queries import Asked, Queries
 from training.evaluate.measurements.unaware import Unaware
 from training.recipes.evaluation import ALPHAS
@@ -78,6 +79,8 @@ def claims(card: Card) -> list[Claim]:
     """
     makers = {
         "adaptive": _adaptive,
+        "pool_adaptive_4": _pool_adaptive,
+        "pool_adaptive": _pool_adaptive,
         "patch_adaptive": _patch_adaptive,
         "harm": _harm,
         "queries": _queries,
@@ -86,7 +89,12 @@ def claims(card: Card) -> list[Claim]:
     found = [claim for key, make in makers.items() if card.get(key) for claim in make(card[key])]
     attacks = TypeAdapter(dict[str, Unaware]).validate_python(card.get("unaware", {}))
     titles = card.get("titles", {}).get("attacks", {})
-    found += [claim for name, row in attacks.items() for claim in _unaware(name, titles.get(name, name), row)]
+    pooled = TypeAdapter(dict[str, Answered]).validate_python(card.get("pool_unaware", {}))
+    found += [
+        claim
+        for name, row in attacks.items()
+        for claim in _unaware(name, titles.get(name, name), row, pooled.get(name))
+    ]
     return sorted(found, key=lambda claim: -claim.worst)
 
 
@@ -105,6 +113,17 @@ def _adaptive(section: object) -> Iterator[Claim]:
                 f"answer without a flag: {both(shares)}, n = {row.n:,}."
             )
             yield Claim(f"adaptive_{eps.partition('/')[0]}", text, row.n, shares)
+
+
+def _pool_adaptive(section: object) -> Iterator[Claim]:
+    found = PoolAdaptive.model_validate(section)
+    shares = _by_alpha((found.at_1, found.at_1_interval), (found.at_5, found.at_5_interval))
+    if shares:
+        text = (
+            f"An attacker who knows every part of the defence, and the pool, and may change each pixel by "
+            f"{found.eps}/255 gets a wrong answer of the pool without a flag: {both(shares)}, n = {found.n:,}."
+        )
+        yield Claim(adaptive_name(found.eps), text, found.n, shares)
 
 
 def _patch_adaptive(section: object) -> Iterator[Claim]:
@@ -153,7 +172,7 @@ def _queries(section: object) -> Iterator[Claim]:
         yield Claim("queries", text, found.n, [Share(row.won, row.won_interval)])
 
 
-def _unaware(name: str, title: str, row: Unaware) -> Iterator[Claim]:
+def _unaware(name: str, title: str, row: Unaware, pooled: Answered | None) -> Iterator[Claim]:
     seen = [(cut.flagged, cut.flagged_interval) for cut in (row.at_1, row.at_5)]
     shares = _by_alpha(*((_less(value), _reversed(limits)) for value, limits in seen))
     flags = _by_alpha(*seen)
@@ -165,6 +184,8 @@ def _unaware(name: str, title: str, row: Unaware) -> Iterator[Claim]:
     )
     if row.side is not None and row.recovered is not None:
         text += f" Neutralisation repairs the answer: {ranged(row.recovered, row.recovered_interval)}."
+    if pooled is not None and pooled.right is not None:
+        text += f" With the pool the answer is right on {ranged(pooled.right, pooled.right_interval)}."
     yield Claim(name, text, row.fooled, shares)
 
 

@@ -15,6 +15,7 @@ from training.errors import TrainingError
 from training.evaluate.harness.shown import percent, ranged
 from training.evaluate.measurements.benign import Benign, WorstClasses
 from training.evaluate.measurements.cascade import Cascade
+from training.evaluate.measurements.pool import PoolBenign
 from training.evaluate.measurements.shifts import Shifts
 from training.evaluate.presentation.claims import LIMIT, Claim, Group, claims
 
@@ -85,6 +86,11 @@ def _reading(card: Card) -> list[str]:
         )
     else:
         sentences.append("No registration stands behind this card: nothing shows that its bounds were set first.")
+    if card.get("pool"):
+        sentences.append(
+            "All networks of this bundle answer together (a pool) unless PALISADE_POOL is false. Sentences that do not "
+            "name the pool are of the system without it; flags are the same."
+        )
     return sentences
 
 
@@ -128,8 +134,10 @@ def _unknown(card: Card) -> list[str]:
 def price(card: Card) -> list[str]:
     """What the defence costs: clean accuracy, false alarms, forward passes."""
     sentences = []
+    if content := card.get("pool"):
+        sentences.append(_pooled(PoolBenign.model_validate(content)))
     if content := card.get("benign"):
-        sentences += _benign(Benign.model_validate(content))
+        sentences += _benign(Benign.model_validate(content), "without the pool" if card.get("pool") else "as served")
     if content := card.get("worst_classes"):
         worst = WorstClasses.model_validate(content)
         sentences.append(
@@ -145,11 +153,18 @@ def price(card: Card) -> list[str]:
     return [*sentences, *_forwards(card)]
 
 
-def _benign(found: Benign) -> list[str]:
+def _pooled(found: PoolBenign) -> str:
+    return (
+        f"Of images that nobody attacked, {ranged(found.right, found.right_interval)} get the right answer as served, "
+        f"with the pool; {ranged(found.harmed, found.harmed_interval, 2)} only without it, n = {found.n:,}."
+    )
+
+
+def _benign(found: Benign, served: str) -> list[str]:
     return [
         (
             f"Of images that nobody attacked, {ranged(found.accuracy_served, found.accuracy_served_interval)} get the "
-            "right answer as served; the network without the defence answers "
+            f"right answer {served}; the network without the defence answers "
             f"{ranged(found.accuracy_answering, found.accuracy_answering_interval)} rightly, n = {found.n:,}."
         ),
         (

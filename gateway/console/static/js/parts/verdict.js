@@ -76,7 +76,7 @@ export function explainPool(pool) {
   const who = pool?.small_field ? "its companion and the network of small fields" : "its companion";
   const asked = pool ? `the answering network and ${who}` : "all networks";
   const lead = pool ? `, which leads the first answer by ${percent(pool.lead)} of probability` : "";
-  return `The input is at least suspect, so that ${asked} were asked together: their answer is served${lead}. The flag stays as it is.`;
+  return `The answer is that of ${asked} together${lead}. The verdict stays as it is.`;
 }
 
 const LOOKS = {
