@@ -130,6 +130,23 @@ def test_what_was_not_measured_is_named_and_nothing_is_said_of_it() -> None:
     assert not any("who knows the defence was tried" in text for text in limitations(card([], **adaptive())))
 
 
+def test_where_all_networks_answer_together_the_page_says_what_is_with_that_and_what_without() -> None:
+    content = json.loads((CARDS[0].parents[1] / "gtsrb" / "card.json").read_text("utf-8"))
+    page = told(content)
+    assert any("name the pool" in sentence for sentence in page["How to read this page"])
+    first, second = page[PRICE][:2]
+    assert "as served, with the pool" in first
+    assert "without the pool" in second
+    sentences = [sentence for sentences in page.values() for sentence in sentences]
+    for name in ("pool_adaptive", "pool_adaptive_4"):
+        row = content[name]
+        assert any(f"{row['eps']}/255 gets a wrong answer of the pool" in sentence for sentence in sentences)
+    right = percent(content["pool_unaware"]["rain"]["right"])
+    assert any(sentence.startswith("Rain") and f"answer is right on {right}" in sentence for sentence in sentences)
+    del content["pool"]
+    assert not any("name the pool" in sentence for sentence in told(content)["How to read this page"])
+
+
 def test_a_malformed_section_is_named() -> None:
     with pytest.raises(TrainingError, match=r"no such section: pgd_4\.n"):
         told(card([], unaware={"pgd_4": {"n": "many"}}))

@@ -15,7 +15,7 @@ from training.commands.main import app
 from training.errors import TrainingError
 from training.evaluate.presentation.kept import kept_of
 from training.evaluate.rewrite import rewrite
-from training.evaluate.summary import ROWS, summary
+from training.evaluate.summary import POOLED, ROWS, summary
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("card.json", "card.md", "report.html", "manifest.json")
@@ -95,18 +95,23 @@ def test_the_commands(own: Path) -> None:
         assert "no card" in " ".join(done.output.split())
 
 
-def test_the_summary_has_six_rows_with_n_seed_and_date(own: Path) -> None:
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_summary_has_six_rows_with_n_seed_and_date(own: Path, pool: bool) -> None:
     card = card_of(own)
+    if not pool:
+        card["figures"] = {name: row for name, row in card["figures"].items() if name not in POOLED.values()}
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary(card).splitlines()[2:]]
     assert len(rows) == len(ROWS) == 6
     dates = {row["date"] for row in card["units"]}
-    for (_, value, n, seed, date), (_, figures) in zip(rows, ROWS, strict=True):
+    for (_, value, n, seed, date), (_, usual) in zip(rows, ROWS, strict=True):
+        figures = [POOLED.get(name, name) if pool else name for name in usual]
         shares = [f"{100 * card['figures'][figure]['value']:.1f} %" for figure in figures]
         assert value == " / ".join(shares)
         assert n == f"{card['figures'][figures[0]]['n']:,}"
         assert seed == "0"
         assert date in dates
     assert "knows everything" in rows[-1][0]
+    card["figures"].pop("pool_adaptive_0.05", None)
     card["figures"].pop("joint_8")
     assert summary(card).splitlines()[-1].endswith("| not measured | | | |")
 

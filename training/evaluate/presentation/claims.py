@@ -117,24 +117,19 @@ def _adaptive(section: object) -> Iterator[Claim]:
 
 def _pool_adaptive(section: object) -> Iterator[Claim]:
     found = PoolAdaptive.model_validate(section)
-    shares = _by_alpha((found.at_1, found.at_1_interval), (found.at_5, found.at_5_interval))
-    if shares:
-        text = (
-            f"An attacker who knows every part of the defence, and the pool, and may change each pixel by "
-            f"{found.eps}/255 gets a wrong answer of the pool without a flag: {both(shares)}, n = {found.n:,}."
-        )
-        yield Claim(adaptive_name(found.eps), text, found.n, shares)
+    who = f"An attacker who knows every part of the defence, and the pool, and may change each pixel by {found.eps}/255"
+    yield from _knowing(adaptive_name(found.eps), f"{who} gets a wrong answer of the pool without a flag", found)
 
 
 def _patch_adaptive(section: object) -> Iterator[Claim]:
     found = PatchAdaptive.model_validate(section)
-    shares = _by_alpha((found.at_1, found.at_1_interval), (found.at_5, found.at_5_interval))
-    if shares:
-        text = (
-            f"A patch of {found.side}x{found.side} pixels whose maker knows the defence gets a wrong answer without a "
-            f"flag: {both(shares)}, n = {found.n:,}."
-        )
-        yield Claim("patch_adaptive", text, found.n, shares)
+    who = f"A patch of {found.side}x{found.side} pixels whose maker knows the defence"
+    yield from _knowing("patch_adaptive", f"{who} gets a wrong answer without a flag", found)
+
+
+def _knowing(unit: str, wins: str, found: PoolAdaptive | PatchAdaptive) -> Iterator[Claim]:
+    if shares := _by_alpha((found.at_1, found.at_1_interval), (found.at_5, found.at_5_interval)):
+        yield Claim(unit, f"{wins}: {both(shares)}, n = {found.n:,}.", found.n, shares)
 
 
 def _harm(section: object) -> Iterator[Claim]:
