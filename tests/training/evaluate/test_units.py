@@ -123,13 +123,17 @@ def test_a_card_is_extended_by_what_is_measured_later(fresh: Fresh, monkeypatch:
     assert {**again, "date": ""} == {**new, "date": ""}
     with pytest.raises(TrainingError, match="version"):
         extended(old | {"version": "9.9.9"}, assemble(second))
-    # A number of images that no unit of the card uses, and that it does not state, may be any.
-    fewer = {**old, "settings": {key: value for key, value in old["settings"].items() if key != "voted_patched"}}
+    # A number of images that no unit of the card uses, but for those that are measured anew, may be any.
     asked = assemble(second)
     asked["settings"] = asked["settings"] | {"voted_patched": 7}
-    assert extended(fewer, asked)["settings"]["voted_patched"] == 7
-    with pytest.raises(TrainingError, match="voted_patched"):
-        extended(old, asked)
+    assert extended(old, asked)["settings"]["voted_patched"] == 7
+    asked["settings"] = whole["settings"] | {"control": 7}
+    rows = asked["units"]
+    asked["units"] = [row for row in rows if row["unit"] == "dark"]
+    with pytest.raises(TrainingError, match="control"):
+        extended(whole, asked)
+    asked["units"] = rows
+    assert extended(whole, asked)["settings"]["control"] == 7
 
 
 def test_what_a_bundle_has_no_more_leaves_its_card(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
