@@ -1,13 +1,14 @@
-"""What votes of masks cost over HTTP: `python -m benchmarks.votes`.
+"""What votes and the pool cost over HTTP: `python -m benchmarks.votes`.
 
-Two gateways, one with `PALISADE_VOTES` and one without, answer the same images in turns, one at a time while the other
-rests: images a second and p50, with one client and with several.
+Three gateways, one without either, one with the pool (the default) and one with `PALISADE_VOTES` as well, answer the
+same images in turns, one at a time while the others rest: images a second and p50, with one client and with several.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,9 @@ from benchmarks.servers import ROOT, images_to_send, palisade
 from gateway.core.loading import load_bundle
 from training.commands.terminal import JsonPath
 
+SERVED: dict[str, dict[str, bool]] = {"neither": {"pool": False}, "the pool": {}, "the pool and votes": {"votes": True}}
+"""Settings of each gateway."""
+
 
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle to serve, with votes calibrated.")] = ROOT / "models" / "gtsrb",
@@ -30,15 +34,16 @@ def main(
     turns: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 3,
     json_path: JsonPath = None,
 ) -> None:
-    """Throughput and latency with votes and without."""
+    """Throughput and latency with votes and the pool, and without."""
     sent, loaded = images_to_send(images), load_bundle(bundle)
     seen: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    with (
-        palisade(bundle, path="/v1/predict", threads=threads, audit=False) as plain,
-        palisade(bundle, path="/v1/predict", threads=threads, audit=False, votes=True) as voting,
-    ):
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(palisade(bundle, path="/v1/predict", threads=threads, audit=False, **settings))
+            for name, settings in SERVED.items()
+        }
         for turn in range(turns + 1):
-            for name, server in (("without", plain), ("with", voting)):
+            for name, server in servers.items():
                 requests = [request_bytes(server.url + server.path, image) for image in sent]
                 for some in (1, clients):
                     tally = asyncio.run(drive(server.url, requests, clients=some, seconds=seconds))
@@ -47,13 +52,13 @@ def main(
     figures: dict[str, Any] = {"bundle": f"{loaded.name} {loaded.version}", "turns": turns, "seconds": seconds}
     for (name, some), rows in seen.items():
         rate, p50 = np.median(rows, axis=0)
-        figures[f"{name} votes, {some} clients"] = {
+        figures[f"{name}, {some} clients"] = {
             "images_per_second": round(float(rate), 1),
             "p50_ms": round(float(p50), 1),
         }
     print(json.dumps(figures, indent=1))
     if json_path is not None:
-        record(json_path, "votes of masks over HTTP", figures)
+        record(json_path, "votes and the pool over HTTP", figures)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class BundleRecipe(BaseModel):
     benign: Benign = Field(Benign(), description="images that it is calibrated on")
     kinds: bool = Field(False, description="tell unfamiliar images from attacked ones, as `palisade kinds` does")
     votes: bool = Field(False, description="calibrate masks that vote, as `palisade votes` does")
-    pool: bool = Field(False, description="fit a pool of all networks behind the gate, as `palisade pool` does")
+    pool: bool = Field(False, description="fit a pool of all networks, as `palisade pool` does")
     small_field: str | None = Field(
         None, description="file of weights of a network of small fields, as of `palisade small-field`; null: none"
     )

@@ -17,7 +17,7 @@ COMMANDS = {
     "guard calibrate": Plugin("training.commands.guard:calibrate", "Calibrate for the model of another server."),
     "calibrate": Plugin("training.commands.calibrate:calibrate", "Calibrate a bundle where it will be served."),
     "recalibrate": Plugin("training.commands.recalibrate:recalibrate", "Calibrate a bundle on reviewed traffic."),
-    "pool": Plugin("training.commands.pool:pool", "Fit a pool of all networks that answers suspect inputs."),
+    "pool": Plugin("training.commands.pool:pool", "Fit a pool of all networks that answer together."),
     "votes": Plugin("training.commands.votes:votes", "Calibrate masks that vote on verdicts, against small patches."),
     "small-field": Plugin(
         "training.commands.small_field:small_field", "Give a bundle a network that certifies in one forward pass."

@@ -73,8 +73,8 @@ export function explainNeutralization(done, action, pooled = false) {
 
 /** Why the pool's answer is served, from { before, lead, small_field }; below disclosure `full` nothing of that is known. */
 export function explainPool(pool) {
-  const who = pool?.small_field ? "its companion and the network of small fields" : "its companion";
-  const asked = pool ? `the answering network and ${who}` : "all networks";
+  const others = pool?.small_field ? ", its companion and the network of small fields" : " and its companion";
+  const asked = pool ? `the answering network${others}` : "all networks";
   const lead = pool ? `, which leads the first answer by ${percent(pool.lead)} of probability` : "";
   return `The answer is that of ${asked} together${lead}. The verdict stays as it is.`;
 }
